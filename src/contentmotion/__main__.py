@@ -1,0 +1,7 @@
+"""``python -m contentmotion``."""
+
+import sys
+
+from contentmotion.cli import main
+
+sys.exit(main())

@@ -1,0 +1,155 @@
+"""The command line: a table of commands. Parses, imports the one command that is asked for, calls it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+import contentmotion
+from contentmotion import config
+
+DEBUG_VARIABLE = "CONTENTMOTION_DEBUG"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One row of the table.
+
+    Attributes:
+        config_class: Its settings.
+        function: "module:function"; imported when called, so that the help never waits for torch.
+        summary: One line for the list of commands.
+        positional: Field that the words right after the command's name fill.
+    """
+
+    config_class: type
+    function: str
+    summary: str
+    positional: str | None = None
+
+
+COMMANDS = {
+    "generate": Command(
+        config.GenerateConfig, "contentmotion.generate:generate", "videos from prompts", "prompt"
+    ),
+    "reconstruct": Command(
+        config.ReconstructConfig,
+        "contentmotion.reconstruct:reconstruct",
+        "a real video through the autoencoder, side by side",
+        "video",
+    ),
+    "train-vae": Command(
+        config.TrainVAEConfig, "contentmotion.train.vae:train_vae", "0. an image VAE (only where none fits)"
+    ),
+    "train-autoencoder": Command(
+        config.TrainAutoencoderConfig,
+        "contentmotion.train.autoencoder:train_autoencoder",
+        "1. video <-> content frame + motion latent",
+    ),
+    "encode": Command(
+        config.EncodeConfig, "contentmotion.data.cache:encode", "2. videos -> a cache of latents to train on"
+    ),
+    "train-content": Command(
+        config.TrainContentConfig, "contentmotion.train.content:train_content", "3. prompt -> content frame"
+    ),
+    "train-motion": Command(
+        config.TrainMotionConfig,
+        "contentmotion.train.motion:train_motion",
+        "4. prompt and content frame -> motion latent",
+    ),
+    "export": Command(config.ExportConfig, "contentmotion.export:export", "5. the parts -> one pipeline folder"),
+    "evaluate": Command(
+        config.EvaluateConfig, "contentmotion.evaluate.run:evaluate", "FVD and PSNR of a checkpoint on real videos"
+    ),
+    "info": Command(
+        config.InfoConfig, "contentmotion.info:info", "what a checkpoint or a cache holds", "checkpoint"
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line; returns the exit status (0; 1 failed; 2 not understood; 130 interrupted).
+
+    Args:
+        argv: Words after ``contentmotion``; those of the process when not given.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
+    if "--debug" in words:
+        words.remove("--debug")
+        debug = True
+    try:
+        status = run(words)
+        sys.stdout.flush()
+        return status
+    except SystemExit as stop:  # argparse's way to end after --help
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        print("contentmotion: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `contentmotion ... | head`: the reader has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        message = user_message(error)
+        if debug or message is None:
+            traceback.print_exc()
+        if message is not None:
+            print(f"contentmotion: error: {message}", file=sys.stderr)
+        return 2 if type(error).__name__ == "UsageError" else 1
+
+
+def run(words: list[str]) -> int:
+    """Finds the command, parses its settings and calls it."""
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"contentmotion {contentmotion.__version__}")
+        return 0
+    from contentmotion.arguments import UsageError, did_you_mean, parse_config
+
+    name = words[0]
+    if name not in COMMANDS:
+        kind = "option" if name.startswith("-") else "command"
+        near = did_you_mean(name, {key.replace("-", "_"): key for key in COMMANDS}).replace("_", "-")
+        raise UsageError(f"unknown {kind} {name}{near or ' (see contentmotion --help)'}")
+    command = COMMANDS[name]
+    settings = parse_config(name, command.config_class, command.positional, words[1:])
+    module, _, function = command.function.partition(":")
+    getattr(import_module(module), function)(settings)
+    return 0
+
+
+def overview() -> str:
+    """The list of commands."""
+    rows = "\n".join(f"  {name:<19}{command.summary}" for name, command in COMMANDS.items())
+    return f"""usage: contentmotion COMMAND [words] [--config FILE.yaml] [--name value ...]
+
+Text to video through a content frame and a motion latent.
+
+commands:
+{rows}
+
+  contentmotion COMMAND --help    explains a command and its settings
+  contentmotion --version         prints the version
+  --debug (or {DEBUG_VARIABLE}=1)  shows where an error comes from
+
+Example: contentmotion generate "a crying cat" "rocket" --seed 7"""
+
+
+def user_message(error: Exception) -> str | None:
+    """One line about what went wrong; None for an error that only a programmer can have made."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if "OutOfMemory" in type(error).__name__:
+        return "out of memory: try a smaller batch, fewer frames or a smaller picture"
+    # By name: importing safetensors here would make every --help wait for it.
+    expected = isinstance(error, (ValueError, OSError, ImportError, MemoryError))
+    if expected or type(error).__name__ == "SafetensorError":
+        return " ".join(str(error).split()) or type(error).__name__
+    return None

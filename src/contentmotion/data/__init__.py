@@ -1,0 +1,1 @@
+"""Data: folders of captioned videos as training clips."""

@@ -1,0 +1,79 @@
+"""Pixels <-> image-VAE latents, frame by frame, in chunks that fit the memory.
+
+Any of diffusers' image autoencoders serves (``AutoencoderKL`` of a Stable Diffusion folder, ``AutoencoderTiny``);
+``None`` stands for working on pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from jaxtyping import Float
+from torch import Tensor
+
+
+@torch.no_grad()
+def encode_frames(
+    vae: ModelMixin | None, frames: Float[Tensor, "b t 3 H W"], chunk_size: int = 64
+) -> Float[Tensor, "b t c h w"]:
+    """Encodes every frame; the latent is the mean of the VAE's posterior, times its scaling factor.
+
+    Args:
+        vae: Image VAE, or None for pixels.
+        frames: Pixels in [-1, 1].
+        chunk_size: Frames encoded at once.
+    """
+    if vae is None:
+        return frames
+    images = frames.flatten(0, 1).to(vae.device, vae.dtype)  # (b t, 3, H, W)
+    chunks = []
+    for chunk in images.split(chunk_size):
+        encoded = vae.encode(chunk)
+        chunks.append(encoded.latent_dist.mode() if "latent_dist" in encoded else encoded.latents)
+    latents = (torch.cat(chunks) - _shift(vae)) * vae.config.scaling_factor
+    return latents.unflatten(0, frames.shape[:2])
+
+
+@torch.no_grad()
+def decode_frames(
+    vae: ModelMixin | None, latents: Float[Tensor, "b t c h w"], chunk_size: int = 16
+) -> Float[Tensor, "b t 3 H W"]:
+    """Decodes every frame to pixels, clamped to [-1, 1].
+
+    Args:
+        vae: Image VAE, or None for pixels.
+        latents: Scaled latents.
+        chunk_size: Frames decoded at once.
+    """
+    if vae is None:
+        return latents.clamp(-1, 1)
+    flat = latents.flatten(0, 1).to(vae.device, vae.dtype) / vae.config.scaling_factor + _shift(vae)
+    images = torch.cat([vae.decode(chunk).sample for chunk in flat.split(chunk_size)])
+    return images.clamp(-1, 1).unflatten(0, latents.shape[:2])
+
+
+def vae_scale_factor(vae: ModelMixin | None) -> int:
+    """Pixels per latent along a side; 1 on pixels."""
+    if vae is None:
+        return 1
+    channels = getattr(vae.config, "block_out_channels", None) or vae.config.decoder_block_out_channels
+    return 2 ** (len(channels) - 1)
+
+
+def vae_latent_channels(vae: ModelMixin | None) -> int:
+    """Channels of a latent frame; 3 on pixels."""
+    return 3 if vae is None else vae.config.latent_channels
+
+
+def to_float(frames: Tensor) -> Tensor:
+    """uint8 pixels to [-1, 1]."""
+    return frames.float() / 127.5 - 1
+
+
+def to_uint8(frames: Tensor) -> Tensor:
+    """Pixels in [-1, 1] (clamped) to uint8."""
+    return ((frames.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def _shift(vae: ModelMixin) -> float:
+    return getattr(vae.config, "shift_factor", None) or 0.0

@@ -1,0 +1,245 @@
+"""The autoencoder that splits a video into a content frame and a motion latent (CMD section 3.1, Fig. 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from contentmotion.models.layers import Attention, grid_embedding, require_multiple, sincos_embedding
+
+
+@dataclass
+class AutoencoderOutput(BaseOutput):
+    """What the encoder makes of a video.
+
+    Attributes:
+        content: Content frame, ``(b, c, h, w)``, inside the range of the frames.
+        motion_latent: ``z_x`` and ``z_y`` side by side, ``(b, D, t, H' + W')``, not standardised.
+        weights: Share of each frame in the content frame, ``(b, t, c, h, w)``, sums to 1 over ``t``.
+    """
+
+    content: Tensor
+    motion_latent: Tensor
+    weights: Tensor
+
+
+class GEGLU(nn.Module):
+    """Gated feed-forward layer (Shazeer 2020), the MLP of the TimeSformer whose FLOPs CMD prints."""
+
+    def __init__(self, dim: int, mlp_ratio: float) -> None:
+        super().__init__()
+        inner_dim = int(dim * mlp_ratio)
+        self.proj_in = nn.Linear(dim, 2 * inner_dim)
+        self.proj_out = nn.Linear(inner_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, gate = self.proj_in(x).chunk(2, dim=-1)
+        return self.proj_out(x * F.gelu(gate))
+
+
+class TimeSformerBlock(nn.Module):
+    """Divided attention: over time, then over space, then an MLP, each pre-norm and residual.
+
+    Source: Bertasius et al. 2021, "Is Space-Time Attention All You Need for Video Understanding?", Eq. 6-7.
+    """
+
+    def __init__(self, dim: int, num_heads: int, head_dim: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm_time, self.norm_space, self.norm_mlp = (nn.LayerNorm(dim) for _ in range(3))
+        self.attn_time = Attention(dim, num_heads, head_dim)
+        self.attn_space = Attention(dim, num_heads, head_dim)
+        self.mlp = GEGLU(dim, mlp_ratio)
+
+    def forward(self, u: Float[Tensor, "b t n d"]) -> Float[Tensor, "b t n d"]:
+        b, t, n, d = u.shape
+        tubes = self.norm_time(u).transpose(1, 2).reshape(b * n, t, d)  # one sequence per place
+        u = u + self.attn_time(tubes).view(b, n, t, d).transpose(1, 2)
+        frames = self.norm_space(u).reshape(b * t, n, d)  # one sequence per frame
+        u = u + self.attn_space(frames).view(b, t, n, d)
+        return u + self.mlp(self.norm_mlp(u))
+
+
+class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
+    """Video <-> (content frame, motion latent), on image-VAE latents or on pixels.
+
+    Source: CMD Eq. 3-6, Table 5.
+
+    Args:
+        in_channels: Channels c of a frame: 4 for Stable Diffusion's latents, 3 for pixels.
+        patch_size: Patch size; the patch grid is H' = h / patch_size by W' = w / patch_size.
+        hidden_size: Width d of both TimeSformers; a multiple of 4.
+        depth: Blocks of the encoder, and of the decoder.
+        num_heads: Attention heads.
+        head_dim: Channels per head.
+        mlp_ratio: Width of the GEGLU layers over ``hidden_size``.
+        motion_channels: Channels D of the motion latent.
+        content_mode: ``"softmax"``: a learned weight per frame, channel and pixel (Eq. 3); ``"mean"``: the plain
+            mean of the frames (the paper's ablation).
+        residual_decoding: Whether the decoder's output is added to the content frame (ours; off in the paper).
+        num_frames: Frames it was trained on (a default for users, not a limit).
+        sample_height: Height h it was trained on, likewise.
+        sample_width: Width w it was trained on, likewise.
+        motion_mean: Mean of each motion channel over the training set; filled in by ``encode``.
+        motion_std: Standard deviation of each motion channel, likewise.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["TimeSformerBlock"]
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 4,
+        patch_size: int = 2,
+        hidden_size: int = 384,
+        depth: int = 12,
+        num_heads: int = 8,
+        head_dim: int = 64,
+        mlp_ratio: float = 4.0,
+        motion_channels: int = 8,
+        content_mode: Literal["softmax", "mean"] = "softmax",
+        residual_decoding: bool = True,
+        num_frames: int = 16,
+        sample_height: int = 64,
+        sample_width: int = 64,
+        motion_mean: list[float] | None = None,
+        motion_std: list[float] | None = None,
+    ) -> None:
+        super().__init__()
+        if content_mode not in ("softmax", "mean"):
+            raise ValueError(f'content_mode must be "softmax" or "mean", got {content_mode!r}')
+        require_multiple(hidden_size, 4, "hidden_size")
+        self.gradient_checkpointing = False
+
+        def timesformer() -> nn.ModuleList:
+            blocks = (TimeSformerBlock(hidden_size, num_heads, head_dim, mlp_ratio) for _ in range(depth))
+            return nn.ModuleList(blocks)
+
+        # Encoder: f_B, and the content head f_I and the motion head on top of it.
+        self.patch_embed = nn.Conv2d(in_channels, hidden_size, patch_size, stride=patch_size)
+        self.encoder = timesformer()
+        self.encoder_norm = nn.LayerNorm(hidden_size)
+        if content_mode == "softmax":
+            self.content_head = nn.Linear(hidden_size, in_channels * patch_size**2)
+        self.motion_head = nn.Linear(hidden_size, motion_channels)
+        # Decoder: g_I, g_M, g_B and the way back to frames.
+        self.content_embed = nn.Conv2d(in_channels, hidden_size, patch_size, stride=patch_size)
+        self.motion_embed = nn.Linear(motion_channels, hidden_size)
+        self.decoder = timesformer()
+        self.decoder_norm = nn.LayerNorm(hidden_size)
+        self.frame_head = nn.Linear(hidden_size, in_channels * patch_size**2)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        if self.config.content_mode == "softmax":  # start from the plain mean of the frames
+            nn.init.zeros_(self.content_head.weight)
+            nn.init.zeros_(self.content_head.bias)
+        if self.config.residual_decoding:  # start from "every frame is the content frame"
+            nn.init.zeros_(self.frame_head.weight)
+            nn.init.zeros_(self.frame_head.bias)
+
+    def encode(self, x: Float[Tensor, "b t c h w"]) -> AutoencoderOutput:
+        """Splits a video (CMD Eq. 3-4).
+
+        Args:
+            x: Frames: image-VAE latents times their scaling factor, or pixels in [-1, 1].
+
+        Raises:
+            ValueError: The channels or the size do not fit.
+        """
+        b, t, c, h, w = x.shape
+        p = self.config.patch_size
+        if c != self.config.in_channels:
+            raise ValueError(f"this autoencoder takes frames of {self.config.in_channels} channels, got {c}")
+        require_multiple(h, p, "the frames' height")
+        require_multiple(w, p, "the frames' width")
+        u = self.patch_embed(x.flatten(0, 1)).flatten(2).transpose(1, 2)  # (b t, H' W', d)
+        u = u.view(b, t, -1, u.shape[-1]) + self._position(t, h // p, w // p, x)
+        u = self.encoder_norm(self._run(self.encoder, u)).view(b, t, h // p, w // p, -1)  # (b, t, H', W', d)
+        if self.config.content_mode == "softmax":
+            # In float32 whatever the autocast: the weights of a clip must sum to 1.
+            weights = self._unpatchify(self.content_head(u)).float().softmax(dim=1)  # (b, t, c, h, w)
+        else:
+            weights = torch.full_like(x, 1 / t, dtype=torch.float32)
+        content = (x.float() * weights).sum(dim=1).to(x.dtype)  # (b, c, h, w)
+        # The motion head is linear, so projecting before averaging would give the same at a higher cost.
+        u_x, u_y = u.mean(dim=3), u.mean(dim=2)  # (b, t, H', d), (b, t, W', d)
+        z = self.motion_head(torch.cat([u_x, u_y], dim=2))  # (b, t, H' + W', D)
+        return AutoencoderOutput(content=content, motion_latent=z.permute(0, 3, 1, 2), weights=weights)
+
+    def decode(
+        self, content: Float[Tensor, "b c h w"], motion_latent: Float[Tensor, "b D t s"]
+    ) -> Float[Tensor, "b t c h w"]:
+        """Joins a content frame and a motion latent to a video (CMD Eq. 5-6).
+
+        Args:
+            content: Content frame.
+            motion_latent: ``z_x`` and ``z_y`` side by side, not standardised; ``s = H' + W'``.
+
+        Raises:
+            ValueError: The two do not belong together.
+        """
+        h, w = content.shape[-2:]
+        b, _, t, s = motion_latent.shape
+        p = self.config.patch_size
+        if h % p or w % p or s != h // p + w // p:
+            raise ValueError(f"a motion latent of {s} places does not fit a content frame of {h}x{w}")
+        v_content = self.content_embed(content).permute(0, 2, 3, 1)  # (b, H', W', d)
+        v_motion = self.motion_embed(motion_latent.permute(0, 2, 3, 1))  # (b, t, H' + W', d)
+        v_x, v_y = v_motion.split([h // p, w // p], dim=2)
+        v = v_content[:, None] + v_x[:, :, :, None] + v_y[:, :, None]  # (b, t, H', W', d), Eq. 6
+        v = v.flatten(2, 3) + self._position(t, h // p, w // p, content)
+        v = self.decoder_norm(self._run(self.decoder, v)).view(b, t, h // p, w // p, -1)
+        frames = self._unpatchify(self.frame_head(v))  # (b, t, c, h, w)
+        return frames + content[:, None] if self.config.residual_decoding else frames
+
+    def forward(self, x: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t c h w"]:
+        """Encodes and decodes a video."""
+        encoded = self.encode(x)
+        return self.decode(encoded.content, encoded.motion_latent)
+
+    def standardize_motion(self, z: Float[Tensor, "b D t s"], inverse: bool = False) -> Tensor:
+        """Motion latents at zero mean and unit variance per channel, as diffusion wants them (or back).
+
+        Args:
+            z: Motion latents as ``encode`` gives them (standardised ones with ``inverse``).
+            inverse: Undo it.
+
+        Raises:
+            ValueError: The statistics were not measured yet.
+        """
+        if self.config.motion_mean is None:
+            raise ValueError("this autoencoder has no motion statistics yet: run `contentmotion encode` with it")
+        mean = torch.tensor(self.config.motion_mean, device=z.device)[:, None, None]
+        std = torch.tensor(self.config.motion_std, device=z.device)[:, None, None]
+        return (z.float() * std + mean if inverse else (z.float() - mean) / std).to(z.dtype)
+
+    def _run(self, blocks: nn.ModuleList, u: Tensor) -> Tensor:
+        for block in blocks:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                u = self._gradient_checkpointing_func(block, u)
+            else:
+                u = block(u)
+        return u
+
+    def _position(self, t: int, rows: int, columns: int, like: Tensor) -> Tensor:
+        """Position embedding of time plus space, ``(1, t, H' W', d)``."""
+        d = self.config.hidden_size
+        time = sincos_embedding(d, torch.arange(t, device=like.device))[:, None]  # (t, 1, d)
+        space = grid_embedding(d, rows, columns, like.device).flatten(0, 1)  # (H' W', d)
+        return (time + space)[None].to(like.dtype)
+
+    def _unpatchify(self, u: Tensor) -> Tensor:
+        """``(b, t, H', W', p p c)`` -> ``(b, t, c, H' p, W' p)``."""
+        b, t, rows, columns, _ = u.shape
+        p = self.config.patch_size
+        u = u.view(b, t, rows, columns, p, p, -1).permute(0, 1, 6, 2, 4, 3, 5)  # (b, t, c, H', p, W', p)
+        return u.reshape(b, t, -1, rows * p, columns * p)

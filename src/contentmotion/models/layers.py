@@ -1,0 +1,78 @@
+"""Layers that the autoencoder and the motion DiT share."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over the second-to-last axis, through PyTorch's fused attention.
+
+    Args:
+        dim: Width of the tokens.
+        num_heads: Attention heads.
+        head_dim: Channels per head; ``dim // num_heads`` when not given.
+        bias: Whether the query, key and value projections have a bias.
+    """
+
+    def __init__(self, dim: int, num_heads: int, head_dim: int | None = None, bias: bool = True) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = head_dim or dim // num_heads
+        inner_dim = num_heads * self.head_dim
+        self.qkv = nn.Linear(dim, 3 * inner_dim, bias=bias)
+        self.proj = nn.Linear(inner_dim, dim)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """Returns tokens of the same shape."""
+        b, n, _ = x.shape
+        qkv = self.qkv(x).view(b, n, 3, self.num_heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (b, heads, n, head_dim)
+        x = F.scaled_dot_product_attention(q, k, v)  # (b, heads, n, head_dim)
+        return self.proj(x.transpose(1, 2).reshape(b, n, -1))
+
+
+def sincos_embedding(
+    dim: int, positions: Float[Tensor, " n"], max_period: float = 10_000.0
+) -> Float[Tensor, "n {dim}"]:
+    """Sinusoidal embedding of one coordinate, cosines first (Vaswani et al. 2017, DiT's order).
+
+    Args:
+        dim: Width, even.
+        positions: Coordinates, any real numbers.
+        max_period: Longest wavelength over 2 pi.
+    """
+    half = dim // 2
+    frequencies = torch.exp(
+        -torch.log(torch.tensor(max_period)) * torch.arange(half, device=positions.device) / half
+    )
+    angles = positions.float()[:, None] * frequencies[None]  # (n, dim / 2)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def grid_embedding(
+    dim: int, height: int, width: int, device: torch.device | None = None
+) -> Float[Tensor, "height width {dim}"]:
+    """Sinusoidal embedding of a 2-D grid: half the channels for the row, half for the column.
+
+    It is computed from the grid at hand, so a model applies to sizes that it was not trained on.
+
+    Args:
+        dim: Width, a multiple of 4.
+        height: Rows.
+        width: Columns.
+        device: Where the result lives.
+    """
+    rows = sincos_embedding(dim // 2, torch.arange(height, device=device))  # (height, dim / 2)
+    columns = sincos_embedding(dim // 2, torch.arange(width, device=device))  # (width, dim / 2)
+    rows, columns = rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)
+    return torch.cat([rows, columns], dim=-1)
+
+
+def require_multiple(value: int, divisor: int, what: str) -> None:
+    """Raise ``ValueError`` naming ``what`` unless ``value`` is a positive multiple of ``divisor``."""
+    if value <= 0 or value % divisor:
+        raise ValueError(f"{what} must be a multiple of {divisor}, got {value}")

@@ -1,0 +1,38 @@
+"""Folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+
+class SavePretrained(Protocol):
+    """Anything with diffusers' and transformers' ``save_pretrained``."""
+
+    def save_pretrained(self, save_directory: str, /) -> object: ...
+
+
+@contextmanager
+def replacing_folder(path: str | Path) -> Iterator[Path]:
+    """Gives a new folder beside ``path`` to write into, and puts it in ``path``'s place if nothing went wrong."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def save_model(model: SavePretrained, path: str | Path) -> None:
+    """``model.save_pretrained(path)``, atomically."""
+    with replacing_folder(path) as folder:
+        model.save_pretrained(str(folder))

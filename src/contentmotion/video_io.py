@@ -1,0 +1,289 @@
+"""Videos in files <-> uint8 frames.
+
+Reads mp4, webm, avi, mkv, mov (PyAV), gif, animated webp (Pillow) and folders of numbered pictures;
+writes mp4, gif, webm and contact sheets.
+"""
+
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.error import FFmpegError
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+
+FFMPEG_SUFFIXES = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v")
+PICTURE_SUFFIXES = (".gif", ".webp")
+VIDEO_SUFFIXES = FFMPEG_SUFFIXES + PICTURE_SUFFIXES
+FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
+DEFAULT_FPS = 8.0  # of frame folders, and of files that do not say
+# Real containers only: ffmpeg's other formats include playlists, texts that make it open further files.
+CONTAINERS = "mov,matroska,avi,mpegts,mpeg,ogg,flv,asf"
+PICTURE_ERRORS = (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+class VideoError(ValueError):
+    """A file that is no readable video; the message names it."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """Decoded video.
+
+    Attributes:
+        frames: uint8 RGB, (t, h, w, 3), t >= 1.
+        fps: Frames per second.
+    """
+
+    frames: np.ndarray
+    fps: float
+
+
+def read_video(path: str | Path, *, max_frames: int | None = None) -> Video:
+    """Decode a video.
+
+    Args:
+        path: Video file, or folder of numbered png or jpg frames.
+        max_frames: Stop after this many frames; None reads all.
+
+    Raises:
+        FileNotFoundError: No such file.
+        VideoError: Not a video, damaged, or without frames.
+    """
+    path = Path(path)
+    if max_frames is not None and max_frames < 1:
+        raise ValueError(f"max_frames must be at least 1, got {max_frames}")
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.is_dir():
+        return _read_frame_folder(path, max_frames)
+    if path.stat().st_size == 0:
+        raise VideoError(f"{path}: empty file")
+    if path.suffix.lower() in PICTURE_SUFFIXES:
+        return _read_picture(path, max_frames)
+    return _read_ffmpeg(path, max_frames)
+
+
+def _read_ffmpeg(path: Path, max_frames: int | None) -> Video:
+    try:
+        # "file:" keeps ffmpeg from taking a colon in the name for a protocol.
+        with av.open(f"file:{path}", options={"format_whitelist": CONTAINERS}) as container:
+            if not container.streams.video:
+                raise VideoError(f"{path}: holds no video stream")
+            stream = container.streams.video[0]
+            fps = float(stream.average_rate or DEFAULT_FPS)
+            frames = []
+            for frame in container.decode(stream):
+                frames.append(frame.to_ndarray(format="rgb24"))
+                if len(frames) == max_frames:
+                    break
+    except FFmpegError as error:
+        raise VideoError(f"{path}: not a readable video ({error.strerror})") from None
+    return _checked(path, frames, fps)
+
+
+def _read_picture(path: Path, max_frames: int | None) -> Video:
+    frames = []
+    try:
+        with Image.open(path) as image:
+            total = getattr(image, "n_frames", 1)
+            milliseconds = 0.0
+            for k in range(min(total, max_frames or total)):
+                image.seek(k)
+                frames.append(_on_white(image))
+                milliseconds += image.info.get("duration", 0)
+    except PICTURE_ERRORS as error:
+        raise VideoError(f"{path}: not a readable picture ({_reason(error)})") from None
+    fps = 1000 * len(frames) / milliseconds if milliseconds else DEFAULT_FPS
+    return _checked(path, frames, fps)
+
+
+def list_frames(folder: Path) -> list[Path]:
+    """The numbered pictures of a frame folder in the order of their numbers ("9.png" before "10.png")."""
+    files = [path for path in folder.iterdir() if path.suffix.lower() in FRAME_SUFFIXES]
+    numbered = [(re.findall(r"\d+", path.stem), path) for path in files]
+    return [path for _, path in sorted((int(digits[-1]), path) for digits, path in numbered if digits)]
+
+
+def _read_frame_folder(path: Path, max_frames: int | None) -> Video:
+    files = list_frames(path)
+    if not files:
+        raise VideoError(f"{path}: a folder without numbered png or jpg frames")
+    frames = []
+    for file in files[:max_frames]:
+        try:
+            with Image.open(file) as image:
+                frames.append(_on_white(image))
+        except PICTURE_ERRORS as error:
+            raise VideoError(f"{file}: not a readable picture ({_reason(error)})") from None
+    return _checked(path, frames, DEFAULT_FPS)
+
+
+def _reason(error: BaseException) -> str:
+    """Pillow's message, without the path where it would repeat it."""
+    return "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)
+
+
+def _on_white(image: Image.Image) -> np.ndarray:
+    """RGB of a picture; transparent parts become white."""
+    rgba = image.convert("RGBA")
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))
+
+
+def _checked(path: Path, frames: list[np.ndarray], fps: float) -> Video:
+    if not frames:
+        raise VideoError(f"{path}: no frame could be decoded")
+    sizes = {frame.shape for frame in frames}
+    if len(sizes) > 1:
+        raise VideoError(f"{path}: frames of different sizes ({len(sizes)} sizes)")
+    return Video(np.stack(frames), fps)
+
+
+def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
+    """Write a video; the suffix chooses the format.
+
+    .mp4 is H.264 yuv420p, which browsers play (odd heights and widths get their last row or column twice);
+    .webm is VP9; .gif loops for ever and keeps time to 1/100 s.
+
+    Args:
+        path: File to write; its folder must exist.
+        frames: uint8 RGB, (t, h, w, 3), t >= 1.
+        fps: Frames per second, positive.
+
+    Raises:
+        ValueError: Another suffix, frames of another shape or type, fps not positive.
+        OSError: The folder does not exist or is not writable.
+    """
+    path = Path(path)
+    _check_frames(frames)
+    if not (fps > 0 and math.isfinite(fps)):
+        raise ValueError(f"fps must be positive, got {fps}")
+    suffix = path.suffix.lower()
+    if suffix not in (".mp4", ".webm", ".gif"):
+        raise ValueError(f"{path}: cannot write {suffix or 'a file without suffix'}; use .mp4, .gif or .webm")
+    with _replacing(path) as temporary:
+        if suffix == ".gif":
+            _write_gif(temporary, frames, fps)
+        else:
+            _write_ffmpeg(temporary, frames, fps)
+
+
+def _check_frames(frames: np.ndarray) -> None:
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise ValueError(f"frames must be uint8 (t, h, w, 3), got {frames.dtype} {frames.shape}")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends well."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_ffmpeg(path: Path, frames: np.ndarray, fps: float) -> None:
+    height, width = frames.shape[1:3]
+    # 4:2:0 stores colour for blocks of 2x2 pixels.
+    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    codec, options, container_options = "libx264", {"crf": "16"}, {"movflags": "+faststart"}
+    if path.suffix.lower() == ".webm":
+        codec, options, container_options = "libvpx-vp9", {"crf": "20", "b": "0"}, {}
+    with av.open(f"file:{path}", "w", options=container_options) as container:
+        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        for frame in frames:
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+
+
+def _write_gif(path: Path, frames: np.ndarray, fps: float) -> None:
+    # One palette for all frames, found on all of them one above another: a palette per frame flickers.
+    height, width = frames.shape[1:3]
+    strip = Image.fromarray(frames.reshape(-1, width, 3)).quantize(256, kmeans=1)
+    images = [strip.crop((0, k * height, width, (k + 1) * height)) for k in range(len(frames))]
+    # GIF counts in 1/100 s: spread the rounding over the frames so that the whole lasts as long as it should.
+    ends = np.round(np.arange(len(frames) + 1) * 100 / fps).astype(int) * 10
+    durations = np.maximum(np.diff(ends), 10).tolist()
+    images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0)
+
+
+def write_contact_sheet(
+    path: str | Path,
+    videos: Sequence[np.ndarray],
+    captions: Sequence[str],
+    *,
+    num_columns: int = 8,
+) -> None:
+    """Write a PNG with one row per video: its caption above evenly spaced frames, the last one included.
+
+    Small frames are enlarged 2 or 3 times.
+
+    Args:
+        path: PNG file to write.
+        videos: uint8 RGB, each (t, h, w, 3); sizes may differ.
+        captions: One per video.
+        num_columns: Frames per row (fewer where a video is shorter).
+
+    Raises:
+        ValueError: Nothing to draw, or not one caption per video.
+    """
+    if not videos or len(videos) != len(captions) or num_columns < 1:
+        raise ValueError(
+            f"a contact sheet needs videos, one caption each and at least one column; "
+            f"got {len(videos)} videos, {len(captions)} captions, {num_columns} columns"
+        )
+    margin, font = 8, ImageFont.load_default(size=16)
+    rows = [_contact_row(video, num_columns, margin) for video in videos]
+    width = 2 * margin + max(row.width for row in rows)
+    texts = [_wrap(caption, font, width - 2 * margin) for caption in captions]
+    text_heights = [20 * len(lines) for lines in texts]
+    height = margin + sum(row.height + 2 * margin for row in rows) + sum(text_heights)
+
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    y = margin
+    for row, lines, text_height in zip(rows, texts, text_heights, strict=True):
+        for number, line in enumerate(lines):
+            draw.text((margin, y + 20 * number), line, fill="black", font=font)
+        sheet.paste(row, (margin, y + text_height))
+        y += text_height + row.height + 2 * margin
+    with _replacing(Path(path)) as temporary:
+        sheet.save(temporary, format="PNG")
+
+
+def _contact_row(video: np.ndarray, num_columns: int, gap: int) -> Image.Image:
+    """Evenly spaced frames side by side."""
+    _check_frames(video)
+    length, height, width = video.shape[:3]
+    scale = 3 if height < 48 else 2 if height < 128 else 1
+    picks = np.linspace(0, length - 1, min(num_columns, length)).round().astype(int)
+    row = Image.new("RGB", (len(picks) * (width * scale + gap) - gap, height * scale), "white")
+    for column, k in enumerate(picks):
+        frame = Image.fromarray(video[k]).resize((width * scale, height * scale), Image.Resampling.BICUBIC)
+        row.paste(frame, (column * (width * scale + gap), 0))
+    return row
+
+
+def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Break a caption into lines of at most `width` pixels (a longer single word stays whole)."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines

@@ -1,0 +1,51 @@
+"""Fixtures that several test files share."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from contentmotion.video_io import write_video
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of shared test material beside the repository; skips the test where it is not there."""
+    folder = (Path(__file__).resolve().parents[1] / "../shared/data").resolve()
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/data, which is not here")
+    return folder
+
+
+def make_frames(num_frames: int, height: int, width: int, *, hue: int = 0) -> np.ndarray:
+    """A bright square that moves right over a coloured ramp, uint8 (t, h, w, 3): smooth, so codecs keep it well."""
+    frames = np.empty((num_frames, height, width, 3), np.uint8)
+    frames[..., 0] = np.linspace(20, 200, height)[:, None]
+    frames[..., 1] = np.linspace(200, 40, width)
+    frames[..., 2] = hue
+    side = max(2, height // 3)
+    for k in range(num_frames):
+        left = k * (width - side) // max(1, num_frames - 1)
+        frames[k, side : 2 * side, left : left + side] = 235
+    return frames
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 5 real mp4 clips (10 frames, 24x32, blue 0, 50, ... 200) with two captions and a class each."""
+    root = tmp_path_factory.mktemp("clips")
+    (root / "videos").mkdir()
+    rows = []
+    for k in range(5):
+        write_video(root / f"videos/{k}.mp4", make_frames(10, 24, 32, hue=50 * k), fps=8)
+        rows.append(
+            {
+                "file_name": f"videos/{k}.mp4",
+                "captions": [f"square {k}", f"a moving square, number {k}"],
+                "label": "even" if k % 2 == 0 else "odd",
+                "split": "test" if k == 4 else "train",
+            }
+        )
+    (root / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
