@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,8 @@ def shared_data() -> Path:
     return folder
 
 
-def make_frames(num_frames: int, height: int, width: int, *, hue: int = 0) -> np.ndarray:
-    """A bright square that moves right over a coloured ramp, uint8 (t, h, w, 3): smooth, so codecs keep it well."""
+def _make_frames(num_frames: int, height: int, width: int, *, hue: int = 0) -> np.ndarray:
+    """A bright square that moves right over a colour ramp, uint8 (t, h, w, 3): smooth, so codecs keep it."""
     frames = np.empty((num_frames, height, width, 3), np.uint8)
     frames[..., 0] = np.linspace(20, 200, height)[:, None]
     frames[..., 1] = np.linspace(200, 40, width)
@@ -32,13 +33,19 @@ def make_frames(num_frames: int, height: int, width: int, *, hue: int = 0) -> np
 
 
 @pytest.fixture(scope="session")
+def make_frames() -> Callable[..., np.ndarray]:
+    """`make_frames(num_frames, height, width, hue=0)`: a moving square, uint8 (t, h, w, 3)."""
+    return _make_frames
+
+
+@pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 5 real mp4 clips (10 frames, 24x32, blue 0, 50, ... 200) with two captions and a class each."""
+    """5 real mp4 clips (10 frames, 24x32, blue 0, 50, ... 200), each with two captions and a class."""
     root = tmp_path_factory.mktemp("clips")
     (root / "videos").mkdir()
     rows = []
     for k in range(5):
-        write_video(root / f"videos/{k}.mp4", make_frames(10, 24, 32, hue=50 * k), fps=8)
+        write_video(root / f"videos/{k}.mp4", _make_frames(10, 24, 32, hue=50 * k), fps=8)
         rows.append(
             {
                 "file_name": f"videos/{k}.mp4",

@@ -1,8 +1,8 @@
 """Command line and YAML file -> a command's config dataclass, with one-line errors that name the way out.
 
-jsonargparse converts and checks the values and prints the help. Finding the values is done here: a command's first
-words are its prompts (or video, or checkpoint), a list takes every word up to the next flag, and a flag beats the
-YAML file wherever the two stand.
+jsonargparse converts and checks the values and prints the help. Finding the values is done here: a command's
+first words are its prompts (or video, or checkpoint), a list takes every word up to the next flag, and a flag
+overrules the YAML file wherever the two stand.
 """
 
 from __future__ import annotations
@@ -113,8 +113,10 @@ def parse_config(command: str, config_class: type, positional: str | None, words
         values = parser.parse_args([f"--{name}={value.text}" for name, value in given.items()])
     except argparse.ArgumentError as error:
         raise UsageError(explain(str(error), config_class, given)) from None
+    fields = field_types(config_class)
+    nulls = [name for name, value in given.items() if value.text == "null" and fields[name].optional]
     try:
-        return config_class(**{name: values[name] for name in field_types(config_class)})
+        return config_class(**{name: values[name] for name in fields} | dict.fromkeys(nulls))
     except ValueError as error:  # a config's own checks
         raise UsageError(str(error)) from error
 
@@ -135,10 +137,13 @@ def read_words(
         values[positional] = list(words[:start])
     rest = list(words[start:])
     while rest:
-        name, equals, value = rest.pop(0).partition("=")
-        name = name.removeprefix("--")
-        if name != "config" and name not in fields:
-            raise UsageError(unknown(name, command, config_class))
+        flag, equals, value = rest.pop(0).partition("=")
+        name = flag.removeprefix("--")
+        if not flag.startswith("-"):
+            raise UsageError(f"unexpected word {flag!r}: settings are given as --name value")
+        if not flag.startswith("--") or name != "config" and name not in fields:
+            near = did_you_mean(name, [*fields, "config"], prefix="--")
+            raise UsageError(f"unknown option {flag}{near or f' (see contentmotion {command} --help)'}")
         found = [value] if equals else take_values(rest, fields.get(name))
         if not found:
             allowed = fields[name].allowed if name in fields else "a YAML file"
@@ -181,7 +186,7 @@ class _Yaml12Loader(yaml.SafeLoader):
 
 
 _Yaml12Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in pairs if tag.rpartition(":")[2] not in ("bool", "float", "timestamp")]
+    first: [pair for pair in pairs if pair[0].rpartition(":")[2] not in ("bool", "float", "timestamp")]
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Yaml12Loader.add_implicit_resolver(
@@ -217,10 +222,12 @@ def read_config_file(file: str, config_class: type) -> dict[str, Given]:
     for name, value in content.items():
         if name not in fields:
             raise UsageError(f"{file}: unknown key {name!r}{did_you_mean(str(name), fields)}")
+        if value is None and not fields[name].optional:
+            raise UsageError(f"{file}: {name}: expected {fields[name].allowed}, got nothing")
         if isinstance(value, str):
             text = as_text([value], fields[name])
         else:
-            text = json.dumps(value, default=str)
+            text = json.dumps(value, default=str, ensure_ascii=False)
         given[name] = Given(text, f"{file}: {name}")
     return given
 
@@ -236,17 +243,9 @@ def require_given(command: str, config_class: type, positional: str | None, give
         raise UsageError(f"missing {' and '.join(missing)} (see contentmotion {command} --help)")
 
 
-def unknown(name: str, command: str, config_class: type) -> str:
-    """The message for a word that is no flag of the command."""
-    if not name.startswith("-") and name.isidentifier() or "-" in name[1:]:
-        hint = did_you_mean(name, [*field_types(config_class), "config"], prefix="--")
-        return f"unknown option --{name}{hint or f' (see contentmotion {command} --help)'}"
-    return f"unknown option {name!r} (see contentmotion {command} --help; text that starts with - needs its flag)"
-
-
 def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
-    """": did you mean NAME?", or nothing when no name is near."""
-    near = difflib.get_close_matches(word.replace("-", "_"), list(names), n=1)
+    """The end of a message about an unknown word; empty when no name is near."""
+    near = difflib.get_close_matches(word, list(names), n=1)
     return f": did you mean {prefix}{near[0]}?" if near else ""
 
 
@@ -276,7 +275,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def build_parser(command: str, config_class: type, positional: str | None) -> jsonargparse.ArgumentParser:
-    """A parser with one flag per field, grouped by the class that documents the field, the command's own first."""
+    """A parser with one flag per field, grouped by the class that documents it, the command's own first."""
     fields = field_types(config_class)
     defaults = dict(config_fields(config_class))
     words = ""
@@ -290,7 +289,8 @@ def build_parser(command: str, config_class: type, positional: str | None) -> js
         exit_on_error=False,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE.yaml", help="Settings as `name: value` lines; flags go before them.")
+    help_text = "Settings in `name: value` lines; flags overrule them."
+    parser.add_argument("--config", metavar="FILE.yaml", help=help_text)
     for documented_class in config_class.__mro__[:-1]:
         documentation = docstring_parser.parse(documented_class.__doc__ or "")
         title = "settings" if documented_class is config_class else documentation.short_description
@@ -300,10 +300,12 @@ def build_parser(command: str, config_class: type, positional: str | None) -> js
                 continue
             default = defaults[param.arg_name].default
             required = default is dataclasses.MISSING
-            help_text = f"{' '.join((param.description or '').split())} ({default_text(default)})"
+            help_text = " ".join((param.description or "").split()) + default_text(default)
+            # As plain text, not as text or null: of that jsonargparse would read "#1" as a YAML comment.
+            as_is = fields[param.arg_name].item is str and not fields[param.arg_name].is_list
             group.add_argument(
                 f"--{param.arg_name}",
-                type=get_type_hints(config_class)[param.arg_name],
+                type=str if as_is else get_type_hints(config_class)[param.arg_name],
                 default=None if required else default,
                 metavar=fields[param.arg_name].metavar,
                 help=help_text.replace("%", "%%"),
@@ -314,10 +316,12 @@ def build_parser(command: str, config_class: type, positional: str | None) -> js
 def default_text(default: Any) -> str:
     """What the help says about a default."""
     if default is dataclasses.MISSING:
-        return "required"
+        return " (required)"
+    if default is None or default == ():
+        return ""
     if isinstance(default, tuple):
-        return f"default: {' '.join(str(item) for item in default)}" if default else "default: empty"
-    return "default: not given" if default is None else f"default: {str(default).lower() if isinstance(default, bool) else default}"
+        return f" (default: {' '.join(str(item) for item in default)})"
+    return f" (default: {str(default).lower() if isinstance(default, bool) else default})"
 
 
 def describe(config_class: type) -> str:

@@ -11,6 +11,7 @@ from importlib import import_module
 
 import contentmotion
 from contentmotion import config
+from contentmotion.arguments import UsageError, did_you_mean, parse_config
 
 DEBUG_VARIABLE = "CONTENTMOTION_DEBUG"
 
@@ -100,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         if message is not None:
             print(f"contentmotion: error: {message}", file=sys.stderr)
-        return 2 if type(error).__name__ == "UsageError" else 1
+        return 2 if isinstance(error, UsageError) else 1
 
 
 def run(words: list[str]) -> int:
@@ -111,13 +112,11 @@ def run(words: list[str]) -> int:
     if words[0] == "--version":
         print(f"contentmotion {contentmotion.__version__}")
         return 0
-    from contentmotion.arguments import UsageError, did_you_mean, parse_config
-
     name = words[0]
     if name not in COMMANDS:
         kind = "option" if name.startswith("-") else "command"
-        near = did_you_mean(name, {key.replace("-", "_"): key for key in COMMANDS}).replace("_", "-")
-        raise UsageError(f"unknown {kind} {name}{near or ' (see contentmotion --help)'}")
+        near = did_you_mean(name, COMMANDS) or " (see contentmotion --help)"
+        raise UsageError(f"unknown {kind} {name}{near}")
     command = COMMANDS[name]
     settings = parse_config(name, command.config_class, command.positional, words[1:])
     module, _, function = command.function.partition(":")

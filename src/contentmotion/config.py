@@ -276,23 +276,23 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainVAEConfig(ClipConfig, TrainConfig):
-    """Train a small image VAE (diffusers' AutoencoderTiny) on the frames of your videos. Only needed when no
-    pretrained image VAE fits; the paper uses Stable Diffusion's.
+    """Train a small image VAE on the frames of your videos: principal components of patches, refined by a small
+    convolutional network. Only needed when no pretrained image VAE fits; the paper uses Stable Diffusion's.
 
     Attributes:
         latent_channels: Channels of the image latent.
-        hidden_channels: Feature channels.
-        num_downsamples: How often height and width are halved.
-        num_layers: Residual blocks per resolution.
+        num_downsamples: How often height and width are halved; patches are 2 to the power of this.
+        hidden_channels: Width of the refining network.
+        num_layers: Residual blocks of the refining network.
         latent_noise: Standard deviation of noise added to the (unit-scale) latents in training, so that the decoder
             forgives the small errors that a diffusion model makes.
     """
 
-    latent_channels: int = 8
-    hidden_channels: int = 48
+    latent_channels: int = 12
     num_downsamples: int = 2
-    num_layers: int = 2
-    latent_noise: float = 0.05
+    hidden_channels: int = 96
+    num_layers: int = 4
+    latent_noise: float = 0.03
 
 
 @dataclass(frozen=True, kw_only=True)

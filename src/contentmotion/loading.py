@@ -1,26 +1,160 @@
-"""Checkpoints by folder or hub id, with one clear line where something is missing."""
+"""Checkpoints by folder or hub id, with one clear line where something is missing or does not fit."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any, TypeVar
 
+import torch
+from diffusers import AutoModel, DDIMScheduler
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import logging as diffusers_logging
+
+from contentmotion.config import SHIPPED_MODEL
+from contentmotion.models.autoencoder import ContentMotionAutoencoder
+from contentmotion.models.motion_dit import MotionDiT
+from contentmotion.models.patch_vae import PatchVAE
+from contentmotion.pipeline import ContentMotionPipeline
+
+ASSETS = Path(__file__).parent / "assets"
+Model = TypeVar("Model", bound=ModelMixin)
+
+
+def resolve_name(name_or_path: str) -> str:
+    """The folder of a model shipped with the package, an existing folder, or a hub id as it is.
+
+    Raises:
+        ValueError: A path that does not exist.
+    """
+    if name_or_path == SHIPPED_MODEL and not Path(name_or_path).exists():
+        return str(ASSETS / SHIPPED_MODEL)
+    is_hub_id = name_or_path.count("/") == 1 and not name_or_path.startswith((".", "/", "~"))
+    if not Path(name_or_path).exists() and not is_hub_id:
+        raise ValueError(f"no such checkpoint: {name_or_path}")
+    if Path(name_or_path).is_file():
+        raise ValueError(f"{name_or_path} is a file: a checkpoint is a folder in diffusers' layout")
+    return name_or_path
+
+
+def require_checkpoints(**names: str | None) -> None:
+    """Checks everything a run needs before it starts.
+
+    Raises:
+        ValueError: One line that names all that is missing.
+    """
+    missing = []
+    for flag, name in names.items():
+        try:
+            if name:
+                resolve_name(name)
+        except ValueError as error:
+            missing.append(f"--{flag}: {error}")
+    if missing:
+        raise ValueError("; ".join(missing))
 
 
 def load_vae(name_or_path: str) -> ModelMixin:
-    """Image VAE of a VAE folder, or of a Stable Diffusion folder or hub id.
+    """Image VAE of a VAE folder, or of a Stable Diffusion folder or hub id; frozen.
 
     Raises:
         ValueError: There is none.
     """
-    from diffusers import AutoModel
+    path = resolve_name(name_or_path)
+    subfolder = None if (Path(path) / "config.json").exists() else "vae"
+    own = _class_name(Path(path) / (subfolder or "") / "config.json") == PatchVAE.__name__
+    return _load(PatchVAE if own else AutoModel, path, subfolder, "an image VAE").requires_grad_(False)
 
-    path = Path(name_or_path)
-    if path.is_dir() and not (path / "config.json").exists() and not (path / "vae").is_dir():
-        raise ValueError(f"no VAE in {path}: neither config.json nor a folder vae")
-    own = path.is_dir() and (path / "config.json").exists()
+
+def load_autoencoder(name_or_path: str) -> ContentMotionAutoencoder:
+    """ContentMotionAutoencoder of its own folder, of a training run, or of a pipeline folder.
+
+    Raises:
+        ValueError: There is none.
+    """
+    return _load_part(ContentMotionAutoencoder, name_or_path, "autoencoder")
+
+
+def load_motion(name_or_path: str) -> tuple[MotionDiT, DDIMScheduler]:
+    """Motion model and its noise schedule, of the folder that ``train-motion`` wrote or of a pipeline folder.
+
+    Raises:
+        ValueError: There is none.
+    """
+    motion = _load_part(MotionDiT, name_or_path, "motion_transformer")
+    root = Path(resolve_name(name_or_path))
+    for folder in (root, root / "motion_transformer", root / "motion_scheduler"):
+        if (folder / "scheduler_config.json").exists():
+            return motion, DDIMScheduler.from_pretrained(folder)
+    raise ValueError(f"no scheduler_config.json beside the motion model in {name_or_path}")
+
+
+def load_pipeline(
+    name_or_path: str,
+    autoencoder: str | None = None,
+    motion_transformer: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> ContentMotionPipeline:
+    """A whole pipeline: a folder that has every part, or a Stable Diffusion folder completed by ours.
+
+    Args:
+        name_or_path: Pipeline folder or hub id; "emoji" is the shipped model.
+        autoencoder: Folder that replaces (or adds) the autoencoder.
+        motion_transformer: Folder that replaces (or adds) the motion model and its scheduler.
+        dtype: Precision of the weights; float32 when None.
+
+    Raises:
+        ValueError: A part is missing, damaged or of another shape.
+    """
+    require_checkpoints(
+        pretrained_model_name_or_path=name_or_path,
+        autoencoder=autoencoder,
+        motion_transformer=motion_transformer,
+    )
+    parts: dict[str, Any] = {}
+    if autoencoder:
+        parts["autoencoder"] = load_autoencoder(autoencoder)
+    if motion_transformer:
+        parts["motion_transformer"], parts["motion_scheduler"] = load_motion(motion_transformer)
+    path = resolve_name(name_or_path)
+    index = Path(path) / "model_index.json"
+    if Path(path).is_dir() and not index.exists():
+        raise ValueError(f"{name_or_path} is not a pipeline folder: it has no model_index.json")
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()  # Stable Diffusion folders hold parts that a video has no use for
     try:
-        vae = AutoModel.from_pretrained(name_or_path, subfolder=None if own else "vae")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no VAE at {name_or_path}: {str(error).splitlines()[0]}") from error
-    return vae.eval().requires_grad_(False)
+        pipe = ContentMotionPipeline.from_pretrained(path, torch_dtype=dtype or torch.float32, **parts)
+    except Exception as error:  # torch, safetensors, json and the hub each raise their own
+        raise ValueError(f"cannot load {name_or_path}: {_first_line(error)}") from error
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
+    for part in parts.values():
+        if isinstance(part, torch.nn.Module):
+            part.to(dtype or torch.float32)
+    absent = [n for n in ("autoencoder", "motion_transformer", "motion_scheduler") if getattr(pipe, n) is None]
+    if absent:
+        raise ValueError(f"{name_or_path} has no {' and no '.join(absent)}: give --autoencoder and --motion_transformer")
+    pipe.check_parts()
+    return pipe
+
+
+def _class_name(config: Path) -> str | None:
+    return json.loads(config.read_text()).get("_class_name") if config.exists() else None
+
+
+def _load_part(cls: type[Model], name_or_path: str, part: str) -> Model:
+    path = resolve_name(name_or_path)
+    subfolder = part if (Path(path) / part / "config.json").exists() else None
+    return _load(cls, path, subfolder, f"a {cls.__name__}")
+
+
+def _load(cls: Any, path: str, subfolder: str | None, what: str) -> Any:
+    try:
+        model = cls.from_pretrained(path, subfolder=subfolder)
+    except Exception as error:  # torch, safetensors, json and the hub each raise their own
+        raise ValueError(f"no {what.split(' ', 1)[1]} in {path}: {_first_line(error)}") from error
+    return model.eval()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

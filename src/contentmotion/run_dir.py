@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 
 def prepare_output_dir(path: str | Path, command: str, config: Any) -> Path:
-    """Makes a run's folder and writes its resolved settings there; ``contentmotion COMMAND --config`` repeats the run.
+    """Makes a run's folder and writes its resolved settings there as ``config.yaml``, which repeats the run.
+
+    Args:
+        path: The folder; created when missing.
+        command: The command's name.
+        config: Its config dataclass.
 
     Raises:
         OSError: The folder cannot be written.
@@ -22,33 +27,56 @@ def prepare_output_dir(path: str | Path, command: str, config: Any) -> Path:
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        partial = path / ".config.yaml.partial"
-        values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
-        partial.write_text(f"# contentmotion {command} --config {path / 'config.yaml'}\n" + yaml.safe_dump(values, sort_keys=False))
-        os.replace(partial, path / "config.yaml")
+        write_config(path / "config.yaml", command, config)
     except OSError as error:
         raise OSError(f"output folder {path} is not writable: {error.strerror}") from error
     return path
 
 
+def write_config(path: Path, command: str, config: Any) -> None:
+    """Writes a command's settings as the YAML file that its ``--config`` reads, atomically."""
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+    text = f"# Repeat this run: contentmotion {command} --config {path}\n"
+    text += yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def resolve_device(name: str) -> torch.device:
-    """The device that "auto" means here (CUDA, else Apple's MPS, else CPU), or the one named."""
+    """The device that "auto" means here (CUDA, else Apple's MPS, else CPU), or the one named.
+
+    Raises:
+        ValueError: No such device on this machine.
+    """
     import torch
 
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    has_mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f'device must be "auto", "cpu", "cuda", "cuda:N" or "mps", got {name!r}') from None
+    count = {"cuda": torch.cuda.device_count(), "mps": int(has_mps)}.get(device.type, 1)
+    if (device.index or 0) >= count:
+        raise ValueError(f"device {name} is not here: this machine has {count} {device.type} devices")
+    return device
 
 
 def resolve_dtype(mixed_precision: str, device: torch.device) -> torch.dtype | None:
-    """The autocast type that a ``mixed_precision`` setting means on a device; None is full precision."""
+    """The autocast type that a ``mixed_precision`` setting means on a device; None is full precision.
+
+    "auto" is bf16 where the hardware multiplies it fast (on CPUs: AVX512-BF16 or AMX), else full precision.
+    """
     import torch
 
     if mixed_precision == "auto":
         if device.type == "cuda":
-            fast = torch.cuda.is_bf16_supported()
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
             fast = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         return torch.bfloat16 if fast else None

@@ -7,6 +7,7 @@ writes mp4, gif, webm and contact sheets.
 import math
 import os
 import re
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,16 @@ FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
 DEFAULT_FPS = 8.0  # of frame folders, and of files that do not say
 # Real containers only: ffmpeg's other formats include playlists, texts that make it open further files.
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,ogg,flv,asf"
-PICTURE_ERRORS = (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError)
+# What Pillow raises on damaged files, besides its own errors.
+PICTURE_ERRORS = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    LookupError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 
 class VideoError(ValueError):
@@ -73,7 +83,9 @@ def read_video(path: str | Path, *, max_frames: int | None = None) -> Video:
 def _read_ffmpeg(path: Path, max_frames: int | None) -> Video:
     try:
         # "file:" keeps ffmpeg from taking a colon in the name for a protocol.
-        with av.open(f"file:{path}", options={"format_whitelist": CONTAINERS}) as container:
+        # Titles in old files are often not UTF-8; they must not keep the pictures from being read.
+        options = {"format_whitelist": CONTAINERS}
+        with av.open(f"file:{path}", options=options, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise VideoError(f"{path}: holds no video stream")
             stream = container.streams.video[0]
@@ -196,7 +208,8 @@ def _write_ffmpeg(path: Path, frames: np.ndarray, fps: float) -> None:
     height, width = frames.shape[1:3]
     # 4:2:0 stores colour for blocks of 2x2 pixels.
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    codec, options, container_options = "libx264", {"crf": "16"}, {"movflags": "+faststart"}
+    # mbtree off: with it, x264 gives small pictures other bytes from run to run.
+    codec, options, container_options = "libx264", {"crf": "16", "mbtree": "1"}, {"movflags": "+faststart"}
     if path.suffix.lower() == ".webm":
         codec, options, container_options = "libvpx-vp9", {"crf": "20", "b": "0"}, {}
     with av.open(f"file:{path}", "w", options=container_options) as container:

@@ -1,11 +1,12 @@
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_frames
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -14,9 +15,11 @@ from contentmotion.data.clips import ClipDataset, StepSampler, collate, resize_a
 from contentmotion.data.formats import ClipFolder, ClipRecord, read_clip_folder
 from contentmotion.video_io import read_video, write_video
 
+MakeFrames = Callable[..., np.ndarray]
 
-def make_dataset(root: Path, **changes: int | bool) -> ClipDataset:
-    options = {"num_frames": 4, "height": 16, "width": 16} | changes
+
+def make_dataset(root: Path, **changes: Any) -> ClipDataset:
+    options: dict[str, Any] = {"num_frames": 4, "height": 16, "width": 16} | changes
     return ClipDataset(read_clip_folder(root), **options)
 
 
@@ -182,7 +185,7 @@ def test_bad_arguments(clip_folder: Path) -> None:
             dataset[index]
 
 
-def test_frame_folders_are_clips(tmp_path: Path) -> None:
+def test_frame_folders_are_clips(tmp_path: Path, make_frames: MakeFrames) -> None:
     (tmp_path / "walk/one").mkdir(parents=True)
     for k, frame in enumerate(make_frames(5, 16, 16)):
         Image.fromarray(frame).save(tmp_path / f"walk/one/{k:04d}.png")
@@ -270,7 +273,7 @@ def test_emoji_clip(shared_data: Path) -> None:
     assert item["caption"] == folder.records[0].captions[0]
 
 
-def test_written_gifs_are_clips(tmp_path: Path) -> None:
+def test_written_gifs_are_clips(tmp_path: Path, make_frames: MakeFrames) -> None:
     (tmp_path / "jump").mkdir()
     write_video(tmp_path / "jump/a.gif", make_frames(6, 16, 16), 8)
     item = make_dataset(tmp_path)[(0, 0)]

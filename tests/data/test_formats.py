@@ -44,7 +44,7 @@ def test_column_names(tmp_path: Path, file_column: str, caption_column: str) -> 
 
 
 def test_text_encoding(tmp_path: Path) -> None:
-    """Spreadsheets write a byte-order mark; captions may have any letters; latin-1 is refused, not garbled."""
+    """Spreadsheets write a byte-order mark; captions have any letters; latin-1 is refused, not garbled."""
     touch(tmp_path, "a.mp4")
     (tmp_path / "metadata.csv").write_text("file,caption\na.mp4,größer\n", encoding="utf-8-sig")
     assert read_clip_folder(tmp_path).records[0].captions == ("größer",)
@@ -118,7 +118,7 @@ def test_malformed_jsonl_lines(tmp_path: Path) -> None:
     touch(tmp_path, "a.mp4")
     lines = [
         '{"file": "a.mp4", "caption": "fine"}',
-        '{"file": "a.mp4", "caption": ',
+        '{"file": "a.mp4", "caption": }',
         "[1, 2]",
         '{"caption": "no file"}',
         '{"file": "a.mp4"}',
@@ -130,7 +130,7 @@ def test_malformed_jsonl_lines(tmp_path: Path) -> None:
     folder = read_clip_folder(tmp_path)
     assert len(folder.records) == 1
     assert [problem.split(":")[0] for problem in folder.problems] == [f"line {n}" for n in range(2, 9)]
-    assert folder.problems[0] == "line 2: not JSON: Expecting value at column 31"
+    assert folder.problems[0] == "line 2: not JSON: Expecting value at column 30"
 
 
 @pytest.mark.parametrize(

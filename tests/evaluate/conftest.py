@@ -6,15 +6,10 @@ import pytest
 
 from contentmotion.evaluate.i3d import InceptionI3d, load_i3d
 
-SHARED = Path(__file__).resolve().parents[2] / "../shared/data"
-
 
 @pytest.fixture(scope="session")
-def i3d_folder() -> Path:
-    folder = SHARED / "i3d-kinetics400"
-    if not folder.is_dir():
-        pytest.skip("no ../shared/data/i3d-kinetics400 (the I3D weights)")
-    return folder
+def i3d_folder(shared_data: Path) -> Path:
+    return shared_data / "i3d-kinetics400"
 
 
 @pytest.fixture(scope="session")

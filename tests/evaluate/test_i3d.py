@@ -58,11 +58,9 @@ def test_reference_features_give_the_published_distance(i3d_folder: Path) -> Non
 def test_a_real_clip_gets_its_class(i3d: InceptionI3d, i3d_folder: Path) -> None:
     video = i3d_folder.parent / "real-clips/videos/ucf101_ApplyEyeMakeup.avi"
     frames = read_video(video, max_frames=32).frames
-    h, w = frames.shape[1:3]
-    frames = frames[:, :, (w - h) // 2 : (w + h) // 2]
     classes = (i3d_folder / "label_map.txt").read_text().splitlines()
-    top = i3d_features(i3d, frames[None])[0].topk(3).indices
-    assert "filling eyebrows" in [classes[i] for i in top]
+    best = i3d_features(i3d, frames[None]).argmax()
+    assert classes[best] == "filling eyebrows"  # Kinetics' nearest class to UCF-101's "apply eye makeup"
 
 
 def test_folding_changes_nothing(i3d_folder: Path, i3d: InceptionI3d) -> None:

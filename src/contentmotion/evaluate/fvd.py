@@ -87,6 +87,6 @@ def frechet_distance(a: FrechetStatistics, b: FrechetStatistics) -> float:
 def _factor(cov: Tensor) -> Tensor:
     """F with F F^T = cov, (d, rank)."""
     values, vectors = torch.linalg.eigh(cov)
-    # Eigenvalues of the rounding error's size are zeros of a rank-deficient matrix; their roots are not small.
+    # Eigenvalues of rounding error's size are zeros of a rank-deficient matrix; their roots are not small.
     kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps
     return vectors[:, kept] * values[kept].sqrt()

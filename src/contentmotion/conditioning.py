@@ -1,0 +1,82 @@
+"""Prompts -> embeddings, the null prompt, prompt dropout: shared by pipelines, training and distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+NULL_PROMPT = ""
+
+
+def encode_prompts(
+    tokenizer: Any, text_encoder: Any, prompts: Sequence[str]
+) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b p"]]:
+    """Text features of prompts: per token for cross-attention, and pooled for adaLN (CMD section 3.2).
+
+    Args:
+        tokenizer: CLIP tokenizer; longer prompts are cut to its ``model_max_length``.
+        text_encoder: CLIP text model (with or without projection).
+        prompts: One prompt per item.
+
+    Returns:
+        Last hidden states as Stable Diffusion takes them, and the end-of-text feature.
+    """
+    tokens = tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    encoded = text_encoder(tokens.input_ids.to(text_encoder.device))
+    pooled = encoded.text_embeds if "text_embeds" in encoded else encoded.pooler_output
+    return encoded.last_hidden_state, pooled
+
+
+def pooled_text_dim(text_encoder: Any) -> int:
+    """Width of the pooled feature that ``encode_prompts`` gives."""
+    projected = "WithProjection" in type(text_encoder).__name__
+    return text_encoder.config.projection_dim if projected else text_encoder.config.hidden_size
+
+
+def drop_prompts(prompts: Sequence[str], dropped: Bool[Tensor, " b"]) -> list[str]:
+    """Prompts with the dropped ones replaced by the null prompt (classifier-free guidance's training)."""
+    return [NULL_PROMPT if drop else prompt for prompt, drop in zip(prompts, dropped.tolist(), strict=True)]
+
+
+def make_text_encoder(
+    captions: Iterable[str], *, vocab_size: int, hidden_size: int, num_layers: int, max_length: int = 32
+) -> tuple[Any, Any]:
+    """A small CLIP tokenizer and text encoder from scratch, in the layout of a Stable Diffusion folder.
+
+    Args:
+        captions: The vocabulary is learned from these (byte-pair encoding, lower case).
+        vocab_size: Its greatest size.
+        hidden_size: Width of the encoder; a multiple of 32, the size of its heads.
+        num_layers: Depth of the encoder.
+        max_length: Tokens per prompt.
+
+    Returns:
+        Tokenizer and text encoder (untrained; initialised from torch's global generator).
+    """
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    tokenizer = CLIPTokenizer().train_new_from_iterator([list(captions)], vocab_size=vocab_size)
+    tokenizer.model_max_length = max_length
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=4 * hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=hidden_size // 32,
+        max_position_embeddings=max_length,
+        projection_dim=hidden_size,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return tokenizer, CLIPTextModel(config).to(torch.float32)

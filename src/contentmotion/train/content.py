@@ -1,0 +1,153 @@
+"""Command ``train-content``: an image diffusion model learns to draw content frames (CMD section 3.2, Eq. 7)."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoModel,
+    DDIMScheduler,
+    DiTTransformer2DModel,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.models.modeling_utils import ModelMixin
+
+from contentmotion.conditioning import make_text_encoder
+from contentmotion.config import TrainContentConfig
+from contentmotion.data.cache import LatentCache
+from contentmotion.denoisers import ContentDenoiser
+from contentmotion.loading import load_vae, require_checkpoints, resolve_name
+from contentmotion.pipeline import ContentMotionPipeline
+from contentmotion.run_dir import prepare_output_dir
+from contentmotion.saving import replacing_folder
+from contentmotion.train.denoiser import make_scheduler, train_denoiser
+from contentmotion.train.previews import write_previews
+
+
+def train_content(config: TrainContentConfig) -> None:
+    """Fine-tunes a Stable Diffusion UNet, or trains a model from scratch; ``output_dir/content`` is the result.
+
+    Raises:
+        ValueError: Something needed is missing or does not fit.
+    """
+    require_checkpoints(
+        pretrained_model_name_or_path=config.pretrained_model_name_or_path,
+        vae=config.vae,
+        autoencoder=config.autoencoder,
+    )
+    run_dir = prepare_output_dir(config.output_dir, "train-content", config)
+    cache = LatentCache(config.cache_dir)
+    torch.manual_seed(config.seed)
+    if config.pretrained_model_name_or_path:
+        parts = load_content_parts(config.pretrained_model_name_or_path)
+    else:
+        parts = make_content_parts(config, cache)
+    _check_fit(parts["unet"], cache)
+    pipe = ContentMotionPipeline(**parts, autoencoder=None, motion_transformer=None, motion_scheduler=None)
+    denoiser = ContentDenoiser(parts["unet"], parts["text_encoder"], parts["tokenizer"])
+    train_text = config.train_text_encoder or not config.pretrained_model_name_or_path
+    if parts["text_encoder"] is not None:
+        parts["text_encoder"].requires_grad_(train_text)
+    if config.gradient_checkpointing:
+        parts["unet"].enable_gradient_checkpointing()
+
+    def preview(step: int) -> None:
+        write_previews(pipe, cache, config, run_dir / f"preview-{step:06d}.png")
+
+    train_denoiser(config, denoiser, lambda batch: batch["content"], parts["scheduler"], preview)
+    with replacing_folder(Path(config.output_dir) / "content") as folder:
+        _as_image_pipeline(parts, pipe).save_pretrained(folder)
+
+
+def load_content_parts(name_or_path: str) -> dict[str, Any]:
+    """The parts of a Stable Diffusion folder that the content stage uses; DDIM with the folder's own schedule.
+
+    Raises:
+        ValueError: A part is missing.
+    """
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    path = resolve_name(name_or_path)
+    try:
+        return {
+            "vae": load_vae(name_or_path),
+            "text_encoder": CLIPTextModel.from_pretrained(path, subfolder="text_encoder"),
+            "tokenizer": CLIPTokenizer.from_pretrained(path, subfolder="tokenizer"),
+            "unet": AutoModel.from_pretrained(path, subfolder="unet"),
+            "scheduler": DDIMScheduler.from_pretrained(path, subfolder="scheduler"),
+        }
+    except OSError as error:
+        raise ValueError(f"{name_or_path} is not a Stable Diffusion folder: {str(error).splitlines()[0]}") from error
+
+
+def make_content_parts(config: TrainContentConfig, cache: LatentCache) -> dict[str, Any]:
+    """Untrained parts of the sizes that the config and the cache ask for."""
+    vae = load_vae(config.vae) if config.vae else None
+    channels, height, width = cache[0]["content"].shape
+    parts: dict[str, Any] = {"vae": vae, "text_encoder": None, "tokenizer": None}
+    if config.architecture == "dit":
+        unet: ModelMixin = DiTTransformer2DModel(
+            in_channels=channels,
+            out_channels=channels * (2 if config.learn_sigma else 1),
+            sample_size=height,
+            patch_size=config.patch_size,
+            num_layers=config.depth,
+            num_attention_heads=config.num_heads,
+            attention_head_dim=config.hidden_size // config.num_heads,
+            num_embeds_ada_norm=_num_classes(cache),
+        )
+        # Dropping labels is the loss's business here, with the run's own generator.
+        for module in unet.modules():
+            if hasattr(module, "dropout_prob"):
+                module.dropout_prob = 0.0
+        return parts | {"unet": unet, "scheduler": make_scheduler("linear", config.prediction_type)}
+    captions = chain.from_iterable(text["captions"] for text in cache.texts)
+    parts["tokenizer"], parts["text_encoder"] = make_text_encoder(
+        captions,
+        vocab_size=config.vocab_size,
+        hidden_size=config.text_hidden_size,
+        num_layers=config.text_num_layers,
+    )
+    levels = len(config.block_out_channels)
+    unet = UNet2DConditionModel(
+        sample_size=(height, width) if height != width else height,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=tuple(config.block_out_channels),
+        # Attention everywhere but at the finest resolution, where it costs most.
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * (levels - 1),
+        up_block_types=("CrossAttnUpBlock2D",) * (levels - 1) + ("UpBlock2D",),
+        layers_per_block=config.layers_per_block,
+        attention_head_dim=config.attention_head_dim,
+        cross_attention_dim=config.text_hidden_size,
+    )
+    return parts | {"unet": unet, "scheduler": make_scheduler("scaled_linear", config.prediction_type)}
+
+
+def _num_classes(cache: LatentCache) -> int:
+    names = cache.manifest["class_names"]
+    if not names:
+        raise ValueError(f"the clips of {cache.cache_dir} have no class labels: a class-conditional DiT needs them")
+    return len(names)
+
+
+def _check_fit(unet: ModelMixin, cache: LatentCache) -> None:
+    channels = cache[0]["content"].shape[0]
+    if unet.config.in_channels != channels:
+        raise ValueError(
+            f"the content model takes {unet.config.in_channels} channels, but the content frames in "
+            f"{cache.cache_dir} have {channels}: were they encoded with this model's VAE?"
+        )
+
+
+def _as_image_pipeline(parts: dict[str, Any], pipe: ContentMotionPipeline) -> Any:
+    """A stock Stable Diffusion pipeline where the parts make one, else ours without its motion half."""
+    if parts["vae"] is None or parts["text_encoder"] is None:
+        return pipe
+    return StableDiffusionPipeline(
+        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )

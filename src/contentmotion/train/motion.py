@@ -1,0 +1,89 @@
+"""Command ``train-motion``: a DiT learns to move a content frame (CMD section 3.2, Eq. 8)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler
+
+from contentmotion.conditioning import pooled_text_dim
+from contentmotion.config import TrainMotionConfig
+from contentmotion.data.cache import LatentCache
+from contentmotion.denoisers import MotionDenoiser
+from contentmotion.loading import load_autoencoder, require_checkpoints
+from contentmotion.models.motion_dit import MotionDiT
+from contentmotion.pipeline import ContentMotionPipeline
+from contentmotion.run_dir import prepare_output_dir
+from contentmotion.saving import replacing_folder
+from contentmotion.train.content import load_content_parts
+from contentmotion.train.denoiser import make_scheduler, train_denoiser
+from contentmotion.train.loop import Batch
+from contentmotion.train.previews import write_previews
+
+
+def train_motion(config: TrainMotionConfig) -> None:
+    """Trains the motion model; ``output_dir/motion_transformer`` is the result, with its scheduler beside it.
+
+    Raises:
+        ValueError: Something needed is missing or does not fit.
+    """
+    require_checkpoints(
+        pretrained_model_name_or_path=config.pretrained_model_name_or_path, autoencoder=config.autoencoder
+    )
+    if config.autoencoder is None:
+        raise ValueError("train-motion needs --autoencoder: its config holds the motion's mean and deviation")
+    run_dir = prepare_output_dir(config.output_dir, "train-motion", config)
+    cache = LatentCache(config.cache_dir)
+    autoencoder = load_autoencoder(config.autoencoder).requires_grad_(False)
+    name = config.pretrained_model_name_or_path
+    content = load_content_parts(name) if name else dict.fromkeys(("vae", "text_encoder", "tokenizer", "unet", "scheduler"))
+    if content["text_encoder"] is not None:
+        content["text_encoder"].requires_grad_(False)
+    transformer = make_motion_transformer(config, cache, content["text_encoder"])
+    scheduler = make_scheduler("linear", config.prediction_type)
+    if config.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    denoiser = MotionDenoiser(
+        transformer, content["text_encoder"], content["tokenizer"], content_noise=config.content_noise
+    )
+    pipe = ContentMotionPipeline(
+        **content, autoencoder=autoencoder, motion_transformer=transformer, motion_scheduler=scheduler
+    )
+
+    def clean_sample(batch: Batch) -> torch.Tensor:
+        return autoencoder.standardize_motion(batch["motion"])
+
+    def preview(step: int) -> None:
+        autoencoder.to(transformer.device)
+        write_previews(pipe, cache, config, run_dir / f"preview-{step:06d}.png")
+
+    train_denoiser(config, denoiser, clean_sample, scheduler, preview)
+    save_motion(transformer, scheduler, Path(config.output_dir) / "motion_transformer")
+
+
+def make_motion_transformer(config: TrainMotionConfig, cache: LatentCache, text_encoder: object | None) -> MotionDiT:
+    """The network that the config, the cache's shapes and the condition at hand call for."""
+    names = cache.manifest["class_names"]
+    if text_encoder is None and not names:
+        raise ValueError("give --pretrained_model_name_or_path (a text encoder), or a cache of labelled clips")
+    torch.manual_seed(config.seed)
+    return MotionDiT(
+        motion_channels=cache[0]["motion"].shape[0],
+        content_channels=cache[0]["content"].shape[0],
+        hidden_size=config.hidden_size,
+        depth=config.depth,
+        num_heads=config.num_heads,
+        patch_size=config.patch_size,
+        content_patch_size=config.content_patch_size,
+        num_classes=None if text_encoder is not None else len(names),
+        text_dim=pooled_text_dim(text_encoder) if text_encoder is not None else None,
+        learn_sigma=config.learn_sigma,
+    )
+
+
+def save_motion(transformer: MotionDiT, scheduler: DDIMScheduler, path: Path) -> None:
+    """Motion model with ``scheduler_config.json`` beside its weights (``loading.load_motion`` reads it)."""
+    with replacing_folder(path) as folder:
+        transformer.save_pretrained(folder)
+        scheduler.save_pretrained(folder)
