@@ -390,7 +390,7 @@ class TrainContentConfig(TrainDenoiserConfig):
         architecture: Of a model trained from scratch: "unet" (text) or "dit" (classes).
         block_out_channels: UNet from scratch: channels per resolution.
         layers_per_block: UNet from scratch: residual blocks per resolution.
-        attention_head_dim: UNet from scratch: channels per attention head.
+        num_attention_heads: UNet from scratch: attention heads.
         text_hidden_size: Text encoder from scratch: width.
         text_num_layers: Text encoder from scratch: depth.
         vocab_size: Text encoder from scratch: size of the vocabulary, learned from the captions.
@@ -404,12 +404,12 @@ class TrainContentConfig(TrainDenoiserConfig):
 
     vae: str | None = None
     architecture: Literal["unet", "dit"] = "unet"
-    block_out_channels: tuple[int, ...] = (96, 160, 224)
+    block_out_channels: tuple[int, ...] = (96, 128, 128)
     layers_per_block: int = 1
-    attention_head_dim: int = 32
+    num_attention_heads: int = 4
     text_hidden_size: int = 128
     text_num_layers: int = 2
-    vocab_size: int = 2048
+    vocab_size: int = 1024
     train_text_encoder: bool = False
     hidden_size: int = 1152
     depth: int = 28

@@ -87,9 +87,10 @@ class Unit3d(nn.Module):
         if isinstance(self.bn, nn.Identity):
             return
         bn, conv = self.bn.double(), self.conv3d
-        scale = bn.weight / (bn.running_var + bn.eps).sqrt()
+        mean, variance = bn.get_buffer("running_mean"), bn.get_buffer("running_var")
+        scale = bn.weight / (variance + bn.eps).sqrt()
         conv.weight = nn.Parameter((conv.weight.double() * scale.view(-1, 1, 1, 1, 1)).float())
-        conv.bias = nn.Parameter((bn.bias - bn.running_mean * scale).float())
+        conv.bias = nn.Parameter((bn.bias - mean * scale).float())
         self.bn = nn.Identity()
 
 

@@ -190,6 +190,7 @@ class Renderer:
                 generator=[clip_generator(self.config.seed, i) for i in indices],
                 output_type="pt",
             ).frames  # (b, t, 3, h, w) in [0, 1]
+        assert isinstance(videos, Tensor)  # output_type="pt" of a pipeline with a motion model
         return (videos.float() * 255).round().to("cpu", torch.uint8)
 
     def _label(self, index: int) -> int:

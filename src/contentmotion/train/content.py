@@ -122,7 +122,7 @@ def make_content_parts(config: TrainContentConfig, cache: LatentCache) -> dict[s
         down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * (levels - 1),
         up_block_types=("CrossAttnUpBlock2D",) * (levels - 1) + ("UpBlock2D",),
         layers_per_block=config.layers_per_block,
-        attention_head_dim=config.attention_head_dim,
+        attention_head_dim=config.num_attention_heads,  # diffusers calls the number of heads so
         cross_attention_dim=config.text_hidden_size,
     )
     return parts | {"unet": unet, "scheduler": make_scheduler("scaled_linear", config.prediction_type)}
