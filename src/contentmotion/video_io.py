@@ -211,11 +211,8 @@ def _write_ffmpeg(path: Path, frames: np.ndarray, fps: float) -> None:
     # mbtree off: with it, x264 gives small pictures other bytes from run to run.
     codec, options, container_options = "libx264", {"crf": "16", "mbtree": "0"}, {"movflags": "+faststart"}
     if path.suffix.lower() == ".webm":
-        codec, options, container_options = (
-            "libvpx-vp9",
-            {"crf": "20", "b": "0"},
-            {"fflags": "+bitexact"},
-        )  # else random ids
+        # bitexact: without it, each file gets a random id.
+        codec, options, container_options = "libvpx-vp9", {"crf": "20", "b": "0"}, {"fflags": "+bitexact"}
     with av.open(f"file:{path}", "w", options=container_options) as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
         assert isinstance(stream, av.VideoStream)

@@ -196,7 +196,7 @@ def _write_sheet(path: Path, parts: list[Part], clips: Clips, stores: dict[str, 
 
 
 def _print(scores: dict[str, Any], parts: list[Part], output: Path) -> None:
-    table = Table("", "clips", "FVD", "PSNR", "nearest\nin I3D", "nearest\nin pixels")
+    table = Table("", "clips", "FVD", "PSNR", "nearest\n(I3D)", "nearest\n(pixels)")
     table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"

@@ -1,0 +1,194 @@
+"""The recipes: YAML files are understood, the papers' hold the papers' numbers, the scripts' flags exist."""
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from contentmotion.arguments import parse_config
+from contentmotion.cli import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+PAPER_RECIPES = ("ucf101", "webvid-sd15", "webvid-sd21")
+# Settings without a default, which the command line gives.
+REQUIRED = {
+    "train_data_dir": "clips",
+    "cache_dir": "cache",
+    "autoencoder": "parts/autoencoder",
+    "output_dir": "out",
+}
+
+SD15, SD21 = "stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-2-1-base"
+DIT_L2 = {"hidden_size": 1024, "depth": 24, "num_heads": 16, "patch_size": 2}
+DIT_XL2 = {"hidden_size": 1152, "depth": 28, "num_heads": 16, "patch_size": 2}
+# CMD Table 5 and B.3; "batch" is the product of batch size and accumulation.
+AUTOENCODER = {
+    "num_frames": 16,
+    "patch_size": 2,
+    "hidden_size": 384,
+    "depth": 12,
+    "num_heads": 8,
+    "head_dim": 64,
+    "motion_channels": 8,
+    "content_mode": "softmax",
+    "residual_decoding": False,
+    "learning_rate": 1e-5,
+    "adam_beta1": 0.5,
+    "adam_beta2": 0.9,
+    "adam_weight_decay": 0.0,
+    "batch": 24,
+}
+# CMD B.3 and the EMA column of Tables 6 and 7.
+DIFFUSION = {
+    "learning_rate": 1e-4,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "adam_weight_decay": 0.0,
+    "ema_decay": 0.999,
+    "batch": 256,
+    "conditioning_dropout_prob": 0.1,
+}
+DIT_OBJECTIVE = {"learn_sigma": True, "prediction_type": "epsilon"}
+PAPER: dict[str, dict[str, Any]] = {
+    "ucf101/autoencoder": AUTOENCODER | {"vae": None, "height": 64, "width": 64},
+    "ucf101/encode": {"vae": None, "num_frames": 16, "height": 64, "width": 64},
+    "ucf101/content": DIFFUSION
+    | DIT_XL2
+    | DIT_OBJECTIVE
+    | {"architecture": "dit", "vae": None, "pretrained_model_name_or_path": None},
+    "ucf101/motion": DIFFUSION
+    | DIT_L2
+    | DIT_OBJECTIVE
+    | {"content_patch_size": 4, "pretrained_model_name_or_path": None},
+    "webvid-sd15/autoencoder": AUTOENCODER | {"vae": SD15, "height": 512, "width": 512},
+    "webvid-sd15/encode": {"vae": SD15, "num_frames": 16, "height": 512, "width": 512},
+    "webvid-sd15/content": DIFFUSION | {"pretrained_model_name_or_path": SD15, "prediction_type": None},
+    "webvid-sd15/motion": DIFFUSION
+    | DIT_XL2
+    | DIT_OBJECTIVE
+    | {"content_patch_size": 4, "pretrained_model_name_or_path": SD15},
+    "webvid-sd21/autoencoder": AUTOENCODER | {"vae": SD21, "height": 512, "width": 1024},
+    "webvid-sd21/encode": {"vae": SD21, "num_frames": 16, "height": 512, "width": 1024},
+    "webvid-sd21/content": DIFFUSION | {"pretrained_model_name_or_path": SD21, "prediction_type": None},
+    "webvid-sd21/motion": DIFFUSION
+    | DIT_XL2
+    | DIT_OBJECTIVE
+    | {"content_patch_size": 8, "pretrained_model_name_or_path": SD21},
+}
+
+
+def name_of(path: Path) -> str:
+    """`configs/ucf101/motion.yaml` -> "ucf101/motion"."""
+    return path.relative_to(ROOT / "configs").with_suffix("").as_posix()
+
+
+def command_of(path: Path) -> str:
+    """The command that a recipe's file is for: `motion.yaml` -> "train-motion", `encode.yaml` -> "encode"."""
+    return path.stem if path.stem in COMMANDS else f"train-{path.stem}"
+
+
+def load(path: Path) -> Any:
+    """A recipe's file through the command line's own parser."""
+    command = command_of(path)
+    config_class = COMMANDS[command].config_class
+    given = yaml.safe_load(path.read_text()) or {}
+    missing = [
+        field.name
+        for field in dataclasses.fields(config_class)
+        if field.default is dataclasses.MISSING and field.name not in given
+    ]
+    words = [word for name in missing for word in (f"--{name}", REQUIRED.get(name, "x"))]
+    return parse_config(command, config_class, COMMANDS[command].positional, ["--config", str(path), *words])
+
+
+def test_no_recipe_is_missing() -> None:
+    names = {name_of(path) for path in FILES}
+    assert set(PAPER) <= names
+    assert {f"tiny/{stage}" for stage in ("vae", "autoencoder", "encode", "content", "motion")} <= names
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_file_is_understood_and_applied(path: Path) -> None:
+    config = load(path)
+    for key, value in (yaml.safe_load(path.read_text()) or {}).items():
+        applied = getattr(config, key)
+        assert (list(applied) if isinstance(applied, tuple) else applied) == value, key
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_paper_recipe_holds_the_papers_numbers(name: str) -> None:
+    config = load(ROOT / "configs" / f"{name}.yaml")
+    values = dataclasses.asdict(config)
+    if "train_batch_size" in values:
+        values["batch"] = config.train_batch_size * config.gradient_accumulation_steps
+    expected = PAPER[name]
+    assert {key: values[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name in (*PAPER_RECIPES, "tiny")], ids=name_of)
+def test_file_holds_only_what_differs_from_the_defaults(path: Path) -> None:
+    fields = {f.name: f.default for f in dataclasses.fields(COMMANDS[command_of(path)].config_class)}
+    given = yaml.safe_load(path.read_text())
+    assert [key for key, value in given.items() if value == fields[key]] == []
+
+
+@pytest.mark.parametrize("recipe", PAPER_RECIPES)
+def test_cache_is_encoded_as_the_autoencoder_was_trained(recipe: str) -> None:
+    autoencoder = load(ROOT / f"configs/{recipe}/autoencoder.yaml")
+    encode = load(ROOT / f"configs/{recipe}/encode.yaml")
+    for name in ("vae", "num_frames", "height", "width", "frame_stride"):
+        assert getattr(encode, name) == getattr(autoencoder, name), name
+
+
+# A `contentmotion` that reads a command line as the real one does, notes the command, and stops there.
+PARSE_ONLY = """
+import sys
+from contentmotion.arguments import parse_config
+from contentmotion.cli import COMMANDS
+name = sys.argv[1]
+parse_config(name, COMMANDS[name].config_class, COMMANDS[name].positional, sys.argv[2:])
+with open({log!r}, "a") as log:
+    log.write(name + "\\n")
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "recipe"), [("ucf101", "ucf101"), ("webvid", "webvid-sd15"), ("webvid", "webvid-sd21")]
+)
+def test_script_calls_every_stage_with_flags_that_exist(tmp_path: Path, script: str, recipe: str) -> None:
+    log, parser, command = (tmp_path / name for name in ("log", "parse.py", "contentmotion"))
+    parser.write_text(PARSE_ONLY.format(log=str(log)))
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{parser}" "$@"\n')
+    command.chmod(0o755)
+    variables = {
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT / "src"),
+        "DATA": str(tmp_path),
+        "RECIPE": recipe,
+        "OUT": str(tmp_path / "out"),
+    }
+    done = subprocess.run(
+        ["bash", str(ROOT / "runs" / f"{script}.sh")],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    stages = "train-autoencoder encode train-content train-motion export evaluate generate"
+    assert log.read_text().split() == stages.split()
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "runs").glob("*.sh")), ids=lambda path: path.name)
+def test_script_names_configs_that_are_there(script: Path) -> None:
+    text = script.read_text()
+    assert "set -euo pipefail" in text
+    for name in re.findall(r"configs/[\w/-]+\.yaml", text):
+        assert (ROOT / name).is_file(), name
