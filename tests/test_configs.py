@@ -1,8 +1,9 @@
-"""The recipes: YAML files are understood, the papers' hold the papers' numbers, the scripts' flags exist."""
+"""Recipes are understood, the papers' hold the papers' numbers; flags in scripts and README exist."""
 
 import dataclasses
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,14 @@ REQUIRED = {
     "autoencoder": "parts/autoencoder",
     "output_dir": "out",
 }
+
+# Every `contentmotion COMMAND ...` of the README's shell blocks, as words.
+README_COMMANDS = [
+    shlex.split(line)[1:]
+    for block in re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.startswith("contentmotion ")
+]
 
 SD15, SD21 = "stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-2-1-base"
 DIT_L2 = {"hidden_size": 1024, "depth": 24, "num_heads": 16, "patch_size": 2}
@@ -192,3 +201,9 @@ def test_script_names_configs_that_are_there(script: Path) -> None:
     assert "set -euo pipefail" in text
     for name in re.findall(r"configs/[\w/-]+\.yaml", text):
         assert (ROOT / name).is_file(), name
+
+
+@pytest.mark.parametrize("words", README_COMMANDS, ids=lambda words: words[0])
+def test_readme_command_is_understood(words: list[str]) -> None:
+    command = COMMANDS[words[0]]
+    parse_config(words[0], command.config_class, command.positional, words[1:])

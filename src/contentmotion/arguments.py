@@ -56,7 +56,7 @@ class FieldType:
     def allowed(self) -> str:
         """What may be given, in words."""
         item = f"one of {', '.join(self.choices)}" if self.choices else ALLOWED[self.item]
-        return f"a list, each item {item}" if self.is_list else item
+        return f"a list (words separated by spaces), each {item}" if self.is_list else item
 
     @property
     def metavar(self) -> str:
@@ -174,11 +174,14 @@ def as_text(words: list[str], field: FieldType) -> str:
         return words[0]
     if len(words) == 1 and words[0].startswith("["):  # already a list, as in the YAML file
         try:
-            return json.dumps(json.loads(words[0]))
+            return json.dumps(json.loads(words[0]), ensure_ascii=False)
         except ValueError:
             pass
-    quote = json.dumps if field.item is str or field.choices else str
-    return f"[{', '.join(quote(word) for word in words)}]"
+    if field.choices:
+        words = [choice for word in words for choice in word.split(",")]
+    if field.item is str or field.choices:
+        return json.dumps(words, ensure_ascii=False)
+    return f"[{', '.join(words)}]"
 
 
 class _Yaml12Loader(yaml.SafeLoader):
@@ -212,7 +215,9 @@ def read_config_file(file: str, config_class: type) -> dict[str, Given]:
     except UnicodeDecodeError as error:
         raise UsageError(f"--config {file}: not a text file") from error
     except yaml.YAMLError as error:
-        raise UsageError(f"--config {file}: not valid YAML: {' '.join(str(error).split())}") from error
+        where = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise UsageError(f"--config {file}{where}: not valid YAML: {problem}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -255,7 +260,7 @@ def explain(message: str, config_class: type, given: dict[str, Given]) -> str:
     if key is None or key[1] not in given:
         return " ".join(message.split())
     value = given[key[1]]
-    return f"{value.source}: expected {field_types(config_class)[key[1]].allowed}, got {value.text}"
+    return f"{value.source}: expected {field_types(config_class)[key[1]].allowed}, got {value.text or 'nothing'}"
 
 
 def config_fields(config_class: type) -> list[tuple[str, dataclasses.Field]]:
@@ -286,6 +291,7 @@ def build_parser(command: str, config_class: type, positional: str | None) -> js
         usage=f"contentmotion {command}{words} [--config FILE.yaml] [--name value ...]",
         description=describe(config_class),
         formatter_class=_HelpFormatter,
+        parser_mode="json",
         exit_on_error=False,
         allow_abbrev=False,
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,6 +12,7 @@ import torch
 from diffusers import AutoModel, DDIMScheduler
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from contentmotion.config import SHIPPED_MODEL
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
@@ -66,22 +69,22 @@ def load_vae(name_or_path: str) -> ModelMixin:
     return _load(PatchVAE if own else AutoModel, path, subfolder, "an image VAE").requires_grad_(False)
 
 
-def load_autoencoder(name_or_path: str) -> ContentMotionAutoencoder:
+def load_autoencoder(name_or_path: str, dtype: torch.dtype | None = None) -> ContentMotionAutoencoder:
     """ContentMotionAutoencoder of its own folder, of a training run, or of a pipeline folder.
 
     Raises:
         ValueError: There is none.
     """
-    return _load_part(ContentMotionAutoencoder, name_or_path, "autoencoder")
+    return _load_part(ContentMotionAutoencoder, name_or_path, "autoencoder", dtype)
 
 
-def load_motion(name_or_path: str) -> tuple[MotionDiT, DDIMScheduler]:
+def load_motion(name_or_path: str, dtype: torch.dtype | None = None) -> tuple[MotionDiT, DDIMScheduler]:
     """Motion model and its noise schedule, of the folder that ``train-motion`` wrote or of a pipeline folder.
 
     Raises:
         ValueError: There is none.
     """
-    motion = _load_part(MotionDiT, name_or_path, "motion_transformer")
+    motion = _load_part(MotionDiT, name_or_path, "motion_transformer", dtype)
     root = Path(resolve_name(name_or_path))
     for folder in (root, root / "motion_transformer", root / "motion_scheduler"):
         if (folder / "scheduler_config.json").exists():
@@ -113,27 +116,25 @@ def load_pipeline(
     )
     parts: dict[str, Any] = {}
     if autoencoder:
-        parts["autoencoder"] = load_autoencoder(autoencoder)
+        parts["autoencoder"] = load_autoencoder(autoencoder, dtype)
     if motion_transformer:
-        parts["motion_transformer"], parts["motion_scheduler"] = load_motion(motion_transformer)
+        parts["motion_transformer"], parts["motion_scheduler"] = load_motion(motion_transformer, dtype)
     path = resolve_name(name_or_path)
     index = Path(path) / "model_index.json"
     if Path(path).is_dir() and not index.exists():
         raise ValueError(f"{name_or_path} is not a pipeline folder: it has no model_index.json")
-    verbosity = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()  # Stable Diffusion folders hold parts that a video has no use for
     try:
-        pipe = ContentMotionPipeline.from_pretrained(path, torch_dtype=dtype or torch.float32, **parts)
+        with quiet():  # Stable Diffusion folders hold parts that a video has no use for: no word about each
+            pipe = ContentMotionPipeline.from_pretrained(path, dtype=dtype or torch.float32, **parts)
     except Exception as error:  # torch, safetensors, json and the hub each raise their own
         raise ValueError(f"cannot load {name_or_path}: {_first_line(error)}") from error
-    finally:
-        diffusers_logging.set_verbosity(verbosity)
-    for part in parts.values():
-        if isinstance(part, torch.nn.Module):
-            part.to(dtype or torch.float32)
-    absent = [n for n in ("autoencoder", "motion_transformer", "motion_scheduler") if getattr(pipe, n) is None]
+    absent = [
+        n for n in ("autoencoder", "motion_transformer", "motion_scheduler") if getattr(pipe, n) is None
+    ]
     if absent:
-        raise ValueError(f"{name_or_path} has no {' and no '.join(absent)}: give --autoencoder and --motion_transformer")
+        raise ValueError(
+            f"{name_or_path} has no {' and no '.join(absent)}: give --autoencoder and --motion_transformer"
+        )
     pipe.check_parts()
     return pipe
 
@@ -142,18 +143,36 @@ def _class_name(config: Path) -> str | None:
     return json.loads(config.read_text()).get("_class_name") if config.exists() else None
 
 
-def _load_part(cls: type[Model], name_or_path: str, part: str) -> Model:
+def _load_part(cls: type[Model], name_or_path: str, part: str, dtype: torch.dtype | None) -> Model:
     path = resolve_name(name_or_path)
     subfolder = part if (Path(path) / part / "config.json").exists() else None
-    return _load(cls, path, subfolder, f"a {cls.__name__}")
+    return _load(cls, path, subfolder, f"a {cls.__name__}", dtype)
 
 
-def _load(cls: Any, path: str, subfolder: str | None, what: str) -> Any:
+def _load(cls: Any, path: str, subfolder: str | None, what: str, dtype: torch.dtype | None = None) -> Any:
     try:
-        model = cls.from_pretrained(path, subfolder=subfolder)
+        with quiet():
+            model = cls.from_pretrained(path, subfolder=subfolder, dtype=dtype or torch.float32)
     except Exception as error:  # torch, safetensors, json and the hub each raise their own
-        raise ValueError(f"no {what.split(' ', 1)[1]} in {path}: {_first_line(error)}") from error
+        raise ValueError(f"cannot load {what} from {path}: {_first_line(error)}") from error
     return model.eval()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences what diffusers and transformers print while loading; errors still come as exceptions."""
+    libraries = (diffusers_logging, transformers_logging)
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, (verbosity, bars) in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)
+            if bars:
+                library.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Output folders, and where and how precisely networks run."""
+"""What every run needs: an output folder, a device, a precision, seeded noise."""
 
 from __future__ import annotations
 
@@ -81,3 +81,12 @@ def resolve_dtype(mixed_precision: str, device: torch.device) -> torch.dtype | N
             fast = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         return torch.bfloat16 if fast else None
     return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
+
+
+def seeded_generator(seed: int, index: int) -> torch.Generator:
+    """The noise of one video: a function of (seed, index), so the same whatever batch or device the video is in."""
+    import numpy as np
+    import torch
+
+    state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))

@@ -9,7 +9,14 @@ from safetensors import safe_open
 from contentmotion.models.autoencoder import ContentMotionAutoencoder, TimeSformerBlock
 from contentmotion.models.layers import Attention
 
-SIZES = {"in_channels": 3, "hidden_size": 16, "depth": 2, "num_heads": 2, "head_dim": 12, "motion_channels": 5}
+SIZES = {
+    "in_channels": 3,
+    "hidden_size": 16,
+    "depth": 2,
+    "num_heads": 2,
+    "head_dim": 12,
+    "motion_channels": 5,
+}
 
 
 def make_autoencoder(**kwargs: object) -> ContentMotionAutoencoder:

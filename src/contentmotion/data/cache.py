@@ -21,9 +21,8 @@ from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
 from contentmotion.config import EncodeConfig
-from contentmotion.data.clips import ClipDataset
+from contentmotion.data.clips import ClipDataset, open_clips
 from contentmotion.data.clips import collate as collate_clips
-from contentmotion.data.formats import read_clip_folder
 from contentmotion.image_vae import encode_frames, to_float
 from contentmotion.loading import load_autoencoder, load_vae
 from contentmotion.run_dir import prepare_output_dir, resolve_device, resolve_dtype
@@ -42,14 +41,7 @@ def encode(config: EncodeConfig) -> None:
     autoencoder = load_autoencoder(config.autoencoder).to(device)
     vae = load_vae(config.vae).to(device) if config.vae else None
     cache_dir = prepare_output_dir(config.output_dir, "encode", config)
-    folder = read_clip_folder(config.train_data_dir, split=config.split)
-    clips = ClipDataset(
-        folder,
-        num_frames=config.num_frames,
-        height=config.height,
-        width=config.width,
-        frame_stride=config.frame_stride,
-    )
+    clips = open_clips(config)
     manifest = {
         "autoencoder": hash_weights(autoencoder),
         "vae": hash_weights(vae) if vae is not None else None,
@@ -57,7 +49,7 @@ def encode(config: EncodeConfig) -> None:
         "items": len(clips) * config.num_clips_per_video,
         "clips_per_shard": config.clips_per_shard,
         "seed": config.seed,
-        "class_names": folder.class_names,
+        "class_names": clips.folder.class_names,
     }
     _write_manifest(cache_dir, json.loads(json.dumps(manifest)))
     dtype = resolve_dtype(config.mixed_precision, device)

@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import Dataset, Sampler
 
-from contentmotion.data.formats import ClipFolder
+from contentmotion.config import ClipConfig
+from contentmotion.data.formats import ClipFolder, read_clip_folder
 from contentmotion.video_io import read_video
 
 
@@ -131,6 +132,31 @@ class ClipDataset(Dataset):
         if self.cache_in_memory:
             video = self._cache[index] = resize_and_crop(video, self.height, self.width)
         return video
+
+
+def open_clips(config: ClipConfig, *, num_frames: int | None = None, cache_in_memory: bool = False) -> ClipDataset:
+    """The clips that a command's settings name; what is wrong with the folder's list is printed, line by line.
+
+    Args:
+        config: Folder, split and sizes.
+        num_frames: Frames per clip, when not the config's.
+        cache_in_memory: See `ClipDataset`.
+
+    Raises:
+        ValueError: Nothing in the folder is usable.
+        OSError: No such folder.
+    """
+    folder = read_clip_folder(config.train_data_dir, split=config.split)
+    for problem in folder.problems:
+        print(f"{config.train_data_dir}: {problem}", file=sys.stderr)
+    return ClipDataset(
+        folder,
+        num_frames=num_frames or config.num_frames,
+        height=config.height,
+        width=config.width,
+        frame_stride=config.frame_stride,
+        cache_in_memory=cache_in_memory,
+    )
 
 
 def resize_and_crop(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:

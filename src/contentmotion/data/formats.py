@@ -69,7 +69,7 @@ def read_clip_folder(root: str | Path, *, split: str | None = None) -> ClipFolde
 
     Args:
         root: The folder (layouts: see the module's docstring).
-        split: Keep only the rows of this split; None keeps all.
+        split: Keep only the rows of this split, where the metadata names splits; None keeps all.
 
     Raises:
         NotADirectoryError: `root` is no folder.
@@ -80,8 +80,6 @@ def read_clip_folder(root: str | Path, *, split: str | None = None) -> ClipFolde
         raise NotADirectoryError(f"{root}: no such folder")
     metadata = next((root / name for name in METADATA_NAMES if (root / name).is_file()), None)
     if metadata is None:
-        if split is not None:
-            raise ValueError(f"{root}: split {split!r} asked for, but only a metadata file can name splits")
         return _read_class_folders(root)
     return _read_metadata(root, metadata, split)
 
@@ -105,12 +103,12 @@ def _read_metadata(root: Path, metadata: Path, split: str | None) -> ClipFolder:
     class_names = _sorted_classes(labels) if labels else None
     index = {name: i for i, name in enumerate(class_names or ())}
     splits = sorted({row.split for _, row in rows if row.split is not None})
-    if split is not None and split not in splits and rows:
-        raise ValueError(f"{metadata}: no split {split!r} (there are: {', '.join(splits) or 'none'})")
+    if splits and split is not None and split not in splits:
+        raise ValueError(f"{metadata}: no split {split!r} (there are: {', '.join(splits)})")
 
     records = []
     for where, row in rows:
-        if split is not None and row.split != split:
+        if splits and split is not None and row.split != split:
             continue
         path = root / row.file
         if not path.exists():

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from contentmotion.config import TrainAutoencoderConfig
-from contentmotion.data.clips import ClipDataset, collate
-from contentmotion.data.formats import read_clip_folder
+from contentmotion.data.clips import ClipDataset, collate, open_clips
 from contentmotion.image_vae import (
     decode_frames,
     encode_frames,
@@ -42,15 +41,7 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
     vae = load_vae(config.vae).to(resolve_device("auto")) if config.vae else None
     model = make_autoencoder(config, vae)
     run_dir = prepare_output_dir(config.output_dir, "train-autoencoder", config)
-    folder = read_clip_folder(config.train_data_dir, split=config.split)
-    clips = ClipDataset(
-        folder,
-        num_frames=config.num_frames,
-        height=config.height,
-        width=config.width,
-        frame_stride=config.frame_stride,
-        cache_in_memory=config.cache_latents,
-    )
+    clips = open_clips(config, cache_in_memory=config.cache_latents)
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     dataset: Dataset = CachedLatents(clips, vae) if config.cache_latents else clips
@@ -67,7 +58,14 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
         names = [kind for _ in range(len(frames)) for kind in ("original", "reconstruction")]
         write_contact_sheet(run_dir / f"preview-{step:06d}.png", list(videos), names)
 
-    fit(model, loss, dataset, config, collate=collate_latents if config.cache_latents else collate, preview=preview)
+    fit(
+        model,
+        loss,
+        dataset,
+        config,
+        collate=collate_latents if config.cache_latents else collate,
+        preview=preview,
+    )
     save_model(model, Path(config.output_dir) / "autoencoder")
 
 

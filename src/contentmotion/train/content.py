@@ -20,7 +20,7 @@ from contentmotion.conditioning import make_text_encoder
 from contentmotion.config import TrainContentConfig
 from contentmotion.data.cache import LatentCache
 from contentmotion.denoisers import ContentDenoiser
-from contentmotion.loading import load_vae, require_checkpoints, resolve_name
+from contentmotion.loading import load_vae, quiet, require_checkpoints, resolve_name
 from contentmotion.pipeline import ContentMotionPipeline
 from contentmotion.run_dir import prepare_output_dir
 from contentmotion.saving import replacing_folder
@@ -73,15 +73,18 @@ def load_content_parts(name_or_path: str) -> dict[str, Any]:
 
     path = resolve_name(name_or_path)
     try:
-        return {
-            "vae": load_vae(name_or_path),
-            "text_encoder": CLIPTextModel.from_pretrained(path, subfolder="text_encoder"),
-            "tokenizer": CLIPTokenizer.from_pretrained(path, subfolder="tokenizer"),
-            "unet": AutoModel.from_pretrained(path, subfolder="unet"),
-            "scheduler": DDIMScheduler.from_pretrained(path, subfolder="scheduler"),
-        }
+        with quiet():
+            return {
+                "vae": load_vae(name_or_path),
+                "text_encoder": CLIPTextModel.from_pretrained(path, subfolder="text_encoder"),
+                "tokenizer": CLIPTokenizer.from_pretrained(path, subfolder="tokenizer"),
+                "unet": AutoModel.from_pretrained(path, subfolder="unet"),
+                "scheduler": DDIMScheduler.from_pretrained(path, subfolder="scheduler"),
+            }
     except OSError as error:
-        raise ValueError(f"{name_or_path} is not a Stable Diffusion folder: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"{name_or_path} is not a Stable Diffusion folder: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def make_content_parts(config: TrainContentConfig, cache: LatentCache) -> dict[str, Any]:
@@ -131,7 +134,9 @@ def make_content_parts(config: TrainContentConfig, cache: LatentCache) -> dict[s
 def _num_classes(cache: LatentCache) -> int:
     names = cache.manifest["class_names"]
     if not names:
-        raise ValueError(f"the clips of {cache.cache_dir} have no class labels: a class-conditional DiT needs them")
+        raise ValueError(
+            f"the clips of {cache.cache_dir} have no class labels: a class-conditional DiT needs them"
+        )
     return len(names)
 
 

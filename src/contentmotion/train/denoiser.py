@@ -68,6 +68,7 @@ def make_scheduler(beta_schedule: str, prediction_type: str | None) -> DDIMSched
         clip_sample=False,
         rescale_betas_zero_snr=prediction_type != "epsilon",
         timestep_spacing="trailing",
+        steps_offset=1,  # what diffusers asks of Stable Diffusion folders; "trailing" does not use it
     )
 
 

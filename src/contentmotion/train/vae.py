@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contentmotion.config import TrainVAEConfig
-from contentmotion.data.clips import ClipDataset, collate
-from contentmotion.data.formats import read_clip_folder
+from contentmotion.data.clips import collate, open_clips
 from contentmotion.image_vae import to_float, to_uint8
 from contentmotion.models.patch_vae import PatchVAE
 from contentmotion.run_dir import prepare_output_dir
@@ -29,10 +28,11 @@ def train_vae(config: TrainVAEConfig) -> None:
     """
     stride = 2**config.num_downsamples
     if config.height % stride or config.width % stride:
-        raise ValueError(f"height and width must be multiples of {stride}, got {config.height}x{config.width}")
+        raise ValueError(
+            f"height and width must be multiples of {stride}, got {config.height}x{config.width}"
+        )
     run_dir = prepare_output_dir(config.output_dir, "train-vae", config)
-    folder = read_clip_folder(config.train_data_dir, split=config.split)
-    frames = ClipDataset(folder, num_frames=1, height=config.height, width=config.width, cache_in_memory=True)
+    frames = open_clips(config, num_frames=1, cache_in_memory=True)
     torch.manual_seed(config.seed)
     vae = PatchVAE(
         latent_channels=config.latent_channels,
@@ -49,14 +49,16 @@ def train_vae(config: TrainVAEConfig) -> None:
         images = torch.stack([frames[i]["frames"] for i in range(min(8, len(frames)))])  # (n, 1, 3, h, w)
         decoded = vae(to_float(images[:, 0]).to(vae.device))[:, None]
         pairs = torch.cat([images, to_uint8(decoded).cpu()], dim=1).permute(0, 1, 3, 4, 2).numpy()
-        captions = [record.captions[0] if record.captions else "" for record in folder.records[: len(pairs)]]
+        captions = [record.captions[0] if record.captions else "" for record in frames.folder.records[: len(pairs)]]
         write_contact_sheet(run_dir / f"preview-{step:06d}.png", list(pairs), captions, num_columns=2)
 
     fit(vae, loss, frames, config, collate=collate, preview=preview)
     save_model(vae, Path(config.output_dir) / "vae")
 
 
-def vae_loss(vae: nn.Module, images: Tensor, latent_noise: float, generator: torch.Generator) -> dict[str, Tensor]:
+def vae_loss(
+    vae: nn.Module, images: Tensor, latent_noise: float, generator: torch.Generator
+) -> dict[str, Tensor]:
     """Squared error of decoded images, from latents with a little noise so that the decoder forgives a generator.
 
     Args:

