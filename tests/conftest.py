@@ -99,8 +99,8 @@ def tiny_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     motion_transformer = MotionDiT(
         motion_channels=4, content_channels=3, hidden_size=32, depth=1, num_heads=2, text_dim=32
     )
-    for module in (autoencoder, motion_transformer):  # layers that start at zero would hide what comes before them
-        for parameter in module.parameters():
+    for module in (autoencoder, motion_transformer):
+        for parameter in module.parameters():  # layers that start at zero would hide what comes before them
             torch.nn.init.normal_(parameter, std=0.1)
     scheduler = {"beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
     folder = tmp_path_factory.mktemp("tiny") / "pipeline"

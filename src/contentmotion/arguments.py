@@ -67,9 +67,9 @@ class FieldType:
 
 @dataclass(frozen=True)
 class Given:
-    """A value as text that jsonargparse reads, and who gave it ("--seed", "train.yaml: seed")."""
+    """A value as text that jsonargparse reads (None: null), and who gave it ("--seed", "train.yaml: seed")."""
 
-    text: str
+    text: str | None
     source: str
 
 
@@ -110,13 +110,13 @@ def parse_config(command: str, config_class: type, positional: str | None, words
     given |= flags
     require_given(command, config_class, positional, given)
     try:
-        values = parser.parse_args([f"--{name}={value.text}" for name, value in given.items()])
+        texts = {name: value.text for name, value in given.items() if value.text is not None}
+        values = parser.parse_args([f"--{name}={text}" for name, text in texts.items()])
     except argparse.ArgumentError as error:
         raise UsageError(explain(str(error), config_class, given)) from None
-    fields = field_types(config_class)
-    nulls = [name for name, value in given.items() if value.text == "null" and fields[name].optional]
+    nulls = dict.fromkeys(given.keys() - texts.keys())
     try:
-        return config_class(**{name: values[name] for name in fields} | dict.fromkeys(nulls))
+        return config_class(**{name: values[name] for name in field_types(config_class)} | nulls)
     except ValueError as error:  # a config's own checks
         raise UsageError(str(error)) from error
 
@@ -154,7 +154,11 @@ def read_words(
             values.setdefault(name, []).extend(found)
         else:
             values[name] = found
-    return {n: Given(as_text(v, fields[n]), f"--{n}") for n, v in values.items()}, config_files
+    given = {}
+    for name, found in values.items():
+        is_null = fields[name].optional and not fields[name].is_list and found == ["null"]
+        given[name] = Given(None if is_null else as_text(found, fields[name]), f"--{name}")
+    return given, config_files
 
 
 def take_values(rest: list[str], field: FieldType | None) -> list[str]:
@@ -232,7 +236,7 @@ def read_config_file(file: str, config_class: type) -> dict[str, Given]:
         if isinstance(value, str):
             text = as_text([value], fields[name])
         else:
-            text = json.dumps(value, default=str, ensure_ascii=False)
+            text = None if value is None else json.dumps(value, default=str, ensure_ascii=False)
         given[name] = Given(text, f"{file}: {name}")
     return given
 
@@ -259,8 +263,8 @@ def explain(message: str, config_class: type, given: dict[str, Given]) -> str:
     key = re.match(r'Parser key "(\w+)"', message)
     if key is None or key[1] not in given:
         return " ".join(message.split())
-    value = given[key[1]]
-    return f"{value.source}: expected {field_types(config_class)[key[1]].allowed}, got {value.text or 'nothing'}"
+    allowed, value = field_types(config_class)[key[1]].allowed, given[key[1]]
+    return f"{value.source}: expected {allowed}, got {value.text or 'nothing'}"
 
 
 def config_fields(config_class: type) -> list[tuple[str, dataclasses.Field]]:

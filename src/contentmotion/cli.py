@@ -88,11 +88,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         words.remove("--debug")
         debug = True
     try:
-        status = run(words)
+        try:
+            status = run(words)
+        except SystemExit as stop:  # argparse's way to end after --help
+            status = int(stop.code or 0)
         sys.stdout.flush()
         return status
-    except SystemExit as stop:  # argparse's way to end after --help
-        return int(stop.code or 0)
     except KeyboardInterrupt:
         print("contentmotion: interrupted", file=sys.stderr)
         return 130

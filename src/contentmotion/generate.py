@@ -21,7 +21,7 @@ MAX_SLUG = 48  # characters of the prompt in a file's name
 
 
 def generate(config: GenerateConfig) -> None:
-    """Writes ``NUMBER-prompt-seedN.mp4`` (and the other formats) per video, and ``sheet.png``; prints their paths.
+    """Writes ``NUMBER-prompt-seedN.mp4`` (and other formats) per video, and ``sheet.png``; prints the paths.
 
     Video k of a run is drawn from (seed, k) alone: ``batch_size`` changes the speed, not the videos.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ def resolve_name(name_or_path: str) -> str:
         ValueError: A path that does not exist.
     """
     if name_or_path == SHIPPED_MODEL and not Path(name_or_path).exists():
-        return str(ASSETS / SHIPPED_MODEL)
+        name_or_path = str(ASSETS / SHIPPED_MODEL)
     is_hub_id = name_or_path.count("/") == 1 and not name_or_path.startswith((".", "/", "~"))
     if not Path(name_or_path).exists() and not is_hub_id:
         raise ValueError(f"no such checkpoint: {name_or_path}")
@@ -125,9 +126,11 @@ def load_pipeline(
         raise ValueError(f"{name_or_path} is not a pipeline folder: it has no model_index.json")
     try:
         with quiet():  # Stable Diffusion folders hold parts that a video has no use for: no word about each
-            pipe = ContentMotionPipeline.from_pretrained(path, dtype=dtype or torch.float32, **parts)
+            pipe = ContentMotionPipeline.from_pretrained(
+                path, dtype=dtype or torch.float32, use_safetensors=True, **parts
+            )
     except Exception as error:  # torch, safetensors, json and the hub each raise their own
-        raise ValueError(f"cannot load {name_or_path}: {_first_line(error)}") from error
+        raise ValueError(_explain(name_or_path, path, error)) from error
     absent = [
         n for n in ("autoencoder", "motion_transformer", "motion_scheduler") if getattr(pipe, n) is None
     ]
@@ -152,9 +155,11 @@ def _load_part(cls: type[Model], name_or_path: str, part: str, dtype: torch.dtyp
 def _load(cls: Any, path: str, subfolder: str | None, what: str, dtype: torch.dtype | None = None) -> Any:
     try:
         with quiet():
-            model = cls.from_pretrained(path, subfolder=subfolder, dtype=dtype or torch.float32)
+            model = cls.from_pretrained(
+                path, subfolder=subfolder, dtype=dtype or torch.float32, use_safetensors=True
+            )
     except Exception as error:  # torch, safetensors, json and the hub each raise their own
-        raise ValueError(f"cannot load {what} from {path}: {_first_line(error)}") from error
+        raise ValueError(_explain(f"{what} from {path}", path, error)) from error
     return model.eval()
 
 
@@ -164,7 +169,7 @@ def quiet() -> Iterator[None]:
     libraries = (diffusers_logging, transformers_logging)
     before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     for library in libraries:
-        library.set_verbosity_error()
+        library.set_verbosity(library.CRITICAL)
         library.disable_progress_bar()
     try:
         yield
@@ -175,5 +180,17 @@ def quiet() -> Iterator[None]:
                 library.enable_progress_bar()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _explain(what: str, path: str, error: Exception) -> str:
+    """One line about why a checkpoint did not load."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if not Path(path).exists():
+        return f"no such checkpoint: {path} (no folder of that name, and the hub did not give it: {reason})"
+    shapes = re.search(r"(\S+) expected shape (.*?), but got (.*?)\. If you", reason)
+    if shapes:
+        name, wanted, found = (text.removeprefix("torch.Size").strip("()") for text in shapes.groups())
+        reason = f"the weights are of another shape than config.json says: {name} is {found}, not {wanted}"
+    elif "ignore_mismatched_sizes" in reason:
+        reason = "the weights are of another shape than config.json says"
+    elif "Unable to load weights" in reason or type(error).__name__ == "SafetensorError":
+        reason = f"damaged file: {reason}"
+    return f"cannot load {what}: {reason}"

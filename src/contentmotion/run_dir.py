@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+
+from contentmotion.saving import replacing_file
 
 if TYPE_CHECKING:
     import torch
@@ -36,14 +37,10 @@ def prepare_output_dir(path: str | Path, command: str, config: Any) -> Path:
 def write_config(path: Path, command: str, config: Any) -> None:
     """Writes a command's settings as the YAML file that its ``--config`` reads, atomically."""
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
-    text = f"# Repeat this run: contentmotion {command} --config {path}\n"
+    text = f"# To repeat the run: contentmotion {command} --config {path.name}\n"
     text += yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -84,7 +81,7 @@ def resolve_dtype(mixed_precision: str, device: torch.device) -> torch.dtype | N
 
 
 def seeded_generator(seed: int, index: int) -> torch.Generator:
-    """The noise of one video: a function of (seed, index), so the same whatever batch or device the video is in."""
+    """The noise of one video: a function of (seed, index), the same whatever batch the video is in."""
     import numpy as np
     import torch
 

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,8 +17,20 @@ class SavePretrained(Protocol):
 
 
 @contextmanager
+def replacing_file(path: str | Path) -> Iterator[Path]:
+    """Gives a path beside ``path`` to write to; puts the file in ``path``'s place if nothing went wrong."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
 def replacing_folder(path: str | Path) -> Iterator[Path]:
-    """Gives a new folder beside ``path`` to write into, and puts it in ``path``'s place if nothing went wrong."""
+    """Gives a new folder beside ``path`` to write into; puts it in ``path``'s place if nothing went wrong."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

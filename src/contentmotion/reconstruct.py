@@ -1,0 +1,214 @@
+"""Command ``reconstruct``: a real video through the autoencoder, and a picture of what becomes of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from contentmotion.config import SHIPPED_MODEL, ReconstructConfig
+from contentmotion.data.clips import resize_and_crop
+from contentmotion.evaluate.reconstruction import psnr
+from contentmotion.image_vae import (
+    decode_frames,
+    encode_frames,
+    to_float,
+    to_uint8,
+    vae_latent_channels,
+    vae_scale_factor,
+)
+from contentmotion.loading import load_autoencoder, load_vae, require_checkpoints, resolve_name
+from contentmotion.models.autoencoder import ContentMotionAutoencoder
+from contentmotion.run_dir import prepare_output_dir, resolve_device
+from contentmotion.saving import replacing_file
+from contentmotion.video_io import read_video, write_video
+
+ERROR_GAIN = 4
+MAX_PSNR = 100.0  # of equal clips, whose PSNR is infinite
+MAX_COLUMNS = 8
+MARGIN = 10
+
+
+def reconstruct(config: ReconstructConfig) -> None:
+    """Writes ``sheet.png``, ``reconstruction.mp4`` and ``reconstruction.json`` for the middle of a video.
+
+    Raises:
+        ValueError: Not a readable video, too short, or a size that does not fit the autoencoder.
+        OSError: A file is missing, or the output folder is not writable.
+    """
+    device = resolve_device(config.device)
+    require_checkpoints(
+        pretrained_model_name_or_path=config.pretrained_model_name_or_path, autoencoder=config.autoencoder
+    )
+    video = read_video(config.video)
+    output_dir = prepare_output_dir(config.output_dir, "reconstruct", config)
+    vae, autoencoder = load_parts(config.pretrained_model_name_or_path, config.autoencoder)
+    autoencoder.to(device)
+    if vae is not None:
+        vae.to(device)
+
+    trained, factor = autoencoder.config, vae_scale_factor(vae)
+    height = config.height or trained.sample_height * factor
+    width = config.width or trained.sample_width * factor
+    require_sizes(height, width, factor * trained.patch_size)
+    num_frames = config.num_frames or trained.num_frames
+    original = cut_clip(config.video, video.frames, num_frames, config.frame_stride, height, width)
+
+    with torch.no_grad():
+        encoded = autoencoder.encode(encode_frames(vae, to_float(original)[None].to(device)))
+        x = autoencoder.decode(encoded.content, encoded.motion_latent)
+        decoded = to_uint8(decode_frames(vae, x))[0].cpu()  # (t, 3, h, w)
+        content = to_uint8(decode_frames(vae, encoded.content[:, None]))[0, 0].cpu()  # (3, h, w)
+    scores = {
+        "video": config.video,
+        "psnr": psnr(decoded[None], original[None]).clamp(max=MAX_PSNR).item(),
+        "psnr_frozen": psnr(content.expand_as(original)[None], original[None]).clamp(max=MAX_PSNR).item(),
+        "psnr_per_frame": psnr(decoded, original).clamp(max=MAX_PSNR).tolist(),
+        "num_frames": num_frames,
+        "height": height,
+        "width": width,
+    }
+    with replacing_file(output_dir / "reconstruction.json") as partial:
+        partial.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    fps = video.fps / config.frame_stride
+    side_by_side = np.concatenate([_pixels(original), _pixels(decoded)], axis=2)
+    write_video(output_dir / "reconstruction.mp4", side_by_side, fps)
+    title = f"{Path(config.video).name}: PSNR {scores['psnr']:.1f} dB"
+    title += f" (every frame the content frame: {scores['psnr_frozen']:.1f} dB)"
+    maps = weight_maps(encoded.weights[0], height, width)
+    sheet = draw_sheet(title, _pixels(content[None])[0], _pixels(original), _pixels(decoded), maps)
+    with replacing_file(output_dir / "sheet.png") as partial:
+        sheet.save(partial, format="PNG")
+    print(title)
+    if config.pretrained_model_name_or_path == SHIPPED_MODEL and config.autoencoder is None:
+        print("The shipped model was trained on emoji only: it blurs camera videos.")
+    print(output_dir / "sheet.png", output_dir / "reconstruction.mp4", sep="\n")
+
+
+def load_parts(
+    name_or_path: str, autoencoder: str | None
+) -> tuple[ModelMixin | None, ContentMotionAutoencoder]:
+    """Image VAE (None: pixels) and autoencoder of a pipeline; nothing else of it is read.
+
+    Args:
+        name_or_path: Pipeline folder or hub id, or the folder of an image VAE.
+        autoencoder: Folder of another autoencoder.
+
+    Raises:
+        ValueError: A part is missing, or the two do not belong together.
+    """
+    own = load_autoencoder(autoencoder or name_or_path)
+    path = Path(resolve_name(name_or_path))
+    without_vae = (path / "model_index.json").exists() and not (path / "vae").exists()
+    vae = None if without_vae else load_vae(name_or_path)
+    channels = own.config.in_channels
+    if channels == 3 and vae_latent_channels(vae) != 3:  # of pixels, whatever the pipeline's VAE
+        return None, own
+    if channels != vae_latent_channels(vae):
+        raise ValueError(
+            f"the autoencoder takes frames of {channels} channels, "
+            f"those of {name_or_path} have {vae_latent_channels(vae)}"
+        )
+    return vae, own
+
+
+def require_sizes(height: int, width: int, multiple: int) -> None:
+    """Raises ``ValueError`` for a size that the patches (and the VAE's strides) do not divide."""
+    for name, size in (("height", height), ("width", width)):
+        if size % multiple:
+            raise ValueError(f"{name} must be a multiple of {multiple}, got {size}")
+
+
+def cut_clip(name: str, frames: np.ndarray, num_frames: int, stride: int, height: int, width: int) -> Tensor:
+    """The middle of a video, cropped and resized: uint8 (t, 3, height, width).
+
+    Raises:
+        ValueError: The video is too short.
+    """
+    span = (num_frames - 1) * stride + 1
+    if len(frames) < span:
+        raise ValueError(
+            f"{name}: {len(frames)} frames, but {span} are needed "
+            f"(num_frames {num_frames}, frame_stride {stride})"
+        )
+    start = (len(frames) - span) // 2
+    clip = torch.from_numpy(frames[start : start + span : stride].copy()).permute(0, 3, 1, 2)
+    return resize_and_crop(clip, height, width)
+
+
+def weight_maps(weights: Tensor, height: int, width: int) -> np.ndarray:
+    """How much of each frame went into the content frame, as grey pictures.
+
+    Args:
+        weights: Shares of the frames, (t, c, h, w), summing to 1 over t.
+        height: Pixels of the pictures.
+        width: Pixels of the pictures.
+
+    Returns:
+        uint8 (t, height, width, 3): the mean over channels, relative to the pixel's largest. White everywhere
+        means equal shares; one white frame among dark ones means that the pixel was taken from there.
+    """
+    share = weights.float().mean(dim=1).cpu().numpy()  # (t, h, w)
+    grey = np.round(255 * share / share.max(axis=0)).astype(np.uint8)
+    # Nearest neighbour, for an image VAE's latents are coarser than pixels.
+    rows = np.arange(height) * grey.shape[1] // height
+    columns = np.arange(width) * grey.shape[2] // width
+    return np.repeat(grey[:, rows][:, :, columns, None], 3, axis=3)
+
+
+def draw_sheet(
+    title: str, content: np.ndarray, original: np.ndarray, decoded: np.ndarray, weights: np.ndarray
+) -> Image.Image:
+    """The content frame large on the left; on the right rows of original, reconstruction, error and weights.
+
+    Args:
+        title: First line.
+        content: uint8 (h, w, 3).
+        original: uint8 (t, h, w, 3).
+        decoded: uint8, the same shape.
+        weights: uint8, the same shape.
+    """
+    error = np.abs(decoded.astype(np.int16) - original.astype(np.int16)) * ERROR_GAIN
+    rows = [
+        ("original", original),
+        ("reconstruction", decoded),
+        (f"absolute error x{ERROR_GAIN}", error.clip(0, 255).astype(np.uint8)),
+        ("weights of the content frame (white: the frame that counts most at that pixel)", weights),
+    ]
+    t, h, w = original.shape[:3]
+    scale = max(1, 128 // max(h, w))
+    picks = np.linspace(0, t - 1, min(MAX_COLUMNS, t)).round().astype(int)
+    cell_height, cell_width = h * scale, w * scale
+    font, line = ImageFont.load_default(size=16), 24
+    content_width = 2 * cell_width
+    left = 2 * MARGIN + content_width
+    text_width = max(int(font.getlength(text)) for text in (title, *(caption for caption, _ in rows)))
+    width = max(left + len(picks) * (cell_width + MARGIN), left + text_width + MARGIN)
+    height = line + MARGIN + len(rows) * (line + cell_height + MARGIN)
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, MARGIN // 2), title, fill="black", font=font)
+    top = line + MARGIN
+    draw.text((MARGIN, top), "content frame", fill="black", font=font)
+    large = Image.fromarray(content).resize((content_width, 2 * cell_height), Image.Resampling.BICUBIC)
+    sheet.paste(large, (MARGIN, top + line))
+    for caption, frames in rows:
+        draw.text((left, top), caption, fill="black", font=font)
+        for column, k in enumerate(picks):
+            cell = Image.fromarray(frames[k]).resize((cell_width, cell_height), Image.Resampling.NEAREST)
+            x = left + column * (cell_width + MARGIN)
+            sheet.paste(cell, (x, top + line))
+            box = (x - 1, top + line - 1, x + cell_width, top + line + cell_height)
+            draw.rectangle(box, outline="grey")
+        top += line + cell_height + MARGIN
+    return sheet
+
+
+def _pixels(frames: Tensor) -> np.ndarray:
+    """(t, 3, h, w) -> (t, h, w, 3)."""
+    return frames.permute(0, 2, 3, 1).numpy()
