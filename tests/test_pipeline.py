@@ -62,7 +62,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         num_frames=4, sample_height=8, sample_width=8, motion_mean=[0.0, 1, 2], motion_std=[1.0, 2, 1],
     )  # fmt: skip
     motion = MotionDiT(
-        motion_channels=3, content_channels=4, hidden_size=16, depth=1, num_heads=2, content_patch_size=2, text_dim=32
+        motion_channels=3,
+        content_channels=4,
+        hidden_size=16,
+        depth=1,
+        num_heads=2,
+        content_patch_size=2,
+        text_dim=32,
     )
     for model in (autoencoder, motion):
         for parameter in model.parameters():
@@ -197,7 +203,13 @@ def test_class_conditional_on_pixels() -> None:
         sample_height=16, sample_width=16, motion_mean=[0.0, 0.0], motion_std=[1.0, 1.0],
     )  # fmt: skip
     motion = MotionDiT(
-        motion_channels=2, content_channels=3, hidden_size=16, depth=1, num_heads=2, num_classes=3, learn_sigma=True
+        motion_channels=2,
+        content_channels=3,
+        hidden_size=16,
+        depth=1,
+        num_heads=2,
+        num_classes=3,
+        learn_sigma=True,
     )
     pipe = ContentMotionPipeline(
         unet=unet, scheduler=make_scheduler("linear", "epsilon"), autoencoder=autoencoder,

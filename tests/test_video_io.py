@@ -17,9 +17,7 @@ def mean_error(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
 @pytest.mark.parametrize("fps", [8, 10, 12.5])
-def test_round_trip_keeps_frames_and_speed(
-    tmp_path: Path, suffix: str, fps: float, make_frames: MakeFrames
-) -> None:
+def test_round_trip_keeps_frames_and_speed(tmp_path: Path, suffix: str, fps: float, make_frames: MakeFrames) -> None:
     frames = make_frames(8, 48, 64)
     path = tmp_path / f"clip{suffix}"
     write_video(path, frames, fps)

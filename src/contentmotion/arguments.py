@@ -67,7 +67,7 @@ class FieldType:
 
 @dataclass(frozen=True)
 class Given:
-    """A value as text that jsonargparse reads (None: null), and who gave it ("--seed", "train.yaml: seed")."""
+    """A value as text for jsonargparse (None: null), and who gave it ("--seed", "train.yaml: seed")."""
 
     text: str | None
     source: str

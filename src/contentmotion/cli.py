@@ -34,9 +34,7 @@ class Command:
 
 
 COMMANDS = {
-    "generate": Command(
-        config.GenerateConfig, "contentmotion.generate:generate", "videos from prompts", "prompt"
-    ),
+    "generate": Command(config.GenerateConfig, "contentmotion.generate:generate", "videos from prompts", "prompt"),
     "reconstruct": Command(
         config.ReconstructConfig,
         "contentmotion.reconstruct:reconstruct",
@@ -62,17 +60,13 @@ COMMANDS = {
         "contentmotion.train.motion:train_motion",
         "4. prompt and content frame -> motion latent",
     ),
-    "export": Command(
-        config.ExportConfig, "contentmotion.export:export", "5. the parts -> one pipeline folder"
-    ),
+    "export": Command(config.ExportConfig, "contentmotion.export:export", "5. the parts -> one pipeline folder"),
     "evaluate": Command(
         config.EvaluateConfig,
         "contentmotion.evaluate.run:evaluate",
         "FVD and PSNR of a checkpoint on real videos",
     ),
-    "info": Command(
-        config.InfoConfig, "contentmotion.info:info", "what a checkpoint or a cache holds", "checkpoint"
-    ),
+    "info": Command(config.InfoConfig, "contentmotion.info:info", "what a checkpoint or a cache holds", "checkpoint"),
 }
 
 

@@ -85,8 +85,6 @@ class MotionDenoiser(nn.Module):
         return self.transformer(noisy, timesteps, content, pooled_text=pooled)
 
 
-def drop_labels(
-    labels: Int[Tensor, " b"], dropped: Bool[Tensor, " b"], num_classes: int
-) -> Int[Tensor, " b"]:
+def drop_labels(labels: Int[Tensor, " b"], dropped: Bool[Tensor, " b"], num_classes: int) -> Int[Tensor, " b"]:
     """Class labels with the dropped ones replaced by the null class, ``num_classes``."""
     return torch.where(dropped.to(labels.device), num_classes, labels)

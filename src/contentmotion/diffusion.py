@@ -24,9 +24,7 @@ def add_noise(x0: Tensor, noise: Tensor, alpha_bar: Float[Tensor, " b"]) -> Tens
     return a.sqrt() * x0 + (1 - a).sqrt() * noise
 
 
-def training_target(
-    prediction_type: str, x0: Tensor, noise: Tensor, alpha_bar: Float[Tensor, " b"]
-) -> Tensor:
+def training_target(prediction_type: str, x0: Tensor, noise: Tensor, alpha_bar: Float[Tensor, " b"]) -> Tensor:
     """What a network of the given prediction type should output (v: Salimans & Ho 2022, appendix D).
 
     Raises:
@@ -94,9 +92,7 @@ def variational_bound(
     """
     alphas = alphas_cumprod.to(x0.device)
     alpha_bar = alphas[timesteps]
-    alpha_bar_prev = torch.where(
-        timesteps > 0, alphas[(timesteps - 1).clamp(min=0)], torch.ones_like(alpha_bar)
-    )
+    alpha_bar_prev = torch.where(timesteps > 0, alphas[(timesteps - 1).clamp(min=0)], torch.ones_like(alpha_bar))
     true_mean, true_variance = posterior(x0, noisy, alpha_bar, alpha_bar_prev)
     mean, _ = posterior(predicted_x0.detach(), noisy, alpha_bar, alpha_bar_prev)
     beta = expand_to(1 - alpha_bar / alpha_bar_prev, x0)

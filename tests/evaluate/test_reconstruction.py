@@ -18,9 +18,7 @@ def test_known_values() -> None:
 def test_both_ranges_agree() -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randint(0, 256, (2, 3, 2, 4, 4, 3), generator=generator, dtype=torch.uint8)
-    torch.testing.assert_close(
-        psnr(a, b), psnr(a.double() / 127.5 - 1, b.double() / 127.5 - 1), rtol=1e-12, atol=0
-    )
+    torch.testing.assert_close(psnr(a, b), psnr(a.double() / 127.5 - 1, b.double() / 127.5 - 1), rtol=1e-12, atol=0)
 
 
 def test_unlike_clips_are_refused() -> None:

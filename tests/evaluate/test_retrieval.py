@@ -9,9 +9,7 @@ def test_distances_of_features_and_of_videos() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 256, (300, 2, 3, 3, 3), np.uint8), rng.integers(0, 256, (5, 2, 3, 3, 3), np.uint8)
     expected = ((a[:, None].astype(float) - b[None]) ** 2).sum(axis=(2, 3, 4, 5))
-    torch.testing.assert_close(
-        squared_distances(a, b), torch.from_numpy(expected).float(), rtol=1e-5, atol=1e-2
-    )
+    torch.testing.assert_close(squared_distances(a, b), torch.from_numpy(expected).float(), rtol=1e-5, atol=1e-2)
     torch.testing.assert_close(squared_distances(b, a), squared_distances(a, b).T)
 
 

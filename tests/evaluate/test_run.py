@@ -31,9 +31,7 @@ def make_pipeline(vae: AutoencoderKL | None = None) -> ContentMotionPipeline:
     """A whole pipeline with random weights."""
     torch.manual_seed(0)
     factor, channels = (2, 4) if vae is not None else (1, 3)
-    tokenizer, text_encoder = make_text_encoder(
-        ["a square moves"], vocab_size=300, hidden_size=32, num_layers=1
-    )
+    tokenizer, text_encoder = make_text_encoder(["a square moves"], vocab_size=300, hidden_size=32, num_layers=1)
     unet = UNet2DConditionModel(
         sample_size=HEIGHT // factor,
         in_channels=channels,
@@ -107,9 +105,7 @@ def data(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def config(
-    checkpoint: Path, i3d_file: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> EvaluateConfig:
+def config(checkpoint: Path, i3d_file: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> EvaluateConfig:
     return EvaluateConfig(
         pretrained_model_name_or_path=str(checkpoint),
         data_dir=str(data),
@@ -143,9 +139,7 @@ def test_scores_are_what_the_functions_give(
     decoded = pipeline.decode(*pipeline.encode_video(x)).clamp(-1, 1)
     videos = ((decoded + 1) * 127.5).round().to(torch.uint8)
     model = load_i3d(i3d_file)
-    real, fake = (
-        FrechetStatistics(i3d_features(model, clip.permute(0, 1, 3, 4, 2))) for clip in (frames, videos)
-    )
+    real, fake = (FrechetStatistics(i3d_features(model, clip.permute(0, 1, 3, 4, 2))) for clip in (frames, videos))
     part = scores["parts"]["reconstruction"]
     assert part["n"] == 4
     assert part["fvd"] == pytest.approx(frechet_distance(real, fake), rel=1e-3)

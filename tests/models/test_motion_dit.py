@@ -54,12 +54,8 @@ def test_batch_equals_items_one_by_one() -> None:
     model = make_motion_dit(num_classes=3)
     z, t, c = torch.randn(3, 3, 4, 8), torch.tensor([1, 20, 300]), torch.randn(3, 4, 8, 8)
     labels = torch.tensor([0, 1, 3])
-    one_by_one = [
-        model(z[i : i + 1], t[i : i + 1], c[i : i + 1], class_labels=labels[i : i + 1]) for i in range(3)
-    ]
-    torch.testing.assert_close(
-        model(z, t, c, class_labels=labels), torch.cat(one_by_one), atol=1e-5, rtol=1e-4
-    )
+    one_by_one = [model(z[i : i + 1], t[i : i + 1], c[i : i + 1], class_labels=labels[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(model(z, t, c, class_labels=labels), torch.cat(one_by_one), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -118,9 +114,7 @@ def test_block_against_diffusers_dit() -> None:
     ours.modulation[1].load_state_dict(theirs.norm1.linear.state_dict())
     x, t, y = torch.randn(2, 6, 16), torch.tensor([3, 700]), torch.tensor([1, 4])
     condition = theirs.norm1.emb(t, y, hidden_dtype=x.dtype)
-    torch.testing.assert_close(
-        ours(x, condition), theirs(x, timestep=t, class_labels=y), atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(ours(x, condition), theirs(x, timestep=t, class_labels=y), atol=1e-5, rtol=1e-4)
 
 
 def test_against_the_original_dit(shared_data) -> None:

@@ -42,9 +42,7 @@ def run(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("run")
     data = {"train_data_dir": str(clip_folder), **CLIPS}
     train_vae(
-        TrainVAEConfig(
-            **data, **STEPS, output_dir=f"{root}/vae", latent_channels=4, hidden_channels=8, num_layers=1
-        )
+        TrainVAEConfig(**data, **STEPS, output_dir=f"{root}/vae", latent_channels=4, hidden_channels=8, num_layers=1)
     )
     train_autoencoder(
         TrainAutoencoderConfig(
@@ -79,9 +77,7 @@ def motion_config(root: Path, name: str, **kwargs: object) -> TrainMotionConfig:
 
 
 def test_from_videos_to_a_video(run: Path) -> None:
-    pipe = load_pipeline(
-        f"{run}/content/content", f"{run}/ae/autoencoder", f"{run}/motion/motion_transformer"
-    )
+    pipe = load_pipeline(f"{run}/content/content", f"{run}/ae/autoencoder", f"{run}/motion/motion_transformer")
     pipe.set_progress_bar_config(disable=True)
     assert pipe("a moving square", num_inference_steps=2, output_type="np").frames.shape == (1, 4, 16, 16, 3)
     for stage in ("vae", "ae", "content", "motion"):
@@ -121,9 +117,7 @@ def test_cache_of_another_autoencoder_is_refused(run: Path, clip_folder: Path, t
 
 def test_resume_is_exact(run: Path) -> None:
     train_motion(motion_config(run, "whole", max_train_steps=4, gradient_accumulation_steps=2))
-    half = motion_config(
-        run, "halves", max_train_steps=4, gradient_accumulation_steps=2, checkpoints_total_limit=9
-    )
+    half = motion_config(run, "halves", max_train_steps=4, gradient_accumulation_steps=2, checkpoints_total_limit=9)
     train_motion(half)
     out = Path(half.output_dir)
     final = load_file(out / "motion_transformer/diffusion_pytorch_model.safetensors")
@@ -185,7 +179,9 @@ def test_fine_tuning_keeps_parameters_and_text_encoder(run: Path) -> None:
 
 
 def test_loss_that_is_not_finite_stops_the_run(run: Path) -> None:
-    config = motion_config(run, "diverges", learning_rate=1e30, max_train_steps=9, max_grad_norm=1e30, validation_steps=0)
+    config = motion_config(
+        run, "diverges", learning_rate=1e30, max_train_steps=9, max_grad_norm=1e30, validation_steps=0
+    )
     with pytest.raises(ValueError, match=r"loss is (nan|inf) at step \d+ \(items \[.*last good checkpoint is"):
         train_motion(config)
     assert loop.latest_checkpoint(Path(config.output_dir)) is not None
@@ -203,9 +199,7 @@ def test_class_conditional_on_pixels(clip_folder: Path, tmp_path: Path) -> None:
     small = {"hidden_size": 16, "depth": 1, "num_heads": 2}
     train_content(TrainContentConfig(**shared, **small, output_dir=f"{tmp_path}/content", architecture="dit"))
     train_motion(
-        TrainMotionConfig(
-            **shared, **small, output_dir=f"{tmp_path}/motion", autoencoder=f"{tmp_path}/ae/autoencoder"
-        )
+        TrainMotionConfig(**shared, **small, output_dir=f"{tmp_path}/motion", autoencoder=f"{tmp_path}/ae/autoencoder")
     )
     pipe = load_pipeline(
         f"{tmp_path}/content/content", f"{tmp_path}/ae/autoencoder", f"{tmp_path}/motion/motion_transformer"

@@ -71,12 +71,8 @@ def encode(config: EncodeConfig) -> None:
             with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
                 x = encode_frames(vae, to_float(batch["frames"]).to(device))
                 encoded = autoencoder.encode(x)
-            tensors.append(
-                (encoded.content.float().cpu(), encoded.motion_latent.float().cpu(), batch["label"])
-            )
-            lines += [
-                {"path": p, "captions": c} for p, c in zip(batch["path"], batch["captions"], strict=True)
-            ]
+            tensors.append((encoded.content.float().cpu(), encoded.motion_latent.float().cpu(), batch["label"]))
+            lines += [{"path": p, "captions": c} for p, c in zip(batch["path"], batch["captions"], strict=True)]
         if tensors:
             _write_shard(path, tensors, lines)
     for line in sorted(skipped):
@@ -176,9 +172,7 @@ class LatentCache(Dataset):
         read = {name: self._shards[shard].get_slice(name)[row] for name in ("content", "motion")}
         label = int(self._shards[shard].get_slice("label")[row : row + 1])
         captions = self.texts[index]["captions"]
-        choice = (
-            0 if seed is None or not captions else int(np.random.default_rng(seed).integers(len(captions)))
-        )
+        choice = 0 if seed is None or not captions else int(np.random.default_rng(seed).integers(len(captions)))
         caption = captions[choice] if captions else ""
         return {**read, "label": label, "caption": caption, "captions": captions, "index": index}
 

@@ -198,9 +198,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         ValueError: Empty dataset, batch size not positive, negative seed or steps.
     """
 
-    def __init__(
-        self, num_items: int, batch_size: int, seed: int, start_step: int = 0, num_steps: int = 2**62
-    ) -> None:
+    def __init__(self, num_items: int, batch_size: int, seed: int, start_step: int = 0, num_steps: int = 2**62) -> None:
         if num_items < 1 or batch_size < 1:
             raise ValueError(f"num_items and batch_size must be positive, got {num_items} and {batch_size}")
         if seed < 0 or start_step < 0 or num_steps < 0:

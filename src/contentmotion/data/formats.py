@@ -144,9 +144,7 @@ def _parse_csv(path: Path) -> Iterator[tuple[str, _Row | str]]:
                 continue
             if columns is None:
                 if not {"file", "file_name"} & set(cells):
-                    raise ValueError(
-                        f"{path}: the first line must name the columns, one of them file or file_name"
-                    )
+                    raise ValueError(f"{path}: the first line must name the columns, one of them file or file_name")
                 columns = cells
             elif len(cells) > len(columns):
                 yield where, "more cells than columns (a caption with a comma needs quotes)"
@@ -195,9 +193,7 @@ def _read_class_folders(root: Path) -> ClipFolder:
         raise ValueError(
             f"{root}: no videos; expected metadata.csv, metadata.jsonl or one sub-folder of videos per class"
         )
-    records = [
-        ClipRecord(path, (), label, None) for label, videos in enumerate(classes.values()) for path in videos
-    ]
+    records = [ClipRecord(path, (), label, None) for label, videos in enumerate(classes.values()) for path in videos]
     return ClipFolder(root, records, tuple(classes), [])
 
 

@@ -33,9 +33,7 @@ class Clips:
         ValueError: The data set has splits, but not the one asked for.
     """
 
-    def __init__(
-        self, folder: ClipFolder, config: EvaluateConfig, num_frames: int, height: int, width: int
-    ) -> None:
+    def __init__(self, folder: ClipFolder, config: EvaluateConfig, num_frames: int, height: int, width: int) -> None:
         self.dataset = ClipDataset(folder, num_frames=num_frames, height=height, width=width)
         self.folder = folder
         self.caption_index = config.caption_index
@@ -47,9 +45,7 @@ class Clips:
             names = ", ".join(sorted({split for split in splits if split is not None}))
             raise ValueError(f"{folder.root}: no split {wanted!r} (there are: {names})")
         self.selected = [i for i, split in enumerate(splits) if wanted in (None, split)][: config.num_videos]
-        self.heldout = [
-            i for i, split in enumerate(splits) if split == "heldout" and wanted not in (None, split)
-        ]
+        self.heldout = [i for i, split in enumerate(splits) if split == "heldout" and wanted not in (None, split)]
 
     def caption(self, index: int) -> str:
         """The caption to generate from: the last where a clip has fewer, the class name where it has none."""

@@ -54,9 +54,9 @@ def evaluate(config: EvaluateConfig) -> None:
     folder = read_clip_folder(config.data_dir)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.mixed_precision, device)
-    pipeline = load_pipeline(
-        config.pretrained_model_name_or_path, config.autoencoder, config.motion_transformer
-    ).to(device)
+    pipeline = load_pipeline(config.pretrained_model_name_or_path, config.autoencoder, config.motion_transformer).to(
+        device
+    )
     pipeline.set_progress_bar_config(disable=True)
     size, factor = pipeline.autoencoder.config, vae_scale_factor(pipeline.vae)
     clips = Clips(folder, config, size.num_frames, size.sample_height * factor, size.sample_width * factor)
@@ -188,9 +188,7 @@ def _write_sheet(path: Path, parts: list[Part], clips: Clips, stores: dict[str, 
     reconstruct = next(part.render for part in parts if part.name == "reconstruction")
     generated = torch.from_numpy(stores["full"].load("videos", indices))
     gap = torch.full((*frames.shape[:4], 2), 255, dtype=torch.uint8)
-    rows = torch.cat([frames, gap, reconstruct(indices, frames), gap, generated], dim=4).permute(
-        0, 1, 3, 4, 2
-    )
+    rows = torch.cat([frames, gap, reconstruct(indices, frames), gap, generated], dim=4).permute(0, 1, 3, 4, 2)
     captions = [f"real | reconstruction | generated: {clips.caption(i)}" for i in indices]
     write_contact_sheet(path, list(rows.numpy()), captions, num_columns=4)
 
@@ -206,9 +204,7 @@ def _print(scores: dict[str, Any], parts: list[Part], output: Path) -> None:
     for name, title in titles.items():
         if name in scores["parts"]:
             row = scores["parts"][name]
-            table.add_row(
-                title, *(format(row[key], form) if key in row else "" for key, form in cells.items())
-            )
+            table.add_row(title, *(format(row[key], form) if key in row else "" for key, form in cells.items()))
     console = Console()
     console.print(table)
     for line in scores["notes"] + scores["problems"]:

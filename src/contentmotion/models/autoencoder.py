@@ -217,9 +217,7 @@ class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
             ValueError: The statistics were not measured yet.
         """
         if self.config.motion_mean is None:
-            raise ValueError(
-                "this autoencoder has no motion statistics yet: run `contentmotion encode` with it"
-            )
+            raise ValueError("this autoencoder has no motion statistics yet: run `contentmotion encode` with it")
         mean = torch.tensor(self.config.motion_mean, device=z.device)[:, None, None]
         std = torch.tensor(self.config.motion_std, device=z.device)[:, None, None]
         return (z.float() * std + mean if inverse else (z.float() - mean) / std).to(z.dtype)

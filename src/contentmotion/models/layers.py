@@ -48,9 +48,7 @@ def sincos_embedding(
         max_period: Longest wavelength over 2 pi.
     """
     half = dim // 2
-    frequencies = torch.exp(
-        -torch.log(torch.tensor(max_period)) * torch.arange(half, device=positions.device) / half
-    )
+    frequencies = torch.exp(-torch.log(torch.tensor(max_period)) * torch.arange(half, device=positions.device) / half)
     angles = positions.float()[:, None] * frequencies[None]  # (n, dim / 2)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 

@@ -36,9 +36,7 @@ class DiTBlock(nn.Module):
         self.attn = Attention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         inner_dim = int(dim * mlp_ratio)
-        self.mlp = nn.Sequential(
-            nn.Linear(dim, inner_dim), nn.GELU(approximate="tanh"), nn.Linear(inner_dim, dim)
-        )
+        self.mlp = nn.Sequential(nn.Linear(dim, inner_dim), nn.GELU(approximate="tanh"), nn.Linear(inner_dim, dim))
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
 
     def forward(self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:
@@ -92,17 +90,11 @@ class MotionDiT(ModelMixin, ConfigMixin):
         require_multiple(hidden_size, 4, "hidden_size")
         require_multiple(hidden_size, num_heads, "hidden_size")
         if num_classes is not None and text_dim is not None:
-            raise ValueError(
-                "give num_classes (class conditioning) or text_dim (text conditioning), not both"
-            )
+            raise ValueError("give num_classes (class conditioning) or text_dim (text conditioning), not both")
         self.gradient_checkpointing = False
         self.motion_embed = nn.Conv2d(motion_channels, hidden_size, patch_size, stride=patch_size)
-        self.content_embed = nn.Conv2d(
-            content_channels, hidden_size, content_patch_size, stride=content_patch_size
-        )
-        self.plane_embed = nn.Parameter(
-            torch.zeros(3, hidden_size)
-        )  # tells z_x, z_y and content tokens apart
+        self.content_embed = nn.Conv2d(content_channels, hidden_size, content_patch_size, stride=content_patch_size)
+        self.plane_embed = nn.Parameter(torch.zeros(3, hidden_size))  # tells z_x, z_y and content tokens apart
         self.timestep_embed = nn.Sequential(
             nn.Linear(FREQUENCY_DIM, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
         )
@@ -118,9 +110,7 @@ class MotionDiT(ModelMixin, ConfigMixin):
         self._initialize()
 
     @classmethod
-    def from_preset(
-        cls, name: Literal["DiT-S/2", "DiT-B/2", "DiT-L/2", "DiT-XL/2"], **kwargs: Any
-    ) -> MotionDiT:
+    def from_preset(cls, name: Literal["DiT-S/2", "DiT-B/2", "DiT-L/2", "DiT-XL/2"], **kwargs: Any) -> MotionDiT:
         """Builds one of the paper's sizes.
 
         Args:
@@ -202,9 +192,7 @@ class MotionDiT(ModelMixin, ConfigMixin):
         x_tokens, y_tokens = x.split([x_.shape[1] for x_ in tokens], dim=1)
         return torch.cat([self._plane(x_tokens, t, rows), self._plane(y_tokens, t, columns)], dim=3)
 
-    def _condition(
-        self, timesteps: Tensor, class_labels: Tensor | None, pooled_text: Tensor | None
-    ) -> Tensor:
+    def _condition(self, timesteps: Tensor, class_labels: Tensor | None, pooled_text: Tensor | None) -> Tensor:
         dtype = self.proj_out.weight.dtype
         condition = self.timestep_embed(sincos_embedding(FREQUENCY_DIM, timesteps).to(dtype))
         if self.config.num_classes is not None:

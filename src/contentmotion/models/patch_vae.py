@@ -85,9 +85,7 @@ class PatchVAE(ModelMixin, ConfigMixin):
         variances, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
         keep = self.config.latent_channels
         basis = vectors.flip(1)[:, :keep]
-        basis = basis * basis.sum(0).sign().where(
-            basis.sum(0) != 0, 1.0
-        )  # a vector's sign is arbitrary: fix it
+        basis = basis * basis.sum(0).sign().where(basis.sum(0) != 0, 1.0)  # a vector's sign is arbitrary: fix it
         self.mean.copy_(mean)
         self.basis.copy_(basis)
         self.register_to_config(scaling_factor=float(variances.flip(0)[:keep].mean().rsqrt()))

@@ -82,9 +82,7 @@ def load_content_parts(name_or_path: str) -> dict[str, Any]:
                 "scheduler": DDIMScheduler.from_pretrained(path, subfolder="scheduler"),
             }
     except OSError as error:
-        raise ValueError(
-            f"{name_or_path} is not a Stable Diffusion folder: {str(error).splitlines()[0]}"
-        ) from error
+        raise ValueError(f"{name_or_path} is not a Stable Diffusion folder: {str(error).splitlines()[0]}") from error
 
 
 def make_content_parts(config: TrainContentConfig, cache: LatentCache) -> dict[str, Any]:
@@ -134,9 +132,7 @@ def make_content_parts(config: TrainContentConfig, cache: LatentCache) -> dict[s
 def _num_classes(cache: LatentCache) -> int:
     names = cache.manifest["class_names"]
     if not names:
-        raise ValueError(
-            f"the clips of {cache.cache_dir} have no class labels: a class-conditional DiT needs them"
-        )
+        raise ValueError(f"the clips of {cache.cache_dir} have no class labels: a class-conditional DiT needs them")
     return len(names)
 
 
@@ -153,6 +149,4 @@ def _as_image_pipeline(parts: dict[str, Any], pipe: ContentMotionPipeline) -> An
     """A stock Stable Diffusion pipeline where the parts make one, else ours without its motion half."""
     if parts["vae"] is None or parts["text_encoder"] is None:
         return pipe
-    return StableDiffusionPipeline(
-        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    )
+    return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)

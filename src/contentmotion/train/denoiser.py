@@ -42,9 +42,7 @@ def diffusion_loss(
     if output.shape[1] == x0.shape[1]:
         return {"loss": mse}
     predicted_x0 = diffusion.predict_x0(prediction_type, prediction, noisy, alphas[timesteps])
-    bound = diffusion.variational_bound(
-        x0, noisy, predicted_x0, output[:, x0.shape[1] :], timesteps, alphas
-    ).mean()
+    bound = diffusion.variational_bound(x0, noisy, predicted_x0, output[:, x0.shape[1] :], timesteps, alphas).mean()
     return {"loss": mse + bound, "mse": mse.detach(), "bound": bound.detach()}
 
 

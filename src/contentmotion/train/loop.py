@@ -96,9 +96,7 @@ def fit(
                 _require_finite(losses["loss"], step, batch, run_dir)
                 accelerator.backward(losses["loss"] / config.gradient_accumulation_steps)
                 for name, value in losses.items():
-                    averages[name] = (
-                        averages.get(name, 0.0) + value.item() / config.gradient_accumulation_steps
-                    )
+                    averages[name] = averages.get(name, 0.0) + value.item() / config.gradient_accumulation_steps
             norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
             optimizer.step()
             schedule.step()
@@ -158,10 +156,7 @@ def _batches(
         seed = (config.seed * 1_000_003 + micro_step) * 1_009 + accelerator.process_index
         batch["generator"] = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)  # for modules that draw by themselves, such as dropout
-        yield {
-            k: v.to(accelerator.device, non_blocking=True) if isinstance(v, Tensor) else v
-            for k, v in batch.items()
-        }
+        yield {k: v.to(accelerator.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
 def _require_finite(loss: Tensor, step: int, batch: Batch, run_dir: Path) -> None:

@@ -38,9 +38,7 @@ def train_motion(config: TrainMotionConfig) -> None:
     autoencoder = load_autoencoder(config.autoencoder).requires_grad_(False)
     name = config.pretrained_model_name_or_path
     content = (
-        load_content_parts(name)
-        if name
-        else dict.fromkeys(("vae", "text_encoder", "tokenizer", "unet", "scheduler"))
+        load_content_parts(name) if name else dict.fromkeys(("vae", "text_encoder", "tokenizer", "unet", "scheduler"))
     )
     if content["text_encoder"] is not None:
         content["text_encoder"].requires_grad_(False)
@@ -66,15 +64,11 @@ def train_motion(config: TrainMotionConfig) -> None:
     save_motion(transformer, scheduler, Path(config.output_dir) / "motion_transformer")
 
 
-def make_motion_transformer(
-    config: TrainMotionConfig, cache: LatentCache, text_encoder: object | None
-) -> MotionDiT:
+def make_motion_transformer(config: TrainMotionConfig, cache: LatentCache, text_encoder: object | None) -> MotionDiT:
     """The network that the config, the cache's shapes and the condition at hand call for."""
     names = cache.manifest["class_names"]
     if text_encoder is None and not names:
-        raise ValueError(
-            "give --pretrained_model_name_or_path (a text encoder), or a cache of labelled clips"
-        )
+        raise ValueError("give --pretrained_model_name_or_path (a text encoder), or a cache of labelled clips")
     torch.manual_seed(config.seed)
     return MotionDiT(
         motion_channels=cache[0]["motion"].shape[0],

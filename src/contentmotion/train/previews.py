@@ -15,9 +15,7 @@ from contentmotion.video_io import write_contact_sheet
 NUM_PREVIEWS = 8
 
 
-def write_previews(
-    pipe: ContentMotionPipeline, cache: LatentCache, config: TrainDenoiserConfig, path: Path
-) -> None:
+def write_previews(pipe: ContentMotionPipeline, cache: LatentCache, config: TrainDenoiserConfig, path: Path) -> None:
     """Generates from the validation prompts (or the cache's first items), and writes a contact sheet.
 
     A content model shows content frames; a motion model moves the cache's true content frames.
@@ -40,9 +38,7 @@ def write_previews(
         prompt=prompts if text else None,
         class_labels=None if text else [item["label"] for item in items],
         content_latents=torch.stack([item["content"] for item in items]) if moving else None,
-        generator=[
-            torch.Generator().manual_seed(config.seed + i) for i in range(len(prompts if text else items))
-        ],
+        generator=[torch.Generator().manual_seed(config.seed + i) for i in range(len(prompts if text else items))],
         num_inference_steps=25,
         output_type="np",
     )

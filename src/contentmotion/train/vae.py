@@ -28,9 +28,7 @@ def train_vae(config: TrainVAEConfig) -> None:
     """
     stride = 2**config.num_downsamples
     if config.height % stride or config.width % stride:
-        raise ValueError(
-            f"height and width must be multiples of {stride}, got {config.height}x{config.width}"
-        )
+        raise ValueError(f"height and width must be multiples of {stride}, got {config.height}x{config.width}")
     run_dir = prepare_output_dir(config.output_dir, "train-vae", config)
     frames = open_clips(config, num_frames=1, cache_in_memory=True)
     torch.manual_seed(config.seed)
@@ -56,9 +54,7 @@ def train_vae(config: TrainVAEConfig) -> None:
     save_model(vae, Path(config.output_dir) / "vae")
 
 
-def vae_loss(
-    vae: nn.Module, images: Tensor, latent_noise: float, generator: torch.Generator
-) -> dict[str, Tensor]:
+def vae_loss(vae: nn.Module, images: Tensor, latent_noise: float, generator: torch.Generator) -> dict[str, Tensor]:
     """Squared error of decoded images, from latents with a little noise so that the decoder forgives a generator.
 
     Args:

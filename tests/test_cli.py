@@ -1,0 +1,298 @@
+"""The command line: parsing, help, config files, exit statuses."""
+
+import dataclasses
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import contentmotion
+from contentmotion.arguments import UsageError, build_parser, parse_config
+from contentmotion.cli import COMMANDS, Command, main
+from contentmotion.config import GenerateConfig, InfoConfig, ReconstructConfig, TrainMotionConfig
+from contentmotion.run_dir import prepare_output_dir, write_config
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+# A busy machine is no failure.
+unhurried = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def parse(command: str, *words: str):
+    row = COMMANDS[command]
+    return parse_config(command, row.config_class, row.positional, words)
+
+
+def fill_required(command: str) -> list[str]:
+    """Words that give every required setting some text."""
+    fields = dataclasses.fields(COMMANDS[command].config_class)
+    names = [field.name for field in fields if field.default is dataclasses.MISSING]
+    extra = ["--prompt", "x"] if command == "generate" else []
+    return [word for name in names for word in (f"--{name}", "x")] + extra
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_field_is_a_documented_flag_with_its_default(command: str) -> None:
+    row = COMMANDS[command]
+    help_text = " ".join(build_parser(command, row.config_class, row.positional).format_help().split())
+    for field in dataclasses.fields(row.config_class):
+        assert f"--{field.name} " in help_text
+    given_names = {word[2:] for word in fill_required(command) if word.startswith("--")}
+    config = parse(command, *fill_required(command))
+    for field in dataclasses.fields(row.config_class):
+        if field.name not in given_names:
+            assert getattr(config, field.name) == field.default, field.name
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_config_repeats_from_its_own_file(command: str, tmp_path: Path) -> None:
+    config = parse(command, *fill_required(command))
+    write_config(tmp_path / "config.yaml", command, config)
+    assert parse(command, "--config", str(tmp_path / "config.yaml")) == config
+
+
+@unhurried
+@given(prompts=st.lists(TEXT, min_size=1), negative=TEXT, rate=st.floats(1e-9, 1e9))
+def test_any_text_and_number_survives_as_a_flag(prompts: list[str], negative: str, rate: float) -> None:
+    flags = [f"--prompt={prompt}" for prompt in prompts]
+    config = parse("generate", *flags, "--prompt=last", f"--negative_prompt={negative}", f"--fps={rate!r}")
+    expected = None if negative == "null" else negative
+    assert (config.prompt, config.negative_prompt, config.fps) == ([*prompts, "last"], expected, rate)
+
+
+@unhurried
+@given(prompts=st.lists(TEXT, min_size=2), negative=TEXT | st.none(), rate=st.floats(1e-9, 1e9))
+def test_any_text_and_number_survives_in_a_file(
+    prompts: list[str], negative: str | None, rate: float, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    config = GenerateConfig(prompt=prompts, negative_prompt=negative, fps=rate)
+    file = tmp_path_factory.mktemp("config") / "config.yaml"
+    write_config(file, "generate", config)
+    assert parse("generate", "--config", str(file)) == config
+
+
+def test_words_after_the_command_are_prompts_video_or_checkpoint() -> None:
+    assert parse("generate", "a crying cat", "rocket", "--seed", "7") == GenerateConfig(
+        prompt=["a crying cat", "rocket"], seed=7
+    )
+    assert parse("reconstruct", "my video.mp4").video == "my video.mp4"
+    assert parse("info", "runs/a").checkpoint == "runs/a"
+    assert parse("info") == InfoConfig()
+
+
+def test_prompts_that_look_like_something_else() -> None:
+    assert parse("generate", "--prompt", "-5 degrees", "--seed", "1").prompt == ["-5 degrees"]
+    assert parse("generate", "--prompt=--seed", "--seed=1").prompt == ["--seed"]
+    assert parse("generate", "null", "3", "[a", "# b").prompt == ["null", "3", "[a", "# b"]
+
+
+def test_lists_and_switches() -> None:
+    config = parse("generate", "a", "--formats", "gif", "webm", "--enable_model_cpu_offload", "--fps", "12")
+    assert (config.formats, config.enable_model_cpu_offload, config.fps) == (("gif", "webm"), True, 12.0)
+    assert parse("generate", "a", "--formats", "gif,mp4").formats == ("gif", "mp4")
+    assert parse("generate", "a", "--enable_model_cpu_offload", "false").enable_model_cpu_offload is False
+    assert parse("generate", "--class_labels", "1", "2").class_labels == [1, 2]
+    assert parse("generate", "--class_labels", "[1, 2]").class_labels == [1, 2]
+    assert parse("evaluate", "--data_dir", "x", "--split", "null").split is None
+
+
+def test_flags_beat_the_file_wherever_they_stand(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("prompt: [from file]\nseed: 5\nfps: 1e1\nmixed_precision: no\noutput_dir: 2020-01-01\n")
+    config = parse("generate", "from words", "--fps", "2", "--config", str(file))
+    assert (config.prompt, config.seed, config.fps) == (["from words"], 5, 2.0)
+    assert config.mixed_precision == "no", "YAML 1.1 would read false"
+    assert config.output_dir == "2020-01-01", "YAML 1.1 would read a date"
+    assert parse("generate", "--config", str(file)).fps == 10.0, "YAML 1.1 would read 1e1 as text"
+
+
+def test_a_later_file_beats_an_earlier_one(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("seed: 1\nfps: 3\n")
+    (tmp_path / "b.yaml").write_text("seed: 2\n")
+    config = parse("generate", "x", "--config", str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yaml"))
+    assert (config.seed, config.fps) == (2, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("generate --promt a", "unknown option --promt: did you mean --prompt?"),
+        ("generate a --output-dir b", "unknown option --output-dir: did you mean --output_dir?"),
+        ("generate a --xyzzy 1", "unknown option --xyzzy (see contentmotion generate --help)"),
+        ("generate a -s 1", "unknown option -s (see contentmotion generate --help)"),
+        ("generate a --seed one", "--seed: expected a whole number, got one"),
+        ("generate a --seed 1.5", "--seed: expected a whole number, got 1.5"),
+        ("generate a --fps fast", "--fps: expected a number, got fast"),
+        ("generate a --num_frames x", "--num_frames: expected a whole number, got x"),
+        (
+            "generate a --mixed_precision fp8",
+            "--mixed_precision: expected one of auto, no, bf16, fp16, got fp8",
+        ),
+        (
+            "generate a --enable_model_cpu_offload=2",
+            "--enable_model_cpu_offload: expected true or false, got 2",
+        ),
+        ("generate a --seed", "--seed needs a value: a whole number"),
+        ("generate a --config", "--config needs a value: a YAML file"),
+        ("generate --seed 1 a", "unexpected word 'a': settings are given as --name value"),
+        ("generate a --num_inference_steps -3", "num_inference_steps must be positive, got -3"),
+        ("generate", "give prompts, or --prompt_file, or --class_labels (exactly one of the three)"),
+        ("reconstruct", "missing VIDEO (see contentmotion reconstruct --help)"),
+        ("reconstruct a b", "reconstruct takes one video, got 2: a b"),
+        ("train-motion x", "unexpected word 'x': train-motion takes its settings as --name value"),
+        ("generat a", "unknown command generat: did you mean generate?"),
+        ("train_motion", "unknown command train_motion: did you mean train-motion?"),
+        ("--verison", "unknown option --verison (see contentmotion --help)"),
+    ],
+)
+def test_usage_errors_are_one_line_and_exit_2(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words.split()) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", f"contentmotion: error: {message}\n")
+
+
+def test_everything_missing_is_named_at_once() -> None:
+    with pytest.raises(UsageError) as error:
+        parse("train-motion")
+    for field in dataclasses.fields(TrainMotionConfig):
+        assert (f"--{field.name} " in str(error.value)) == (field.default is dataclasses.MISSING)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("promt: [a]", "FILE: unknown key 'promt': did you mean prompt?"),
+        ("prompt: [a]\nseed: x", "FILE: seed: expected a whole number, got x"),
+        ("prompt: [a]\nseed:", "FILE: seed: expected a whole number, got nothing"),
+        ("- a", "--config FILE: expected lines of the form `name: value`"),
+        ("prompt: [a\nseed: 1", "--config FILE, line 2: not valid YAML: expected ',' or ']', but got ':'"),
+    ],
+)
+def test_config_file_errors_name_file_and_key(content: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(content)
+    with pytest.raises(UsageError) as error:
+        parse("generate", "--config", str(file))
+    assert str(error.value) == message.replace("FILE", str(file))
+
+
+def test_config_file_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    for file, reason in (
+        (tmp_path / "no.yaml", "No such file"),
+        (tmp_path / "binary.yaml", "not a text file"),
+    ):
+        with pytest.raises(UsageError, match=reason):
+            parse("generate", "--config", str(file))
+
+
+def test_overview_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    overview = capsys.readouterr().out
+    for name, command in COMMANDS.items():
+        assert name in overview
+        assert command.summary in overview
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"contentmotion {contentmotion.__version__}\n"
+    assert main([]) == 2
+    assert main(["generate", "a", "--help"]) == 0
+    help_text = capsys.readouterr().out
+    assert 'Example: contentmotion generate "a crying cat"' in help_text
+    assert "(default: 50)" in help_text
+    assert max(map(len, help_text.splitlines())) <= 110
+
+
+def probe(monkeypatch: pytest.MonkeyPatch, folder: Path, body: str) -> None:
+    """Adds a command called probe whose function runs `body`."""
+    (folder / "probe_command.py").write_text(f"def run(config):\n    {body}\n")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "probe_command", raising=False)
+    monkeypatch.setitem(COMMANDS, "probe", Command(InfoConfig, "probe_command:run", "a test", "checkpoint"))
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ("raise ValueError('two\\nlines')", 1, "contentmotion: error: two lines\n"),
+        ("open('/no/such/file')", 1, "contentmotion: error: /no/such/file: No such file or directory\n"),
+        ("raise OSError('plain')", 1, "contentmotion: error: plain\n"),
+        ("import no_such_tracker", 1, "contentmotion: error: No module named 'no_such_tracker'\n"),
+        ("raise KeyboardInterrupt", 130, "contentmotion: interrupted\n"),
+        ("raise MemoryError", 1, "contentmotion: error: MemoryError\n"),
+    ],
+)
+def test_errors_of_commands_are_one_line(
+    body: str, status: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.delenv("CONTENTMOTION_DEBUG", raising=False)
+    probe(monkeypatch, tmp_path, body)
+    assert main(["probe"]) == status
+    assert capsys.readouterr().err == message
+
+
+def test_debug_shows_the_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probe(monkeypatch, tmp_path, "raise ValueError('here')")
+    assert main(["probe", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.setenv("CONTENTMOTION_DEBUG", "1")
+    assert main(["probe"]) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert error.endswith("contentmotion: error: here\n")
+
+
+def test_a_programming_error_keeps_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probe(monkeypatch, tmp_path, "{}['key']")
+    assert main(["probe"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_prepare_output_dir_writes_what_repeats_the_run(tmp_path: Path) -> None:
+    config = ReconstructConfig(video="a: b.mp4", output_dir=str(tmp_path / "new" / "folder"))
+    folder = prepare_output_dir(config.output_dir, "reconstruct", config)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["video"] == "a: b.mp4"
+    assert parse("reconstruct", "--config", str(folder / "config.yaml")) == config
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"], "no temporary file is left"
+
+
+def python(*words: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *words], text=True, capture_output=True, timeout=120, **options)
+
+
+def test_help_is_instant_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from contentmotion.cli import main; main(sys.argv[1:]); "
+        "print(sorted({'torch', 'diffusers', 'transformers', 'av', 'numpy', 'PIL'} & set(sys.modules)), "
+        "file=sys.stderr)"
+    )
+    for words in (["--help"], ["train-content", "--help"]):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = python("-c", code, *words)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.stderr == "[]\n"
+        # Processor time: unlike the clock, it does not depend on what else the machine does.
+        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+def test_as_a_process() -> None:
+    done = python("-m", "contentmotion", "generate", "a", "--seed", "x")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "contentmotion: error: --seed: expected a whole number, got x\n"
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    words = [sys.executable, "-m", "contentmotion", "train-content", "--help"]
+    done = subprocess.run(words, stdout=write_end, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(write_end)
+    assert done.stderr == ""
