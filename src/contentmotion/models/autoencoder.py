@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -146,6 +147,7 @@ class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
             nn.init.zeros_(self.frame_head.weight)
             nn.init.zeros_(self.frame_head.bias)
 
+    @apply_forward_hook  # CPU offload hooks in where forward is not called, too
     def encode(self, x: Float[Tensor, "b t c h w"]) -> AutoencoderOutput:
         """Splits a video (CMD Eq. 3-4).
 
@@ -175,6 +177,7 @@ class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
         z = self.motion_head(torch.cat([u_x, u_y], dim=2))  # (b, t, H' + W', D)
         return AutoencoderOutput(content=content, motion_latent=z.permute(0, 3, 1, 2), weights=weights)
 
+    @apply_forward_hook
     def decode(
         self, content: Float[Tensor, "b c h w"], motion_latent: Float[Tensor, "b D t s"]
     ) -> Float[Tensor, "b t c h w"]:

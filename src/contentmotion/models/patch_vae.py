@@ -10,6 +10,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -90,6 +91,7 @@ class PatchVAE(ModelMixin, ConfigMixin):
         self.basis.copy_(basis)
         self.register_to_config(scaling_factor=float(variances.flip(0)[:keep].mean().rsqrt()))
 
+    @apply_forward_hook  # CPU offload hooks in where forward is not called, too
     def encode(self, x: Float[Tensor, "b 3 H W"], return_dict: bool = True) -> PatchVAEOutput | tuple[Tensor]:
         """Projects every patch on the components.
 
@@ -102,6 +104,7 @@ class PatchVAE(ModelMixin, ConfigMixin):
         latents = F.conv2d(patches - self.mean[:, None, None], weight)
         return PatchVAEOutput(latents=latents) if return_dict else (latents,)
 
+    @apply_forward_hook
     def decode(
         self, z: Float[Tensor, "b c h w"], return_dict: bool = True, generator: object = None
     ) -> DecoderOutput | tuple[Tensor]:
