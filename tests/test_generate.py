@@ -1,6 +1,9 @@
 """Command generate, on a tiny untrained pipeline."""
 
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -137,9 +140,6 @@ def test_devices_and_precisions() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 def test_ctrl_c_ends_with_one_line(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
-    import signal
-    import subprocess
-
     words = ["generate", "rocket", "--num_inference_steps=1000", "--motion_num_inference_steps=100000"]
     paths = [f"--pretrained_model_name_or_path={tiny_pipeline_dir}", f"--output_dir={tmp_path / 'out'}"]
     process = subprocess.Popen(
@@ -147,6 +147,7 @@ def test_ctrl_c_ends_with_one_line(tiny_pipeline_dir: Path, tmp_path: Path) -> N
     )
     while not (tmp_path / "out" / "config.yaml").exists():  # written right before the model is loaded
         assert process.poll() is None
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 130

@@ -27,6 +27,13 @@ def require_positive(config: object, *names: str) -> None:
         require(value is None or value > 0, f"{name} must be positive, got {value}")
 
 
+def require_not_negative(config: object, *names: str) -> None:
+    """Raise ``ValueError`` for the first named field that is below zero."""
+    for name in names:
+        value = getattr(config, name)
+        require(value >= 0, f"{name} must not be negative, got {value}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
     """How a pipeline samples.
@@ -62,6 +69,7 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "num_inference_steps", "motion_num_inference_steps", "batch_size")
+        require_not_negative(self, "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +196,7 @@ class EvaluateConfig(SamplingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "num_videos")
+        require_not_negative(self, "caption_index")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +219,10 @@ class ClipConfig:
     height: int = 64
     width: int = 64
     frame_stride: int = 1
+
+    def __post_init__(self) -> None:
+        getattr(super(), "__post_init__", lambda: None)()  # TrainConfig's, where a command has both
+        require_positive(self, "num_frames", "height", "width", "frame_stride")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,6 +284,9 @@ class TrainConfig:
             self, "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "learning_rate",
             "checkpointing_steps", "checkpoints_total_limit", "logging_steps",
         )  # fmt: skip
+        require_not_negative(
+            self, "lr_warmup_steps", "validation_steps", "dataloader_num_workers", "adam_weight_decay", "seed"
+        )
         require(0 <= self.ema_decay < 1, f"ema_decay must be in [0, 1), got {self.ema_decay}")
 
 
@@ -357,6 +373,11 @@ class EncodeConfig(ClipConfig):
     seed: int = 0
     mixed_precision: MixedPrecision = "no"
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "encode_batch_size", "clips_per_shard", "num_clips_per_video")
+        require_not_negative(self, "seed")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,7 +89,7 @@ def load_motion(name_or_path: str, dtype: torch.dtype | None = None) -> tuple[Mo
     root = Path(resolve_name(name_or_path))
     for folder in (root, root / "motion_transformer", root / "motion_scheduler"):
         if (folder / "scheduler_config.json").exists():
-            return motion, DDIMScheduler.from_pretrained(folder)
+            return motion, DDIMScheduler.from_pretrained(folder)  # type: ignore[return-value]
     raise ValueError(f"no scheduler_config.json beside the motion model in {name_or_path}")
 
 

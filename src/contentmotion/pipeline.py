@@ -83,7 +83,7 @@ class ContentMotionPipeline(DiffusionPipeline):
         super().__init__()
         if scheduler is not None and not isinstance(scheduler, DDIMScheduler) and motion_scheduler is None:
             # A stock Stable Diffusion folder names PNDM; the paper samples with DDIM. Set another one after loading.
-            scheduler = DDIMScheduler.from_config(scheduler.config)
+            scheduler = DDIMScheduler.from_config(scheduler.config)  # type: ignore[assignment]
         self.register_modules(
             vae=vae,
             text_encoder=text_encoder,
@@ -193,50 +193,50 @@ class ContentMotionPipeline(DiffusionPipeline):
                 raise ValueError(f"{name} must be positive, got {value}")
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = tuple(callback_on_step_end.tensor_inputs)
-        callback = None
-        if callback_on_step_end is not None:
-            names = callback_on_step_end_tensor_inputs
+        names = callback_on_step_end_tensor_inputs
 
-            def callback(step: int, timestep: Tensor, latents: Tensor) -> Tensor:
-                changed = callback_on_step_end(self, step, timestep, {k: latents for k in names})
-                return changed.pop("latents", latents)
+        def call_back(step: int, timestep: Tensor, latents: Tensor) -> Tensor:
+            if callback_on_step_end is None:
+                return latents
+            changed = callback_on_step_end(self, step, timestep, {k: latents for k in names})
+            return changed.pop("latents", latents)
 
         negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else negative_prompt
         text = self._encode_text(prompts, negatives, num_videos_per_prompt) if prompts else None
         size = len(prompts or labels) * num_videos_per_prompt
         if labels:
             labels = [label for label in labels for _ in range(num_videos_per_prompt)]
-        device = self._execution_device
-        if content_latents is not None:
-            if len(content_latents) != size:
-                raise ValueError(f"{len(content_latents)} content frames for {size} videos")
-            content, content_steps = content_latents.to(device, self._dtype), 0
+        if content_latents is None:
+            content_shape = self._content_shape(height, width)
+        elif len(content_latents) == size:
+            content_shape = tuple(content_latents.shape[1:])
         else:
-            content_steps = num_inference_steps
-            shape = (size, *self._content_shape(height, width))
-            content = self._prepare(self.scheduler, shape, latents, generator, num_inference_steps)
+            raise ValueError(f"{len(content_latents)} content frames for {size} videos")
+        moving = self.motion_transformer is not None
+        motion_shape = self._motion_shape(content_shape, num_frames) if moving else ()
+        if content_latents is None:
+            content = self._prepare(self.scheduler, (size, *content_shape), latents, generator, num_inference_steps)
             content = self._denoise(
                 self.scheduler, content, guidance_scale, self._content_model(text, labels), eta, generator,
-                callback, 0, "content",
+                call_back, 0, "content",
             )  # fmt: skip
-        if self.motion_transformer is None:
-            images = self._postprocess(decode_frames(self.vae, content[:, None]), content[:, None], output_type)
-            images = [video[0] for video in images] if output_type == "pil" else images[:, 0]
-            return ContentMotionPipelineOutput(frames=None, content_frame=images) if return_dict else (None, images)
-        shape = (size, *self._motion_shape(content, num_frames))
-        motion = self._prepare(self.motion_scheduler, shape, motion_latents, generator, motion_steps)
-        motion = self._denoise(
-            self.motion_scheduler, motion, motion_guidance_scale, self._motion_model(content, text, labels), eta,
-            generator, callback, content_steps, "motion",
-        )  # fmt: skip
-        motion = self.autoencoder.standardize_motion(motion, inverse=True)
-        x = self.autoencoder.decode(content, motion)  # (b, t, c, h, w)
-        pixels = None
+        else:
+            content = content_latents.to(self._execution_device, self._dtype)
+        x = content[:, None]  # (b, 1 + t, c, h, w): the content frame and the frames, one pass through the VAE
+        if moving:
+            motion = self._prepare(
+                self.motion_scheduler, (size, *motion_shape), motion_latents, generator, motion_steps
+            )
+            motion = self._denoise(
+                self.motion_scheduler, motion, motion_guidance_scale, self._motion_model(content, text, labels), eta,
+                generator, call_back, num_inference_steps if content_latents is None else 0, "motion",
+            )  # fmt: skip
+            motion = self.autoencoder.standardize_motion(motion, inverse=True)
+            x = torch.cat([x, self.autoencoder.decode(content, motion)], dim=1)
         if output_type != "latent":
-            with_content = torch.cat([content[:, None], x], dim=1)  # one pass through the VAE
-            pixels = decode_frames(self.vae, with_content, self._frames_per_chunk)
-        frames = self._postprocess(None if pixels is None else pixels[:, 1:], x, output_type)
-        images = self._postprocess(None if pixels is None else pixels[:, :1], content[:, None], output_type)
+            x = decode_frames(self.vae, x, self._frames_per_chunk)
+        frames = self._postprocess(x[:, 1:], output_type) if moving else None
+        images = self._postprocess(x[:, :1], output_type)
         images = [video[0] for video in images] if output_type == "pil" else images[:, 0]
         self.maybe_free_model_hooks()
         if not return_dict:
@@ -304,15 +304,13 @@ class ContentMotionPipeline(DiffusionPipeline):
         self, prompts: list[str], negatives: list[str] | None, repeats: int
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Per-token and pooled features of the prompts, and those of the null prompts."""
-        negatives = negatives or [NULL_PROMPT] * len(prompts)
-        positive, negative = (
-            tuple(
-                feature.to(self._dtype).repeat_interleave(repeats, dim=0)
-                for feature in encode_prompts(self.tokenizer, self.text_encoder, texts)
-            )
-            for texts in (prompts, negatives)
-        )
-        return positive, negative
+
+        def encode(texts: list[str]) -> tuple[Tensor, Tensor]:
+            features = encode_prompts(self.tokenizer, self.text_encoder, texts)
+            hidden, pooled = (f.to(self._dtype).repeat_interleave(repeats, dim=0) for f in features)
+            return hidden, pooled
+
+        return encode(prompts), encode(negatives or [NULL_PROMPT] * len(prompts))
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -339,13 +337,13 @@ class ContentMotionPipeline(DiffusionPipeline):
             sides.append(given // factor)
         return (self.unet.config.in_channels, *sides)
 
-    def _motion_shape(self, content: Tensor, num_frames: int | None) -> tuple[int, int, int]:
+    def _motion_shape(self, content_shape: tuple[int, ...], num_frames: int | None) -> tuple[int, int, int]:
         own, patch = self.autoencoder.config, self.motion_transformer.config.patch_size
-        num_frames = num_frames if num_frames is not None else own.num_frames
-        if num_frames <= 0 or num_frames % patch:
-            raise ValueError(f"num_frames must be a multiple of {patch}, got {num_frames}")
-        places = content.shape[2] // own.patch_size + content.shape[3] // own.patch_size
-        return (own.motion_channels, num_frames, places)
+        frames: int = own.num_frames if num_frames is None else num_frames
+        if frames <= 0 or frames % patch:
+            raise ValueError(f"num_frames must be a multiple of {patch}, got {frames}")
+        _, height, width = content_shape
+        return (own.motion_channels, frames, height // own.patch_size + width // own.patch_size)
 
     def _prepare(
         self, scheduler: Any, shape: tuple[int, ...], noise: Tensor | None, generator: Generators, steps: int
@@ -366,7 +364,7 @@ class ContentMotionPipeline(DiffusionPipeline):
         model: Callable[[Tensor, Tensor, bool], Tensor],
         eta: float,
         generator: Generators,
-        callback: Callable[[int, Tensor, Tensor], Tensor] | None,
+        call_back: Callable[[int, Tensor, Tensor], Tensor],
         first_step: int,
         what: str,
     ) -> Tensor:
@@ -386,8 +384,7 @@ class ContentMotionPipeline(DiffusionPipeline):
                     null, conditional = output.chunk(2)
                     output = guide(null, conditional, guidance_scale)
                 latents = scheduler.step(output, t, latents, **extra).prev_sample
-                if callback is not None:
-                    latents = callback(first_step + i, t, latents)
+                latents = call_back(first_step + i, t, latents)
                 progress.update()
         return latents.to(self._dtype)
 
@@ -420,10 +417,11 @@ class ContentMotionPipeline(DiffusionPipeline):
         null = [self._num_classes()] * len(labels) if guided else []
         return torch.tensor([*null, *labels], device=device)
 
-    def _postprocess(self, pixels: Tensor | None, latents: Tensor, output_type: str) -> Any:
+    def _postprocess(self, x: Tensor, output_type: str) -> Any:
+        """Pixels (b, t, 3, H, W) in [-1, 1] as asked for; latents as they are."""
         if output_type == "latent":
-            return latents
-        unit = (pixels.float() / 2 + 0.5).clamp(0, 1)  # (b, t, 3, H, W) in [0, 1]
+            return x
+        unit = (x.float() / 2 + 0.5).clamp(0, 1)
         if output_type == "pt":
             return unit
         array = unit.permute(0, 1, 3, 4, 2).cpu().numpy()

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from contentmotion.image_vae import decode_frames, encode_frames, to_float, to_uint8, vae_latent_channels, vae_scale_factor
+from contentmotion.image_vae import (
+    decode_frames,
+    encode_frames,
+    to_float,
+    to_uint8,
+    vae_latent_channels,
+    vae_scale_factor,
+)
 from contentmotion.models.patch_vae import PatchVAE
 
 

@@ -140,8 +140,7 @@ class MotionDiT(ModelMixin, ConfigMixin):
         if self.config.num_classes is not None:
             nn.init.normal_(self.class_embed.weight, std=0.02)
         # adaLN-Zero: every block starts as the identity, and the model's output at zero.
-        layers = [block.modulation[1] for block in self.blocks] + [self.modulation_out[1], self.proj_out]
-        for layer in layers:
+        for layer in (*(block.modulation[1] for block in self.blocks), self.modulation_out[1], self.proj_out):  # type: ignore[index]
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,6 @@ def write_previews(pipe: ContentMotionPipeline, cache: LatentCache, config: Trai
         num_inference_steps=25,
         output_type="np",
     )
-    videos = output.frames if moving else output.content_frame[:, None]
+    videos: Any = output.frames if moving else output.content_frame[:, None]
     captions = prompts if text else [f"class {item['label']}" for item in items]
     write_contact_sheet(path, [(255 * v).round().astype(np.uint8) for v in videos], captions)
