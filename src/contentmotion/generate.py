@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,7 +122,7 @@ def sample(
         return tensors
 
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
-        output = pipe(
+        frames: Any = pipe(
             **{kind: batch},
             negative_prompt=config.negative_prompt,
             num_inference_steps=config.num_inference_steps,
@@ -134,8 +135,8 @@ def sample(
             generator=[seeded_generator(config.seed, first + k) for k in range(len(batch))],
             output_type="np",
             callback_on_step_end=callback,
-        )
-    return [(video * 255).round().astype(np.uint8) for video in output.frames]
+        ).frames
+    return [(video * 255).round().astype(np.uint8) for video in frames]
 
 
 def slug(condition: str | int) -> str:

@@ -37,10 +37,12 @@ def prepare_output_dir(path: str | Path, command: str, config: Any) -> Path:
 def write_config(path: Path, command: str, config: Any) -> None:
     """Writes a command's settings as the YAML file that its ``--config`` reads, atomically."""
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
-    text = f"# To repeat the run: contentmotion {command} --config {path.name}\n"
-    text += yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    if yaml.safe_load(text) != values:  # a few exotic line breaks do not survive
+        text = yaml.safe_dump(values, sort_keys=False)
     with replacing_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        header = f"# To repeat the run: contentmotion {command} --config {path.name}\n"
+        partial.write_text(header + text, encoding="utf-8")
 
 
 def resolve_device(name: str) -> torch.device:

@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from contentmotion.data.clips import ClipDataset, StepSampler, collate, resize_and_crop
+from contentmotion.config import ClipConfig
+from contentmotion.data.clips import ClipDataset, StepSampler, collate, open_clips, resize_and_crop
 from contentmotion.data.formats import ClipFolder, ClipRecord, read_clip_folder
 from contentmotion.video_io import read_video, write_video
 
@@ -270,3 +272,11 @@ def test_written_gifs_are_clips(tmp_path: Path, make_frames: MakeFrames) -> None
     write_video(tmp_path / "jump/a.gif", make_frames(6, 16, 16), 8)
     item = make_dataset(tmp_path)[(0, 0)]
     assert (item["label"], item["skipped"]) == (0, [])
+
+
+def test_open_clips_prints_what_is_wrong_with_the_list(clip_folder: Path, tmp_path: Path, capsys) -> None:
+    rows = [{"file_name": str(clip_folder / "videos/0.mp4"), "caption": "a"}, {"file_name": "gone.mp4", "caption": "b"}]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    clips = open_clips(ClipConfig(train_data_dir=str(tmp_path), num_frames=4, height=8, width=8))
+    assert len(clips) == 1
+    assert "line 2: gone.mp4: no such file" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """A folder of videos as training clips of one size, and the order in which training sees them."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
