@@ -105,9 +105,9 @@ def test_a_pipeline_without_our_half(fails: Fails, tmp_path: Path, tiny_pipeline
 @pytest.mark.parametrize(
     ("part", "settings", "named"),
     [
-        ("autoencoder", {"hidden_size": 64}, "is 32, not 64"),
-        ("unet", {"block_out_channels": [16, 64]}, "is 32, not 64"),
-        ("motion_transformer", {"hidden_size": 64}, "is 3, 32, not 3, 64"),
+        ("autoencoder", {"hidden_size": 64}, "is [32], not [64]"),
+        ("unet", {"block_out_channels": [16, 64]}, "is [32], not [64]"),
+        ("motion_transformer", {"hidden_size": 64}, "is [32], not [64]"),
         ("text_encoder", {"hidden_size": 64, "intermediate_size": 256}, "another shape"),
     ],
 )

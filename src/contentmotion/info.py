@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from safetensors import SafetensorError, safe_open
@@ -156,7 +157,7 @@ def cache_table(folder: Path) -> Table:
     """What a latent cache holds: its clips, their shapes, and what it was made with."""
     shards = [read_shapes(shard) for shard in sorted(folder.glob("shard-*.safetensors"))]
     clips = sum(shapes["label"][0][0] for shapes in shards)
-    table = Table("latent cache", Text(str(folder)))
+    table = Table("latent cache", escape(str(folder)))
     table.add_row("clips", f"{clips} in {len(shards)} shards")
     for name in ("content", "motion") if shards else ():
         shape, dtype = shards[0][name]
