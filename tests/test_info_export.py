@@ -59,7 +59,7 @@ def test_info_of_a_cache(table, tmp_path: Path) -> None:
         save_file(tensors, tmp_path / f"shard-{number:05d}.safetensors")
     (tmp_path / "manifest.json").write_text(json.dumps({"seed": 5, "clips": [16, 64, 64, 1]}))
     text = table(tmp_path)
-    for words in ("5 in 2 shards", "4 x 8 x 8 F32", "6 x 16 x 8 F32", "16 x 64 x 64 x 1"):
+    for words in ("5 clips in 2 shards", "4 x 8 x 8 F32", "6 x 16 x 8 F32", "16 x 64 x 64 x 1"):
         assert words in text
 
 

@@ -158,7 +158,7 @@ def cache_table(folder: Path) -> Table:
     shards = [read_shapes(shard) for shard in sorted(folder.glob("shard-*.safetensors"))]
     clips = sum(shapes["label"][0][0] for shapes in shards)
     table = Table("latent cache", escape(str(folder)))
-    table.add_row("clips", f"{clips} in {len(shards)} shards")
+    table.add_row("stored", f"{clips} clips in {len(shards)} shards")
     for name in ("content", "motion") if shards else ():
         shape, dtype = shards[0][name]
         table.add_row(f"{name} of a clip", f"{_text(shape[1:])} {dtype}")
