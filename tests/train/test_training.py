@@ -225,7 +225,8 @@ def test_bad_files_are_skipped_and_named(clip_folder: Path, tmp_path: Path, caps
 
 
 KILLED_RUN = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts its children without
 from contentmotion.config import TrainAutoencoderConfig
 from contentmotion.train.autoencoder import train_autoencoder
 train_autoencoder(TrainAutoencoderConfig(
