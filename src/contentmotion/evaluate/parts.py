@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from contentmotion.data.clips import ClipDataset, collate
 from contentmotion.data.formats import ClipFolder
 from contentmotion.image_vae import decode_frames, encode_frames, to_float, to_uint8
 from contentmotion.pipeline import ContentMotionPipeline
+from contentmotion.run_dir import seeded_generator
 
 
 class Clips:
@@ -183,7 +183,7 @@ class Renderer:
                 motion_num_inference_steps=self.config.motion_num_inference_steps,
                 guidance_scale=self.config.guidance_scale,
                 motion_guidance_scale=self.config.motion_guidance_scale,
-                generator=[clip_generator(self.config.seed, i) for i in indices],
+                generator=[seeded_generator(self.config.seed, i) for i in indices],
                 output_type="pt",
             ).frames  # (b, t, 3, h, w) in [0, 1]
         assert isinstance(videos, Tensor)  # output_type="pt" of a pipeline with a motion model
@@ -194,9 +194,3 @@ class Renderer:
         if record.label is None:
             raise ValueError(f"{record.path}: no class label, and this model generates from classes")
         return record.label
-
-
-def clip_generator(seed: int, index: int) -> torch.Generator:
-    """The noise of one clip: the same whatever batch the clip is in."""
-    state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
