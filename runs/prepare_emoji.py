@@ -2,11 +2,14 @@
 
     python runs/prepare_emoji.py OUT --download_dir DIR [--clips_dir FOLDER]
 
-Writes OUT/videos/CODEPOINTS.mp4 and OUT/metadata.jsonl, about 1,000 captioned clips of 16 frames at 64x64:
+Writes OUT/videos/CODEPOINTS.mp4 and OUT/metadata.jsonl, about 750 captioned clips of 16 frames at 64x64:
 
 * the npm package @lobehub/fluent-emoji-anim-1 whole (477 clips, 58 emoji in six skin tones), taken from
   --clips_dir where that folder is there (already cut; files are copied), else from the package;
-* of the packages -2, -3 and -4 the animated emoji without skin tone (faces, hearts, vehicles, ...).
+* of the packages -2, -3 and -4 the animated emoji of faces, hearts, animals, vehicles, weather and things; without
+  the people and hands (250 in one skin tone only, which would unlearn the tones) and without the 24 clock faces.
+
+An emoji in six skin tones counts as three in training (each of its clips has the weight 1/2).
 
 Captions are what a person would type: the emoji's name, the name with its skin tone, and the keywords of
 Unicode's CLDR (npm package emojibase-data) where a keyword points at one emoji only. Every fifth of the emoji
@@ -41,7 +44,9 @@ TONE = re.compile(r"(?:[:,] )?(light|medium-light|medium|medium-dark|dark) skin 
 TONE_CODE = re.compile(r"1f3f[b-f]")
 MAX_CAPTIONS = 12
 X264_OPTIONS = {"crf": "10", "preset": "slow", "mbtree": "0"}
-SMILEYS, ANIMALS = 0, 3  # groups of emojibase
+SMILEYS, PEOPLE, ANIMALS = 0, 1, 3  # groups of emojibase
+CLOCK_FACE = re.compile(r"o’clock|-thirty")
+TONED_WEIGHT = 0.5
 # Keywords that would blur what the words mean elsewhere: skin tones on stars, "man" on persons.
 VAGUE_TAGS = {"light", "medium", "dark", "man", "men", "woman", "women"}
 NOT_PLURAL = ("bus", "octopus", "rhinoceros", "hippopotamus", "ss")
@@ -148,6 +153,11 @@ def cut_clip(item: tuple[str, bytes], videos: Path, size: int, num_frames: int, 
     return stem
 
 
+def is_wanted(emoji: Emoji) -> bool:
+    """Whether an emoji of the packages after the first is used (see the module's docstring)."""
+    return emoji.group != PEOPLE and not CLOCK_FACE.search(emoji.label)
+
+
 def with_article(name: str) -> str | None:
     """ "crying cat" -> "a crying cat"; None where English wants no article (plurals, names, lists)."""
     head = re.split(r" (?:with|without|in|of|on|and|\w+ing)\b", name)[0]
@@ -221,6 +231,7 @@ def held_out_bases(emojis: list[Emoji]) -> set[str]:
 def write_metadata(path: Path, emojis: list[Emoji]) -> None:
     """Write metadata.jsonl in one step (temporary name, then rename)."""
     held_out = held_out_bases(emojis)
+    tone_counts = Counter(emoji.base for emoji in emojis)
     lines = []
     for emoji, captions in zip(emojis, all_captions(emojis), strict=True):
         is_held_out = emoji.tone == "medium-dark" and emoji.base in held_out
@@ -231,6 +242,7 @@ def write_metadata(path: Path, emojis: list[Emoji]) -> None:
             "skin_tone": emoji.tone,
             "codepoints": emoji.codepoints,
             "split": "heldout" if is_held_out else "train",
+            "weight": TONED_WEIGHT if tone_counts[emoji.base] > 1 else 1.0,
         }
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     partial_path = path.with_suffix(".partial")
@@ -286,6 +298,8 @@ def main() -> None:
         for package in packages:
             tarball = npm_tarball(package, arguments.download_dir)
             found = list(animations(tarball, with_tones=package == PACKAGES[0]))
+            if package != PACKAGES[0]:
+                found = [(stem, data) for stem, data in found if is_wanted(Emoji(stem, *labels[label_key(stem)]))]
             stems += track(pool.imap(cut, found), description=package, total=len(found))
 
     emojis = [Emoji(stem, *labels[label_key(stem)]) for stem in sorted(stems)]

@@ -330,6 +330,7 @@ class TrainAutoencoderConfig(ClipConfig, TrainConfig):
         motion_channels: Channels D of the motion latent.
         content_mode: "softmax": learned weights over frames (Eq. 3); "mean": their plain mean (the ablation).
         residual_decoding: The decoder predicts the difference from the content frame, starting at zero.
+        refine_channels: Width of a convolutional head behind the decoder's patches; 0: none, as in the paper.
     """
 
     vae: str | None = None
@@ -343,6 +344,7 @@ class TrainAutoencoderConfig(ClipConfig, TrainConfig):
     motion_channels: int = 8
     content_mode: Literal["softmax", "mean"] = "softmax"
     residual_decoding: bool = True
+    refine_channels: int = 0
     adam_beta1: float = 0.5
     adam_beta2: float = 0.9
 

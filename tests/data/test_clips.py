@@ -247,6 +247,19 @@ def test_epochs_and_seeds_differ() -> None:
     assert len(set(seeds)) == len(seeds), "an item gets another seed each epoch"
 
 
+def test_weights_are_shares_of_an_epoch() -> None:
+    weights = [1.0, 0.5, 0.5, 2.0]  # of 4 items an epoch: 1, 0.5, 0.5 and 2
+    sampler = StepSampler(4, 4, seed=0, num_steps=200, weights=weights)
+    counts = [Counter(index for index, _ in batch) for batch in sampler]
+    for epoch in counts:
+        assert epoch[0] == 1 and epoch[3] == 2 and epoch[1] + epoch[2] == 1
+    assert 70 < sum(epoch[1] for epoch in counts) < 130
+    resumed = StepSampler(4, 4, seed=0, start_step=150, num_steps=200, weights=weights)
+    assert [Counter(index for index, _ in batch) for batch in resumed] == counts[150:]
+    equal_weights = StepSampler(4, 4, seed=0, num_steps=3, weights=[2.0] * 4)
+    assert list(equal_weights) == list(StepSampler(4, 4, seed=0, num_steps=3))
+
+
 def test_sampler_far_into_a_run_is_cheap() -> None:
     """Resuming computes nothing for the steps before."""
     batch = next(iter(StepSampler(1000, 8, 0, start_step=10**9)))

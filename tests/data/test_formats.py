@@ -35,6 +35,12 @@ def test_jsonl(clip_folder: Path) -> None:
     assert [record.label for record in folder.records] == [0, 1, 0, 1, 0]
 
 
+def test_weights(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4")
+    (tmp_path / "metadata.csv").write_text("file,caption,weight\na.mp4,x,0.5\nb.mp4,y,\n")
+    assert [record.weight for record in read_clip_folder(tmp_path).records] == [0.5, 1.0]
+
+
 @pytest.mark.parametrize("file_column", ["file", "file_name"])
 @pytest.mark.parametrize("caption_column", ["caption", "text"])
 def test_column_names(tmp_path: Path, file_column: str, caption_column: str) -> None:
@@ -122,11 +128,13 @@ def test_malformed_jsonl_lines(tmp_path: Path) -> None:
         '{"file": "a.mp4", "captions": ["x", 3]}',
         '{"file": "a.mp4", "captions": {"en": "x"}}',
         '{"file": 7, "caption": "x"}',
+        '{"file": "a.mp4", "caption": "x", "weight": -1}',
+        '{"file": "a.mp4", "caption": "x", "weight": "often"}',
     ]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     folder = read_clip_folder(tmp_path)
     assert len(folder.records) == 1
-    assert [problem.split(":")[0] for problem in folder.problems] == [f"line {n}" for n in range(2, 9)]
+    assert [problem.split(":")[0] for problem in folder.problems] == [f"line {n}" for n in range(2, 11)]
     assert folder.problems[0] == "line 2: not JSON: Expecting value at column 30"
 
 

@@ -158,6 +158,27 @@ def test_divided_attention_against_explicit_loops() -> None:
             expected[0, t] += attend(block.attn_space, block.norm_space(middle[0, t]))
         expected = expected + block.mlp(block.norm_mlp(expected))
         torch.testing.assert_close(block(u), expected)
+    torch.testing.assert_close(block(u), expected)  # with gradients: the CPU's other path
+
+
+@pytest.mark.parametrize(("refine_channels", "crosses"), [(0, False), (8, True)])
+def test_refine_head_sees_across_patches(refine_channels: int, crosses: bool) -> None:
+    """The linear head writes each patch from its own token alone; the convolutional one reads its neighbours."""
+    model = make_autoencoder(depth=0, residual_decoding=False, refine_channels=refine_channels)
+    content, motion = torch.randn(1, 3, 8, 8), torch.randn(1, 5, 3, 8)
+    with torch.no_grad():
+        before = model.decode(content, motion)
+        content[..., :2, :2] += 1  # one patch
+        changed = (model.decode(content, motion) - before).abs().sum((0, 1, 2)) > 1e-6
+    assert changed[:2, :2].all()
+    assert changed[2:4].any() == crosses
+    assert not changed[4:].any()
+
+
+def test_refine_head_starts_from_the_content_frame() -> None:
+    model = ContentMotionAutoencoder(**SIZES, refine_channels=8)
+    encoded = model.encode(torch.randn(1, 2, 3, 4, 4))
+    assert torch.equal(model.decode(encoded.content, encoded.motion_latent)[:, 1], encoded.content)
 
 
 def test_attention_against_the_original_timesformer(shared_data) -> None:

@@ -1,7 +1,7 @@
 """Encode once, train from latents: command ``encode`` and the data set that reads what it wrote.
 
-A cache folder holds ``shard-00000.safetensors`` (content, motion, label), ``shard-00000.jsonl`` (path and captions of
-each clip) and ``manifest.json`` (what it was made with). A shard is complete or absent.
+A cache folder holds ``shard-00000.safetensors`` (content, motion, label), ``shard-00000.jsonl`` (path, captions and
+weight of each clip) and ``manifest.json`` (what it was made with). A shard is complete or absent.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def encode(config: EncodeConfig) -> None:
                 x = encode_frames(vae, to_float(batch["frames"]).to(device))
                 encoded = autoencoder.encode(x)
             tensors.append((encoded.content.float().cpu(), encoded.motion_latent.float().cpu(), batch["label"]))
-            lines += [{"path": p, "captions": c} for p, c in zip(batch["path"], batch["captions"], strict=True)]
+            lines += [{name: item[name] for name in ("path", "captions", "weight")} for item in items]
         if tensors:
             _write_shard(path, tensors, lines)
     for line in sorted(skipped):
@@ -160,6 +160,11 @@ class LatentCache(Dataset):
         for number, (path, shard) in enumerate(zip(paths, self._shards, strict=True)):
             self.places += [(number, row) for row in range(shard.get_slice("label").get_shape()[0])]
             self.texts += [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
+
+    @property
+    def weights(self) -> list[float]:
+        """How often training draws each clip, relative to the others (see ``StepSampler``)."""
+        return [text.get("weight", 1.0) for text in self.texts]
 
     def __len__(self) -> int:
         return len(self.places)

@@ -63,6 +63,11 @@ class ClipDataset(Dataset):
         """Frames of the video that a clip stretches over."""
         return (self.num_frames - 1) * self.frame_stride + 1
 
+    @property
+    def weights(self) -> list[float]:
+        """How often training draws each video, relative to the others (see `StepSampler`)."""
+        return [record.weight for record in self.folder.records]
+
     def __len__(self) -> int:
         """Number of videos listed, bad ones included."""
         return len(self.folder.records)
@@ -112,6 +117,7 @@ class ClipDataset(Dataset):
             "label": -1 if record.label is None else record.label,
             "index": index,
             "path": str(record.path),
+            "weight": record.weight,
             "skipped": skipped,
         }
 
@@ -186,7 +192,8 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (index, seed) for `ClipDataset`; batch k is a pure function of (seed, k).
 
     Resuming therefore needs the step number only. Items run through one permutation per epoch; batches run
-    across the borders of epochs, so nothing is dropped.
+    across the borders of epochs, so nothing is dropped. With unequal weights an epoch is as long, but drawn: each
+    item comes as often as its share of the weights says, rounded up or down at random.
 
     Args:
         num_items: Size of the dataset.
@@ -194,12 +201,21 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         seed: Seed of the permutations and of the pairs' seeds.
         start_step: First batch to yield.
         num_steps: Step to stop before (of the whole run, not counted from `start_step`).
+        weights: How often each item comes, relative to the others; None: equally often.
 
     Raises:
         ValueError: Empty dataset, batch size not positive, negative seed or steps.
     """
 
-    def __init__(self, num_items: int, batch_size: int, seed: int, start_step: int = 0, num_steps: int = 2**62) -> None:
+    def __init__(
+        self,
+        num_items: int,
+        batch_size: int,
+        seed: int,
+        start_step: int = 0,
+        num_steps: int = 2**62,
+        weights: Sequence[float] | None = None,
+    ) -> None:
         if num_items < 1 or batch_size < 1:
             raise ValueError(f"num_items and batch_size must be positive, got {num_items} and {batch_size}")
         if seed < 0 or start_step < 0 or num_steps < 0:
@@ -209,6 +225,9 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         self.seed = seed
         self.start_step = start_step
         self.num_steps = num_steps
+        self.shares: np.ndarray | None = None
+        if weights is not None and len(set(weights)) > 1:
+            self.shares = np.asarray(weights, dtype=np.float64) / sum(weights)
 
     def __len__(self) -> int:
         """Batches left from `start_step`."""
@@ -222,19 +241,29 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
             for position in range(step * self.batch_size, (step + 1) * self.batch_size):
                 if position // self.num_items != epoch:
                     epoch = position // self.num_items
-                    order = np.random.default_rng([self.seed, epoch]).permutation(self.num_items)
+                    order = self._order(epoch)
                 # Seeded by the position in the whole run: an item draws frames and caption anew each epoch.
                 item_seed = np.random.SeedSequence([self.seed, position]).generate_state(1)[0]
                 batch.append((int(order[position % self.num_items]), int(item_seed)))
             yield batch
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The items of one epoch, shuffled."""
+        rng = np.random.default_rng([self.seed, epoch])
+        if self.shares is None:
+            return rng.permutation(self.num_items)
+        # Systematic sampling: evenly spaced marks, at a random offset, on the line of summed shares.
+        marks = (np.arange(self.num_items) + rng.random()) / self.num_items
+        drawn = np.searchsorted(np.cumsum(self.shares), marks, side="right")
+        return rng.permutation(np.minimum(drawn, self.num_items - 1))
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Items of `ClipDataset` as a batch.
 
     Returns:
-        "frames" uint8 (b, t, 3, h, w); "label" and "index" int64 (b,); "caption", "captions", "path" lists;
-        "skipped" one flat list.
+        "frames" uint8 (b, t, 3, h, w); "label" and "index" int64 (b,); "caption", "captions", "path", "weight"
+        lists; "skipped" one flat list.
     """
     return {
         "frames": torch.stack([item["frames"] for item in items]),
@@ -243,5 +272,6 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "caption": [item["caption"] for item in items],
         "captions": [item["captions"] for item in items],
         "path": [item["path"] for item in items],
+        "weight": [item["weight"] for item in items],
         "skipped": [line for item in items for line in item["skipped"]],
     }

@@ -3,13 +3,14 @@
 Two layouts:
 
 * `metadata.csv` or `metadata.jsonl` in the folder; each row names a file (`file` or `file_name`, relative to
-  the folder) and has a `caption` (or `text`, or in jsonl a list `captions`), a `label`, or both; `split` is
-  optional;
+  the folder) and has a `caption` (or `text`, or in jsonl a list `captions`), a `label`, or both; `split` and
+  `weight` (how often training draws it, relative to the others; 1 where it is not given) are optional;
 * one sub-folder per class, with its videos inside.
 """
 
 import csv
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +30,14 @@ class ClipRecord:
         captions: Its captions; empty where there are only classes.
         label: Class index into `ClipFolder.class_names`, or None.
         split: Name of the split it belongs to, or None.
+        weight: How often training draws it, relative to the others.
     """
 
     path: Path
     captions: tuple[str, ...]
     label: int | None
     split: str | None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class _Row:
     captions: tuple[str, ...]
     label: str | None
     split: str | None
+    weight: float
 
 
 def read_clip_folder(root: str | Path, *, split: str | None = None) -> ClipFolder:
@@ -115,7 +119,7 @@ def _read_metadata(root: Path, metadata: Path, split: str | None) -> ClipFolder:
             problems.append(f"{where}: {row.file}: no such file")
             continue
         label = None if row.label is None else index[row.label]
-        records.append(ClipRecord(path, row.captions, label, row.split))
+        records.append(ClipRecord(path, row.captions, label, row.split, row.weight))
     if not records:
         raise ValueError(f"{metadata}: no usable video; {problems[0]} ({len(problems)} problems)")
     return ClipFolder(root, records, class_names, problems)
@@ -180,7 +184,13 @@ def _make_row(cells: dict[str, Any]) -> _Row | str:
     label = None if label is None or label == "" else str(label)
     if not captions and label is None:
         return f"{file}: neither caption nor label"
-    return _Row(file, tuple(captions), label, cells.get("split") or None)
+    try:
+        weight = float(cells.get("weight") or 1.0)
+    except (TypeError, ValueError):
+        weight = -1.0
+    if not 0 < weight < math.inf:
+        return f"{file}: weight must be a positive number, got {cells['weight']!r}"
+    return _Row(file, tuple(captions), label, cells.get("split") or None, weight)
 
 
 def _read_class_folders(root: Path) -> ClipFolder:

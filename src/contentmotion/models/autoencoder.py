@@ -85,6 +85,8 @@ class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
         content_mode: ``"softmax"``: a learned weight per frame, channel and pixel (Eq. 3); ``"mean"``: the plain
             mean of the frames (the paper's ablation).
         residual_decoding: Whether the decoder's output is added to the content frame (ours; off in the paper).
+        refine_channels: Width of a convolutional head that smooths the seams between the decoder's patches (ours);
+            0 is the paper's linear head alone.
         num_frames: Frames it was trained on (a default for users, not a limit).
         sample_height: Height h it was trained on, likewise.
         sample_width: Width w it was trained on, likewise.
@@ -108,6 +110,7 @@ class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
         motion_channels: int = 8,
         content_mode: Literal["softmax", "mean"] = "softmax",
         residual_decoding: bool = True,
+        refine_channels: int = 0,
         num_frames: int = 16,
         sample_height: int = 64,
         sample_width: int = 64,
@@ -136,7 +139,14 @@ class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
         self.motion_embed = nn.Linear(motion_channels, hidden_size)
         self.decoder = timesformer()
         self.decoder_norm = nn.LayerNorm(hidden_size)
-        self.frame_head = nn.Linear(hidden_size, in_channels * patch_size**2)
+        self.frame_head = nn.Linear(hidden_size, (refine_channels or in_channels) * patch_size**2)
+        self.refine_head: nn.Module = nn.Identity()
+        if refine_channels:
+            self.refine_head = nn.Sequential(
+                nn.Conv2d(refine_channels, refine_channels, 3, padding=1),
+                nn.SiLU(),
+                nn.Conv2d(refine_channels, in_channels, 3, padding=1),
+            )
         self._initialize()
 
     def _initialize(self) -> None:
@@ -144,8 +154,9 @@ class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
             nn.init.zeros_(self.content_head.weight)
             nn.init.zeros_(self.content_head.bias)
         if self.config.residual_decoding:  # start from "every frame is the content frame"
-            nn.init.zeros_(self.frame_head.weight)
-            nn.init.zeros_(self.frame_head.bias)
+            last = self.refine_head[-1] if self.config.refine_channels else self.frame_head
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     @apply_forward_hook  # CPU offload hooks in where forward is not called, too
     def encode(self, x: Float[Tensor, "b t c h w"]) -> AutoencoderOutput:
@@ -201,7 +212,8 @@ class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
         v = v_content[:, None] + v_x[:, :, :, None] + v_y[:, :, None]  # (b, t, H', W', d), Eq. 6
         v = v.flatten(2, 3) + self._position(t, h // p, w // p, content)
         v = self.decoder_norm(self._run(self.decoder, v)).view(b, t, h // p, w // p, -1)
-        frames = self._unpatchify(self.frame_head(v))  # (b, t, c, h, w)
+        frames = self._unpatchify(self.frame_head(v)).flatten(0, 1)
+        frames = self.refine_head(frames).unflatten(0, (b, t))  # (b, t, c, h, w)
         return frames + content[:, None] if self.config.residual_decoding else frames
 
     def forward(self, x: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t c h w"]:

@@ -92,6 +92,7 @@ def make_autoencoder(config: TrainAutoencoderConfig, vae: ModelMixin | None) -> 
         motion_channels=config.motion_channels,
         content_mode=config.content_mode,
         residual_decoding=config.residual_decoding,
+        refine_channels=config.refine_channels,
         num_frames=config.num_frames,
         sample_height=config.height // factor,
         sample_width=config.width // factor,
@@ -103,12 +104,13 @@ class CachedLatents(Dataset):
 
     def __init__(self, clips: ClipDataset, vae: ModelMixin | None) -> None:
         device = vae.device if vae is not None else "cpu"
-        self.latents, self.skipped = [], []
+        self.latents, self.skipped, self.weights = [], [], []
         for index in track(range(len(clips)), description="encoding clips", transient=True):
             item = clips[index]
             self.skipped += item["skipped"]
             if item["index"] == index:  # else the file is bad, and another clip came in its place
                 self.latents.append(encode_frames(vae, to_float(item["frames"][None]).to(device))[0].cpu())
+                self.weights.append(item["weight"])
 
     def __len__(self) -> int:
         return len(self.latents)

@@ -51,7 +51,8 @@ def fit(
         model: What is trained; stays in float32, forward passes run under autocast.
         loss: ``loss(model, batch)`` gives "loss" and whatever else is worth logging. ``batch["generator"]`` is the
             only source of randomness it may use.
-        dataset: Indexed by (index, seed) pairs (see ``StepSampler``). Its items may name bad files in "skipped".
+        dataset: Indexed by (index, seed) pairs (see ``StepSampler``). Its items may name bad files in "skipped"; it
+            may have ``weights``, how often each item is drawn.
         config: Steps, learning rate and so on; the run lives in ``config.output_dir``.
         collate: Items to batch.
         preview: Called with the step number while the averaged weights are in place.
@@ -67,6 +68,7 @@ def fit(
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         weight_decay=config.adam_weight_decay,
+        fused=True,
     )
     schedule = get_scheduler(
         config.lr_scheduler,
@@ -143,6 +145,7 @@ def _batches(
         config.seed,
         start_step=first_step * accumulation,
         num_steps=config.max_train_steps * accumulation,
+        weights=getattr(dataset, "weights", None),
     )
     mine = [batch[accelerator.process_index :: processes] for batch in sampler] if processes > 1 else sampler
     loader = DataLoader(
