@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # CMD on UCF-101, class-conditional: 16 frames of 64x64 pixels (CMD Tables 5-7).
 #
-#   DATA=~/ucf101/train bash runs/ucf101.sh
+#   DATA=~/ucf101 bash runs/ucf101.sh
 #
-# DATA holds one sub-folder of videos per class: the paper takes the 9,537 train videos of split 1. Stopped? Run it
-# again: every stage goes on where it was. The sizes are the paper's and want a GPU of 80 GB; its batch sizes are kept
-# on one GPU by gradient accumulation.
+# DATA holds UCF-101 and its lists (docs/data.md): the 9,537 train videos of split 1 are taken, as in the paper; or only
+# one sub-folder of videos per class, of which all are taken. Stopped? Run it again: every stage goes on where it was.
+# The sizes are the paper's and want a GPU of 80 GB; its batch sizes are kept on one GPU by gradient accumulation.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-: "${DATA:?set DATA to the folder of train videos, one sub-folder per class}"
+: "${DATA:?set DATA to the folder of UCF-101 and its lists}"
 OUT="${OUT:-outputs/ucf101}"
 AUTOENCODER="$OUT/autoencoder/autoencoder"
 

@@ -229,6 +229,8 @@ def read_config_file(file: str, config_class: type) -> dict[str, Given]:
     fields = field_types(config_class)
     given = {}
     for name, value in content.items():
+        if name not in fields and getattr(config_class, "takes_any_recipe", False):
+            continue
         if name not in fields:
             raise UsageError(f"{file}: unknown key {name!r}{did_you_mean(str(name), fields)}")
         if value is None and not fields[name].optional:

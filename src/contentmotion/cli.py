@@ -41,6 +41,12 @@ COMMANDS = {
         "a real video through the autoencoder, side by side",
         "video",
     ),
+    "inspect": Command(
+        config.InspectConfig,
+        "contentmotion.data.inspect:inspect",
+        "what is in a data set, and what a recipe gets out of it",
+        "train_data_dir",
+    ),
     "train-vae": Command(
         config.TrainVAEConfig, "contentmotion.train.vae:train_vae", "0. an image VAE (only where none fits)"
     ),
@@ -50,7 +56,7 @@ COMMANDS = {
         "1. video <-> content frame + motion latent",
     ),
     "encode": Command(
-        config.EncodeConfig, "contentmotion.data.cache:encode", "2. videos -> a cache of latents to train on"
+        config.EncodeConfig, "contentmotion.data.encode:encode", "2. videos -> a cache of latents to train on"
     ),
     "train-content": Command(
         config.TrainContentConfig, "contentmotion.train.content:train_content", "3. prompt -> content frame"

@@ -12,12 +12,30 @@ from typing import Literal
 SHIPPED_MODEL = "emoji"
 MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
+Layout = Literal[
+    "auto", "videofolder", "sidecar", "classes", "ucf101", "webvid", "msrvtt", "webdataset", "datasets",
+]  # fmt: skip
 
 
 def require(condition: bool, message: str) -> None:
     """Raise ``ValueError(message)`` unless the condition holds (configs check their ranges with it)."""
     if not condition:
         raise ValueError(message)
+
+
+def parse_bucket(text: str) -> tuple[int, int, int]:
+    """Frames, height and width of a bucket written like "16x256x384".
+
+    Raises:
+        ValueError: Written otherwise.
+    """
+    numbers = text.split("x")
+    require(
+        len(numbers) == 3 and all(number.isdecimal() and int(number) > 0 for number in numbers),
+        f"a bucket is written FRAMESxHEIGHTxWIDTH, such as 16x256x384, got {text!r}",
+    )
+    frames, height, width = map(int, numbers)
+    return frames, height, width
 
 
 def require_positive(config: object, *names: str) -> None:
@@ -70,6 +88,30 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         require_positive(self, "num_inference_steps", "motion_num_inference_steps", "batch_size")
         require_not_negative(self, "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderConfig:
+    """How the list of videos is read.
+
+    Attributes:
+        layout: Layout of the data (docs/data.md); "auto" looks.
+        split: Keep only clips of this split, where the data names splits.
+        metadata_path: The list of videos when it is not in the data's folder: a metadata file, WebVid's CSV,
+            MSR-VTT's JSON or CSV, or the folder of UCF-101's split lists.
+        split_number: Which of UCF-101's official splits: 1, 2 or 3.
+        class_prompts: JSON file `{"class": "prompt"}`: captions for videos that have classes only.
+    """
+
+    layout: Layout = "auto"
+    split: str | None = "train"
+    metadata_path: str | None = None
+    split_number: int = 1
+    class_prompts: str | None = None
+
+    def __post_init__(self) -> None:
+        getattr(super(), "__post_init__", lambda: None)()  # of the other settings that a command has
+        require(self.split_number in (1, 2, 3), f"split_number must be 1, 2 or 3, got {self.split_number}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,13 +215,12 @@ class ExportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(SamplingConfig):
+class EvaluateConfig(FolderConfig, SamplingConfig):
     """Real FVD and PSNR of a checkpoint on a folder of videos: reconstruction, motion predicted for true content
     frames, full generation, beside two references (frozen clips, two halves of the real clips).
 
     Attributes:
-        data_dir: Folder of videos with captions (see train-autoencoder).
-        split: Keep only clips of this split, where the metadata names splits.
+        data_dir: Where the videos are (see train-autoencoder).
         i3d: I3D weights (safetensors); else the environment variable CONTENTMOTION_I3D.
         num_videos: Use only the first n clips.
         caption_index: Which of a clip's captions to generate from.
@@ -187,7 +228,6 @@ class EvaluateConfig(SamplingConfig):
     """
 
     data_dir: str
-    split: str | None = "train"
     i3d: str | None = None
     num_videos: int | None = None
     caption_index: int = 0
@@ -200,29 +240,35 @@ class EvaluateConfig(SamplingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipConfig:
+class ClipConfig(FolderConfig):
     """Which clips are read, and how they are cut.
 
     Attributes:
-        train_data_dir: Folder of videos: `metadata.csv` or `metadata.jsonl` (file_name, caption or text or captions,
-            optional label and split), or one sub-folder per class.
-        split: Keep only clips of this split, where the metadata names splits.
+        train_data_dir: Where the videos are: a folder in any of the layouts, WebDataset shards
+            (`data/{000..099}.tar`), or the id of a Hugging Face data set.
         num_frames: Frames per clip.
-        height: Pixels (resize of the shorter side, then centre crop).
-        width: Pixels, see height.
+        height: Pixels.
+        width: Pixels.
         frame_stride: Take every n-th frame of the file.
+        fps: Take the frames that are shown at this rate instead, whatever the file's own; files with fewer frames per
+            second are left out.
+        resize_mode: "center": fill the frame, cut off what sticks out on both sides; "random": cut it off at random;
+            "pad": show all, between black bars.
+        random_flip: Mirror every second clip (wrong where captions say left or right).
     """
 
     train_data_dir: str
-    split: str | None = "train"
     num_frames: int = 16
     height: int = 64
     width: int = 64
     frame_stride: int = 1
+    fps: float | None = None
+    resize_mode: Literal["center", "random", "pad"] = "center"
+    random_flip: bool = False
 
     def __post_init__(self) -> None:
-        getattr(super(), "__post_init__", lambda: None)()  # TrainConfig's, where a command has both
-        require_positive(self, "num_frames", "height", "width", "frame_stride")
+        getattr(super(), "__post_init__", lambda: None)()  # the others that a command has
+        require_positive(self, "num_frames", "height", "width", "frame_stride", "fps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +298,9 @@ class TrainConfig:
         report_to: Tracker besides `metrics.jsonl`: tensorboard, wandb, comet_ml, ... or none.
         dataloader_num_workers: Processes that decode videos; 0 decodes in the training process.
         seed: Seed of the initial weights, the batches and the noise.
-        max_bad_fraction: Stop when more than this share of the files read was bad; fewer are skipped and named.
+        max_bad_fraction: Stop when more than this share of the data turns out bad; less is skipped and named.
+        shuffle_window: Clips that are mixed with one another, read from shards (of a cache or of a stream) that no
+            other process reads; none: every clip of a cache with every other, which reads all over the disk.
     """
 
     output_dir: str
@@ -277,17 +325,19 @@ class TrainConfig:
     report_to: str = "tensorboard"
     dataloader_num_workers: int = 0
     seed: int = 0
-    max_bad_fraction: float = 0.5
+    max_bad_fraction: float = 0.01
+    shuffle_window: int | None = None
 
     def __post_init__(self) -> None:
         require_positive(
             self, "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "learning_rate",
-            "checkpointing_steps", "checkpoints_total_limit", "logging_steps",
+            "checkpointing_steps", "checkpoints_total_limit", "logging_steps", "shuffle_window",
         )  # fmt: skip
         require_not_negative(
             self, "lr_warmup_steps", "validation_steps", "dataloader_num_workers", "adam_weight_decay", "seed"
         )
         require(0 <= self.ema_decay < 1, f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        require(0 <= self.max_bad_fraction < 1, f"max_bad_fraction must be in [0, 1), got {self.max_bad_fraction}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,7 +370,10 @@ class TrainAutoencoderConfig(ClipConfig, TrainConfig):
     Attributes:
         vae: Image VAE whose latents are split: a VAE folder, or a Stable Diffusion folder or hub id; none works on
             pixels.
+        buckets: Sizes to train on side by side, each like "16x256x384" (frames, height, width): every video goes into
+            the one that fits it best, every batch comes from one; none: num_frames, height and width for all.
         cache_latents: Keep the clips' VAE latents in memory (small data sets): encodes each clip once.
+        cache_dir: Cache that `encode --latents_only` filled: trains on its latents, and decodes no video.
         patch_size: Patch size of the TimeSformers.
         hidden_size: Width of the TimeSformers.
         depth: Blocks of the encoder, and of the decoder.
@@ -333,8 +386,11 @@ class TrainAutoencoderConfig(ClipConfig, TrainConfig):
         refine_channels: Width of a convolutional head behind the decoder's patches; 0: none, as in the paper.
     """
 
+    train_data_dir: str | None = None
     vae: str | None = None
+    buckets: tuple[str, ...] = ()
     cache_latents: bool = False
+    cache_dir: str | None = None
     patch_size: int = 2
     hidden_size: int = 384
     depth: int = 12
@@ -348,38 +404,105 @@ class TrainAutoencoderConfig(ClipConfig, TrainConfig):
     adam_beta1: float = 0.5
     adam_beta2: float = 0.9
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for text in self.buckets:
+            parse_bucket(text)
+        require(
+            not (self.buckets and (self.cache_latents or self.cache_dir)),
+            "buckets are cut from videos: they go with neither cache_latents nor cache_dir",
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig(ClipConfig):
     """Encode videos once: fill a cache with content frames and motion latents, and measure the motion's mean and
-    standard deviation. train-content and train-motion read the cache. A run that was stopped goes on.
+    standard deviation. train-content and train-motion read the cache. A run that was stopped goes on. Several
+    processes share the work: `torchrun --nproc_per_node 8 -m contentmotion encode ...`.
 
     Attributes:
         autoencoder: Folder of the trained ContentMotionAutoencoder; the motion statistics are written into its config.
         vae: The image VAE it was trained with (none: pixels).
+        latents_only: Cache the VAE's latents of all frames instead, for `train-autoencoder --cache_dir`.
+        pretrained_model_name_or_path: Stable Diffusion folder or hub id: cache its text features of the captions, too.
+        text_features: "pooled": one feature per caption (what train-motion needs); "tokens": one per token as well
+            (train-content, too); for Stable Diffusion 2.1 2 KB or 160 KB per caption.
         output_dir: Folder of the cache.
         encode_batch_size: Clips encoded at once.
         clips_per_shard: Clips per safetensors file.
         num_clips_per_video: Random clips cut from each file.
         seed: Seed of the clips' start frames.
         mixed_precision: Precision of the networks.
+        cache_dtype: Number format of the files.
+        dataloader_num_workers: Processes that decode videos; 0 decodes between the networks' passes.
+        max_bad_fraction: Stop when more than this share of the files is bad; fewer are left out and named.
         device: "auto", "cpu", "cuda", ...
     """
 
-    autoencoder: str
+    autoencoder: str | None = None
     vae: str | None = None
+    latents_only: bool = False
+    pretrained_model_name_or_path: str | None = None
+    text_features: Literal["pooled", "tokens"] = "pooled"
     output_dir: str
     encode_batch_size: int = 8
     clips_per_shard: int = 256
     num_clips_per_video: int = 1
     seed: int = 0
     mixed_precision: MixedPrecision = "no"
+    cache_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+    dataloader_num_workers: int = 0
+    max_bad_fraction: float = 0.01
     device: str = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "encode_batch_size", "clips_per_shard", "num_clips_per_video")
-        require_not_negative(self, "seed")
+        require_not_negative(self, "seed", "dataloader_num_workers")
+        require(0 <= self.max_bad_fraction < 1, f"max_bad_fraction must be in [0, 1), got {self.max_bad_fraction}")
+        require(
+            self.latents_only == (self.autoencoder is None),
+            "give --autoencoder, or --latents_only true (exactly one of the two)",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig(ClipConfig):
+    """Look at a data set before training on it: counts, durations, sizes, captions, bad files with the reason of each,
+    how many clips a recipe gets out of it and how large their cache would be. Writes inspect.json and inspect.png.
+
+    Example: contentmotion inspect clips --config configs/webvid-sd21/autoencoder.yaml
+
+    Attributes:
+        train_data_dir: Where the videos are (see train-autoencoder).
+        num_videos: Look at only so many, spread evenly over the list; the numbers of clips are then estimates.
+        num_clips_per_video: Clips cut from each file (see encode).
+        decode: Decode a clip of each video, which finds damage that the header does not show; else read headers only.
+        vae: Image VAE of the recipe, for the size of the cache (see train-autoencoder).
+        autoencoder: Autoencoder of the recipe, for the size of the cache; else the two settings that follow.
+        patch_size: Patch size of the autoencoder.
+        motion_channels: Channels of the motion latent.
+        cache_dtype: Number format of the cache.
+        num_workers: Processes; one per core when not given.
+        output_dir: Folder for `inspect.json` and `inspect.png`.
+    """
+
+    takes_any_recipe = True  # settings of other commands are ignored in its YAML files
+
+    num_videos: int | None = None
+    num_clips_per_video: int = 1
+    decode: bool = True
+    vae: str | None = None
+    autoencoder: str | None = None
+    patch_size: int = 2
+    motion_channels: int = 8
+    cache_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+    num_workers: int | None = None
+    output_dir: str = "outputs/inspect"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "num_videos", "num_clips_per_video", "patch_size", "motion_channels", "num_workers")
 
 
 @dataclass(frozen=True, kw_only=True)

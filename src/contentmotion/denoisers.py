@@ -12,7 +12,7 @@ from diffusers import DiTTransformer2DModel, UNet2DConditionModel
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from contentmotion.conditioning import drop_prompts, encode_prompts
+from contentmotion.conditioning import NULL_PROMPT, drop_prompts, encode_prompts
 from contentmotion.models.motion_dit import MotionDiT
 
 
@@ -51,7 +51,11 @@ class ContentDenoiser(nn.Module):
         if self.text_encoder is None:
             labels = drop_labels(batch["label"], dropped, self.unet.config.num_embeds_ada_norm)
             return self.unet(noisy, timestep=timesteps, class_labels=labels).sample
-        hidden, _ = encode_prompts(self.tokenizer, self.text_encoder, drop_prompts(batch["caption"], dropped))
+        if "tokens" in batch:  # the cache has them
+            null, _ = encode_prompts(self.tokenizer, self.text_encoder, [NULL_PROMPT])
+            hidden = torch.where(dropped[:, None, None].to(null.device), null, batch["tokens"])
+        else:
+            hidden, _ = encode_prompts(self.tokenizer, self.text_encoder, drop_prompts(batch["caption"], dropped))
         return self.unet(noisy, timesteps, encoder_hidden_states=hidden).sample
 
 
@@ -80,8 +84,12 @@ class MotionDenoiser(nn.Module):
             labels = drop_labels(batch["label"], dropped, self.transformer.config.num_classes)
             return self.transformer(noisy, timesteps, content, class_labels=labels)
         with torch.no_grad():
-            prompts = drop_prompts(batch["caption"], dropped)
-            _, pooled = encode_prompts(self.tokenizer, self.text_encoder, prompts)
+            if "pooled" in batch:  # the cache has them
+                _, null = encode_prompts(self.tokenizer, self.text_encoder, [NULL_PROMPT])
+                pooled = torch.where(dropped[:, None].to(null.device), null, batch["pooled"])
+            else:
+                prompts = drop_prompts(batch["caption"], dropped)
+                _, pooled = encode_prompts(self.tokenizer, self.text_encoder, prompts)
         return self.transformer(noisy, timesteps, content, pooled_text=pooled)
 
 

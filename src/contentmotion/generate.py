@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from contentmotion.config import GenerateConfig
+from contentmotion.data.prompts import read_prompts
 from contentmotion.loading import load_pipeline, require_checkpoints
 from contentmotion.pipeline import ContentMotionPipeline
 from contentmotion.run_dir import prepare_output_dir, resolve_device, resolve_dtype, seeded_generator
@@ -80,14 +81,7 @@ def read_conditions(config: GenerateConfig) -> list[str] | list[int]:
             raise ValueError("class_labels is empty")
         return config.class_labels
     if config.prompt_file is not None:
-        try:
-            lines = Path(config.prompt_file).read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{config.prompt_file}: not a text file in UTF-8") from error
-        prompts = [line.strip() for line in lines if line.strip()]
-        if not prompts:
-            raise ValueError(f"{config.prompt_file}: no prompts in this file")
-        return prompts
+        return read_prompts(config.prompt_file)
     prompts = [prompt.strip() for prompt in config.prompt or []]
     if not prompts or not all(prompts):
         raise ValueError("empty prompt: say what to show")

@@ -159,8 +159,11 @@ def cache_table(folder: Path) -> Table:
     clips = sum(shapes["label"][0][0] for shapes in shards)
     table = Table("latent cache", escape(str(folder)))
     table.add_row("stored", f"{clips} clips in {len(shards)} shards")
-    for name in ("content", "motion") if shards else ():
-        shape, dtype = shards[0][name]
+    full = max(shards, key=len, default={})  # a shard without a good clip has fewer tensors
+    for name in ("content", "motion", "latents", "pooled", "tokens"):
+        if name not in full:
+            continue
+        shape, dtype = full[name]
         table.add_row(f"{name} of a clip", f"{_text(shape[1:])} {dtype}")
     for key, value in _read_json(folder / CACHE).items():
         table.add_row(key, Text(_text(value)))

@@ -79,6 +79,23 @@ def load_autoencoder(name_or_path: str, dtype: torch.dtype | None = None) -> Con
     return _load_part(ContentMotionAutoencoder, name_or_path, "autoencoder", dtype)
 
 
+def load_text_encoder(name_or_path: str) -> tuple[Any, Any]:
+    """Tokenizer and text encoder of a Stable Diffusion folder, of a pipeline folder or of a hub id; frozen.
+
+    Raises:
+        ValueError: There is none.
+    """
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    path = resolve_name(name_or_path)
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer")
+    except OSError as error:
+        raise ValueError(_explain(f"a tokenizer from {path}", path, error)) from error
+    encoder = _load(CLIPTextModel, path, "text_encoder", "a text encoder")
+    return tokenizer, encoder.requires_grad_(False)
+
+
 def load_motion(name_or_path: str, dtype: torch.dtype | None = None) -> tuple[MotionDiT, DDIMScheduler]:
     """Motion model and its noise schedule, of the folder that ``train-motion`` wrote or of a pipeline folder.
 

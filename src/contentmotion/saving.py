@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
 
 
 class SavePretrained(Protocol):
@@ -48,3 +53,18 @@ def save_model(model: SavePretrained, path: str | Path) -> None:
     """``model.save_pretrained(path)``, atomically."""
     with replacing_folder(path) as folder:
         model.save_pretrained(str(folder))
+
+
+def hash_weights(model: torch.nn.Module) -> str:
+    """SHA-256 of a model's weights (names and values), the same wherever they are stored."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes a value as JSON, atomically."""
+    with replacing_file(path) as partial:
+        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

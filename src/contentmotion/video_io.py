@@ -1,160 +1,31 @@
-"""Videos in files <-> uint8 frames.
-
-Reads mp4, webm, avi, mkv, mov (PyAV), gif, animated webp (Pillow) and folders of numbered pictures;
-writes mp4, gif, webm and contact sheets.
-"""
+"""Frames -> video files and contact sheets; reading is `contentmotion.video_reader`'s, and can be had here too."""
 
 import math
 import os
-import re
-import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
-from av.error import FFmpegError
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 
-FFMPEG_SUFFIXES = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v")
-PICTURE_SUFFIXES = (".gif", ".webp")
-VIDEO_SUFFIXES = FFMPEG_SUFFIXES + PICTURE_SUFFIXES
-FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
-DEFAULT_FPS = 8.0  # of frame folders, and of files that do not say
-# Real containers only: ffmpeg's other formats include playlists, texts that make it open further files.
-CONTAINERS = "mov,matroska,avi,mpegts,mpeg,ogg,flv,asf"
-# What Pillow raises on damaged files, besides its own errors.
-PICTURE_ERRORS = (
-    OSError,
-    EOFError,
-    SyntaxError,
-    ValueError,
-    LookupError,
-    struct.error,
-    Image.DecompressionBombError,
-)
+from contentmotion.picture_reader import FRAME_SUFFIXES, list_frames
+from contentmotion.video_reader import Video, VideoError, read_video
 
+__all__ = [
+    "FRAME_SUFFIXES",
+    "VIDEO_SUFFIXES",
+    "Video",
+    "VideoError",
+    "list_frames",
+    "read_video",
+    "write_contact_sheet",
+    "write_video",
+]
 
-class VideoError(ValueError):
-    """A file that is no readable video; the message names it."""
-
-
-@dataclass(frozen=True)
-class Video:
-    """Decoded video.
-
-    Attributes:
-        frames: uint8 RGB, (t, h, w, 3), t >= 1.
-        fps: Frames per second.
-    """
-
-    frames: np.ndarray
-    fps: float
-
-
-def read_video(path: str | Path, *, max_frames: int | None = None) -> Video:
-    """Decode a video.
-
-    Args:
-        path: Video file, or folder of numbered png or jpg frames.
-        max_frames: Stop after this many frames; None reads all.
-
-    Raises:
-        FileNotFoundError: No such file.
-        VideoError: Not a video, damaged, or without frames.
-    """
-    path = Path(path)
-    if max_frames is not None and max_frames < 1:
-        raise ValueError(f"max_frames must be at least 1, got {max_frames}")
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
-    if path.is_dir():
-        return _read_frame_folder(path, max_frames)
-    if path.stat().st_size == 0:
-        raise VideoError(f"{path}: empty file")
-    if path.suffix.lower() in PICTURE_SUFFIXES:
-        return _read_picture(path, max_frames)
-    return _read_ffmpeg(path, max_frames)
-
-
-def _read_ffmpeg(path: Path, max_frames: int | None) -> Video:
-    try:
-        # "file:" keeps ffmpeg from taking a colon in the name for a protocol.
-        # Titles in old files are often not UTF-8; they must not keep the pictures from being read.
-        options = {"format_whitelist": CONTAINERS}
-        with av.open(f"file:{path}", options=options, metadata_errors="replace") as container:
-            if not container.streams.video:
-                raise VideoError(f"{path}: holds no video stream")
-            stream = container.streams.video[0]
-            fps = float(stream.average_rate or DEFAULT_FPS)
-            frames = []
-            for frame in container.decode(stream):
-                frames.append(frame.to_ndarray(format="rgb24"))
-                if len(frames) == max_frames:
-                    break
-    except FFmpegError as error:
-        raise VideoError(f"{path}: not a readable video ({error.strerror})") from None
-    return _checked(path, frames, fps)
-
-
-def _read_picture(path: Path, max_frames: int | None) -> Video:
-    frames = []
-    try:
-        with Image.open(path) as image:
-            total = getattr(image, "n_frames", 1)
-            milliseconds = 0.0
-            for k in range(min(total, max_frames or total)):
-                image.seek(k)
-                frames.append(_on_white(image))
-                milliseconds += image.info.get("duration", 0)
-    except PICTURE_ERRORS as error:
-        raise VideoError(f"{path}: not a readable picture ({_reason(error)})") from None
-    fps = 1000 * len(frames) / milliseconds if milliseconds else DEFAULT_FPS
-    return _checked(path, frames, fps)
-
-
-def list_frames(folder: Path) -> list[Path]:
-    """The numbered pictures of a frame folder in the order of their numbers ("9.png" before "10.png")."""
-    files = [path for path in folder.iterdir() if path.suffix.lower() in FRAME_SUFFIXES]
-    numbered = [(re.findall(r"\d+", path.stem), path) for path in files]
-    return [path for _, path in sorted((int(digits[-1]), path) for digits, path in numbered if digits)]
-
-
-def _read_frame_folder(path: Path, max_frames: int | None) -> Video:
-    files = list_frames(path)
-    if not files:
-        raise VideoError(f"{path}: a folder without numbered png or jpg frames")
-    frames = []
-    for file in files[:max_frames]:
-        try:
-            with Image.open(file) as image:
-                frames.append(_on_white(image))
-        except PICTURE_ERRORS as error:
-            raise VideoError(f"{file}: not a readable picture ({_reason(error)})") from None
-    return _checked(path, frames, DEFAULT_FPS)
-
-
-def _reason(error: BaseException) -> str:
-    """Pillow's message, without the path where it would repeat it."""
-    return "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)
-
-
-def _on_white(image: Image.Image) -> np.ndarray:
-    """RGB of a picture; transparent parts become white."""
-    rgba = image.convert("RGBA")
-    return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))
-
-
-def _checked(path: Path, frames: list[np.ndarray], fps: float) -> Video:
-    if not frames:
-        raise VideoError(f"{path}: no frame could be decoded")
-    sizes = {frame.shape for frame in frames}
-    if len(sizes) > 1:
-        raise VideoError(f"{path}: frames of different sizes ({len(sizes)} sizes)")
-    return Video(np.stack(frames), fps)
+VIDEO_SUFFIXES = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".gif", ".webp")
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:

@@ -20,7 +20,8 @@ from contentmotion.config import (
     TrainMotionConfig,
     TrainVAEConfig,
 )
-from contentmotion.data.cache import LatentCache, encode
+from contentmotion.data.cache import LatentCache
+from contentmotion.data.encode import encode
 from contentmotion.loading import load_autoencoder, load_pipeline
 from contentmotion.train import loop
 from contentmotion.train.autoencoder import train_autoencoder
@@ -217,7 +218,7 @@ def test_bad_files_are_skipped_and_named(clip_folder: Path, tmp_path: Path, caps
     (tmp_path / "data/a/broken.mp4").write_text("not a video")
     config = TrainAutoencoderConfig(
         train_data_dir=str(tmp_path / "data"), **CLIPS, **{**STEPS, "max_train_steps": 5, "validation_steps": 0},
-        **AUTOENCODER, output_dir=str(tmp_path / "ae"),
+        **AUTOENCODER, output_dir=str(tmp_path / "ae"), max_bad_fraction=0.3,
     )  # fmt: skip
     train_autoencoder(config)
     named = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]

@@ -1,189 +1,239 @@
-"""Encode once, train from latents: command ``encode`` and the data set that reads what it wrote.
+"""A cache of latents as a data set: what ``encode`` wrote, read in place.
 
-A cache folder holds ``shard-00000.safetensors`` (content, motion, label), ``shard-00000.jsonl`` (path, captions and
-weight of each clip) and ``manifest.json`` (what it was made with). A shard is complete or absent.
+A cache folder holds ``shard-00000.safetensors``, ..., ``manifest.json`` (what it was made with) and ``index.json``
+(clips, bytes and hash of each shard; written when all are there). A shard is complete or absent; of n clips it holds
+
+* "content" (n, c, h, w) and "motion" (n, D, t, s), or for training the autoencoder "latents" (n, t, c, h, w);
+* "label", "item" (the clip's number in the data it was made from) and "weight", each (n,);
+* "texts", JSON lines with the path and the captions of each clip as bytes, and where each line ends, "text_ends" (n,);
+* where a text encoder was given, features of all captions, "pooled" (m, p) and perhaps "tokens" (m, l, d), and where
+  each clip's end, "caption_ends" (n,).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Sequence
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from contentmotion.config import EncodeConfig
-from contentmotion.data.clips import ClipDataset, open_clips
-from contentmotion.data.clips import collate as collate_clips
-from contentmotion.image_vae import encode_frames, to_float
-from contentmotion.loading import load_autoencoder, load_vae
-from contentmotion.run_dir import prepare_output_dir, resolve_device, resolve_dtype
-from contentmotion.saving import save_model
+from contentmotion.saving import hash_weights
 
-MANIFEST = "manifest.json"
-
-
-def encode(config: EncodeConfig) -> None:
-    """Fills a cache with content frames and motion latents, and writes the motion's statistics into the autoencoder.
-
-    Raises:
-        ValueError: No usable videos, or the folder holds a cache made by another autoencoder or settings.
-    """
-    device = resolve_device(config.device)
-    autoencoder = load_autoencoder(config.autoencoder).to(device)
-    vae = load_vae(config.vae).to(device) if config.vae else None
-    cache_dir = prepare_output_dir(config.output_dir, "encode", config)
-    clips = open_clips(config)
-    manifest = {
-        "autoencoder": hash_weights(autoencoder),
-        "vae": hash_weights(vae) if vae is not None else None,
-        "clips": [config.num_frames, config.height, config.width, config.frame_stride],
-        "items": len(clips) * config.num_clips_per_video,
-        "clips_per_shard": config.clips_per_shard,
-        "seed": config.seed,
-        "class_names": clips.folder.class_names,
-    }
-    _write_manifest(cache_dir, json.loads(json.dumps(manifest)))
-    dtype = resolve_dtype(config.mixed_precision, device)
-    starts = range(0, manifest["items"], config.clips_per_shard)
-    skipped: set[str] = set()
-    for number, start in enumerate(track(starts, description="encoding")):
-        path = cache_dir / f"shard-{number:05d}.safetensors"
-        if path.exists():
-            continue
-        chosen = range(start, min(start + config.clips_per_shard, manifest["items"]))
-        tensors, lines = [], []
-        for i in range(0, len(chosen), config.encode_batch_size):
-            items = [_clip(clips, config, k) for k in chosen[i : i + config.encode_batch_size]]
-            skipped.update(line for item in items for line in item["skipped"])
-            items = [item for item in items if not item["skipped"]]  # never another clip in a bad one's place
-            if not items:
-                continue
-            batch = collate_clips(items)
-            with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
-                x = encode_frames(vae, to_float(batch["frames"]).to(device))
-                encoded = autoencoder.encode(x)
-            tensors.append((encoded.content.float().cpu(), encoded.motion_latent.float().cpu(), batch["label"]))
-            lines += [{name: item[name] for name in ("path", "captions", "weight")} for item in items]
-        if tensors:
-            _write_shard(path, tensors, lines)
-    for line in sorted(skipped):
-        print(f"skipped: {line}")
-    cache = LatentCache(cache_dir)
-    mean, std = motion_statistics(cache)
-    autoencoder.register_to_config(motion_mean=mean, motion_std=std)
-    save_model(autoencoder.float().cpu(), config.autoencoder)
-    print(f"{len(cache)} clips in {cache_dir}, {len(skipped)} bad files skipped")
-
-
-def _clip(clips: ClipDataset, config: EncodeConfig, k: int) -> dict[str, Any]:
-    """Item k of the cache: the centred clip of a video, or one of several random ones."""
-    index, repeat = k % len(clips), k // len(clips)
-    if config.num_clips_per_video == 1:
-        return clips[index]
-    return clips[index, int(np.random.SeedSequence([config.seed, repeat, index]).generate_state(1)[0])]
-
-
-def _write_shard(path: Path, tensors: list[tuple], lines: list[dict[str, Any]]) -> None:
-    content, motion, label = (torch.cat(part).contiguous() for part in zip(*tensors, strict=True))
-    texts, partial = path.with_suffix(".jsonl"), path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    os.replace(partial, texts)
-    save_file({"content": content, "motion": motion, "label": label}, partial)
-    os.replace(partial, path)  # last: a shard counts from here on
-
-
-def _write_manifest(cache_dir: Path, manifest: dict[str, Any]) -> None:
-    path = cache_dir / MANIFEST
-    if path.exists():
-        old = json.loads(path.read_text())
-        changed = [key for key in manifest if old.get(key) != manifest[key]]
-        if changed:
-            raise ValueError(
-                f"{cache_dir} holds a cache made with other settings ({', '.join(changed)}): "
-                "choose another --output_dir or remove it"
-            )
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(manifest, indent=2) + "\n")
-    os.replace(partial, path)
-
-
-def hash_weights(model: torch.nn.Module) -> str:
-    """SHA-256 of a model's weights (names and values), the same wherever they are stored."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def motion_statistics(cache: LatentCache) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each motion channel over a cache (method: standardised before diffusion)."""
-    total = squares = torch.zeros((), dtype=torch.float64)
-    count = 0
-    for index in range(len(cache)):
-        z = cache[index]["motion"].double()  # (D, t, s)
-        total, squares = total + z.sum((1, 2)), squares + z.square().sum((1, 2))
-        count += z[0].numel()
-    mean = total / count
-    std = (squares / count - mean.square()).clamp(min=1e-12).sqrt()
-    return mean.tolist(), std.tolist()
+MANIFEST, INDEX = "manifest.json", "index.json"
+FORMAT = 2
+MAX_OPEN_SHARDS = 64
+LATENTS = ("content", "motion", "latents")
 
 
 class LatentCache(Dataset):
-    """The clips of a cache folder; shards stay on disk and are read in place.
+    """The clips of a cache folder. Shards stay on disk and are read in place; a few hundred bytes of memory each.
+
+    A shard that is missing or damaged is left out and named in ``problems``; one that becomes so later is replaced by
+    the next good one and named in the items' "skipped".
 
     Args:
         cache_dir: A folder that ``encode`` filled.
+        max_bad_fraction: Share of the clips that may be lost with their shards.
 
     Raises:
-        ValueError: It holds no shard.
+        ValueError: No finished cache, or too much of it is lost.
     """
 
-    def __init__(self, cache_dir: str | Path) -> None:
+    def __init__(self, cache_dir: str | Path, max_bad_fraction: float = 0.01) -> None:
         self.cache_dir = Path(cache_dir)
-        paths = sorted(self.cache_dir.glob("shard-*.safetensors"))
-        if not paths:
-            raise ValueError(f"no latent cache in {cache_dir}: run `contentmotion encode` first")
-        self.manifest = json.loads((self.cache_dir / MANIFEST).read_text())
-        self.places: list[tuple[int, int]] = []  # item -> (shard, row)
-        self.texts: list[dict[str, Any]] = []
-        self._shards = [safe_open(path, "pt") for path in paths]
-        for number, (path, shard) in enumerate(zip(paths, self._shards, strict=True)):
-            self.places += [(number, row) for row in range(shard.get_slice("label").get_shape()[0])]
-            self.texts += [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
+        self.max_bad_fraction = max_bad_fraction
+        self.manifest = _read_manifest(self.cache_dir)
+        if not (self.cache_dir / INDEX).exists():
+            raise ValueError(f"the latent cache {cache_dir} is not finished: run the same `contentmotion encode` again")
+        index = _read_json(self.cache_dir / INDEX)
+        self._weighted: bool = index["weighted"]
+        listed = [shard for shard in index["shards"] if shard["clips"]]
+        self.num_listed = sum(shard["clips"] for shard in listed)
+        self._lost: dict[str, int] = {}  # shard -> its clips
+        self.problems: list[str] = []
+        self.names: list[str] = []
+        for shard in listed:
+            path = self.cache_dir / shard["name"]
+            size = path.stat().st_size if path.exists() else None
+            if size == shard["bytes"]:
+                self.names.append(shard["name"])
+            else:
+                reason = "missing" if size is None else f"{size} bytes instead of {shard['bytes']}"
+                self.problems.append(self._lose(shard["name"], shard["clips"], reason))
+        self.shard_sizes = np.array([s["clips"] for s in listed if s["name"] not in self._lost], dtype=np.int64)
+        if not len(self.shard_sizes):
+            raise ValueError(f"the latent cache {cache_dir} holds no clip")
+        self._ends = self.shard_sizes.cumsum()
+        self._open: OrderedDict[int, Any] = OrderedDict()
+        self._text_features = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": OrderedDict()}  # open files do not travel to worker processes
+
+    def require_made_with(self, **models: torch.nn.Module | None) -> None:
+        """Checks by their hashes that these networks (autoencoder, vae, text_encoder; None: without) made the cache.
+
+        Raises:
+            ValueError: Others did.
+        """
+        for name, model in models.items():
+            if self.manifest[name] != (None if model is None else hash_weights(model)):
+                wanted = f"without a {name}" if model is None else f"with this {name}"
+                raise ValueError(
+                    f"the latent cache {self.cache_dir} was not made {wanted}: run `contentmotion encode` with the "
+                    "networks of this run, into another folder"
+                )
+
+    def use_text_features(self, text_encoder: torch.nn.Module | None) -> None:
+        """Items have text features, where they were cached, if this frozen text encoder made them; None: no item has.
+
+        Raises:
+            ValueError: Another one made them.
+        """
+        self._text_features = text_encoder is not None and self.manifest["text_encoder"] is not None
+        if self._text_features:
+            self.require_made_with(text_encoder=text_encoder)
 
     @property
-    def weights(self) -> list[float]:
-        """How often training draws each clip, relative to the others (see ``StepSampler``)."""
-        return [text.get("weight", 1.0) for text in self.texts]
+    def weights(self) -> list[float] | None:
+        """How often training draws each clip, relative to the others (see ``StepSampler``); None: all alike."""
+        if not self._weighted:
+            return None
+        return [w for number in range(len(self.names)) for w in self._shard(number).get_tensor("weight").tolist()]
+
+    def captions(self) -> Iterator[tuple[str, ...]]:
+        """Every clip's captions, in order."""
+        for number in range(len(self.names)):
+            yield from (tuple(json.loads(line)["captions"]) for line in self._texts(number))
 
     def __len__(self) -> int:
-        return len(self.places)
+        return int(self._ends[-1])
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
-        """One clip: "content" (c, h, w), "motion" (D, t, s) not standardised, "label", "caption" (one drawn by the
-        seed, the first without one), "captions", "index"."""
+        """One clip.
+
+        Args:
+            item: Index, or (index, seed). The seed draws the caption; without one it is the first.
+
+        Returns:
+            "content" (c, h, w) and "motion" (D, t, s) not standardised, or "latents" (t, c, h, w), all float32;
+            "label", "caption", "captions", "path", "index", "skipped"; where they were cached, the caption's features
+            "pooled" (p,) and "tokens" (l, d).
+
+        Raises:
+            ValueError: Too much of the cache is lost.
+        """
         index, seed = item if isinstance(item, tuple) else (item, None)
-        shard, row = self.places[index]
-        read = {name: self._shards[shard].get_slice(name)[row] for name in ("content", "motion")}
-        label = int(self._shards[shard].get_slice("label")[row : row + 1])
-        captions = self.texts[index]["captions"]
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} of a cache of {len(self)} clips")
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        row = index - int(self._ends[number] - self.shard_sizes[number])
+        skipped = []
+        while True:
+            try:
+                read = self._read(number, row % int(self.shard_sizes[number]), seed)
+                return read | {"index": index, "skipped": skipped}
+            except (SafetensorError, OSError) as error:
+                name, clips = self.names[number], int(self.shard_sizes[number])
+                skipped.append(self._lose(name, clips, str(error)))  # raises when it is the last straw
+                number = (number + 1) % len(self.names)
+
+    def _read(self, number: int, row: int, seed: int | None) -> dict[str, Any]:
+        shard = self._shard(number)
+        names = set(shard.keys())
+        read: dict[str, Any] = {name: shard.get_slice(name)[row].float() for name in LATENTS if name in names}
+        end = int(shard.get_slice("text_ends")[row : row + 1])
+        start = int(shard.get_slice("text_ends")[row - 1 : row]) if row else 0
+        text = json.loads(bytes(shard.get_slice("texts")[start:end].numpy()))
+        captions = text["captions"]
         choice = 0 if seed is None or not captions else int(np.random.default_rng(seed).integers(len(captions)))
-        caption = captions[choice] if captions else ""
-        return {**read, "label": label, "caption": caption, "captions": captions, "index": index}
+        if self._text_features and "caption_ends" in names:
+            first = int(shard.get_slice("caption_ends")[row - 1 : row]) if row else 0
+            features = [name for name in ("pooled", "tokens") if name in names]
+            read |= {name: shard.get_slice(name)[first + choice].float() for name in features}
+        read["label"] = int(shard.get_slice("label")[row : row + 1])
+        return read | {"caption": captions[choice] if captions else "", "captions": captions, "path": text["path"]}
+
+    def _shard(self, number: int) -> Any:
+        """An open shard; the least recently used one is closed for it."""
+        if number in self._open:
+            self._open.move_to_end(number)
+            return self._open[number]
+        shard = self._open[number] = safe_open(self.cache_dir / self.names[number], "pt")
+        if len(self._open) > MAX_OPEN_SHARDS:
+            self._open.popitem(last=False)
+        return shard
+
+    def _texts(self, number: int) -> list[bytes]:
+        return bytes(self._shard(number).get_tensor("texts").numpy()).splitlines()
+
+    def _lose(self, name: str, clips: int, reason: str) -> str:
+        """Takes note of a lost shard; returns a line about it.
+
+        Raises:
+            ValueError: Too many are lost.
+        """
+        self._lost[name] = clips
+        lost = sum(self._lost.values())
+        line = f"{self.cache_dir / name}: {reason}; {clips} clips left out"
+        if lost > self.max_bad_fraction * self.num_listed:
+            raise ValueError(
+                f"{lost} of {self.num_listed} cached clips are lost, more than max_bad_fraction="
+                f"{self.max_bad_fraction}; {line}. Run `contentmotion encode` again: it makes what is missing"
+            )
+        return line
+
+
+def open_cache(cache_dir: str | Path, max_bad_fraction: float) -> LatentCache:
+    """A cache for training; what is wrong with it is printed, line by line.
+
+    Raises:
+        ValueError: No finished cache, or too much of it is lost.
+    """
+    cache = LatentCache(cache_dir, max_bad_fraction)
+    for line in cache.problems:
+        print(f"skipped: {line}", file=sys.stderr)
+    return cache
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """What ``encode`` noted in a shard: "clips", "sha256", "skipped", "motion" (sums), "weighted".
+
+    Raises:
+        SafetensorError: The file is damaged.
+    """
+    with safe_open(path, "pt") as shard:
+        return json.loads(shard.metadata()["contentmotion"])
 
 
 def collate_latents(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Items of a ``LatentCache`` as a batch: tensors stacked, captions as lists."""
-    stacked = {name: torch.stack([item[name] for item in items]) for name in ("content", "motion")}
+    """Items of a ``LatentCache`` as a batch: tensors stacked, captions as lists, "skipped" as one flat list."""
+    names = [name for name in (*LATENTS, "pooled", "tokens") if name in items[0]]
+    stacked: dict[str, Tensor] = {name: torch.stack([item[name] for item in items]) for name in names}
     numbers = {name: torch.tensor([item[name] for item in items]) for name in ("label", "index")}
-    return {**stacked, **numbers, "caption": [item["caption"] for item in items]}
+    skipped = [line for item in items for line in item["skipped"]]
+    return {**stacked, **numbers, "caption": [item["caption"] for item in items], "skipped": skipped}
+
+
+def _read_manifest(cache_dir: Path) -> dict[str, Any]:
+    if not (cache_dir / MANIFEST).exists():
+        raise ValueError(f"no latent cache in {cache_dir}: run `contentmotion encode` first")
+    manifest = _read_json(cache_dir / MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"the latent cache {cache_dir} was made by another version: encode again, into a new folder")
+    return manifest
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error

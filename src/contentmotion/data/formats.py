@@ -1,43 +1,67 @@
-"""Folders of videos with captions or classes, read into one list of records.
+"""Data sets of videos with captions or classes, in any common layout, read into one list of records.
 
-Two layouts:
+No video is opened. The layouts, in the order in which they are looked for:
 
-* `metadata.csv` or `metadata.jsonl` in the folder; each row names a file (`file` or `file_name`, relative to
-  the folder) and has a `caption` (or `text`, or in jsonl a list `captions`), a `label`, or both; `split` and
-  `weight` (how often training draws it, relative to the others; 1 where it is not given) are optional;
-* one sub-folder per class, with its videos inside.
+| layout | what is there |
+| --- | --- |
+| webdataset | tar files with `key.mp4` and `key.txt` or `key.json` |
+| datasets | a folder made by `datasets.save_to_disk`, or a data set's id on the hub |
+| videofolder | `metadata.jsonl`, `metadata.csv` or `metadata.parquet` |
+| ucf101 | class folders and UCF-101's official split lists |
+| webvid | CSV files with the columns videoid, page_dir and name |
+| msrvtt | MSR-VTT's JSON, the 1k-A CSV, or both |
+| sidecar | `clip.mp4` and `clip.txt` side by side, or videos without any text |
+| classes | one sub-folder of videos per class |
+
+Folders called train, validation, test, ... that each hold one of these are splits.
 """
 
-import csv
-import json
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from contentmotion.video_io import VIDEO_SUFFIXES, list_frames
+import numpy as np
 
-METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+from contentmotion.config import FolderConfig, Layout
+from contentmotion.data.layouts.csv_index import csv_columns
+from contentmotion.data.layouts.folders import has_sidecar, is_video, read_classes, read_sidecar, split_folders
+from contentmotion.data.layouts.hf_datasets import is_hub_id, is_saved_dataset, read_dataset
+from contentmotion.data.layouts.metadata import METADATA_NAMES, read_metadata
+from contentmotion.data.layouts.msrvtt import find_msrvtt, read_msrvtt
+from contentmotion.data.layouts.shards import expand_shards, read_shards
+from contentmotion.data.layouts.ucf101 import find_lists, read_ucf101
+from contentmotion.data.layouts.webvid import COLUMNS as WEBVID_COLUMNS
+from contentmotion.data.layouts.webvid import find_webvid, read_webvid
+from contentmotion.data.prompts import read_class_prompts
+from contentmotion.data.records import (
+    ClipRecord,
+    ColumnRecords,
+    ConcatenatedRecords,
+    Listing,
+    Records,
+    Source,
+    StoredVideo,
+    TarMember,
+    sorted_classes,
+)
 
+__all__ = ["ClipFolder", "ClipRecord", "Source", "StoredVideo", "TarMember", "open_folder", "read_clip_folder"]
 
-@dataclass(frozen=True)
-class ClipRecord:
-    """One video of a folder.
-
-    Attributes:
-        path: The video file or frame folder.
-        captions: Its captions; empty where there are only classes.
-        label: Class index into `ClipFolder.class_names`, or None.
-        split: Name of the split it belongs to, or None.
-        weight: How often training draws it, relative to the others.
-    """
-
-    path: Path
-    captions: tuple[str, ...]
-    label: int | None
-    split: str | None
-    weight: float = 1.0
+# Up to this many rows each file is looked for at once; of more, a missing file shows when it is read.
+CHECK_FILES_BELOW = 100_000
+_T = TypeVar("_T")
+LIST_NAMES = {
+    "webdataset": "*.tar",
+    "videofolder": "metadata.jsonl, metadata.csv or metadata.parquet",
+    "ucf101": "classInd.txt, trainlist01.txt, ... (also in ucfTrainTestlist)",
+    "webvid": "a CSV file with the columns videoid, page_dir and name",
+    "msrvtt": "MSR-VTT's JSON, or a CSV file with the columns video_id and sentence",
+}
 
 
 @dataclass(frozen=True)
@@ -45,167 +69,225 @@ class ClipFolder:
     """What `read_clip_folder` found.
 
     Attributes:
-        root: The folder.
-        records: The videos, in the order of the metadata file or sorted by path.
+        root: The folder (or a data set's id).
+        records: The videos, in the order of their list or sorted by path.
         class_names: Names of the classes in label order, or None where there are no labels.
         problems: One line per row that was left out, e.g. "line 12: videos/x.mp4: no such file".
+        layout: The layout found, e.g. "webvid".
     """
 
     root: Path
-    records: list[ClipRecord]
+    records: Sequence[ClipRecord]
     class_names: tuple[str, ...] | None
     problems: list[str]
+    layout: str = "videofolder"
 
 
-@dataclass(frozen=True)
-class _Row:
-    file: str
-    captions: tuple[str, ...]
-    label: str | None
-    split: str | None
-    weight: float
+def open_folder(root: str | Path, config: FolderConfig) -> ClipFolder:
+    """`read_clip_folder` as a command's settings say."""
+    return read_clip_folder(
+        root,
+        split=config.split,
+        layout=config.layout,
+        metadata_path=config.metadata_path,
+        split_number=config.split_number,
+        class_prompts=config.class_prompts,
+    )
 
 
-def read_clip_folder(root: str | Path, *, split: str | None = None) -> ClipFolder:
-    """Read a folder's list of videos. Opens no video.
+def read_clip_folder(
+    root: str | Path,
+    *,
+    split: str | None = None,
+    layout: Layout = "auto",
+    metadata_path: str | Path | None = None,
+    split_number: int = 1,
+    class_prompts: str | Path | None = None,
+) -> ClipFolder:
+    """Read a data set's list of videos. Opens no video.
 
     Labels are numbered over all rows, so every split of a folder has the same classes.
 
     Args:
-        root: The folder (layouts: see the module's docstring).
-        split: Keep only the rows of this split, where the metadata names splits; None keeps all.
+        root: Folder, tar file, pattern of tar files (`data/{000..011}.tar`), or id of a Hugging Face data set
+            (layouts: see the module's docstring).
+        split: Keep only the rows of this split, where the layout names splits; None keeps all.
+        layout: The layout; "auto" looks.
+        metadata_path: The list of videos (UCF-101: the folder of lists), when it is not in the folder.
+        split_number: Which of UCF-101's official splits: 1, 2 or 3.
+        class_prompts: JSON file with captions for each class (see `read_class_prompts`).
 
     Raises:
-        NotADirectoryError: `root` is no folder.
-        ValueError: The folder has neither layout, or nothing usable is left; the first problem is named.
+        OSError: No such folder, or a file is not readable.
+        ValueError: None of the layouts, no such split, or nothing usable is left; the first problem is named.
+        ImportError: A library that this layout needs is not installed.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise NotADirectoryError(f"{root}: no such folder")
-    metadata = next((root / name for name in METADATA_NAMES if (root / name).is_file()), None)
-    if metadata is None:
-        return _read_class_folders(root)
-    return _read_metadata(root, metadata, split)
+    lists = None if metadata_path is None else Path(metadata_path)
+    if lists is not None and not lists.exists():
+        raise FileNotFoundError(f"{lists}: no such file or folder")
+    found = detect_layout(str(root), lists) if layout == "auto" else layout
+    listing, where = _read_layout(str(root), found, lists, split_number)
+    records, lines, problems = listing.records, listing.lines, list(listing.problems)
+    if split is not None and records.split_names:
+        if split not in records.split_names:
+            raise ValueError(f"{where}: no split {split!r} (there are: {', '.join(sorted(records.split_names))})")
+        chosen = np.flatnonzero(records.split_codes == records.split_names.index(split))
+        records, lines = records.select(chosen), None if lines is None else np.asarray(lines)[chosen]
+    if listing.check_files and len(records) <= CHECK_FILES_BELOW:
+        records = _drop_missing(records, lines, Path(root), problems)
+    if not len(records):
+        raise ValueError(f"{where}: no usable video" + (f"; {problems[0]} ({len(problems)} problems)" * bool(problems)))
+    if class_prompts is not None:
+        records = _ClassCaptions(records, listing.class_names, Path(class_prompts))
+    return ClipFolder(Path(root), records, listing.class_names, problems, found)
 
 
-def _read_metadata(root: Path, metadata: Path, split: str | None) -> ClipFolder:
-    parse = _parse_csv if metadata.suffix == ".csv" else _parse_jsonl
-    rows: list[tuple[str, _Row]] = []
-    problems: list[str] = []
-    try:
-        for where, row in parse(metadata):
-            if isinstance(row, str):
-                problems.append(f"{where}: {row}")
-            else:
-                rows.append((where, row))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{metadata}: not UTF-8 text (byte {error.start})") from None
-    if not rows and not problems:
-        raise ValueError(f"{metadata}: no rows")
+def detect_layout(root: str, lists: Path | None = None) -> Layout:
+    """The layout of a folder, pattern of tar files or data set's id.
 
-    labels = {row.label for _, row in rows if row.label is not None}
-    class_names = _sorted_classes(labels) if labels else None
-    index = {name: i for i, name in enumerate(class_names or ())}
-    splits = sorted({row.split for _, row in rows if row.split is not None})
-    if splits and split is not None and split not in splits:
-        raise ValueError(f"{metadata}: no split {split!r} (there are: {', '.join(splits)})")
+    Args:
+        root: Where the videos are.
+        lists: The list of videos, when it is not in the folder.
 
-    records = []
-    for where, row in rows:
-        if splits and split is not None and row.split != split:
-            continue
-        path = root / row.file
-        if not path.exists():
-            problems.append(f"{where}: {row.file}: no such file")
-            continue
-        label = None if row.label is None else index[row.label]
-        records.append(ClipRecord(path, row.captions, label, row.split, row.weight))
-    if not records:
-        raise ValueError(f"{metadata}: no usable video; {problems[0]} ({len(problems)} problems)")
-    return ClipFolder(root, records, class_names, problems)
-
-
-def _sorted_classes(labels: set[str]) -> tuple[str, ...]:
-    """Class names in order; by value where all are whole numbers, so that label 10 comes after 9."""
-    if all(label.isdecimal() for label in labels):
-        return tuple(sorted(labels, key=int))
-    return tuple(sorted(labels))
-
-
-def _parse_csv(path: Path) -> Iterator[tuple[str, _Row | str]]:
-    """Yields ("line 12", row or what is wrong with it)."""
-    with open(path, newline="", encoding="utf-8-sig") as handle:
-        reader = csv.reader(handle, strict=True)
-        columns: list[str] | None = None
-        while True:
-            where = f"line {reader.line_num + 1}"
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield where, f"not CSV: {error}"
-                continue
-            if columns is None:
-                if not {"file", "file_name"} & set(cells):
-                    raise ValueError(f"{path}: the first line must name the columns, one of them file or file_name")
-                columns = cells
-            elif len(cells) > len(columns):
-                yield where, "more cells than columns (a caption with a comma needs quotes)"
-            elif cells:
-                yield where, _make_row(dict(zip(columns, cells, strict=False)))
-
-
-def _parse_jsonl(path: Path) -> Iterator[tuple[str, _Row | str]]:
-    """Yields ("line 12", row or what is wrong with it)."""
-    with open(path, encoding="utf-8-sig") as handle:
-        for number, line in enumerate(handle, start=1):
-            if not line.strip():
-                continue
-            try:
-                cells = json.loads(line)
-            except json.JSONDecodeError as error:
-                yield f"line {number}", f"not JSON: {error.msg} at column {error.colno}"
-                continue
-            yield f"line {number}", _make_row(cells) if isinstance(cells, dict) else "not a JSON object"
-
-
-def _make_row(cells: dict[str, Any]) -> _Row | str:
-    """A row of either format, or the reason why it is none."""
-    file = cells.get("file") or cells.get("file_name")
-    if not isinstance(file, str) or not file:
-        return "no file or file_name"
-    captions = cells.get("captions") or cells.get("caption") or cells.get("text") or ()
-    if isinstance(captions, str):
-        captions = (captions,)
-    if not isinstance(captions, list | tuple) or not all(isinstance(c, str) and c.strip() for c in captions):
-        return f"{file}: captions must be texts"
-    label = cells.get("label")
-    label = None if label is None or label == "" else str(label)
-    if not captions and label is None:
-        return f"{file}: neither caption nor label"
-    try:
-        weight = float(cells.get("weight") or 1.0)
-    except (TypeError, ValueError):
-        weight = -1.0
-    if not 0 < weight < math.inf:
-        return f"{file}: weight must be a positive number, got {cells['weight']!r}"
-    return _Row(file, tuple(captions), label, cells.get("split") or None, weight)
-
-
-def _read_class_folders(root: Path) -> ClipFolder:
-    """Class sub-folders; a class may hold video files and frame folders."""
-    classes = {}
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        if videos := [path for path in sorted(folder.iterdir()) if _is_video(path)]:
-            classes[folder.name] = videos
-    if not classes:
+    Raises:
+        OSError: No such folder.
+        ValueError: None of the layouts.
+    """
+    if lists is not None:
+        found = _layout_of_list(lists)
+    elif root.endswith(".tar"):
+        return "webdataset"
+    elif not Path(root).is_dir():
+        if Path(root).exists() or not is_hub_id(root):
+            raise NotADirectoryError(f"{root}: no such folder")
+        if find_spec("datasets") is None:
+            needs = "as the id of a Hugging Face data set it needs the library datasets"
+            raise NotADirectoryError(f"{root}: no such folder ({needs}: pip install 'contentmotion[data]')")
+        return "datasets"
+    else:
+        found = _layout_of_folder(Path(root))
+        for folder in split_folders(Path(root)) if found in (None, "sidecar", "classes") else ():
+            found = _layout_of_folder(folder) or found
+    if found is None:
         raise ValueError(
-            f"{root}: no videos; expected metadata.csv, metadata.jsonl or one sub-folder of videos per class"
+            f"{lists or root}: no videos; expected metadata.csv, .jsonl or .parquet, clip.mp4 + clip.txt, one "
+            "sub-folder of videos per class, the lists of UCF-101, WebVid or MSR-VTT, *.tar shards, or a saved data set"
         )
-    records = [ClipRecord(path, (), label, None) for label, videos in enumerate(classes.values()) for path in videos]
-    return ClipFolder(root, records, tuple(classes), [])
+    return found
 
 
-def _is_video(path: Path) -> bool:
-    return bool(list_frames(path)) if path.is_dir() else path.suffix.lower() in VIDEO_SUFFIXES
+def _layout_of_list(lists: Path) -> Layout | None:
+    """The layout that a list of videos belongs to."""
+    if lists.is_dir():
+        return "ucf101" if find_lists(lists) else None
+    columns = set(csv_columns(lists)) if lists.suffix == ".csv" else set()
+    if columns >= WEBVID_COLUMNS:
+        return "webvid"
+    if "video_id" in columns or lists.suffix == ".json":
+        return "msrvtt"
+    return "videofolder" if lists.suffix in (".csv", ".jsonl", ".parquet") else None
+
+
+def _layout_of_folder(root: Path) -> Layout | None:
+    if is_saved_dataset(root):
+        return "datasets"
+    if _metadata_file(root):
+        return "videofolder"
+    if any(root.glob("*.tar")):
+        return "webdataset"
+    if find_lists(root):
+        return "ucf101"
+    if find_webvid(root):
+        return "webvid"
+    if find_msrvtt(root):
+        return "msrvtt"
+    if has_sidecar(root) or any(is_video(path) for path in root.iterdir() if path.is_file()):
+        return "sidecar"
+    return "classes" if any(is_video(path) for path in root.glob("*/*")) else None
+
+
+def _metadata_file(root: Path) -> Path | None:
+    return next((root / name for name in METADATA_NAMES if (root / name).is_file()), None)
+
+
+def _read_layout(root: str, layout: str, lists: Path | None, split_number: int) -> tuple[Listing, Path]:
+    """All rows of a layout, and the file or folder that an error about them names."""
+    folder = Path(root)
+    if layout == "datasets":
+        return read_dataset(root), folder
+    if layout == "webdataset" and not folder.is_dir():
+        return read_shards(folder.parent, expand_shards(root)), folder
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{root}: no such folder")
+    if layout == "ucf101":
+        lists = find_lists(lists or folder)
+        return read_ucf101(folder, _required(lists, folder, layout), split_number), folder
+    if layout in ("webvid", "msrvtt"):
+        find, read = (find_webvid, read_webvid) if layout == "webvid" else (find_msrvtt, read_msrvtt)
+        files = [lists] if lists else find(folder)
+        return read(folder, _required(files, folder, layout)), files[0]
+    if layout == "videofolder" and (metadata := lists or _metadata_file(folder)):
+        return read_metadata(folder, metadata), metadata
+    if layout == "webdataset" and (tars := sorted(folder.glob("*.tar"))):
+        return read_shards(folder, tars), folder
+    if parts := split_folders(folder):
+        return _read_splits(parts, layout, split_number), folder
+    if layout in LIST_NAMES:
+        _required(None, folder, layout)
+    return (read_sidecar if layout == "sidecar" else read_classes)(folder), folder
+
+
+def _required(found: _T | None, folder: Path, layout: str) -> _T:
+    if not found:
+        raise ValueError(f"{folder}: no {layout} data; expected {LIST_NAMES[layout]}")
+    return found
+
+
+def _read_splits(folders: list[Path], layout: str, split_number: int) -> Listing:
+    """Folders of the same layout, each a split of its own; classes are those of all of them."""
+    listings = [_read_layout(str(folder), layout, None, split_number)[0] for folder in folders]
+    class_names = sorted_classes({name for listing in listings for name in listing.class_names or ()})
+    problems = []
+    for folder, listing in zip(folders, listings, strict=True):
+        assert isinstance(listing.records, ColumnRecords)
+        listing.records.assign_split(folder.name)
+        listing.records.renumber_labels([class_names.index(name) for name in listing.class_names or ()])
+        problems += [f"{folder.name}: {problem}" for problem in listing.problems]
+    records = ConcatenatedRecords([listing.records for listing in listings])
+    return Listing(records, class_names or None, problems, check_files=listings[0].check_files)
+
+
+def _drop_missing(records: Records, lines: Sequence[int] | None, root: Path, problems: list[str]) -> Records:
+    """The records whose files are there; the others become problems."""
+    good = []
+    for index, record in enumerate(records):
+        if isinstance(record.path, StoredVideo) or record.path.exists():
+            good.append(index)
+            continue
+        line = "" if lines is None else f"line {lines[index]}: "
+        problems.append(f"{line}{os.path.relpath(record.path, root)}: no such file")
+    return records if len(good) == len(records) else records.select(np.array(good, dtype=np.int64))
+
+
+class _ClassCaptions(Records):
+    """Records whose captions are their class's prompts."""
+
+    def __init__(self, base: Records, class_names: tuple[str, ...] | None, file: Path) -> None:
+        prompts = read_class_prompts(file)
+        if class_names is None:
+            raise ValueError(f"{file}: prompts for classes, but the videos have none")
+        if missing := [name for name in class_names if name not in prompts]:
+            raise ValueError(f"{file}: no prompt for the class {missing[0]!r} ({len(missing)} classes without)")
+        self._base, self._captions = base, [prompts[name] for name in class_names]
+        self.split_names, self.split_codes = base.split_names, base.split_codes
+
+    def __len__(self) -> int:
+        return len(self._base)
+
+    def _record(self, index: int) -> ClipRecord:
+        record = self._base[index]
+        return record if record.label is None else replace(record, captions=self._captions[record.label])
+
+    @property
+    def weights(self) -> np.ndarray | None:
+        return self._base.weights

@@ -14,6 +14,7 @@ from torch import nn
 
 import contentmotion
 from contentmotion.config import EvaluateConfig
+from contentmotion.data.records import file_size
 from contentmotion.evaluate.parts import Clips, Part
 from contentmotion.evaluate.store import digest, file_digest
 from contentmotion.pipeline import ContentMotionPipeline
@@ -29,7 +30,7 @@ def describe_protocol(
 ) -> dict[str, Any]:
     """How the numbers are made. `part_protocol` says which entries a part depends on."""
     root = clips.folder.root
-    files = [(os.path.relpath(r.path, root), r.path.stat().st_size) for r in clips.folder.records]
+    files = [(os.path.relpath(str(r.path), root), file_size(r.path)) for r in clips.folder.records]
     return {
         "features": {
             "extractor": "I3D, Kinetics-400, RGB, logits, float32",

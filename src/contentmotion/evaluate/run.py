@@ -3,6 +3,7 @@
 import json
 import os
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from contentmotion.config import EvaluateConfig
-from contentmotion.data.formats import read_clip_folder
+from contentmotion.data.formats import open_folder
 from contentmotion.evaluate.fvd import FrechetStatistics, frechet_distance
 from contentmotion.evaluate.i3d import NUM_CLASSES, InceptionI3d, find_i3d, i3d_features, load_i3d
 from contentmotion.evaluate.parts import Clips, Part, Renderer
@@ -51,7 +52,8 @@ def evaluate(config: EvaluateConfig) -> None:
         raise ValueError("evaluate keeps every network on the device: it takes no enable_model_cpu_offload")
     output = prepare_output_dir(config.output_dir, "evaluate", config)
     i3d_file = find_i3d(config.i3d)
-    folder = read_clip_folder(config.data_dir)
+    # All splits: `Clips` chooses, and scores the one held out as well.
+    folder = open_folder(config.data_dir, replace(config, split=None))
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.mixed_precision, device)
     pipeline = load_pipeline(config.pretrained_model_name_or_path, config.autoencoder, config.motion_transformer).to(

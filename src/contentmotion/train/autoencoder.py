@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from contentmotion.config import TrainAutoencoderConfig
+from contentmotion.data.cache import collate_latents, open_cache
 from contentmotion.data.clips import ClipDataset, collate, open_clips
+from contentmotion.data.limits import require_few_bad
+from contentmotion.data.streaming import is_stream, open_stream
 from contentmotion.image_vae import (
     decode_frames,
     encode_frames,
@@ -41,21 +46,24 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
     vae = load_vae(config.vae).to(resolve_device("auto")) if config.vae else None
     model = make_autoencoder(config, vae)
     run_dir = prepare_output_dir(config.output_dir, "train-autoencoder", config)
-    clips = open_clips(config, cache_in_memory=config.cache_latents)
+    dataset, join, shown = open_training_clips(config, vae)
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    dataset: Dataset = CachedLatents(clips, vae) if config.cache_latents else clips
+
+    def latents_of(batch: Batch) -> Tensor:
+        """(b, t, c, h, w)"""
+        return batch["latents"] if "latents" in batch else encode_frames(vae, to_float(batch["frames"]))
 
     def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        x = batch["latents"] if config.cache_latents else encode_frames(vae, to_float(batch["frames"]))
+        x = latents_of(batch)
         return {"loss": F.mse_loss(model(x).float(), x)}
 
     def preview(step: int) -> None:
-        frames = torch.stack([clips[i]["frames"] for i in range(min(PREVIEW_CLIPS, len(clips)))])
-        x = encode_frames(vae, to_float(frames).to(model.device))
+        x = latents_of(shown).to(model.device)
+        originals = shown["frames"] if "frames" in shown else to_uint8(decode_frames(vae, x)).cpu()
         decoded = to_uint8(decode_frames(vae, model(x))).cpu()
-        videos = torch.stack([frames, decoded], dim=1).flatten(0, 1).permute(0, 1, 3, 4, 2).numpy()
-        names = [kind for _ in range(len(frames)) for kind in ("original", "reconstruction")]
+        videos = torch.stack([originals, decoded], dim=1).flatten(0, 1).permute(0, 1, 3, 4, 2).numpy()
+        names = [kind for _ in range(len(originals)) for kind in ("original", "reconstruction")]
         write_contact_sheet(run_dir / f"preview-{step:06d}.png", list(videos), names)
 
     fit(
@@ -63,7 +71,7 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
         loss,
         dataset,
         config,
-        collate=collate_latents if config.cache_latents else collate,
+        collate=join,
         preview=preview,
     )
     save_model(model, Path(config.output_dir) / "autoencoder")
@@ -99,30 +107,66 @@ def make_autoencoder(config: TrainAutoencoderConfig, vae: ModelMixin | None) -> 
     )
 
 
-class CachedLatents(Dataset):
-    """The centred clip of every video as VAE latents, encoded once and kept in memory."""
+def open_training_clips(config: TrainAutoencoderConfig, vae: ModelMixin | None) -> tuple[Dataset, Callable, Batch]:
+    """What a config says to train on.
 
-    def __init__(self, clips: ClipDataset, vae: ModelMixin | None) -> None:
+    Returns:
+        The data set; its collate function; and a batch of it to show, with "frames" or "latents".
+
+    Raises:
+        ValueError: Nothing usable, or a cache of something else.
+    """
+    if (config.train_data_dir is None) == (config.cache_dir is None):
+        raise ValueError("give --train_data_dir or --cache_dir (exactly one of the two)")
+    if config.cache_dir is not None:
+        cache = open_cache(config.cache_dir, config.max_bad_fraction)
+        cache.require_made_with(vae=vae)
+        if not cache.manifest["latents_only"]:
+            raise ValueError(f"{config.cache_dir} holds no frames' latents: they come from encode --latents_only true")
+        for name in ("num_frames", "height", "width"):
+            made, wanted = cache.manifest[name], getattr(config, name)
+            if made != wanted:
+                raise ValueError(f"{config.cache_dir} was made with {name} {made}, this run has {wanted}")
+        return cache, collate_latents, collate_latents([cache[i] for i in range(min(PREVIEW_CLIPS, len(cache)))])
+    if is_stream(str(config.train_data_dir)):
+        if config.cache_latents:
+            raise ValueError("a stream has no end that cache_latents could wait for: use encode --latents_only true")
+        stream = open_stream(config, config.shuffle_window)
+        return stream, collate, collate(stream.peek(PREVIEW_CLIPS))
+    clips = open_clips(config, cache_in_memory=config.cache_latents)
+    shown = collate([clips[i] for i in range(min(PREVIEW_CLIPS, len(clips)))])
+    if config.cache_latents:
+        return CachedLatents(clips, vae, config.max_bad_fraction), collate_latents, shown
+    return clips, collate, shown
+
+
+class CachedLatents(Dataset):
+    """The centred clip of every video as VAE latents, encoded once and kept in memory.
+
+    Raises:
+        ValueError: Too many files are bad.
+    """
+
+    def __init__(self, clips: ClipDataset, vae: ModelMixin | None, max_bad_fraction: float) -> None:
         device = vae.device if vae is not None else "cpu"
-        self.latents, self.skipped, self.weights = [], [], []
+        self.items: list[dict[str, Any]] = []
+        self.weights: list[float] = []
+        bad: dict[str, None] = {}
         for index in track(range(len(clips)), description="encoding clips", transient=True):
-            item = clips[index]
-            self.skipped += item["skipped"]
-            if item["index"] == index:  # else the file is bad, and another clip came in its place
-                self.latents.append(encode_frames(vae, to_float(item["frames"][None]).to(device))[0].cpu())
-                self.weights.append(item["weight"])
+            clip = clips[index]
+            if clip["skipped"]:  # the file is bad, and another clip came in its place
+                bad |= dict.fromkeys(clip["skipped"][:1])
+                continue
+            latents = encode_frames(vae, to_float(clip["frames"][None]).to(device))[0].cpu()
+            kept = {name: clip[name] for name in ("label", "caption")}
+            self.items.append({"latents": latents, "index": len(self.items), "skipped": [], **kept})
+            self.weights.append(clip["weight"])
+        for line in bad:
+            print(f"skipped: {line}", file=sys.stderr)
+        require_few_bad(len(bad), len(clips), max_bad_fraction, len(clips))
 
     def __len__(self) -> int:
-        return len(self.latents)
+        return len(self.items)
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
-        return {"latents": self.latents[item[0]], "index": item[0], "skipped": self.skipped}
-
-
-def collate_latents(items: list[dict[str, Any]]) -> Batch:
-    """Items of ``CachedLatents`` as a batch: "latents" (b, t, c, h, w), "index" (b,), "skipped"."""
-    return {
-        "latents": torch.stack([item["latents"] for item in items]),
-        "index": torch.tensor([item["index"] for item in items]),
-        "skipped": items[0]["skipped"],
-    }
+        return self.items[item[0]]

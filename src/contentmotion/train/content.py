@@ -18,7 +18,7 @@ from diffusers.models.modeling_utils import ModelMixin
 
 from contentmotion.conditioning import make_text_encoder
 from contentmotion.config import TrainContentConfig
-from contentmotion.data.cache import LatentCache
+from contentmotion.data.cache import LatentCache, open_cache
 from contentmotion.denoisers import ContentDenoiser
 from contentmotion.loading import load_vae, quiet, require_checkpoints, resolve_name
 from contentmotion.pipeline import ContentMotionPipeline
@@ -40,25 +40,27 @@ def train_content(config: TrainContentConfig) -> None:
         autoencoder=config.autoencoder,
     )
     run_dir = prepare_output_dir(config.output_dir, "train-content", config)
-    cache = LatentCache(config.cache_dir)
+    cache = open_cache(config.cache_dir, config.max_bad_fraction)
     torch.manual_seed(config.seed)
     if config.pretrained_model_name_or_path:
         parts = load_content_parts(config.pretrained_model_name_or_path)
     else:
         parts = make_content_parts(config, cache)
     _check_fit(parts["unet"], cache)
+    cache.require_made_with(vae=parts["vae"])
     pipe = ContentMotionPipeline(**parts, autoencoder=None, motion_transformer=None, motion_scheduler=None)
     denoiser = ContentDenoiser(parts["unet"], parts["text_encoder"], parts["tokenizer"])
     train_text = config.train_text_encoder or not config.pretrained_model_name_or_path
     if parts["text_encoder"] is not None:
         parts["text_encoder"].requires_grad_(train_text)
+        cache.use_text_features(None if train_text else parts["text_encoder"])
     if config.gradient_checkpointing:
         parts["unet"].enable_gradient_checkpointing()
 
     def preview(step: int) -> None:
         write_previews(pipe, cache, config, run_dir / f"preview-{step:06d}.png")
 
-    train_denoiser(config, denoiser, lambda batch: batch["content"], parts["scheduler"], preview)
+    train_denoiser(config, cache, denoiser, lambda batch: batch["content"], parts["scheduler"], preview)
     with replacing_folder(Path(config.output_dir) / "content") as folder:
         _as_image_pipeline(parts, pipe).save_pretrained(folder)
 
@@ -106,7 +108,7 @@ def make_content_parts(config: TrainContentConfig, cache: LatentCache) -> dict[s
             if hasattr(module, "dropout_prob"):
                 module.dropout_prob = 0.0
         return parts | {"unet": unet, "scheduler": make_scheduler("linear", config.prediction_type)}
-    captions = chain.from_iterable(text["captions"] for text in cache.texts)
+    captions = chain.from_iterable(cache.captions())
     parts["tokenizer"], parts["text_encoder"] = make_text_encoder(
         captions,
         vocab_size=config.vocab_size,

@@ -72,15 +72,16 @@ def make_scheduler(beta_schedule: str, prediction_type: str | None) -> DDIMSched
 
 def train_denoiser(
     config: TrainDenoiserConfig,
+    cache: LatentCache,
     denoiser: nn.Module,
     clean_sample: Callable[[Batch], Tensor],
     scheduler: DDIMScheduler,
     preview: Callable[[int], None] | None,
 ) -> None:
-    """Trains what requires a gradient in ``denoiser`` on the config's latent cache."""
+    """Trains what requires a gradient in ``denoiser`` on a latent cache."""
 
     def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         dropout_prob = config.conditioning_dropout_prob
         return diffusion_loss(model, batch, clean_sample(batch), scheduler, dropout_prob)
 
-    fit(denoiser, loss, LatentCache(config.cache_dir), config, collate=collate_latents, preview=preview)
+    fit(denoiser, loss, cache, config, collate=collate_latents, preview=preview)

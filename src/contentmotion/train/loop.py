@@ -25,7 +25,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from contentmotion.config import TrainConfig
-from contentmotion.data.clips import StepSampler
+from contentmotion.data.limits import require_few_bad
+from contentmotion.data.shard_sampler import ShardSampler
+from contentmotion.data.step_sampler import StepSampler
+from contentmotion.data.streaming import StreamingClips
 from contentmotion.run_dir import resolve_dtype
 
 Batch = dict[str, Any]
@@ -51,8 +54,9 @@ def fit(
         model: What is trained; stays in float32, forward passes run under autocast.
         loss: ``loss(model, batch)`` gives "loss" and whatever else is worth logging. ``batch["generator"]`` is the
             only source of randomness it may use.
-        dataset: Indexed by (index, seed) pairs (see ``StepSampler``). Its items may name bad files in "skipped"; it
-            may have ``weights``, how often each item is drawn.
+        dataset: Indexed by (index, seed) pairs (see ``StepSampler``), with ``shard_sizes`` where ``shuffle_window`` is
+            set; or a ``StreamingClips``. Its items may name bad files in "skipped"; it may have ``weights``, how often
+            each item is drawn.
         config: Steps, learning rate and so on; the run lives in ``config.output_dir``.
         collate: Items to batch.
         preview: Called with the step number while the averaged weights are in place.
@@ -83,15 +87,18 @@ def fit(
         ema.to(accelerator.device)
         accelerator.register_for_checkpointing(ema)
     first_step = _resume(accelerator, config, run_dir)
-    metrics = _Metrics(accelerator, config, run_dir, first_step)
+    metrics = _Metrics(accelerator, config, run_dir, first_step, dataset)
     batches = _batches(dataset, config, accelerator, first_step, collate)
 
     model.train()
     with metrics.progress:
         for step in range(first_step + 1, config.max_train_steps + 1):
             averages: dict[str, float] = {}
+            waited, started = 0.0, time.perf_counter()
             for _ in range(config.gradient_accumulation_steps):
+                asked = time.perf_counter()
                 batch = next(batches)
+                waited += time.perf_counter() - asked
                 metrics.note_bad_files(batch.pop("skipped", []), len(batch["index"]))
                 with accelerator.autocast():
                     losses = loss(model, batch)
@@ -105,6 +112,7 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             if ema is not None:
                 ema.step(parameters)
+            averages["data_wait"] = waited / (time.perf_counter() - started)
             metrics.log(step, averages | {"grad_norm": float(norm), "lr": schedule.get_last_lr()[0]})
             last = step == config.max_train_steps
             if step % config.checkpointing_steps == 0 or last:
@@ -138,28 +146,41 @@ def _batches(
     dataset: Dataset, config: TrainConfig, accelerator: Accelerator, first_step: int, collate: Callable
 ) -> Iterator[Batch]:
     """This process's batches, each with a generator that depends on (seed, micro-step, process) alone."""
-    accumulation, processes = config.gradient_accumulation_steps, accelerator.num_processes
-    sampler = StepSampler(
-        len(dataset),  # type: ignore[arg-type]
-        config.train_batch_size * processes,
-        config.seed,
-        start_step=first_step * accumulation,
-        num_steps=config.max_train_steps * accumulation,
-        weights=getattr(dataset, "weights", None),
-    )
-    mine = [batch[accelerator.process_index :: processes] for batch in sampler] if processes > 1 else sampler
+    accumulation = config.gradient_accumulation_steps
+    first, stop = first_step * accumulation, config.max_train_steps * accumulation
     loader = DataLoader(
-        dataset,
-        batch_sampler=mine,
+        **_order(dataset, config, accelerator, first, stop),
         collate_fn=collate,
         num_workers=config.dataloader_num_workers,
         pin_memory=accelerator.device.type == "cuda",
     )
-    for micro_step, batch in enumerate(loader, start=first_step * accumulation):
+    for micro_step, batch in enumerate(loader, start=first):
         seed = (config.seed * 1_000_003 + micro_step) * 1_009 + accelerator.process_index
         batch["generator"] = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)  # for modules that draw by themselves, such as dropout
         yield {k: v.to(accelerator.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def _order(dataset: Dataset, config: TrainConfig, accelerator: Accelerator, first: int, stop: int) -> dict[str, Any]:
+    """Which items this process's micro-batches ``first``, ..., ``stop`` - 1 have, as arguments of a ``DataLoader``."""
+    place = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
+    if isinstance(dataset, StreamingClips):
+        stream = dataset.placed(seed=config.seed, batch_size=config.train_batch_size, first_batch=first, **place)
+        return {"dataset": stream, "batch_size": config.train_batch_size}
+    run = {"seed": config.seed, "start_step": first, "num_steps": stop}
+    weights, everyone = getattr(dataset, "weights", None), config.train_batch_size * accelerator.num_processes
+    if config.shuffle_window is not None:
+        if not hasattr(dataset, "shard_sizes"):
+            raise ValueError("shuffle_window is for caches and streams: these clips are not in shards")
+        sizes, window = dataset.shard_sizes, config.shuffle_window
+        sampler = ShardSampler(sizes, config.train_batch_size, window=window, weights=weights, **run, **place)
+        return {"dataset": dataset, "batch_sampler": sampler}
+    if hasattr(dataset, "sampler"):  # it has an order of its own: batches of one size each
+        batches = dataset.sampler(everyone, **run)
+    else:
+        batches = StepSampler(len(dataset), everyone, weights=weights, **run)  # type: ignore[arg-type]
+    mine = (batch[accelerator.process_index :: accelerator.num_processes] for batch in batches)
+    return {"dataset": dataset, "batch_sampler": mine}
 
 
 def _require_finite(loss: Tensor, step: int, batch: Batch, run_dir: Path) -> None:
@@ -252,7 +273,9 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 class _Metrics:
     """Progress line, ``metrics.jsonl``, trackers, and the count of bad files."""
 
-    def __init__(self, accelerator: Accelerator, config: TrainConfig, run_dir: Path, first_step: int) -> None:
+    def __init__(
+        self, accelerator: Accelerator, config: TrainConfig, run_dir: Path, first_step: int, dataset: Dataset
+    ) -> None:
         self.accelerator, self.config, self.first_step = accelerator, config, first_step
         self.path = run_dir / "metrics.jsonl"
         if accelerator.is_main_process:
@@ -275,6 +298,10 @@ class _Metrics:
         self.started = time.perf_counter()
         self.bad: set[str] = set()
         self.seen = 0
+        # A cache watches its own losses: one line may stand for many clips there.
+        self.limit = None if hasattr(dataset, "max_bad_fraction") else config.max_bad_fraction
+        sized = not isinstance(dataset, StreamingClips)
+        self.share = len(dataset) / accelerator.num_processes if sized else None  # type: ignore[arg-type]
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Averages over ``logging_steps`` steps, then writes one line."""
@@ -305,12 +332,8 @@ class _Metrics:
             if line not in self.bad:
                 self.bad.add(line)
                 self.console.print(f"skipped ({len(self.bad)} so far): {line}", soft_wrap=True, markup=False)
-        share = len(self.bad) / (self.seen + len(self.bad))
-        if self.seen >= 20 and share > self.config.max_bad_fraction:
-            raise ValueError(
-                f"{len(self.bad)} bad files among {self.seen + len(self.bad)} read, more than "
-                f"max_bad_fraction={self.config.max_bad_fraction}"
-            )
+        if self.limit is not None:
+            require_few_bad(len(self.bad), self.seen, self.limit, self.share)
 
     def _forget_steps_after(self, step: int) -> None:
         """Drops lines that a killed run wrote after the checkpoint that is resumed."""

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler
 
 from contentmotion.conditioning import pooled_text_dim
 from contentmotion.config import TrainMotionConfig
-from contentmotion.data.cache import LatentCache
+from contentmotion.data.cache import LatentCache, open_cache
 from contentmotion.denoisers import MotionDenoiser
 from contentmotion.loading import load_autoencoder, require_checkpoints
 from contentmotion.models.motion_dit import MotionDiT
@@ -34,14 +34,15 @@ def train_motion(config: TrainMotionConfig) -> None:
     if config.autoencoder is None:
         raise ValueError("train-motion needs --autoencoder: its config holds the motion's mean and deviation")
     run_dir = prepare_output_dir(config.output_dir, "train-motion", config)
-    cache = LatentCache(config.cache_dir)
     autoencoder = load_autoencoder(config.autoencoder).requires_grad_(False)
+    cache = open_cache(config.cache_dir, config.max_bad_fraction)
+    cache.require_made_with(autoencoder=autoencoder)
     name = config.pretrained_model_name_or_path
     content = (
         load_content_parts(name) if name else dict.fromkeys(("vae", "text_encoder", "tokenizer", "unet", "scheduler"))
     )
     if content["text_encoder"] is not None:
-        content["text_encoder"].requires_grad_(False)
+        cache.use_text_features(content["text_encoder"].requires_grad_(False))
     transformer = make_motion_transformer(config, cache, content["text_encoder"])
     scheduler = make_scheduler("linear", config.prediction_type)
     if config.gradient_checkpointing:
@@ -60,7 +61,7 @@ def train_motion(config: TrainMotionConfig) -> None:
         autoencoder.to(transformer.device)
         write_previews(pipe, cache, config, run_dir / f"preview-{step:06d}.png")
 
-    train_denoiser(config, denoiser, clean_sample, scheduler, preview)
+    train_denoiser(config, cache, denoiser, clean_sample, scheduler, preview)
     save_motion(transformer, scheduler, Path(config.output_dir) / "motion_transformer")
 
 

@@ -1,0 +1,1 @@
+"""One reader per layout: each turns a folder into a `Listing` without opening a video."""

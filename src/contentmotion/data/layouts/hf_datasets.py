@@ -1,0 +1,120 @@
+"""Hugging Face data sets, of the hub or saved by `save_to_disk`, read by the library `datasets` (optional).
+
+One column holds the videos; captions are in `text`, `caption`, `captions` or `sentence`, classes in `label`. The
+library leaves decoding to this package: it hands over bytes or paths.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from contentmotion.data.layouts.metadata import find_captions
+from contentmotion.data.records import ClipRecord, ConcatenatedRecords, Listing, Records, Source, StoredVideo
+
+SAVED_FILES = ("dataset_dict.json", "dataset_info.json")
+VIDEO_COLUMNS = ("video", "videos", "mp4", "clip", "file")
+TEXT_COLUMNS = ("captions", "caption", "text", "sentence")
+
+
+def is_saved_dataset(root: Path) -> bool:
+    """Whether a folder was made by `save_to_disk`."""
+    return (root / SAVED_FILES[0]).is_file() or all((root / n).is_file() for n in (SAVED_FILES[1], "state.json"))
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name may be a data set's on the hub ("owner/name")."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+
+
+@dataclass(frozen=True)
+class TableVideo(StoredVideo):
+    """A video in a row of a data set.
+
+    Attributes:
+        table: The data set's video column (`datasets.Dataset`).
+        row: Number of the row, from 0.
+        name: The data set's name, for messages.
+    """
+
+    table: Any
+    row: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.name}, row {self.row}"
+
+    def read_bytes(self) -> bytes:
+        (value,) = self.table[self.row].values()
+        if isinstance(value, bytes):
+            return value
+        file, content = (value, None) if isinstance(value, str) else (value.get("path"), value.get("bytes"))
+        if content is None and not file:
+            raise OSError(f"{self}: holds neither bytes nor a path")
+        return Path(file).read_bytes() if content is None else content
+
+
+class TableRecords(Records):
+    """The rows of a `datasets.Dataset`.
+
+    Args:
+        table: The data set.
+        name: Its name, for messages.
+        split: Its split, or None.
+
+    Raises:
+        ValueError: No column holds videos.
+    """
+
+    def __init__(self, table: Any, name: str, split: str | None) -> None:
+        import datasets
+
+        features = table.features
+        found = [column for column, feature in features.items() if isinstance(feature, datasets.Video)]
+        column = next((c for c in (*found, *VIDEO_COLUMNS) if c in features), None)
+        if column is None:
+            raise ValueError(f"{name}: no column with videos (there are: {', '.join(features)})")
+        if found:
+            table = table.cast_column(column, datasets.Video(decode=False))
+        self._name, self._split = name, split
+        self._videos = table.select_columns([column])
+        self._texts = table.select_columns([c for c in (*TEXT_COLUMNS, "label") if c in features])
+        label = features.get("label")
+        self.class_names = tuple(label.names) if isinstance(label, datasets.ClassLabel) else None
+        self.split_names = [] if split is None else [split]
+        self.split_codes = np.full(len(table), 0 if split else -1, dtype=np.int16)
+
+    def __len__(self) -> int:
+        return len(self.split_codes)
+
+    def _record(self, index: int) -> ClipRecord:
+        cells = self._texts[index] if self._texts.column_names else {}
+        captions = find_captions(cells | {"text": cells.get("text") or cells.get("sentence")}) or ()
+        label = cells.get("label") if self.class_names else None
+        source: Source = TableVideo(self._videos, index, self._name)
+        return ClipRecord(source, captions, label if label is not None and label >= 0 else None, self._split)
+
+
+def read_dataset(name: str) -> Listing:
+    """All splits of a saved data set, or of one of the hub.
+
+    Raises:
+        ImportError: The library `datasets` is not installed.
+        ValueError: It cannot be loaded, or holds no videos.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise ImportError(f"{name}: reading it needs the library datasets: pip install 'contentmotion[data]'") from None
+    try:
+        loaded = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
+    except Exception as error:  # the library raises errors of its many dependencies
+        raise ValueError(f"{name}: not loadable as a Hugging Face data set ({' '.join(str(error).split())})") from None
+    if isinstance(loaded, datasets.Dataset):
+        parts = [TableRecords(loaded, name, str(loaded.split) if loaded.split else None)]
+    else:
+        parts = [TableRecords(table, name, split) for split, table in loaded.items()]
+    records = parts[0] if len(parts) == 1 else ConcatenatedRecords(parts)
+    return Listing(records, parts[0].class_names, check_files=False)

@@ -1,0 +1,151 @@
+"""HF VideoFolder: `metadata.jsonl`, `metadata.csv` or `metadata.parquet`, one row per video.
+
+Columns: `file_name` (or `file`), `text` (or `caption`, or a list `captions`), `label`, or both; optional `split`,
+`weight` (how often training draws the video, relative to the others), and `NAME_file_name` for a file called NAME that
+goes with the video (depth, sketch, mask).
+"""
+
+import csv
+import json
+import math
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from contentmotion.data.records import ColumnRecords, Listing, sorted_classes
+
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+FILE_COLUMNS = ("file_name", "file")
+
+
+@dataclass(frozen=True)
+class _Row:
+    file: str
+    captions: tuple[str, ...]
+    label: str | None = None
+    split: str | None = None
+    weight: float = 1.0
+    conditions: dict[str, str] = field(default_factory=dict)
+
+
+def read_metadata(root: Path, metadata: Path) -> Listing:
+    """The rows of a metadata file. Labels are numbered over all rows, so every split has the same classes.
+
+    Raises:
+        ValueError: Not readable as what its suffix says, or without rows.
+    """
+    parse = {".csv": _parse_csv, ".parquet": _parse_parquet}.get(metadata.suffix, _parse_jsonl)
+    problems: list[str] = []
+    records, lines, codes = ColumnRecords(root), array("q"), {}
+    try:
+        for line, row in parse(metadata):
+            if isinstance(row, str):
+                problems.append(f"line {line}: {row}")
+                continue
+            # Numbered as they come; put in order below, when all classes are known.
+            label = None if row.label is None else codes.setdefault(row.label, len(codes))
+            records.append(row.file, row.captions, label, row.split, row.weight, row.conditions)
+            lines.append(line)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{metadata}: not UTF-8 text (byte {error.start})") from None
+    if not len(records) and not problems:
+        raise ValueError(f"{metadata}: no rows")
+    class_names = sorted_classes(set(codes)) if codes else None
+    records.renumber_labels([(class_names or ()).index(name) for name in codes])
+    return Listing(records, class_names, problems, lines)
+
+
+def _parse_csv(path: Path) -> Iterator[tuple[int, _Row | str]]:
+    """Yields (line, row or what is wrong with it)."""
+    with open(path, newline="", encoding="utf-8-sig") as handle:
+        reader = csv.reader(handle, strict=True)
+        columns: list[str] | None = None
+        while True:
+            line = reader.line_num + 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield line, f"not CSV: {error}"
+                continue
+            if columns is None:
+                if not set(FILE_COLUMNS) & set(cells):
+                    raise ValueError(f"{path}: the first line must name the columns, one of them file or file_name")
+                columns = cells
+            elif len(cells) > len(columns):
+                yield line, "more cells than columns (a caption with a comma needs quotes)"
+            elif cells:
+                yield line, _make_row(dict(zip(columns, cells, strict=False)))
+
+
+def _parse_jsonl(path: Path) -> Iterator[tuple[int, _Row | str]]:
+    """Yields (line, row or what is wrong with it)."""
+    with open(path, encoding="utf-8-sig") as handle:
+        for number, line in enumerate(handle, start=1):
+            if not line.strip():
+                continue
+            try:
+                cells = json.loads(line)
+            except json.JSONDecodeError as error:
+                yield number, f"not JSON: {error.msg} at column {error.colno}"
+                continue
+            yield number, _make_row(cells) if isinstance(cells, dict) else "not a JSON object"
+
+
+def _parse_parquet(path: Path) -> Iterator[tuple[int, _Row | str]]:
+    """Yields (row number from 1, row or what is wrong with it)."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise ImportError(f"{path}: reading parquet needs pyarrow: pip install 'contentmotion[data]'") from None
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            if not set(FILE_COLUMNS) & set(file.schema_arrow.names):
+                raise ValueError(f"{path}: no column file_name or file")
+            for batch in file.iter_batches(batch_size=10_000):
+                for cells in batch.to_pylist():
+                    number += 1
+                    yield number, _make_row(cells)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not readable as parquet ({' '.join(str(error).split())})") from None
+
+
+def _make_row(cells: dict[str, Any]) -> _Row | str:
+    """A row of any format, or the reason why it is none."""
+    file = cells.get("file") or cells.get("file_name")
+    if not isinstance(file, str) or not file:
+        return "no file or file_name"
+    captions = find_captions(cells)
+    if captions is None:
+        return f"{file}: captions must be texts"
+    label = cells.get("label")
+    label = None if label is None or label == "" else str(label)
+    if not captions and label is None:
+        return f"{file}: neither caption nor label"
+    try:
+        weight = float(cells.get("weight") or 1.0)
+    except (TypeError, ValueError):
+        weight = -1.0
+    if not 0 < weight < math.inf:
+        return f"{file}: weight must be a positive number, got {cells['weight']!r}"
+    conditions = {
+        name.removesuffix("_file_name"): str(value)
+        for name, value in cells.items()
+        if name.endswith("_file_name") and value
+    }
+    return _Row(file, captions, label, cells.get("split") or None, weight, conditions)
+
+
+def find_captions(cells: dict[str, Any]) -> tuple[str, ...] | None:
+    """The captions among named values: `captions`, `caption` or `text`; None where they are no texts."""
+    captions = cells.get("captions") or cells.get("caption") or cells.get("text") or ()
+    if isinstance(captions, str):
+        captions = (captions,)
+    if not isinstance(captions, list | tuple) or not all(isinstance(c, str) and c.strip() for c in captions):
+        return None
+    return tuple(captions)

@@ -1,0 +1,126 @@
+"""WebDataset shards on disk: tar files with `key.mp4` and `key.txt` or `key.json` (and `key.cls`).
+
+The shards' headers are read once; after that any video can be read on its own.
+"""
+
+import json
+import re
+import tarfile
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from contentmotion.data.layouts.metadata import find_captions
+from contentmotion.data.records import ColumnRecords, Listing, Source, TarMember, sorted_classes
+from contentmotion.video_io import VIDEO_SUFFIXES
+
+TEXT_KINDS = ("txt", "json", "cls")
+MAX_TEXT = 1 << 20  # bytes of a text that is read
+
+
+class ShardRecords(ColumnRecords):
+    """Videos inside tar files.
+
+    Args:
+        root: Folder of the shards.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._tars: list[Path] = []
+        self._places = array("q")  # tar, offset, size of each video
+
+    def append_member(self, member: TarMember, captions: tuple[str, ...], label: int | None) -> None:
+        """Adds a video. Those of one tar file come one after another."""
+        if not self._tars or self._tars[-1] != member.tar:
+            self._tars.append(member.tar)
+        self._places.extend((len(self._tars) - 1, member.offset, member.size))
+        self.append(member.name, captions, label)
+
+    def _source(self, index: int) -> Source:
+        tar, offset, size = self._places[3 * index : 3 * index + 3]
+        return TarMember(self._tars[tar], offset, size, self._files[index])
+
+
+def expand_shards(pattern: str) -> list[Path]:
+    """The files that a pattern such as `data/{000..011}.tar` names; a pattern without braces names itself."""
+    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if match is None:
+        return [Path(pattern)]
+    first, last = int(match[1]), int(match[2])
+    numbers = (f"{number:0{len(match[1])}d}" for number in range(first, last + 1))
+    return [
+        path for number in numbers for path in expand_shards(pattern[: match.start()] + number + pattern[match.end() :])
+    ]
+
+
+def read_shards(root: Path, tars: list[Path]) -> Listing:
+    """The videos of tar files. Shards that are missing, cut short or packed are named as problems."""
+    records, problems = ShardRecords(root), []
+    codes: dict[str, int] = {}
+    for tar in tars:
+        try:
+            for name, members in _samples(tar, problems):
+                record = _read_sample(name, members)
+                if isinstance(record, str):
+                    problems.append(f"{tar}/{record}")
+                    continue
+                member, captions, label = record
+                records.append_member(member, captions, None if label is None else codes.setdefault(label, len(codes)))
+        except OSError as error:
+            problems.append(f"{tar}: {error.strerror or error}")
+    class_names = sorted_classes(set(codes)) if codes else None
+    records.renumber_labels([(class_names or ()).index(name) for name in codes])
+    return Listing(records, class_names, problems, check_files=False)
+
+
+def _samples(tar: Path, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Members with the same key, one after another in the tar: (key, {kind: TarMember, or content of a text})."""
+    key, sample = "", {}
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            while (info := archive.next()) is not None:
+                archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
+                if not info.isfile():
+                    continue
+                folder, _, name = info.name.rpartition("/")
+                stem, _, kind = name.partition(".")
+                if key != (name := f"{folder}/{stem}".lstrip("/")):
+                    if sample:
+                        yield key, sample
+                    key, sample = name, {}
+                kind = kind.lower()
+                if kind not in TEXT_KINDS:
+                    sample[kind] = TarMember(tar, info.offset_data, info.size, info.name)
+                elif info.size <= MAX_TEXT and (content := archive.extractfile(info)) is not None:
+                    sample[kind] = content.read()
+    except tarfile.ReadError as error:
+        problems.append(f"{tar}: {error}; only what comes before is used")
+        sample = {}  # it may be cut short
+    if sample:
+        yield key, sample
+
+
+def _read_sample(key: str, sample: dict[str, Any]) -> tuple[TarMember, tuple[str, ...], str | None] | str:
+    """Video, captions and class of a sample; or what is wrong with it."""
+    videos = [place for kind, place in sample.items() if f".{kind.rpartition('.')[2]}" in VIDEO_SUFFIXES]
+    if not videos:
+        return f"{key}: no video with this key"
+    captions: tuple[str, ...] = ()
+    label: str | None = None
+    try:
+        if "txt" in sample:
+            captions = tuple(line.strip() for line in sample["txt"].decode().splitlines() if line.strip())
+        if "json" in sample:
+            cells = json.loads(sample["json"])
+            found = find_captions(cells) if isinstance(cells, dict) else None
+            if found is None:
+                return f"{key}: its json holds no captions that are texts"
+            captions = captions or found
+            label = None if cells.get("label") is None else str(cells["label"])
+        if "cls" in sample:
+            label = sample["cls"].decode().strip()
+    except ValueError as error:
+        return f"{key}: its text cannot be read ({error})"
+    return videos[0], captions, label

@@ -1,0 +1,308 @@
+"""The list of a data set's videos, kept compactly: ten million rows fit beside a training run.
+
+A `ClipRecord` is made when it is asked for; what is stored are columns (arrays, and texts one after another).
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+
+class StoredVideo(ABC):
+    """A video inside another file: its bytes are to be had, but not under a path of their own."""
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of the video's own name, as of a `Path`."""
+        return Path(str(self)).suffix
+
+    @abstractmethod
+    def read_bytes(self) -> bytes:
+        """The whole video file.
+
+        Raises:
+            OSError: The file that holds it is gone or too short.
+        """
+
+
+@dataclass(frozen=True)
+class TarMember(StoredVideo):
+    """A video inside an uncompressed tar file.
+
+    Attributes:
+        tar: The tar file.
+        offset: Where the video's bytes begin in it.
+        size: How many bytes there are.
+        name: The video's name inside the tar.
+    """
+
+    tar: Path
+    offset: int
+    size: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.tar}/{self.name}"
+
+    def read_bytes(self) -> bytes:
+        with open(self.tar, "rb") as handle:
+            handle.seek(self.offset)
+            content = handle.read(self.size)
+        if len(content) < self.size:
+            raise OSError(f"{self}: the tar file ends {self.size - len(content)} bytes too early")
+        return content
+
+
+Source = Path | StoredVideo
+
+
+def file_size(source: Source) -> int | None:
+    """Bytes of a video's file (of all files of a frame folder); None where that is not known without reading it."""
+    if isinstance(source, TarMember):
+        return source.size
+    if not isinstance(source, Path):
+        return None
+    files = source.iterdir() if source.is_dir() else [source]
+    return sum(file.stat().st_size for file in files)
+
+
+@dataclass(frozen=True)
+class ClipRecord:
+    """One video of a data set.
+
+    Attributes:
+        path: The video file, frame folder, or place inside a tar file or table.
+        captions: Its captions; empty where there are only classes.
+        label: Class index into `ClipFolder.class_names`, or None.
+        split: Name of the split it belongs to, or None.
+        weight: How often training draws it, relative to the others.
+        conditions: Further files that go with it, by name, e.g. (("depth", Path("depth/1.mp4")),).
+    """
+
+    path: Source
+    captions: tuple[str, ...]
+    label: int | None
+    split: str | None
+    weight: float = 1.0
+    conditions: tuple[tuple[str, Path], ...] = ()
+
+
+class Records(Sequence[ClipRecord]):
+    """A list of clip records that makes each one when it is asked for.
+
+    Attributes:
+        split_names: Names of the splits.
+        split_codes: int16 (n,), index into `split_names` of each record, -1 where it names none.
+    """
+
+    split_names: Sequence[str]
+    split_codes: np.ndarray
+
+    @abstractmethod
+    def _record(self, index: int) -> ClipRecord:
+        """The record at an index that is in range."""
+
+    @property
+    def weights(self) -> np.ndarray | None:
+        """How often training draws each, float64 (n,); None: equally often."""
+        return None
+
+    @overload
+    def __getitem__(self, index: int) -> ClipRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> Records: ...
+    def __getitem__(self, index: int | slice) -> ClipRecord | Records:
+        if isinstance(index, slice):
+            return self.select(np.arange(*index.indices(len(self))))
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)} records")
+        return self._record(int(index) % len(self))
+
+    def __iter__(self) -> Iterator[ClipRecord]:
+        return (self._record(index) for index in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def select(self, indices: np.ndarray) -> Records:
+        """The records at these indices (int64, in any order), as a list of its own."""
+        return _Selection(self, np.asarray(indices, dtype=np.int64))
+
+
+class _Selection(Records):
+    def __init__(self, base: Records, indices: np.ndarray) -> None:
+        self._base, self._indices = base, indices
+        self.split_names, self.split_codes = base.split_names, base.split_codes[indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def _record(self, index: int) -> ClipRecord:
+        return self._base[int(self._indices[index])]
+
+    @property
+    def weights(self) -> np.ndarray | None:
+        return None if self._base.weights is None else self._base.weights[self._indices]
+
+    def select(self, indices: np.ndarray) -> Records:
+        return _Selection(self._base, self._indices[indices])
+
+
+class ConcatenatedRecords(Records):
+    """Several lists one after another.
+
+    Args:
+        parts: The lists.
+    """
+
+    def __init__(self, parts: Sequence[Records]) -> None:
+        self._parts = list(parts)
+        self._ends = np.cumsum([len(part) for part in parts])
+        self.split_names = list(dict.fromkeys(name for part in parts for name in part.split_names))
+        # The last place of `codes` is -1's: records without a split keep none.
+        codes = [np.array([*map(self.split_names.index, part.split_names), -1], dtype=np.int16) for part in parts]
+        self.split_codes = np.concatenate([code[part.split_codes] for code, part in zip(codes, parts, strict=True)])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def _record(self, index: int) -> ClipRecord:
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return self._parts[number][index - int(self._ends[number])]
+
+    @property
+    def weights(self) -> np.ndarray | None:
+        if all(part.weights is None for part in self._parts):
+            return None
+        return np.concatenate([np.ones(len(p)) if p.weights is None else p.weights for p in self._parts])
+
+
+class Texts(Sequence[str]):
+    """Many texts one after another: each costs its bytes and eight more."""
+
+    def __init__(self) -> None:
+        self._bytes, self._ends = bytearray(), array("q")
+
+    def append(self, text: str) -> None:
+        """Adds a text; what is not UTF-8 in a file's name stays as it is."""
+        self._bytes += text.encode("utf-8", "surrogateescape")
+        self._ends.append(len(self._bytes))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]
+        start = self._ends[index - 1] if index else 0
+        return self._bytes[start : self._ends[index]].decode("utf-8", "surrogateescape")
+
+
+class ColumnRecords(Records):
+    """A list of records in columns, filled row by row.
+
+    Args:
+        root: What the rows' file names are relative to.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.split_names: list[str] = []
+        self._files, self._captions, self._conditions = Texts(), Texts(), Texts()
+        self._caption_ends = array("q")
+        self._labels, self._splits, self._weights = array("i"), array("h"), array("d")
+
+    def append(
+        self,
+        file: str,
+        captions: Iterable[str] = (),
+        label: int | None = None,
+        split: str | None = None,
+        weight: float = 1.0,
+        conditions: dict[str, str] | None = None,
+    ) -> None:
+        """Adds a row; see `ClipRecord`. File names are relative to the root."""
+        self._files.append(file)
+        for caption in captions:
+            self._captions.append(caption)
+        self._caption_ends.append(len(self._captions))
+        self._labels.append(-1 if label is None else label)
+        if split is not None and split not in self.split_names:
+            self.split_names.append(split)
+        self._splits.append(-1 if split is None else self.split_names.index(split))
+        self._weights.append(weight)
+        self._conditions.append(json.dumps(conditions) if conditions else "")
+
+    def assign_split(self, split: str) -> None:
+        """Makes a split the one of all rows."""
+        self.split_names, self._splits = [split], array("h", [0]) * len(self)
+
+    def renumber_labels(self, numbers: Sequence[int]) -> None:
+        """Gives label k the number `numbers[k]`."""
+        # The last place is -1's: records without a label keep none.
+        table = np.array([*numbers, -1], dtype=np.int32)
+        self._labels = array("i", table[np.array(self._labels, dtype=np.int32)].tobytes())
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @property
+    def split_codes(self) -> np.ndarray:
+        return np.array(self._splits, dtype=np.int16)
+
+    @property
+    def weights(self) -> np.ndarray | None:
+        weights = np.array(self._weights)
+        return None if (weights == 1).all() else weights
+
+    def _source(self, index: int) -> Source:
+        return self.root / self._files[index]
+
+    def _record(self, index: int) -> ClipRecord:
+        first = self._caption_ends[index - 1] if index else 0
+        label, split = self._labels[index], self._splits[index]
+        conditions = json.loads(self._conditions[index] or "{}")
+        return ClipRecord(
+            self._source(index),
+            tuple(self._captions[k] for k in range(first, self._caption_ends[index])),
+            None if label < 0 else label,
+            None if split < 0 else self.split_names[split],
+            self._weights[index],
+            tuple((name, self.root / file) for name, file in conditions.items()),
+        )
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a layout's reader found, before a split is chosen and files are looked for.
+
+    Attributes:
+        records: All rows.
+        class_names: Names of the classes in label order, or None where there are no labels.
+        problems: One line per row that was left out.
+        lines: Line of each record in its list of videos, for messages; None where there is no such list.
+        check_files: Whether the records' files may be missing (not those found by looking into folders).
+    """
+
+    records: Records
+    class_names: tuple[str, ...] | None = None
+    problems: list[str] = field(default_factory=list)
+    lines: Sequence[int] | None = None
+    check_files: bool = True
+
+
+def sorted_classes(labels: set[str]) -> tuple[str, ...]:
+    """Class names in order; by value where all are whole numbers, so that label 10 comes after 9."""
+    if all(label.isdecimal() for label in labels):
+        return tuple(sorted(labels, key=int))
+    return tuple(sorted(labels))

@@ -1,0 +1,124 @@
+"""What there is to know about a video before decoding it, and which of its frames make up a clip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+MAX_SLOWER = 0.01  # a video may have this much fewer frames per second than asked for (29.97 for 30)
+LATE = 0.1  # of a frame: timestamps are rounded, so a frame this little late counts as on time
+
+
+class VideoError(ValueError):
+    """A file that is no readable video; the message names it."""
+
+
+class TimelineError(Exception):
+    """The frames are not where the timeline says."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a file may cost before it is refused.
+
+    Attributes:
+        max_pixels: Height times width of a frame, as stored.
+        max_seconds: Seconds that reading one clip may take.
+        max_bytes: Bytes of decoded frames to return at once.
+    """
+
+    max_pixels: int = 8192 * 4320
+    max_seconds: float = 30.0
+    max_bytes: int = 4 * 2**30
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video's header says.
+
+    Attributes:
+        num_frames: Frames, or None where the header does not say.
+        duration: Seconds, or None where the header does not say.
+        fps: Average frames per second.
+        height: Pixels of a frame as shown (rotation applied).
+        width: Pixels of a frame as shown (rotation applied, pixels made square).
+        rotation: Degrees (0, 90, 180 or 270), counterclockwise, by which the stored frames are turned for showing.
+        has_audio: Whether there is a sound track (it is never read).
+        codec: Name of the codec or picture format, such as h264, gif or png.
+    """
+
+    num_frames: int | None
+    duration: float | None
+    fps: float
+    height: int
+    width: int
+    rotation: int
+    has_audio: bool
+    codec: str
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """When each frame is shown.
+
+    Attributes:
+        num_frames: Frames.
+        fps: Average frames per second.
+        times: Seconds from the first frame, float64 (num_frames,), rising; None: evenly spaced.
+    """
+
+    num_frames: int
+    fps: float
+    times: np.ndarray | None = None
+
+    def times_of(self, indices: np.ndarray) -> np.ndarray:
+        """Seconds from the first frame at which these frames are shown."""
+        return indices / self.fps if self.times is None else self.times[indices]
+
+    def indices_at(self, times: np.ndarray) -> np.ndarray:
+        """The frames shown at these times (seconds from the first frame)."""
+        late = LATE / self.fps
+        if self.times is None:
+            found = np.floor((times + late) * self.fps).astype(np.int64)
+        else:
+            found = np.searchsorted(self.times, times + late, side="right") - 1
+        return np.clip(found, 0, self.num_frames - 1)
+
+
+def choose_frames(
+    timeline: Timeline, num_frames: int, frame_stride: int = 1, fps: float | None = None, position: float | None = None
+) -> tuple[np.ndarray, float]:
+    """Which frames of a video make up a clip.
+
+    Args:
+        timeline: The video's frames.
+        num_frames: Frames of the clip.
+        frame_stride: Take every n-th frame (ignored when `fps` is given).
+        fps: Take the frames shown at this rate.
+        position: Where the clip starts, from 0 (the earliest start) up to 1 (the latest); None: in the middle.
+
+    Returns:
+        Indices int64 (num_frames,), rising, and the clip's frames per second.
+
+    Raises:
+        ValueError: The video is too short, or has fewer frames per second than asked for: frames are never repeated.
+    """
+    if fps is None:
+        span = (num_frames - 1) * frame_stride + 1
+        slack = timeline.num_frames - span
+        if slack < 0:
+            raise ValueError(f"{timeline.num_frames} frames, {span} needed")
+        start = slack // 2 if position is None else min(int(position * (slack + 1)), slack)
+        return start + np.arange(num_frames) * frame_stride, timeline.fps / frame_stride
+    if num_frames > 1 and timeline.fps < fps * (1 - MAX_SLOWER):
+        raise ValueError(f"{timeline.fps:.4g} frames per second, {fps:g} needed")
+    last = float(timeline.times_of(np.array([timeline.num_frames - 1]))[0])
+    interval, length = 1 / timeline.fps, (num_frames - 1) / fps
+    slack = last - length
+    if slack < -LATE * interval:
+        raise ValueError(f"{last + interval:.2f} s, {length + interval:.2f} s needed")
+    slack = max(slack, 0.0)
+    offset = slack / 2 if position is None else min(position * (slack + interval), slack)
+    start = timeline.times_of(timeline.indices_at(np.array([offset])))  # at a frame's own time
+    return timeline.indices_at(start + np.arange(num_frames) / fps), fps
