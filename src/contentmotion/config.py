@@ -331,6 +331,11 @@ class TrainAutoencoderConfig(ClipConfig, TrainConfig):
         content_mode: "softmax": learned weights over frames (Eq. 3); "mean": their plain mean (the ablation).
         residual_decoding: The decoder predicts the difference from the content frame, starting at zero.
         refine_channels: Width of a convolutional head behind the decoder's patches; 0: none, as in the paper.
+        perceptual_weight: Weight of LPIPS between decoded and true pixels, beside the squared error (ours; the paper
+            has the squared error alone). It sharpens; it needs height and width of 32 at least.
+        perceptual_start_step: Begin with LPIPS after this many steps, when there is something to sharpen.
+        perceptual_frames: Frames of each clip that LPIPS compares, drawn anew each step.
+        lpips: LPIPS weights (safetensors, AlexNet); else the environment variable CONTENTMOTION_LPIPS.
     """
 
     vae: str | None = None
@@ -345,6 +350,10 @@ class TrainAutoencoderConfig(ClipConfig, TrainConfig):
     content_mode: Literal["softmax", "mean"] = "softmax"
     residual_decoding: bool = True
     refine_channels: int = 0
+    perceptual_weight: float = 0.0
+    perceptual_start_step: int = 0
+    perceptual_frames: int = 2
+    lpips: str | None = None
     adam_beta1: float = 0.5
     adam_beta2: float = 0.9
 

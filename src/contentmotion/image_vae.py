@@ -34,11 +34,10 @@ def encode_frames(
     return latents.unflatten(0, frames.shape[:2])
 
 
-@torch.no_grad()
 def decode_frames(
     vae: ModelMixin | None, latents: Float[Tensor, "b t c h w"], chunk_size: int = 16
 ) -> Float[Tensor, "b t 3 H W"]:
-    """Decodes every frame to pixels, clamped to [-1, 1].
+    """Decodes every frame to pixels, clamped to [-1, 1]; gradients pass where the caller wants them.
 
     Args:
         vae: Image VAE, or None for pixels.

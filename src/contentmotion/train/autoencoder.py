@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from contentmotion.config import TrainAutoencoderConfig
 from contentmotion.data.clips import ClipDataset, collate, open_clips
+from contentmotion.evaluate.lpips import load_lpips
 from contentmotion.image_vae import (
     decode_frames,
     encode_frames,
@@ -44,11 +45,22 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
     clips = open_clips(config, cache_in_memory=config.cache_latents)
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
+    lpips = load_lpips(config.lpips).to(resolve_device("auto")) if config.perceptual_weight else None
+    if vae is not None:
+        vae.requires_grad_(False)
     dataset: Dataset = CachedLatents(clips, vae) if config.cache_latents else clips
 
     def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         x = batch["latents"] if config.cache_latents else encode_frames(vae, to_float(batch["frames"]))
-        return {"loss": F.mse_loss(model(x).float(), x)}
+        decoded = model(x)
+        mse = F.mse_loss(decoded.float(), x)
+        if lpips is None or batch["step"] <= config.perceptual_start_step:
+            return {"loss": mse}
+        true, decoded = draw_frames((x, decoded), config.perceptual_frames, batch["generator"])
+        true, decoded = decode_frames(vae, true), decode_frames(vae, decoded)
+        perceptual = lpips(true.flatten(0, 1), decoded.flatten(0, 1)).mean()
+        loss = mse + config.perceptual_weight * perceptual
+        return {"loss": loss, "mse": mse.detach(), "lpips": perceptual.detach()}
 
     def preview(step: int) -> None:
         frames = torch.stack([clips[i]["frames"] for i in range(min(PREVIEW_CLIPS, len(clips)))])
@@ -67,6 +79,23 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
         preview=preview,
     )
     save_model(model, Path(config.output_dir) / "autoencoder")
+
+
+def draw_frames(videos: tuple[Tensor, ...], num_frames: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """The same random frames, all different, of each clip.
+
+    Args:
+        videos: Each (b, t, c, h, w).
+        num_frames: Frames n per clip; all where there are fewer.
+        generator: Source of randomness.
+
+    Returns:
+        Each (b, n, c, h, w).
+    """
+    b, t = videos[0].shape[:2]
+    chosen = torch.rand(b, t, generator=generator).argsort(dim=1)[:, :num_frames].to(videos[0].device)  # (b, n)
+    rows = torch.arange(b, device=chosen.device)[:, None]
+    return tuple(video[rows, chosen] for video in videos)
 
 
 def make_autoencoder(config: TrainAutoencoderConfig, vae: ModelMixin | None) -> ContentMotionAutoencoder:

@@ -50,7 +50,7 @@ def fit(
     Args:
         model: What is trained; stays in float32, forward passes run under autocast.
         loss: ``loss(model, batch)`` gives "loss" and whatever else is worth logging. ``batch["generator"]`` is the
-            only source of randomness it may use.
+            only source of randomness it may use, ``batch["step"]`` counts from 1.
         dataset: Indexed by (index, seed) pairs (see ``StepSampler``). Its items may name bad files in "skipped"; it
             may have ``weights``, how often each item is drawn.
         config: Steps, learning rate and so on; the run lives in ``config.output_dir``.
@@ -158,6 +158,7 @@ def _batches(
     for micro_step, batch in enumerate(loader, start=first_step * accumulation):
         seed = (config.seed * 1_000_003 + micro_step) * 1_009 + accelerator.process_index
         batch["generator"] = torch.Generator().manual_seed(seed)
+        batch["step"] = micro_step // accumulation + 1
         torch.manual_seed(seed)  # for modules that draw by themselves, such as dropout
         yield {k: v.to(accelerator.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
