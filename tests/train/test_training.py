@@ -23,7 +23,7 @@ from contentmotion.config import (
 from contentmotion.data.cache import LatentCache, encode
 from contentmotion.loading import load_autoencoder, load_pipeline
 from contentmotion.train import loop
-from contentmotion.train.autoencoder import train_autoencoder
+from contentmotion.train.autoencoder import draw_frames, train_autoencoder
 from contentmotion.train.content import train_content
 from contentmotion.train.motion import train_motion
 from contentmotion.train.vae import train_vae
@@ -178,6 +178,34 @@ def test_fine_tuning_keeps_parameters_and_text_encoder(run: Path) -> None:
         assert all(torch.equal(before[k], after[k]) for k in before) == same, part
 
 
+def test_perceptual_loss_begins_at_its_step(run: Path, clip_folder: Path, shared_data: Path, tmp_path: Path) -> None:
+    steps = STEPS | {"max_train_steps": 3, "checkpointing_steps": 3}
+    settings = {**steps, **AUTOENCODER, "train_data_dir": str(clip_folder), "num_frames": 4, "perceptual_weight": 0.1}
+    lpips = str(shared_data / "lpips/lpips_alex.safetensors")
+    train_autoencoder(
+        TrainAutoencoderConfig(
+            **settings, height=32, width=32, vae=f"{run}/vae/vae", cache_latents=True, lpips=lpips,
+            perceptual_start_step=1, output_dir=f"{tmp_path}/ae",
+        )
+    )  # fmt: skip
+    first, *others = [json.loads(line) for line in (tmp_path / "ae/metrics.jsonl").read_text().splitlines()]
+    assert "lpips" not in first
+    for line in others:
+        assert line["lpips"] > 0
+        assert line["loss"] == pytest.approx(line["mse"] + 0.1 * line["lpips"], rel=1e-5)
+    with pytest.raises(ValueError, match="perceptual_weight needs clips of 32x32 pixels or more, got 16x16"):
+        TrainAutoencoderConfig(**settings, height=16, width=16, output_dir=f"{tmp_path}/small")
+
+
+def test_drawn_frames_are_the_same_of_each_video() -> None:
+    number = torch.arange(2 * 6).view(2, 6, 1, 1, 1).float()
+    one, two = draw_frames((number, -number), 3, torch.Generator().manual_seed(0))
+    assert one.shape == (2, 3, 1, 1, 1) and torch.equal(one, -two)
+    for row, frames in enumerate(one):
+        drawn = set(frames.flatten().tolist())
+        assert len(drawn) == 3 and drawn <= set(range(6 * row, 6 * row + 6))
+
+
 def test_loss_that_is_not_finite_stops_the_run(run: Path) -> None:
     config = motion_config(
         run, "diverges", learning_rate=1e30, max_train_steps=9, max_grad_norm=1e30, validation_steps=0
@@ -228,7 +256,7 @@ KILLED_RUN = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts its children without
 from contentmotion.config import TrainAutoencoderConfig
-from contentmotion.train.autoencoder import train_autoencoder
+from contentmotion.train.autoencoder import draw_frames, train_autoencoder
 train_autoencoder(TrainAutoencoderConfig(
     train_data_dir=sys.argv[1], output_dir=sys.argv[2], num_frames=4, height=16, width=16, hidden_size=16, depth=1,
     num_heads=2, head_dim=8, motion_channels=2, max_train_steps=int(sys.argv[3]), train_batch_size=2,

