@@ -43,9 +43,11 @@ class SamplingConfig:
         autoencoder: Folder of a ContentMotionAutoencoder that replaces the pipeline's (or completes a Stable
             Diffusion folder).
         motion_transformer: Folder of a MotionDiT that replaces the pipeline's (or completes a Stable Diffusion folder).
-        num_inference_steps: Denoising steps of the content frame.
-        motion_num_inference_steps: Denoising steps of the motion latent; the content frame's number when not given.
-        guidance_scale: Classifier-free guidance of the content frame, `null + g * (cond - null)`; 1 turns it off.
+        num_inference_steps: Denoising steps of the content frame; when not given 50, or 4 of a distilled model.
+        motion_num_inference_steps: Denoising steps of the motion latent; when not given the content frame's number, or
+            50 or 4 where only one of the two is distilled.
+        guidance_scale: Classifier-free guidance of the content frame, `null + g * (cond - null)`; 1 turns it off. When
+            not given 4, or 1 for a distilled model.
         motion_guidance_scale: The same for the motion latent.
         seed: Seed of the initial noise: same seed, same machine, same videos.
         batch_size: Videos generated at once.
@@ -57,9 +59,9 @@ class SamplingConfig:
     pretrained_model_name_or_path: str = SHIPPED_MODEL
     autoencoder: str | None = None
     motion_transformer: str | None = None
-    num_inference_steps: int = 50
+    num_inference_steps: int | None = None
     motion_num_inference_steps: int | None = None
-    guidance_scale: float = 4.0
+    guidance_scale: float | None = None
     motion_guidance_scale: float = 1.0
     seed: int = 0
     batch_size: int = 4
@@ -482,3 +484,40 @@ class TrainMotionConfig(TrainDenoiserConfig):
     content_patch_size: int = 4
     learn_sigma: bool = False
     content_noise: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(TrainConfig):
+    """Distil the content model or the motion model of a pipeline into one that samples in 1 to 8 steps (consistency
+    distillation, VideoLCM). `export` and `generate` take the result in the teacher's place.
+
+    Example: contentmotion distill --part content --cache_dir outputs/cache --output_dir outputs/content-lcm
+
+    Attributes:
+        pretrained_model_name_or_path: The teacher: a pipeline folder or hub id; "emoji" is the model shipped with the
+            package.
+        part: Which of its two models.
+        cache_dir: Latent cache, made by encode with the teacher's autoencoder.
+        guidance_scale: Guidance of the teacher that the student learns to do without, `null + g * (cond - null)`;
+            VideoLCM's w of 9 is 10. Take what the teacher is sampled with.
+        num_ddim_steps: Steps of the teacher's solver over the whole schedule.
+        huber_c: Below this, the loss is quadratic.
+        content_noise: Of the motion model: noise on its content frames, see train-motion.
+        validation_prompts: Prompts of the preview pictures (of the content model).
+    """
+
+    pretrained_model_name_or_path: str = SHIPPED_MODEL
+    part: Literal["content", "motion"]
+    cache_dir: str
+    guidance_scale: float = 10.0
+    num_ddim_steps: int = 50
+    huber_c: float = 0.001
+    content_noise: float = 0.0
+    validation_prompts: tuple[str, ...] = ()
+    learning_rate: float = 1e-5
+    ema_decay: float = 0.95
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "num_ddim_steps", "huber_c", "ema_decay")
+        require_not_negative(self, "content_noise")

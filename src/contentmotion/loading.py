@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from diffusers import AutoModel, DDIMScheduler
+from diffusers import AutoModel, DDIMScheduler, LCMScheduler, SchedulerMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
@@ -79,7 +79,7 @@ def load_autoencoder(name_or_path: str, dtype: torch.dtype | None = None) -> Con
     return _load_part(ContentMotionAutoencoder, name_or_path, "autoencoder", dtype)
 
 
-def load_motion(name_or_path: str, dtype: torch.dtype | None = None) -> tuple[MotionDiT, DDIMScheduler]:
+def load_motion(name_or_path: str, dtype: torch.dtype | None = None) -> tuple[MotionDiT, SchedulerMixin]:
     """Motion model and its noise schedule, of the folder that ``train-motion`` wrote or of a pipeline folder.
 
     Raises:
@@ -89,8 +89,15 @@ def load_motion(name_or_path: str, dtype: torch.dtype | None = None) -> tuple[Mo
     root = Path(resolve_name(name_or_path))
     for folder in (root, root / "motion_transformer", root / "motion_scheduler"):
         if (folder / "scheduler_config.json").exists():
-            return motion, DDIMScheduler.from_pretrained(folder)  # type: ignore[return-value]
+            return motion, load_scheduler(folder)
     raise ValueError(f"no scheduler_config.json beside the motion model in {name_or_path}")
+
+
+def load_scheduler(folder: Path) -> SchedulerMixin:
+    """A scheduler of the kind that its config names: LCM for a distilled model, else DDIM."""
+    name = _class_name(folder / "scheduler_config.json")
+    cls = LCMScheduler if name == LCMScheduler.__name__ else DDIMScheduler
+    return cls.from_pretrained(folder)  # type: ignore[return-value]
 
 
 def load_pipeline(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,10 +20,10 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from contentmotion.conditioning import NULL_PROMPT, encode_prompts
-from contentmotion.diffusion import guide
 from contentmotion.image_vae import decode_frames, encode_frames, vae_latent_channels, vae_scale_factor
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
+from contentmotion.sampling import denoise, is_distilled, resolve_sampling
 
 Generators = torch.Generator | list[torch.Generator] | None
 OutputType = Literal["pil", "np", "pt", "latent"]
@@ -81,7 +80,8 @@ class ContentMotionPipeline(DiffusionPipeline):
         motion_scheduler: KarrasDiffusionSchedulers | None = None,
     ) -> None:
         super().__init__()
-        if scheduler is not None and not isinstance(scheduler, DDIMScheduler) and motion_scheduler is None:
+        stock = scheduler is not None and not isinstance(scheduler, DDIMScheduler) and motion_scheduler is None
+        if stock and not is_distilled(scheduler):
             # A stock Stable Diffusion folder names PNDM; the paper samples with DDIM. Set another one after loading.
             scheduler = DDIMScheduler.from_config(scheduler.config)  # type: ignore[assignment]
         self.register_modules(
@@ -133,9 +133,9 @@ class ContentMotionPipeline(DiffusionPipeline):
         prompt: str | list[str] | None = None,
         class_labels: int | list[int] | None = None,
         negative_prompt: str | list[str] | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         motion_num_inference_steps: int | None = None,
-        guidance_scale: float = 4.0,
+        guidance_scale: float | None = None,
         motion_guidance_scale: float = 1.0,
         num_videos_per_prompt: int = 1,
         num_frames: int | None = None,
@@ -157,9 +157,11 @@ class ContentMotionPipeline(DiffusionPipeline):
             prompt: What to show, one prompt a video (text-conditional models).
             class_labels: Class ids (class-conditional models).
             negative_prompt: What to steer away from; needs guidance above 1.
-            num_inference_steps: Steps of the content frame.
-            motion_num_inference_steps: Steps of the motion; the same number when None.
-            guidance_scale: Guidance of the content frame; 1 is none. The papers' w is ``guidance_scale - 1``.
+            num_inference_steps: Steps of the content frame; when None 50, or 4 of a distilled model.
+            motion_num_inference_steps: Steps of the motion; when None the same number (if both models are distilled,
+                or neither is).
+            guidance_scale: Guidance of the content frame; 1 is none. The papers' w is ``guidance_scale - 1``. When None
+                4, or 1 of a distilled model.
             motion_guidance_scale: Guidance of the motion.
             num_videos_per_prompt: Videos per prompt.
             num_frames: Frames; the autoencoder's training length when None.
@@ -184,13 +186,9 @@ class ContentMotionPipeline(DiffusionPipeline):
         prompts, labels = self._check_inputs(
             prompt, class_labels, negative_prompt, num_videos_per_prompt, output_type, generator
         )
-        motion_steps = motion_num_inference_steps or num_inference_steps
-        for name, value in (
-            ("num_inference_steps", num_inference_steps),
-            ("motion_num_inference_steps", motion_steps),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be positive, got {value}")
+        sampling = resolve_sampling(
+            self, num_inference_steps, motion_num_inference_steps, guidance_scale, motion_guidance_scale
+        )
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = tuple(callback_on_step_end.tensor_inputs)
         names = callback_on_step_end_tensor_inputs
@@ -215,21 +213,23 @@ class ContentMotionPipeline(DiffusionPipeline):
         moving = self.motion_transformer is not None
         motion_shape = self._motion_shape(content_shape, num_frames) if moving else ()
         if content_latents is None:
-            content = self._prepare(self.scheduler, (size, *content_shape), latents, generator, num_inference_steps)
+            content = self._prepare(self.scheduler, (size, *content_shape), latents, generator, sampling.steps)
             content = self._denoise(
-                self.scheduler, content, guidance_scale, self._content_model(text, labels), eta, generator,
-                call_back, 0, "content",
+                "content", self.scheduler, content, sampling.guidance_scale, self._content_model(text, labels), eta,
+                generator, call_back,
             )  # fmt: skip
         else:
             content = content_latents.to(self._execution_device, self._dtype)
         x = content[:, None]  # (b, 1 + t, c, h, w): the content frame and the frames, one pass through the VAE
         if moving:
+            before = len(self.scheduler.timesteps) if content_latents is None else 0
             motion = self._prepare(
-                self.motion_scheduler, (size, *motion_shape), motion_latents, generator, motion_steps
+                self.motion_scheduler, (size, *motion_shape), motion_latents, generator, sampling.motion_steps
             )
             motion = self._denoise(
-                self.motion_scheduler, motion, motion_guidance_scale, self._motion_model(content, text, labels), eta,
-                generator, call_back, num_inference_steps if content_latents is None else 0, "motion",
+                "motion", self.motion_scheduler, motion, sampling.motion_guidance_scale,
+                self._motion_model(content, text, labels), eta, generator,
+                lambda step, timestep, latents: call_back(before + step, timestep, latents),
             )  # fmt: skip
             motion = self.autoencoder.standardize_motion(motion, inverse=True)
             x = torch.cat([x, self.autoencoder.decode(content, motion)], dim=1)
@@ -358,6 +358,7 @@ class ContentMotionPipeline(DiffusionPipeline):
 
     def _denoise(
         self,
+        what: str,
         scheduler: Any,
         latents: Tensor,
         guidance_scale: float,
@@ -365,28 +366,18 @@ class ContentMotionPipeline(DiffusionPipeline):
         eta: float,
         generator: Generators,
         call_back: Callable[[int, Tensor, Tensor], Tensor],
-        first_step: int,
-        what: str,
     ) -> Tensor:
-        """The sampling loop of either stage; ``model(noisy, timestep, guided)`` doubles the batch when guided."""
-        guided = guidance_scale != 1.0
-        accepted = inspect.signature(scheduler.step).parameters
-        extra = {k: v for k, v in (("eta", eta), ("generator", generator)) if k in accepted}
-        channels = latents.shape[1]
+        """One stage, with its progress bar."""
         self._progress_bar_config = getattr(self, "_progress_bar_config", {}) | {"desc": what}
         with self.progress_bar(total=len(scheduler.timesteps)) as progress:
-            for i, t in enumerate(scheduler.timesteps):
-                noisy = torch.cat([latents, latents]) if guided else latents
-                output = model(scheduler.scale_model_input(noisy, t), t, guided)[
-                    :, :channels
-                ]  # drop a learned variance
-                if guided:
-                    null, conditional = output.chunk(2)
-                    output = guide(null, conditional, guidance_scale)
-                latents = scheduler.step(output, t, latents, **extra).prev_sample
-                latents = call_back(first_step + i, t, latents)
+
+            def on_step(step: int, timestep: Tensor, latents: Tensor) -> Tensor:
                 progress.update()
-        return latents.to(self._dtype)
+                return call_back(step, timestep, latents)
+
+            return denoise(
+                scheduler, latents, guidance_scale, model, eta=eta, generator=generator, on_step=on_step
+            )  # fmt: skip
 
     def _content_model(self, text: Any, labels: list[int]) -> Callable[[Tensor, Tensor, bool], Tensor]:
         def model(noisy: Tensor, t: Tensor, guided: bool) -> Tensor:

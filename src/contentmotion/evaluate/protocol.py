@@ -17,6 +17,7 @@ from contentmotion.config import EvaluateConfig
 from contentmotion.evaluate.parts import Clips, Part
 from contentmotion.evaluate.store import digest, file_digest
 from contentmotion.pipeline import ContentMotionPipeline
+from contentmotion.sampling import resolve_sampling
 
 
 def describe_protocol(
@@ -28,6 +29,13 @@ def describe_protocol(
     num_halvings: int,
 ) -> dict[str, Any]:
     """How the numbers are made. `part_protocol` says which entries a part depends on."""
+    sampling = resolve_sampling(
+        pipeline,
+        config.num_inference_steps,
+        config.motion_num_inference_steps,
+        config.guidance_scale,
+        config.motion_guidance_scale,
+    )
     root = clips.folder.root
     files = [(os.path.relpath(r.path, root), r.path.stat().st_size) for r in clips.folder.records]
     return {
@@ -51,10 +59,10 @@ def describe_protocol(
             "device_type": pipeline.device.type,
         },
         "sampling": {
-            "num_inference_steps": config.num_inference_steps,
-            "motion_num_inference_steps": config.motion_num_inference_steps or config.num_inference_steps,
-            "guidance_scale": config.guidance_scale,
-            "motion_guidance_scale": config.motion_guidance_scale,
+            "num_inference_steps": sampling.steps,
+            "motion_num_inference_steps": sampling.motion_steps,
+            "guidance_scale": sampling.guidance_scale,
+            "motion_guidance_scale": sampling.motion_guidance_scale,
             "schedulers": [
                 f"{type(s).__name__} {digest(dict(s.config))[:16]}"
                 for s in (pipeline.scheduler, pipeline.motion_scheduler)

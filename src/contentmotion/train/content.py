@@ -47,7 +47,7 @@ def train_content(config: TrainContentConfig) -> None:
     else:
         parts = make_content_parts(config, cache)
     _check_fit(parts["unet"], cache)
-    pipe = ContentMotionPipeline(**parts, autoencoder=None, motion_transformer=None, motion_scheduler=None)
+    pipe = ContentMotionPipeline(**parts)
     denoiser = ContentDenoiser(parts["unet"], parts["text_encoder"], parts["tokenizer"])
     train_text = config.train_text_encoder or not config.pretrained_model_name_or_path
     if parts["text_encoder"] is not None:
@@ -56,11 +56,10 @@ def train_content(config: TrainContentConfig) -> None:
         parts["unet"].enable_gradient_checkpointing()
 
     def preview(step: int) -> None:
-        write_previews(pipe, cache, config, run_dir / f"preview-{step:06d}.png")
+        write_previews(pipe, cache, config.validation_prompts, config.seed, run_dir / f"preview-{step:06d}.png")
 
     train_denoiser(config, denoiser, lambda batch: batch["content"], parts["scheduler"], preview)
-    with replacing_folder(Path(config.output_dir) / "content") as folder:
-        _as_image_pipeline(parts, pipe).save_pretrained(folder)
+    save_content(pipe, Path(config.output_dir) / "content")
 
 
 def load_content_parts(name_or_path: str) -> dict[str, Any]:
@@ -72,10 +71,11 @@ def load_content_parts(name_or_path: str) -> dict[str, Any]:
     from transformers import CLIPTextModel, CLIPTokenizer
 
     path = resolve_name(name_or_path)
+    draws_pixels = (Path(path) / "unet").is_dir() and not (Path(path) / "vae").is_dir()
     try:
         with quiet():
             return {
-                "vae": load_vae(name_or_path),
+                "vae": None if draws_pixels else load_vae(name_or_path),
                 "text_encoder": CLIPTextModel.from_pretrained(path, subfolder="text_encoder"),
                 "tokenizer": CLIPTokenizer.from_pretrained(path, subfolder="tokenizer"),
                 "unet": AutoModel.from_pretrained(path, subfolder="unet"),
@@ -148,8 +148,14 @@ def _check_fit(unet: ModelMixin, cache: LatentCache) -> None:
         )
 
 
-def _as_image_pipeline(parts: dict[str, Any], pipe: ContentMotionPipeline) -> Any:
-    """A stock Stable Diffusion pipeline where the parts make one, else ours without its motion half."""
+def save_content(pipe: ContentMotionPipeline, path: Path) -> None:
+    """The content half of a pipeline: as a stock Stable Diffusion pipeline where its parts make one, else as ours."""
+    parts = {name: pipe.components[name] for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")}
     if parts["vae"] is None or parts["text_encoder"] is None:
-        return pipe
-    return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        half: Any = ContentMotionPipeline(**parts)
+    else:
+        half = StableDiffusionPipeline(
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+    with replacing_folder(path) as folder:
+        half.save_pretrained(folder)

@@ -41,6 +41,7 @@ def fit(
     *,
     collate: Callable[[list[Batch]], Batch],
     preview: Callable[[int], None] | None = None,
+    target: nn.Module | None = None,
 ) -> None:
     """Trains the parameters of ``model`` that require a gradient; on return they are the averaged (EMA) ones.
 
@@ -56,13 +57,16 @@ def fit(
         config: Steps, learning rate and so on; the run lives in ``config.output_dir``.
         collate: Items to batch.
         preview: Called with the step number while the averaged weights are in place.
+        target: A copy of ``model`` that is kept at the averaged weights (what consistency distillation aims at).
 
     Raises:
-        ValueError: Non-finite loss, too many bad files, or a checkpoint that does not fit.
+        ValueError: ``target`` without an average, a loss that is not finite, too many bad files, or a checkpoint that
+            does not fit.
     """
     run_dir = Path(config.output_dir)
     accelerator = _make_accelerator(config, run_dir)
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    parameters = [model.get_parameter(name) for name in trained]
     optimizer = torch.optim.AdamW(
         parameters,
         lr=config.learning_rate,
@@ -79,10 +83,15 @@ def fit(
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(schedule)
     ema = EMAModel(parameters, decay=config.ema_decay) if config.ema_decay else None
+    targets = [] if target is None else [target.to(accelerator.device).get_parameter(name) for name in trained]
+    if targets and ema is None:
+        raise ValueError("the target is the weights' moving average: ema_decay must be above 0")
     if ema is not None:
         ema.to(accelerator.device)
         accelerator.register_for_checkpointing(ema)
     first_step = _resume(accelerator, config, run_dir)
+    if targets and ema is not None:
+        ema.copy_to(targets)
     metrics = _Metrics(accelerator, config, run_dir, first_step)
     batches = _batches(dataset, config, accelerator, first_step, collate)
 
@@ -105,6 +114,8 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             if ema is not None:
                 ema.step(parameters)
+                if targets:
+                    ema.copy_to(targets)
             metrics.log(step, averages | {"grad_norm": float(norm), "lr": schedule.get_last_lr()[0]})
             last = step == config.max_train_steps
             if step % config.checkpointing_steps == 0 or last:

@@ -58,7 +58,7 @@ def train_motion(config: TrainMotionConfig) -> None:
 
     def preview(step: int) -> None:
         autoencoder.to(transformer.device)
-        write_previews(pipe, cache, config, run_dir / f"preview-{step:06d}.png")
+        write_previews(pipe, cache, config.validation_prompts, config.seed, run_dir / f"preview-{step:06d}.png")
 
     train_denoiser(config, denoiser, clean_sample, scheduler, preview)
     save_motion(transformer, scheduler, Path(config.output_dir) / "motion_transformer")
