@@ -36,7 +36,7 @@ contentmotion train-content --config configs/emoji/content.yaml --cache_dir "$OU
 contentmotion train-motion --config configs/emoji/motion.yaml --cache_dir "$OUT/cache" \
     --pretrained_model_name_or_path "$OUT/content/content" --autoencoder "$OUT/autoencoder/autoencoder" \
     --output_dir "$OUT/motion"
-contentmotion export --pretrained_model_name_or_path "$OUT/content/content" \
+[ -f "$OUT/pipeline/model_index.json" ] || contentmotion export --pretrained_model_name_or_path "$OUT/content/content" \
     --autoencoder "$OUT/autoencoder/autoencoder" --motion_transformer "$OUT/motion/motion_transformer" \
     --output_dir "$OUT/pipeline"
 
@@ -44,6 +44,6 @@ contentmotion generate "a crying cat" "rocket" "woman lifting weights, dark skin
     --pretrained_model_name_or_path "$OUT/pipeline" --output_dir "$OUT/samples"
 if [ -n "${CONTENTMOTION_I3D:-}" ]; then
     # The first package's 465 training clips and 12 held-out ones.
-    contentmotion evaluate --pretrained_model_name_or_path "$OUT/pipeline" --data_dir "$CLIPS" \
+    contentmotion evaluate --pretrained_model_name_or_path "$OUT/pipeline" --data_dir "$DATA" \
         --mixed_precision no --batch_size 16 --output_dir "$OUT/scores"
 fi

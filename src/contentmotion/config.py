@@ -183,7 +183,7 @@ class EvaluateConfig(SamplingConfig):
         data_dir: Folder of videos with captions (see train-autoencoder).
         split: Keep only clips of this split, where the metadata names splits.
         i3d: I3D weights (safetensors); else the environment variable CONTENTMOTION_I3D.
-        num_videos: Use only the first n clips.
+        num_videos: Use only n clips, drawn from the seed.
         caption_index: Which of a clip's captions to generate from.
         output_dir: Folder for `scores.json`, `sheet.png` and the cached features; an interrupted run goes on there.
     """
@@ -242,7 +242,7 @@ class TrainConfig:
         adam_beta1: Adam's first decay rate.
         adam_beta2: Adam's second decay rate.
         adam_weight_decay: Decoupled weight decay.
-        max_grad_norm: Clip the gradient's norm to this.
+        max_grad_norm: Clip the gradient's norm to this; 0 does not clip.
         ema_decay: Decay of the weights' moving average, which is what gets saved at the end; 0 turns it off.
         mixed_precision: "auto" takes bf16 where the processor or the GPU has it, else full precision.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third slower.
@@ -287,8 +287,10 @@ class TrainConfig:
             "checkpointing_steps", "checkpoints_total_limit", "logging_steps",
         )  # fmt: skip
         require_not_negative(
-            self, "lr_warmup_steps", "validation_steps", "dataloader_num_workers", "adam_weight_decay", "seed"
-        )
+            self, "lr_warmup_steps", "validation_steps", "dataloader_num_workers", "adam_weight_decay", "seed",
+            "max_grad_norm",
+        )  # fmt: skip
+        require(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction must be in [0, 1], got {self.max_bad_fraction}")
         require(0 <= self.ema_decay < 1, f"ema_decay must be in [0, 1), got {self.ema_decay}")
 
 
@@ -311,6 +313,11 @@ class TrainVAEConfig(ClipConfig, TrainConfig):
     hidden_channels: int = 96
     num_layers: int = 4
     latent_noise: float = 0.03
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "latent_channels", "num_downsamples", "hidden_channels", "num_layers")
+        require_not_negative(self, "latent_noise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -361,7 +368,9 @@ class TrainAutoencoderConfig(ClipConfig, TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "perceptual_frames")
+        require_positive(
+            self, "patch_size", "hidden_size", "depth", "num_heads", "head_dim", "motion_channels", "perceptual_frames"
+        )
         require_not_negative(self, "refine_channels", "perceptual_weight", "perceptual_start_step")
         require(
             not self.perceptual_weight or min(self.height, self.width) >= 32,
@@ -410,17 +419,20 @@ class TrainDenoiserConfig(TrainConfig):
         cache_dir: Latent cache, made by encode.
         pretrained_model_name_or_path: Stable Diffusion folder or hub id.
         conditioning_dropout_prob: Share of items trained with the empty prompt (or the null class).
-        prediction_type: What the network predicts.
-        validation_prompts: Prompts of the preview videos.
-        autoencoder: Folder of the ContentMotionAutoencoder (previews, and the assembled pipeline).
+        prediction_type: What a network made from scratch predicts; v_prediction when not given. A pretrained one keeps
+            its own.
     """
 
     cache_dir: str
     pretrained_model_name_or_path: str | None = None
     conditioning_dropout_prob: float = 0.1
     prediction_type: PredictionType | None = None
-    validation_prompts: tuple[str, ...] = ()
-    autoencoder: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share = self.conditioning_dropout_prob
+        require(0 <= share <= 1, f"conditioning_dropout_prob must be in [0, 1], got {share}")
+        require_positive(self, *(n for n in ("hidden_size", "depth", "num_heads", "patch_size") if hasattr(self, n)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -443,6 +455,7 @@ class TrainContentConfig(TrainDenoiserConfig):
         num_heads: DiT from scratch: attention heads.
         patch_size: DiT from scratch: patch size.
         learn_sigma: DiT from scratch: learn the variance (DiT's hybrid loss).
+        validation_prompts: Prompts of the preview pictures; captions of the cache when not given.
     """
 
     vae: str | None = None
@@ -459,6 +472,17 @@ class TrainContentConfig(TrainDenoiserConfig):
     num_heads: int = 16
     patch_size: int = 2
     learn_sigma: bool = False
+    validation_prompts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "layers_per_block", "num_attention_heads", "text_num_layers", "vocab_size")
+        width = self.text_hidden_size
+        require(width > 0 and width % 32 == 0, f"text_hidden_size must be a multiple of 32, got {width}")
+        require(
+            not (self.pretrained_model_name_or_path and self.prediction_type),
+            "prediction_type is for models from scratch: a pretrained one keeps its own",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -467,6 +491,8 @@ class TrainMotionConfig(TrainDenoiserConfig):
     pretrained_model_name_or_path names the folder whose text encoder is used.
 
     Attributes:
+        autoencoder: Folder of the ContentMotionAutoencoder that filled the cache: it knows the motion's mean and
+            deviation, and shows the previews.
         hidden_size: Width.
         depth: Blocks.
         num_heads: Attention heads.
@@ -477,6 +503,7 @@ class TrainMotionConfig(TrainDenoiserConfig):
             that the motion model forgives what the content model gets wrong.
     """
 
+    autoencoder: str
     hidden_size: int = 1152
     depth: int = 28
     num_heads: int = 16
@@ -484,6 +511,11 @@ class TrainMotionConfig(TrainDenoiserConfig):
     content_patch_size: int = 4
     learn_sigma: bool = False
     content_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "content_patch_size")
+        require_not_negative(self, "content_noise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -503,7 +535,7 @@ class DistillConfig(TrainConfig):
         num_ddim_steps: Steps of the teacher's solver over the whole schedule.
         huber_c: Below this, the loss is quadratic.
         content_noise: Of the motion model: noise on its content frames, see train-motion.
-        validation_prompts: Prompts of the preview pictures (of the content model).
+        validation_prompts: Prompts of the preview pictures; captions of the cache when not given, and for motion.
     """
 
     pretrained_model_name_or_path: str = SHIPPED_MODEL

@@ -1,5 +1,6 @@
 """Pixels <-> image-VAE latents, frame by frame, in chunks that fit the memory.
 
+Tensors must be on the device where the VAE computes (with CPU offload, that is not the one where it rests).
 Any of diffusers' image autoencoders serves (``AutoencoderKL`` of a Stable Diffusion folder, ``AutoencoderTiny``);
 ``None`` stands for working on pixels.
 """
@@ -25,7 +26,7 @@ def encode_frames(
     """
     if vae is None:
         return frames
-    images = frames.flatten(0, 1).to(vae.device, vae.dtype)  # (b t, 3, H, W)
+    images = frames.flatten(0, 1).to(vae.dtype)  # (b t, 3, H, W)
     chunks = []
     for chunk in images.split(chunk_size):
         encoded = vae.encode(chunk)
@@ -46,7 +47,7 @@ def decode_frames(
     """
     if vae is None:
         return latents.clamp(-1, 1)
-    flat = latents.flatten(0, 1).to(vae.device, vae.dtype) / vae.config.scaling_factor + _shift(vae)
+    flat = latents.flatten(0, 1).to(vae.dtype) / vae.config.scaling_factor + _shift(vae)
     images = torch.cat([vae.decode(chunk).sample for chunk in flat.split(chunk_size)])
     return images.clamp(-1, 1).unflatten(0, latents.shape[:2])
 

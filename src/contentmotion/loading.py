@@ -100,6 +100,15 @@ def load_scheduler(folder: Path) -> SchedulerMixin:
     return cls.from_pretrained(folder)  # type: ignore[return-value]
 
 
+def to_ddim(config: dict[str, Any]) -> DDIMScheduler:
+    """DDIM with the noise schedule of another scheduler's config.
+
+    Clipping to [-1, 1], DDIM's default, is for pixels: it stays off unless the config has it.
+    """
+    settings = {"clip_sample": False, "set_alpha_to_one": False} | dict(config)
+    return DDIMScheduler.from_config({k: v for k, v in settings.items() if not k.startswith("_")})  # type: ignore[return-value]
+
+
 def load_pipeline(
     name_or_path: str,
     autoencoder: str | None = None,
@@ -143,6 +152,9 @@ def load_pipeline(
         raise ValueError(
             f"{name_or_path} has no {' and no '.join(absent)}: give --autoencoder and --motion_transformer"
         )
+    if motion_transformer and not isinstance(pipe.scheduler, (DDIMScheduler, LCMScheduler)):
+        # A stock Stable Diffusion folder names PNDM or Euler; the paper samples with DDIM.
+        pipe.scheduler = to_ddim(pipe.scheduler.config)
     pipe.check_parts()
     return pipe
 

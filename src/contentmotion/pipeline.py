@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.schedulers import KarrasDiffusionSchedulers
@@ -19,11 +20,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from contentmotion.conditioning import NULL_PROMPT, encode_prompts
+from contentmotion.conditioning import NULL_PROMPT, encode_prompts, pooled_text_dim
 from contentmotion.image_vae import decode_frames, encode_frames, vae_latent_channels, vae_scale_factor
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
-from contentmotion.sampling import denoise, is_distilled, resolve_sampling
+from contentmotion.sampling import denoise, resolve_sampling
 
 Generators = torch.Generator | list[torch.Generator] | None
 OutputType = Literal["pil", "np", "pt", "latent"]
@@ -80,10 +81,6 @@ class ContentMotionPipeline(DiffusionPipeline):
         motion_scheduler: KarrasDiffusionSchedulers | None = None,
     ) -> None:
         super().__init__()
-        stock = scheduler is not None and not isinstance(scheduler, DDIMScheduler) and motion_scheduler is None
-        if stock and not is_distilled(scheduler):
-            # A stock Stable Diffusion folder names PNDM; the paper samples with DDIM. Set another one after loading.
-            scheduler = DDIMScheduler.from_config(scheduler.config)  # type: ignore[assignment]
         self.register_modules(
             vae=vae,
             text_encoder=text_encoder,
@@ -116,6 +113,12 @@ class ContentMotionPipeline(DiffusionPipeline):
                     f"the motion model was made for {motion.motion_channels} motion and {motion.content_channels} "
                     f"content channels, the autoencoder has {own.motion_channels} and {own.in_channels}"
                 )
+        if self.motion_transformer is not None:
+            wanted = self.motion_transformer.config.text_dim
+            given = None if self.text_encoder is None else pooled_text_dim(self.text_encoder)
+            if wanted != given:
+                kinds = [f"text features of width {n}" if n else "class labels" for n in (wanted, given)]
+                raise ValueError(f"the motion model was made for {kinds[0]}, this pipeline gives it {kinds[1]}")
 
     def enable_vae_slicing(self) -> None:
         """Decodes one frame at a time: the least memory."""
@@ -183,14 +186,15 @@ class ContentMotionPipeline(DiffusionPipeline):
         Raises:
             ValueError: Arguments that do not fit each other or the models.
         """
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = tuple(callback_on_step_end.tensor_inputs)
         prompts, labels = self._check_inputs(
-            prompt, class_labels, negative_prompt, num_videos_per_prompt, output_type, generator
-        )
+            prompt, class_labels, negative_prompt, num_videos_per_prompt, output_type, generator,
+            callback_on_step_end_tensor_inputs,
+        )  # fmt: skip
         sampling = resolve_sampling(
             self, num_inference_steps, motion_num_inference_steps, guidance_scale, motion_guidance_scale
         )
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = tuple(callback_on_step_end.tensor_inputs)
         names = callback_on_step_end_tensor_inputs
 
         def call_back(step: int, timestep: Tensor, latents: Tensor) -> Tensor:
@@ -267,11 +271,17 @@ class ContentMotionPipeline(DiffusionPipeline):
         num_videos_per_prompt: int,
         output_type: str,
         generator: Generators,
+        tensor_inputs: tuple[str, ...],
     ) -> tuple[list[str], list[int]]:
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
         if num_videos_per_prompt < 1:
             raise ValueError(f"num_videos_per_prompt must be positive, got {num_videos_per_prompt}")
+        if self.unet is None:
+            raise ValueError("this pipeline has no content model (unet): it cannot generate")
+        names = set(tensor_inputs) - set(self._callback_tensor_inputs)
+        if names:
+            raise ValueError(f"callback_on_step_end_tensor_inputs: only latents exists, got {', '.join(sorted(names))}")
         wanted, given = ("prompt", prompt) if self.text_encoder is not None else ("class_labels", class_labels)
         if given is None or (prompt is not None and class_labels is not None):
             kind = "text" if wanted == "prompt" else "class"
@@ -328,9 +338,11 @@ class ContentMotionPipeline(DiffusionPipeline):
                 default, multiple = (size if isinstance(size, int) else size[i]), 1
             if self.motion_transformer is not None:
                 motion = self.motion_transformer.config
-                multiple = max(multiple * motion.patch_size, motion.content_patch_size)
+                multiple = math.lcm(multiple * motion.patch_size, motion.content_patch_size)
             if hasattr(self.unet.config, "block_out_channels"):
-                multiple = max(multiple, 2 ** (len(self.unet.config.block_out_channels) - 1))
+                multiple = math.lcm(multiple, 2 ** (len(self.unet.config.block_out_channels) - 1))
+            elif hasattr(self.unet.config, "patch_size"):
+                multiple = math.lcm(multiple, self.unet.config.patch_size)
             given = given if given is not None else default * factor
             if given <= 0 or given % (factor * multiple):
                 raise ValueError(f"{name} must be a multiple of {factor * multiple}, got {given}")

@@ -120,8 +120,8 @@ def denoise(
         output = model(scheduler.scale_model_input(noisy, t), t, guided)
         output = output[:, :channels]  # drop a learned variance
         if guided:
-            null, conditional = output.chunk(2)
-            output = guide(null, conditional, guidance_scale)
+            null, conditional = output.float().chunk(2)  # a difference of nearly equal numbers
+            output = guide(null, conditional, guidance_scale).to(output.dtype)
         latents = scheduler.step(output, t, latents, **extra).prev_sample
         latents = on_step(i, t, latents)
     return latents.to(dtype)

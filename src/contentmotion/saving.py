@@ -30,16 +30,24 @@ def replacing_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: str | Path) -> Iterator[Path]:
-    """Gives a new folder beside ``path`` to write into; puts it in ``path``'s place if nothing went wrong."""
+    """Gives a new folder beside ``path`` to write into; puts it in ``path``'s place if nothing went wrong.
+
+    A folder cannot be replaced in one step: the old one steps aside first. Killed between the two, the next call puts
+    it back.
+    """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    partial, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():
+        os.replace(old, path)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
         if path.exists():
-            shutil.rmtree(path)
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(path, old)
         os.replace(partial, path)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

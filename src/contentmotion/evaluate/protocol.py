@@ -2,6 +2,7 @@
 
 import datetime
 import hashlib
+import json
 import os
 import platform
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 import contentmotion
@@ -47,7 +49,8 @@ def describe_protocol(
         },
         "clips": {
             "data_sha256": digest(files),
-            "rule": "one clip per video, first frame from (seed, index); centre crop, bicubic antialiased",
+            "rule": "one clip per video, first frame from (seed, index); centre crop, bicubic antialiased; "
+            "of more videos than num_videos, a random choice from the seed",
             "seed": config.seed,
             "num_frames": clips.dataset.num_frames,
             "height": clips.dataset.height,
@@ -103,9 +106,12 @@ def part_protocol(part: Part, protocol: dict[str, Any]) -> dict[str, Any]:
 
 
 def _weights_digest(pipeline: ContentMotionPipeline) -> str:
-    """sha256 over every tensor of every component, whatever files they came from."""
+    """sha256 over every tensor and setting of every network, whatever files they came from."""
     sha = hashlib.sha256()
     for name, component in sorted(pipeline.components.items()):
+        if isinstance(component, ModelMixin):  # its config holds scales and switches
+            settings = {k: v for k, v in component.config.items() if not k.startswith("_")}
+            sha.update(json.dumps(settings, sort_keys=True, default=str).encode())
         if isinstance(component, nn.Module):
             for key, value in component.state_dict().items():
                 sha.update(f"{name}.{key}{tuple(value.shape)}{value.dtype}".encode())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from contentmotion.config import TrainAutoencoderConfig
+from contentmotion.data.cache import hash_weights
 from contentmotion.data.clips import ClipDataset, collate, open_clips
 from contentmotion.evaluate.lpips import load_lpips
 from contentmotion.image_vae import (
@@ -23,7 +24,7 @@ from contentmotion.image_vae import (
     vae_latent_channels,
     vae_scale_factor,
 )
-from contentmotion.loading import load_vae
+from contentmotion.loading import load_autoencoder, load_vae
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.run_dir import prepare_output_dir, resolve_device
 from contentmotion.saving import save_model
@@ -46,8 +47,6 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     lpips = load_lpips(config.lpips).to(resolve_device("auto")) if config.perceptual_weight else None
-    if vae is not None:
-        vae.requires_grad_(False)
     dataset: Dataset = CachedLatents(clips, vae) if config.cache_latents else clips
 
     def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -78,7 +77,9 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
         collate=collate_latents if config.cache_latents else collate,
         preview=preview,
     )
-    save_model(model, Path(config.output_dir) / "autoencoder")
+    path = Path(config.output_dir) / "autoencoder"
+    if not (path.is_dir() and hash_weights(load_autoencoder(str(path))) == hash_weights(model)):
+        save_model(model, path)  # else the run was finished before: leave it, with the statistics that encode added
 
 
 def draw_frames(videos: tuple[Tensor, ...], num_frames: int, generator: torch.Generator) -> tuple[Tensor, ...]:

@@ -20,7 +20,7 @@ from contentmotion.conditioning import make_text_encoder
 from contentmotion.config import TrainContentConfig
 from contentmotion.data.cache import LatentCache
 from contentmotion.denoisers import ContentDenoiser
-from contentmotion.loading import load_vae, quiet, require_checkpoints, resolve_name
+from contentmotion.loading import load_vae, quiet, require_checkpoints, resolve_name, to_ddim
 from contentmotion.pipeline import ContentMotionPipeline
 from contentmotion.run_dir import prepare_output_dir
 from contentmotion.saving import replacing_folder
@@ -37,7 +37,6 @@ def train_content(config: TrainContentConfig) -> None:
     require_checkpoints(
         pretrained_model_name_or_path=config.pretrained_model_name_or_path,
         vae=config.vae,
-        autoencoder=config.autoencoder,
     )
     run_dir = prepare_output_dir(config.output_dir, "train-content", config)
     cache = LatentCache(config.cache_dir)
@@ -56,6 +55,7 @@ def train_content(config: TrainContentConfig) -> None:
         parts["unet"].enable_gradient_checkpointing()
 
     def preview(step: int) -> None:
+        pipe.to(parts["unet"].device)
         write_previews(pipe, cache, config.validation_prompts, config.seed, run_dir / f"preview-{step:06d}.png")
 
     train_denoiser(config, denoiser, lambda batch: batch["content"], parts["scheduler"], preview)
@@ -76,10 +76,10 @@ def load_content_parts(name_or_path: str) -> dict[str, Any]:
         with quiet():
             return {
                 "vae": None if draws_pixels else load_vae(name_or_path),
-                "text_encoder": CLIPTextModel.from_pretrained(path, subfolder="text_encoder"),
+                "text_encoder": CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=torch.float32),
                 "tokenizer": CLIPTokenizer.from_pretrained(path, subfolder="tokenizer"),
                 "unet": AutoModel.from_pretrained(path, subfolder="unet"),
-                "scheduler": DDIMScheduler.from_pretrained(path, subfolder="scheduler"),
+                "scheduler": to_ddim(DDIMScheduler.load_config(path, subfolder="scheduler")),
             }
     except OSError as error:
         raise ValueError(f"{name_or_path} is not a Stable Diffusion folder: {str(error).splitlines()[0]}") from error
@@ -91,6 +91,8 @@ def make_content_parts(config: TrainContentConfig, cache: LatentCache) -> dict[s
     channels, height, width = cache[0]["content"].shape
     parts: dict[str, Any] = {"vae": vae, "text_encoder": None, "tokenizer": None}
     if config.architecture == "dit":
+        if height != width:
+            raise ValueError(f"a DiT content model takes square content frames, these are {height}x{width}")
         unet: ModelMixin = DiTTransformer2DModel(
             in_channels=channels,
             out_channels=channels * (2 if config.learn_sigma else 1),
