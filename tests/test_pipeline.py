@@ -1,5 +1,7 @@
 """The pipeline on tiny real parts: parity with Stable Diffusion, shapes, seeds, batches, saving, bad arguments."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from diffusers import (
     DDIMScheduler,
     DiTTransformer2DModel,
     EulerDiscreteScheduler,
+    PNDMScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -158,6 +161,27 @@ def test_callbacks_see_both_stages(pipe: ContentMotionPipeline) -> None:
     assert [step for step, _ in seen] == [0, 1, 2, 3, 4]
     assert seen[0][1] == (1, 4, 8, 8)
     assert seen[-1][1] == (1, 3, 4, 8)
+
+
+@pytest.mark.parametrize("stock", [PNDMScheduler, EulerDiscreteScheduler])
+def test_completed_stable_diffusion_samples_with_ddim(folders: dict[str, Path], tmp_path: Path, stock: type) -> None:
+    """Stock folders name other schedulers, and leave out what DDIM would clip by default."""
+    shutil.copytree(folders["sd"], tmp_path / "sd")
+    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    stock(**schedule, steps_offset=1).save_pretrained(tmp_path / "sd/scheduler")
+    index = json.loads((tmp_path / "sd/model_index.json").read_text())
+    index["scheduler"] = ["diffusers", stock.__name__]
+    (tmp_path / "sd/model_index.json").write_text(json.dumps(index))
+    loaded = load_pipeline(str(tmp_path / "sd"), str(folders["autoencoder"]), str(folders["motion"])).scheduler
+    assert isinstance(loaded, DDIMScheduler) and not loaded.config.clip_sample
+    torch.testing.assert_close(loaded.alphas_cumprod, DDIMScheduler(**schedule).alphas_cumprod)
+
+
+def test_text_features_must_fit(folders: dict[str, Path]) -> None:
+    pipe = load_pipeline(str(folders["sd"]), str(folders["autoencoder"]), str(folders["motion"]))
+    pipe.motion_transformer.register_to_config(text_dim=48)
+    with pytest.raises(ValueError, match="made for text features of width 48, .* gives it text features of width 32"):
+        pipe.check_parts()
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers' Euler with NumPy 2

@@ -66,6 +66,9 @@ COMMANDS = {
         "contentmotion.train.motion:train_motion",
         "4. prompt and content frame -> motion latent",
     ),
+    "distill": Command(
+        config.DistillConfig, "contentmotion.train.distill:distill", "a model of 50 steps -> one of 1 to 8 steps"
+    ),
     "export": Command(config.ExportConfig, "contentmotion.export:export", "5. the parts -> one pipeline folder"),
     "evaluate": Command(
         config.EvaluateConfig,

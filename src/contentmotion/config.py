@@ -61,9 +61,11 @@ class SamplingConfig:
         autoencoder: Folder of a ContentMotionAutoencoder that replaces the pipeline's (or completes a Stable
             Diffusion folder).
         motion_transformer: Folder of a MotionDiT that replaces the pipeline's (or completes a Stable Diffusion folder).
-        num_inference_steps: Denoising steps of the content frame.
-        motion_num_inference_steps: Denoising steps of the motion latent; the content frame's number when not given.
-        guidance_scale: Classifier-free guidance of the content frame, `null + g * (cond - null)`; 1 turns it off.
+        num_inference_steps: Denoising steps of the content frame; when not given 50, or 4 of a distilled model.
+        motion_num_inference_steps: Denoising steps of the motion latent; when not given the content frame's number, or
+            50 or 4 where only one of the two is distilled.
+        guidance_scale: Classifier-free guidance of the content frame, `null + g * (cond - null)`; 1 turns it off. When
+            not given 4, or 1 for a distilled model.
         motion_guidance_scale: The same for the motion latent.
         seed: Seed of the initial noise: same seed, same machine, same videos.
         batch_size: Videos generated at once.
@@ -75,9 +77,9 @@ class SamplingConfig:
     pretrained_model_name_or_path: str = SHIPPED_MODEL
     autoencoder: str | None = None
     motion_transformer: str | None = None
-    num_inference_steps: int = 50
+    num_inference_steps: int | None = None
     motion_num_inference_steps: int | None = None
-    guidance_scale: float = 4.0
+    guidance_scale: float | None = None
     motion_guidance_scale: float = 1.0
     seed: int = 0
     batch_size: int = 4
@@ -222,7 +224,7 @@ class EvaluateConfig(FolderConfig, SamplingConfig):
     Attributes:
         data_dir: Where the videos are (see train-autoencoder).
         i3d: I3D weights (safetensors); else the environment variable CONTENTMOTION_I3D.
-        num_videos: Use only the first n clips.
+        num_videos: Use only n clips, drawn from the seed.
         caption_index: Which of a clip's captions to generate from.
         output_dir: Folder for `scores.json`, `sheet.png` and the cached features; an interrupted run goes on there.
     """
@@ -286,7 +288,7 @@ class TrainConfig:
         adam_beta1: Adam's first decay rate.
         adam_beta2: Adam's second decay rate.
         adam_weight_decay: Decoupled weight decay.
-        max_grad_norm: Clip the gradient's norm to this.
+        max_grad_norm: Clip the gradient's norm to this; 0 does not clip.
         ema_decay: Decay of the weights' moving average, which is what gets saved at the end; 0 turns it off.
         mixed_precision: "auto" takes bf16 where the processor or the GPU has it, else full precision.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third slower.
@@ -334,8 +336,9 @@ class TrainConfig:
             "checkpointing_steps", "checkpoints_total_limit", "logging_steps", "shuffle_window",
         )  # fmt: skip
         require_not_negative(
-            self, "lr_warmup_steps", "validation_steps", "dataloader_num_workers", "adam_weight_decay", "seed"
-        )
+            self, "lr_warmup_steps", "validation_steps", "dataloader_num_workers", "adam_weight_decay", "seed",
+            "max_grad_norm",
+        )  # fmt: skip
         require(0 <= self.ema_decay < 1, f"ema_decay must be in [0, 1), got {self.ema_decay}")
         require(0 <= self.max_bad_fraction < 1, f"max_bad_fraction must be in [0, 1), got {self.max_bad_fraction}")
 
@@ -359,6 +362,11 @@ class TrainVAEConfig(ClipConfig, TrainConfig):
     hidden_channels: int = 96
     num_layers: int = 4
     latent_noise: float = 0.03
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "latent_channels", "num_downsamples", "hidden_channels", "num_layers")
+        require_not_negative(self, "latent_noise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,6 +392,11 @@ class TrainAutoencoderConfig(ClipConfig, TrainConfig):
         content_mode: "softmax": learned weights over frames (Eq. 3); "mean": their plain mean (the ablation).
         residual_decoding: The decoder predicts the difference from the content frame, starting at zero.
         refine_channels: Width of a convolutional head behind the decoder's patches; 0: none, as in the paper.
+        perceptual_weight: Weight of LPIPS between decoded and true pixels, beside the squared error (ours; the paper
+            has the squared error alone). It sharpens; it needs height and width of 32 at least.
+        perceptual_start_step: Begin with LPIPS after this many steps, when there is something to sharpen.
+        perceptual_frames: Frames of each clip that LPIPS compares, drawn anew each step.
+        lpips: LPIPS weights (safetensors, AlexNet); else the environment variable CONTENTMOTION_LPIPS.
     """
 
     train_data_dir: str | None = None
@@ -401,6 +414,10 @@ class TrainAutoencoderConfig(ClipConfig, TrainConfig):
     content_mode: Literal["softmax", "mean"] = "softmax"
     residual_decoding: bool = True
     refine_channels: int = 0
+    perceptual_weight: float = 0.0
+    perceptual_start_step: int = 0
+    perceptual_frames: int = 2
+    lpips: str | None = None
     adam_beta1: float = 0.5
     adam_beta2: float = 0.9
 
@@ -411,6 +428,14 @@ class TrainAutoencoderConfig(ClipConfig, TrainConfig):
         require(
             not (self.buckets and (self.cache_latents or self.cache_dir)),
             "buckets are cut from videos: they go with neither cache_latents nor cache_dir",
+        )
+        require_positive(
+            self, "patch_size", "hidden_size", "depth", "num_heads", "head_dim", "motion_channels", "perceptual_frames"
+        )
+        require_not_negative(self, "refine_channels", "perceptual_weight", "perceptual_start_step")
+        require(
+            not self.perceptual_weight or min(self.height, self.width) >= 32,
+            f"perceptual_weight needs clips of 32x32 pixels or more, got {self.height}x{self.width}",
         )
 
 
@@ -513,17 +538,20 @@ class TrainDenoiserConfig(TrainConfig):
         cache_dir: Latent cache, made by encode.
         pretrained_model_name_or_path: Stable Diffusion folder or hub id.
         conditioning_dropout_prob: Share of items trained with the empty prompt (or the null class).
-        prediction_type: What the network predicts.
-        validation_prompts: Prompts of the preview videos.
-        autoencoder: Folder of the ContentMotionAutoencoder (previews, and the assembled pipeline).
+        prediction_type: What a network made from scratch predicts; v_prediction when not given. A pretrained one keeps
+            its own.
     """
 
     cache_dir: str
     pretrained_model_name_or_path: str | None = None
     conditioning_dropout_prob: float = 0.1
     prediction_type: PredictionType | None = None
-    validation_prompts: tuple[str, ...] = ()
-    autoencoder: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share = self.conditioning_dropout_prob
+        require(0 <= share <= 1, f"conditioning_dropout_prob must be in [0, 1], got {share}")
+        require_positive(self, *(n for n in ("hidden_size", "depth", "num_heads", "patch_size") if hasattr(self, n)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -546,6 +574,7 @@ class TrainContentConfig(TrainDenoiserConfig):
         num_heads: DiT from scratch: attention heads.
         patch_size: DiT from scratch: patch size.
         learn_sigma: DiT from scratch: learn the variance (DiT's hybrid loss).
+        validation_prompts: Prompts of the preview pictures; captions of the cache when not given.
     """
 
     vae: str | None = None
@@ -562,6 +591,17 @@ class TrainContentConfig(TrainDenoiserConfig):
     num_heads: int = 16
     patch_size: int = 2
     learn_sigma: bool = False
+    validation_prompts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "layers_per_block", "num_attention_heads", "text_num_layers", "vocab_size")
+        width = self.text_hidden_size
+        require(width > 0 and width % 32 == 0, f"text_hidden_size must be a multiple of 32, got {width}")
+        require(
+            not (self.pretrained_model_name_or_path and self.prediction_type),
+            "prediction_type is for models from scratch: a pretrained one keeps its own",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -570,6 +610,8 @@ class TrainMotionConfig(TrainDenoiserConfig):
     pretrained_model_name_or_path names the folder whose text encoder is used.
 
     Attributes:
+        autoencoder: Folder of the ContentMotionAutoencoder that filled the cache: it knows the motion's mean and
+            deviation, and shows the previews.
         hidden_size: Width.
         depth: Blocks.
         num_heads: Attention heads.
@@ -580,6 +622,7 @@ class TrainMotionConfig(TrainDenoiserConfig):
             that the motion model forgives what the content model gets wrong.
     """
 
+    autoencoder: str
     hidden_size: int = 1152
     depth: int = 28
     num_heads: int = 16
@@ -587,3 +630,45 @@ class TrainMotionConfig(TrainDenoiserConfig):
     content_patch_size: int = 4
     learn_sigma: bool = False
     content_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "content_patch_size")
+        require_not_negative(self, "content_noise")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(TrainConfig):
+    """Distil the content model or the motion model of a pipeline into one that samples in 1 to 8 steps (consistency
+    distillation, VideoLCM). `export` and `generate` take the result in the teacher's place.
+
+    Example: contentmotion distill --part content --cache_dir outputs/cache --output_dir outputs/content-lcm
+
+    Attributes:
+        pretrained_model_name_or_path: The teacher: a pipeline folder or hub id; "emoji" is the model shipped with the
+            package.
+        part: Which of its two models.
+        cache_dir: Latent cache, made by encode with the teacher's autoencoder.
+        guidance_scale: Guidance of the teacher that the student learns to do without, `null + g * (cond - null)`;
+            VideoLCM's w of 9 is 10. Take what the teacher is sampled with.
+        num_ddim_steps: Steps of the teacher's solver over the whole schedule.
+        huber_c: Below this, the loss is quadratic.
+        content_noise: Of the motion model: noise on its content frames, see train-motion.
+        validation_prompts: Prompts of the preview pictures; captions of the cache when not given, and for motion.
+    """
+
+    pretrained_model_name_or_path: str = SHIPPED_MODEL
+    part: Literal["content", "motion"]
+    cache_dir: str
+    guidance_scale: float = 10.0
+    num_ddim_steps: int = 50
+    huber_c: float = 0.001
+    content_noise: float = 0.0
+    validation_prompts: tuple[str, ...] = ()
+    learning_rate: float = 1e-5
+    ema_decay: float = 0.95
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "num_ddim_steps", "huber_c", "ema_decay")
+        require_not_negative(self, "content_noise")

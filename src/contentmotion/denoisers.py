@@ -76,10 +76,7 @@ class MotionDenoiser(nn.Module):
     def forward(
         self, noisy: Tensor, timesteps: Int[Tensor, " b"], batch: dict[str, Any], dropped: Bool[Tensor, " b"]
     ) -> Tensor:
-        content = batch["content"]
-        if self.content_noise:
-            noise = torch.randn(content.shape, generator=batch["generator"]).to(content)
-            content = content + self.content_noise * content.std() * noise
+        content = perturb(batch["content"], self.content_noise, batch)
         if self.text_encoder is None:
             labels = drop_labels(batch["label"], dropped, self.transformer.config.num_classes)
             return self.transformer(noisy, timesteps, content, class_labels=labels)
@@ -91,6 +88,14 @@ class MotionDenoiser(nn.Module):
                 prompts = drop_prompts(batch["caption"], dropped)
                 _, pooled = encode_prompts(self.tokenizer, self.text_encoder, prompts)
         return self.transformer(noisy, timesteps, content, pooled_text=pooled)
+
+
+def perturb(content: Tensor, strength: float, batch: dict[str, Any]) -> Tensor:
+    """Content frames with noise of ``strength`` times their deviation, from the batch's generator."""
+    if not strength:
+        return content
+    noise = torch.randn(content.shape, generator=batch["generator"]).to(content)
+    return content + strength * content.std() * noise
 
 
 def drop_labels(labels: Int[Tensor, " b"], dropped: Bool[Tensor, " b"], num_classes: int) -> Int[Tensor, " b"]:

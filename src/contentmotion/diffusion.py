@@ -56,6 +56,43 @@ def predict_x0(prediction_type: str, output: Tensor, noisy: Tensor, alpha_bar: F
     raise ValueError(f"unknown prediction_type {prediction_type!r}: epsilon, v_prediction or sample")
 
 
+def predict_noise(prediction_type: str, output: Tensor, noisy: Tensor, alpha_bar: Float[Tensor, " b"]) -> Tensor:
+    """The noise that a network's output stands for.
+
+    Raises:
+        ValueError: Unknown prediction type.
+    """
+    if prediction_type == "epsilon":
+        return output
+    a = expand_to(alpha_bar, noisy)
+    if prediction_type == "v_prediction":
+        return a.sqrt() * output + (1 - a).sqrt() * noisy
+    x0 = predict_x0(prediction_type, output, noisy, alpha_bar)
+    return (noisy - a.sqrt() * x0) / (1 - a).sqrt()
+
+
+def ddim_step(x0: Tensor, noise: Tensor, alpha_bar_prev: Float[Tensor, " b"]) -> Tensor:
+    """Deterministic step to a lower noise level (Song et al. 2021, Eq. 12 with sigma = 0)."""
+    return add_noise(x0, noise, alpha_bar_prev)
+
+
+def consistency_scalings(
+    timesteps: Int[Tensor, " b"], sigma_data: float = 0.5, timestep_scaling: float = 10.0
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """``c_skip`` and ``c_out`` of ``f(x, t) = c_skip x + c_out x0``, so that ``f(x, 0) = x``.
+
+    Source: Luo et al. 2023 (LCM, arXiv 2310.04378), section 4.1, scaled as in diffusers' LCMScheduler.
+    """
+    scaled = timesteps.float() * timestep_scaling
+    c_skip = sigma_data**2 / (scaled.square() + sigma_data**2)
+    return c_skip, scaled / (scaled.square() + sigma_data**2).sqrt()
+
+
+def pseudo_huber(a: Tensor, b: Tensor, c: float) -> Tensor:
+    """``mean(sqrt((a - b)^2 + c^2) - c)``: like the absolute error, smooth below c (VideoLCM section 3.2)."""
+    return ((a - b).square() + c**2).sqrt().mean() - c
+
+
 def guide(null: Tensor, conditional: Tensor, guidance_scale: float) -> Tensor:
     """Classifier-free guidance (Ho & Salimans 2022) in diffusers' convention: 1 is no guidance.
 

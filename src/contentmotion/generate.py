@@ -17,6 +17,7 @@ from contentmotion.data.prompts import read_prompts
 from contentmotion.loading import load_pipeline, require_checkpoints
 from contentmotion.pipeline import ContentMotionPipeline
 from contentmotion.run_dir import prepare_output_dir, resolve_device, resolve_dtype, seeded_generator
+from contentmotion.sampling import resolve_sampling
 from contentmotion.video_io import write_contact_sheet, write_video
 
 MAX_SLUG = 48  # characters of the prompt in a file's name
@@ -50,11 +51,17 @@ def generate(config: GenerateConfig) -> None:
 
     conditions = [condition for condition in conditions for _ in range(config.num_videos_per_prompt)]
     starts = range(0, len(conditions), config.batch_size)
-    steps = config.num_inference_steps + (config.motion_num_inference_steps or config.num_inference_steps)
+    sampling = resolve_sampling(
+        pipe,
+        config.num_inference_steps,
+        config.motion_num_inference_steps,
+        config.guidance_scale,
+        config.motion_guidance_scale,
+    )
     videos: list[np.ndarray] = []
     written: list[Path] = []
     with _progress() as progress:
-        task = progress.add_task("generating", total=steps * len(starts))
+        task = progress.add_task("generating", total=(sampling.steps + sampling.motion_steps) * len(starts))
         for start in starts:
             batch = conditions[start : start + config.batch_size]
             for video in sample(pipe, config, batch, start, lambda: progress.advance(task)):

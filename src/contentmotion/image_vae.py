@@ -1,5 +1,6 @@
 """Pixels <-> image-VAE latents, frame by frame, in chunks that fit the memory.
 
+Tensors must be on the device where the VAE computes (with CPU offload, that is not the one where it rests).
 Any of diffusers' image autoencoders serves (``AutoencoderKL`` of a Stable Diffusion folder, ``AutoencoderTiny``);
 ``None`` stands for working on pixels.
 """
@@ -25,7 +26,7 @@ def encode_frames(
     """
     if vae is None:
         return frames
-    images = frames.flatten(0, 1).to(vae.device, vae.dtype)  # (b t, 3, H, W)
+    images = frames.flatten(0, 1).to(vae.dtype)  # (b t, 3, H, W)
     chunks = []
     for chunk in images.split(chunk_size):
         encoded = vae.encode(chunk)
@@ -34,11 +35,10 @@ def encode_frames(
     return latents.unflatten(0, frames.shape[:2])
 
 
-@torch.no_grad()
 def decode_frames(
     vae: ModelMixin | None, latents: Float[Tensor, "b t c h w"], chunk_size: int = 16
 ) -> Float[Tensor, "b t 3 H W"]:
-    """Decodes every frame to pixels, clamped to [-1, 1].
+    """Decodes every frame to pixels, clamped to [-1, 1]; gradients pass where the caller wants them.
 
     Args:
         vae: Image VAE, or None for pixels.
@@ -47,7 +47,7 @@ def decode_frames(
     """
     if vae is None:
         return latents.clamp(-1, 1)
-    flat = latents.flatten(0, 1).to(vae.device, vae.dtype) / vae.config.scaling_factor + _shift(vae)
+    flat = latents.flatten(0, 1).to(vae.dtype) / vae.config.scaling_factor + _shift(vae)
     images = torch.cat([vae.decode(chunk).sample for chunk in flat.split(chunk_size)])
     return images.clamp(-1, 1).unflatten(0, latents.shape[:2])
 

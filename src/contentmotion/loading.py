@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from diffusers import AutoModel, DDIMScheduler
+from diffusers import AutoModel, DDIMScheduler, LCMScheduler, SchedulerMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
@@ -96,7 +96,7 @@ def load_text_encoder(name_or_path: str) -> tuple[Any, Any]:
     return tokenizer, encoder.requires_grad_(False)
 
 
-def load_motion(name_or_path: str, dtype: torch.dtype | None = None) -> tuple[MotionDiT, DDIMScheduler]:
+def load_motion(name_or_path: str, dtype: torch.dtype | None = None) -> tuple[MotionDiT, SchedulerMixin]:
     """Motion model and its noise schedule, of the folder that ``train-motion`` wrote or of a pipeline folder.
 
     Raises:
@@ -106,8 +106,24 @@ def load_motion(name_or_path: str, dtype: torch.dtype | None = None) -> tuple[Mo
     root = Path(resolve_name(name_or_path))
     for folder in (root, root / "motion_transformer", root / "motion_scheduler"):
         if (folder / "scheduler_config.json").exists():
-            return motion, DDIMScheduler.from_pretrained(folder)  # type: ignore[return-value]
+            return motion, load_scheduler(folder)
     raise ValueError(f"no scheduler_config.json beside the motion model in {name_or_path}")
+
+
+def load_scheduler(folder: Path) -> SchedulerMixin:
+    """A scheduler of the kind that its config names: LCM for a distilled model, else DDIM."""
+    name = _class_name(folder / "scheduler_config.json")
+    cls = LCMScheduler if name == LCMScheduler.__name__ else DDIMScheduler
+    return cls.from_pretrained(folder)  # type: ignore[return-value]
+
+
+def to_ddim(config: dict[str, Any]) -> DDIMScheduler:
+    """DDIM with the noise schedule of another scheduler's config.
+
+    Clipping to [-1, 1], DDIM's default, is for pixels: it stays off unless the config has it.
+    """
+    settings = {"clip_sample": False, "set_alpha_to_one": False} | dict(config)
+    return DDIMScheduler.from_config({k: v for k, v in settings.items() if not k.startswith("_")})  # type: ignore[return-value]
 
 
 def load_pipeline(
@@ -153,6 +169,9 @@ def load_pipeline(
         raise ValueError(
             f"{name_or_path} has no {' and no '.join(absent)}: give --autoencoder and --motion_transformer"
         )
+    if motion_transformer and not isinstance(pipe.scheduler, (DDIMScheduler, LCMScheduler)):
+        # A stock Stable Diffusion folder names PNDM or Euler; the paper samples with DDIM.
+        pipe.scheduler = to_ddim(pipe.scheduler.config)
     pipe.check_parts()
     return pipe
 

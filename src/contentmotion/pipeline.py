@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.schedulers import KarrasDiffusionSchedulers
@@ -20,11 +20,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from contentmotion.conditioning import NULL_PROMPT, encode_prompts
-from contentmotion.diffusion import guide
+from contentmotion.conditioning import NULL_PROMPT, encode_prompts, pooled_text_dim
 from contentmotion.image_vae import decode_frames, encode_frames, vae_latent_channels, vae_scale_factor
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
+from contentmotion.sampling import denoise, resolve_sampling
 
 Generators = torch.Generator | list[torch.Generator] | None
 OutputType = Literal["pil", "np", "pt", "latent"]
@@ -81,9 +81,6 @@ class ContentMotionPipeline(DiffusionPipeline):
         motion_scheduler: KarrasDiffusionSchedulers | None = None,
     ) -> None:
         super().__init__()
-        if scheduler is not None and not isinstance(scheduler, DDIMScheduler) and motion_scheduler is None:
-            # A stock Stable Diffusion folder names PNDM; the paper samples with DDIM. Set another one after loading.
-            scheduler = DDIMScheduler.from_config(scheduler.config)  # type: ignore[assignment]
         self.register_modules(
             vae=vae,
             text_encoder=text_encoder,
@@ -116,6 +113,12 @@ class ContentMotionPipeline(DiffusionPipeline):
                     f"the motion model was made for {motion.motion_channels} motion and {motion.content_channels} "
                     f"content channels, the autoencoder has {own.motion_channels} and {own.in_channels}"
                 )
+        if self.motion_transformer is not None:
+            wanted = self.motion_transformer.config.text_dim
+            given = None if self.text_encoder is None else pooled_text_dim(self.text_encoder)
+            if wanted != given:
+                kinds = [f"text features of width {n}" if n else "class labels" for n in (wanted, given)]
+                raise ValueError(f"the motion model was made for {kinds[0]}, this pipeline gives it {kinds[1]}")
 
     def enable_vae_slicing(self) -> None:
         """Decodes one frame at a time: the least memory."""
@@ -133,9 +136,9 @@ class ContentMotionPipeline(DiffusionPipeline):
         prompt: str | list[str] | None = None,
         class_labels: int | list[int] | None = None,
         negative_prompt: str | list[str] | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         motion_num_inference_steps: int | None = None,
-        guidance_scale: float = 4.0,
+        guidance_scale: float | None = None,
         motion_guidance_scale: float = 1.0,
         num_videos_per_prompt: int = 1,
         num_frames: int | None = None,
@@ -157,9 +160,11 @@ class ContentMotionPipeline(DiffusionPipeline):
             prompt: What to show, one prompt a video (text-conditional models).
             class_labels: Class ids (class-conditional models).
             negative_prompt: What to steer away from; needs guidance above 1.
-            num_inference_steps: Steps of the content frame.
-            motion_num_inference_steps: Steps of the motion; the same number when None.
-            guidance_scale: Guidance of the content frame; 1 is none. The papers' w is ``guidance_scale - 1``.
+            num_inference_steps: Steps of the content frame; when None 50, or 4 of a distilled model.
+            motion_num_inference_steps: Steps of the motion; when None the same number (if both models are distilled,
+                or neither is).
+            guidance_scale: Guidance of the content frame; 1 is none. The papers' w is ``guidance_scale - 1``. When None
+                4, or 1 of a distilled model.
             motion_guidance_scale: Guidance of the motion.
             num_videos_per_prompt: Videos per prompt.
             num_frames: Frames; the autoencoder's training length when None.
@@ -181,18 +186,15 @@ class ContentMotionPipeline(DiffusionPipeline):
         Raises:
             ValueError: Arguments that do not fit each other or the models.
         """
-        prompts, labels = self._check_inputs(
-            prompt, class_labels, negative_prompt, num_videos_per_prompt, output_type, generator
-        )
-        motion_steps = motion_num_inference_steps or num_inference_steps
-        for name, value in (
-            ("num_inference_steps", num_inference_steps),
-            ("motion_num_inference_steps", motion_steps),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be positive, got {value}")
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = tuple(callback_on_step_end.tensor_inputs)
+        prompts, labels = self._check_inputs(
+            prompt, class_labels, negative_prompt, num_videos_per_prompt, output_type, generator,
+            callback_on_step_end_tensor_inputs,
+        )  # fmt: skip
+        sampling = resolve_sampling(
+            self, num_inference_steps, motion_num_inference_steps, guidance_scale, motion_guidance_scale
+        )
         names = callback_on_step_end_tensor_inputs
 
         def call_back(step: int, timestep: Tensor, latents: Tensor) -> Tensor:
@@ -215,21 +217,23 @@ class ContentMotionPipeline(DiffusionPipeline):
         moving = self.motion_transformer is not None
         motion_shape = self._motion_shape(content_shape, num_frames) if moving else ()
         if content_latents is None:
-            content = self._prepare(self.scheduler, (size, *content_shape), latents, generator, num_inference_steps)
+            content = self._prepare(self.scheduler, (size, *content_shape), latents, generator, sampling.steps)
             content = self._denoise(
-                self.scheduler, content, guidance_scale, self._content_model(text, labels), eta, generator,
-                call_back, 0, "content",
+                "content", self.scheduler, content, sampling.guidance_scale, self._content_model(text, labels), eta,
+                generator, call_back,
             )  # fmt: skip
         else:
             content = content_latents.to(self._execution_device, self._dtype)
         x = content[:, None]  # (b, 1 + t, c, h, w): the content frame and the frames, one pass through the VAE
         if moving:
+            before = len(self.scheduler.timesteps) if content_latents is None else 0
             motion = self._prepare(
-                self.motion_scheduler, (size, *motion_shape), motion_latents, generator, motion_steps
+                self.motion_scheduler, (size, *motion_shape), motion_latents, generator, sampling.motion_steps
             )
             motion = self._denoise(
-                self.motion_scheduler, motion, motion_guidance_scale, self._motion_model(content, text, labels), eta,
-                generator, call_back, num_inference_steps if content_latents is None else 0, "motion",
+                "motion", self.motion_scheduler, motion, sampling.motion_guidance_scale,
+                self._motion_model(content, text, labels), eta, generator,
+                lambda step, timestep, latents: call_back(before + step, timestep, latents),
             )  # fmt: skip
             motion = self.autoencoder.standardize_motion(motion, inverse=True)
             x = torch.cat([x, self.autoencoder.decode(content, motion)], dim=1)
@@ -267,11 +271,17 @@ class ContentMotionPipeline(DiffusionPipeline):
         num_videos_per_prompt: int,
         output_type: str,
         generator: Generators,
+        tensor_inputs: tuple[str, ...],
     ) -> tuple[list[str], list[int]]:
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
         if num_videos_per_prompt < 1:
             raise ValueError(f"num_videos_per_prompt must be positive, got {num_videos_per_prompt}")
+        if self.unet is None:
+            raise ValueError("this pipeline has no content model (unet): it cannot generate")
+        names = set(tensor_inputs) - set(self._callback_tensor_inputs)
+        if names:
+            raise ValueError(f"callback_on_step_end_tensor_inputs: only latents exists, got {', '.join(sorted(names))}")
         wanted, given = ("prompt", prompt) if self.text_encoder is not None else ("class_labels", class_labels)
         if given is None or (prompt is not None and class_labels is not None):
             kind = "text" if wanted == "prompt" else "class"
@@ -328,9 +338,11 @@ class ContentMotionPipeline(DiffusionPipeline):
                 default, multiple = (size if isinstance(size, int) else size[i]), 1
             if self.motion_transformer is not None:
                 motion = self.motion_transformer.config
-                multiple = max(multiple * motion.patch_size, motion.content_patch_size)
+                multiple = math.lcm(multiple * motion.patch_size, motion.content_patch_size)
             if hasattr(self.unet.config, "block_out_channels"):
-                multiple = max(multiple, 2 ** (len(self.unet.config.block_out_channels) - 1))
+                multiple = math.lcm(multiple, 2 ** (len(self.unet.config.block_out_channels) - 1))
+            elif hasattr(self.unet.config, "patch_size"):
+                multiple = math.lcm(multiple, self.unet.config.patch_size)
             given = given if given is not None else default * factor
             if given <= 0 or given % (factor * multiple):
                 raise ValueError(f"{name} must be a multiple of {factor * multiple}, got {given}")
@@ -358,6 +370,7 @@ class ContentMotionPipeline(DiffusionPipeline):
 
     def _denoise(
         self,
+        what: str,
         scheduler: Any,
         latents: Tensor,
         guidance_scale: float,
@@ -365,28 +378,18 @@ class ContentMotionPipeline(DiffusionPipeline):
         eta: float,
         generator: Generators,
         call_back: Callable[[int, Tensor, Tensor], Tensor],
-        first_step: int,
-        what: str,
     ) -> Tensor:
-        """The sampling loop of either stage; ``model(noisy, timestep, guided)`` doubles the batch when guided."""
-        guided = guidance_scale != 1.0
-        accepted = inspect.signature(scheduler.step).parameters
-        extra = {k: v for k, v in (("eta", eta), ("generator", generator)) if k in accepted}
-        channels = latents.shape[1]
+        """One stage, with its progress bar."""
         self._progress_bar_config = getattr(self, "_progress_bar_config", {}) | {"desc": what}
         with self.progress_bar(total=len(scheduler.timesteps)) as progress:
-            for i, t in enumerate(scheduler.timesteps):
-                noisy = torch.cat([latents, latents]) if guided else latents
-                output = model(scheduler.scale_model_input(noisy, t), t, guided)[
-                    :, :channels
-                ]  # drop a learned variance
-                if guided:
-                    null, conditional = output.chunk(2)
-                    output = guide(null, conditional, guidance_scale)
-                latents = scheduler.step(output, t, latents, **extra).prev_sample
-                latents = call_back(first_step + i, t, latents)
+
+            def on_step(step: int, timestep: Tensor, latents: Tensor) -> Tensor:
                 progress.update()
-        return latents.to(self._dtype)
+                return call_back(step, timestep, latents)
+
+            return denoise(
+                scheduler, latents, guidance_scale, model, eta=eta, generator=generator, on_step=on_step
+            )  # fmt: skip
 
     def _content_model(self, text: Any, labels: list[int]) -> Callable[[Tensor, Tensor, bool], Tensor]:
         def model(noisy: Tensor, t: Tensor, guided: bool) -> Tensor:

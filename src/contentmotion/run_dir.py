@@ -77,7 +77,9 @@ def resolve_dtype(mixed_precision: str, device: torch.device) -> torch.dtype | N
         if device.type == "cuda":
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
-            fast = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+            fast = device.type == "cpu" and torch.backends.mkldnn.is_available()
+            fast = fast and any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
         return torch.bfloat16 if fast else None
     return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
 

@@ -35,16 +35,24 @@ def replacing_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: str | Path) -> Iterator[Path]:
-    """Gives a new folder beside ``path`` to write into; puts it in ``path``'s place if nothing went wrong."""
+    """Gives a new folder beside ``path`` to write into; puts it in ``path``'s place if nothing went wrong.
+
+    A folder cannot be replaced in one step: the old one steps aside first. Killed between the two, the next call puts
+    it back.
+    """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    partial, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():
+        os.replace(old, path)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
         if path.exists():
-            shutil.rmtree(path)
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(path, old)
         os.replace(partial, path)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -56,11 +64,14 @@ def save_model(model: SavePretrained, path: str | Path) -> None:
 
 
 def hash_weights(model: torch.nn.Module) -> str:
-    """SHA-256 of a model's weights (names and values), the same wherever they are stored."""
+    """SHA-256 of a model's weights (names and values), the same wherever they are stored.
+
+    Values are rounded to float16, so that a model and what ``export`` makes of it count as one.
+    """
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+        digest.update(value.detach().cpu().half().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -232,8 +232,13 @@ def test_captions_and_splits(data: Path, config: EvaluateConfig) -> None:
     assert (clips.selected, clips.heldout) == ([0, 1, 2, 3, 4], [5])
     clips = Clips(folder, dataclasses.replace(config, split="heldout"), FRAMES, HEIGHT, WIDTH)
     assert (clips.selected, clips.heldout) == ([5], [])
-    clips = Clips(folder, dataclasses.replace(config, split=None, num_videos=2), FRAMES, HEIGHT, WIDTH)
-    assert (clips.selected, clips.heldout) == ([0, 1], [])
+    drawn = set()
+    for seed in range(20):
+        changes = {"split": None, "num_videos": 2, "seed": seed}
+        clips = Clips(folder, dataclasses.replace(config, **changes), FRAMES, HEIGHT, WIDTH)
+        assert len(set(clips.selected)) == 2 and clips.selected == sorted(clips.selected) and clips.heldout == []
+        drawn |= set(clips.selected)
+    assert drawn == set(range(6)), "any clip, not the first ones"
 
 
 @pytest.mark.parametrize(

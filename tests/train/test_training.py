@@ -15,17 +15,20 @@ from safetensors.torch import load_file
 
 from contentmotion.config import (
     EncodeConfig,
+    ExportConfig,
     TrainAutoencoderConfig,
+    TrainConfig,
     TrainContentConfig,
     TrainMotionConfig,
     TrainVAEConfig,
 )
 from contentmotion.data.cache import LatentCache
 from contentmotion.data.encode import encode
+from contentmotion.export import export
 from contentmotion.loading import load_autoencoder, load_pipeline
 from contentmotion.train import loop
-from contentmotion.train.autoencoder import train_autoencoder
-from contentmotion.train.content import train_content
+from contentmotion.train.autoencoder import draw_frames, train_autoencoder
+from contentmotion.train.content import load_content_parts, train_content
 from contentmotion.train.motion import train_motion
 from contentmotion.train.vae import train_vae
 
@@ -179,14 +182,108 @@ def test_fine_tuning_keeps_parameters_and_text_encoder(run: Path) -> None:
         assert all(torch.equal(before[k], after[k]) for k in before) == same, part
 
 
+def test_perceptual_loss_begins_at_its_step(run: Path, clip_folder: Path, shared_data: Path, tmp_path: Path) -> None:
+    steps = STEPS | {"max_train_steps": 3, "checkpointing_steps": 3}
+    settings = {**steps, **AUTOENCODER, "train_data_dir": str(clip_folder), "num_frames": 4, "perceptual_weight": 0.1}
+    lpips = str(shared_data / "lpips/lpips_alex.safetensors")
+    train_autoencoder(
+        TrainAutoencoderConfig(
+            **settings, height=32, width=32, vae=f"{run}/vae/vae", cache_latents=True, lpips=lpips,
+            perceptual_start_step=1, output_dir=f"{tmp_path}/ae",
+        )
+    )  # fmt: skip
+    first, *others = [json.loads(line) for line in (tmp_path / "ae/metrics.jsonl").read_text().splitlines()]
+    assert "lpips" not in first
+    for line in others:
+        assert line["lpips"] > 0
+        assert line["loss"] == pytest.approx(line["mse"] + 0.1 * line["lpips"], rel=1e-5)
+    with pytest.raises(ValueError, match="perceptual_weight needs clips of 32x32 pixels or more, got 16x16"):
+        TrainAutoencoderConfig(**settings, height=16, width=16, output_dir=f"{tmp_path}/small")
+
+
+def test_drawn_frames_are_the_same_of_each_video() -> None:
+    number = torch.arange(2 * 6).view(2, 6, 1, 1, 1).float()
+    one, two = draw_frames((number, -number), 3, torch.Generator().manual_seed(0))
+    assert one.shape == (2, 3, 1, 1, 1) and torch.equal(one, -two)
+    for row, frames in enumerate(one):
+        drawn = set(frames.flatten().tolist())
+        assert len(drawn) == 3 and drawn <= set(range(6 * row, 6 * row + 6))
+
+
 def test_loss_that_is_not_finite_stops_the_run(run: Path) -> None:
     config = motion_config(
         run, "diverges", learning_rate=1e30, max_train_steps=9, max_grad_norm=1e30, validation_steps=0
     )
-    with pytest.raises(ValueError, match=r"loss is (nan|inf) at step \d+ \(items \[.*last good checkpoint is"):
+    with pytest.raises(
+        ValueError, match=r"(loss|gradient norm) is (nan|inf) at step \d+ \(items \[.*last good checkpoint is"
+    ):
         train_motion(config)
     assert loop.latest_checkpoint(Path(config.output_dir)) is not None
     assert not (run / "diverges/motion_transformer").exists()
+
+
+def test_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path: Path) -> None:
+    """The loss is finite, its gradient is not (the root at 0)."""
+    model = torch.nn.Linear(2, 1)
+
+    def loss(model: torch.nn.Module, batch: dict) -> dict[str, torch.Tensor]:
+        bad = 0.0 if batch["step"] == 3 else 1.0
+        return {"loss": (model.weight.square().sum() * bad).sqrt()}
+
+    items = [{"index": i} for i in range(4)]
+
+    class Items(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, item: tuple[int, int]) -> dict:
+            return items[item[0]]
+
+    def collate(batch: list[dict]) -> dict:
+        return {"index": torch.tensor([item["index"] for item in batch])}
+
+    config = TrainConfig(output_dir=str(tmp_path), **STEPS | {"max_train_steps": 5, "validation_steps": 0})
+    with pytest.raises(ValueError, match=r"gradient norm is nan at step 3 .*last good checkpoint is .*-000002"):
+        loop.fit(model, loss, Items(), config, collate=collate)
+    assert torch.isfinite(load_file(tmp_path / "checkpoint-000002/model.safetensors")["weight"]).all()
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_resuming_an_earlier_checkpoint_leaves_the_later_branch(run: Path) -> None:
+    train_motion(motion_config(run, "branch", max_train_steps=3, checkpoints_total_limit=9))
+    out = run / "branch"
+    (out / "checkpoint-best").mkdir()  # the user's own
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # torn by a kill
+    earlier = str(out / "checkpoint-000001")
+    train_motion(motion_config(run, "branch", max_train_steps=2, resume_from_checkpoint=earlier))
+    assert [p.name for p in loop.checkpoints(out)] == ["checkpoint-000001", "checkpoint-000002"]
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2] and (out / "checkpoint-best").is_dir()
+
+
+def test_finished_autoencoder_keeps_its_statistics(run: Path, clip_folder: Path) -> None:
+    config = TrainAutoencoderConfig(
+        train_data_dir=str(clip_folder), **CLIPS, **STEPS, **AUTOENCODER, output_dir=f"{run}/ae",
+        vae=f"{run}/vae/vae", cache_latents=True,
+    )  # fmt: skip
+    before = load_autoencoder(f"{run}/ae/autoencoder").config.motion_mean
+    train_autoencoder(config)
+    assert before is not None and load_autoencoder(f"{run}/ae/autoencoder").config.motion_mean == before
+
+
+def test_training_from_half_precision_weights(run: Path) -> None:
+    """export writes float16; training goes on in float32."""
+    export(
+        ExportConfig(
+            pretrained_model_name_or_path=f"{run}/content/content", autoencoder=f"{run}/ae/autoencoder",
+            motion_transformer=f"{run}/motion/motion_transformer", output_dir=f"{run}/half", dtype="fp16",
+        )
+    )  # fmt: skip
+    train_motion(motion_config(run, "from-half", pretrained_model_name_or_path=f"{run}/half", max_train_steps=1))
+    parts = load_content_parts(f"{run}/half")
+    for name in ("vae", "text_encoder", "unet"):
+        assert {p.dtype for p in parts[name].parameters()} == {torch.float32}, name
 
 
 def test_class_conditional_on_pixels(clip_folder: Path, tmp_path: Path) -> None:
@@ -229,7 +326,7 @@ KILLED_RUN = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts its children without
 from contentmotion.config import TrainAutoencoderConfig
-from contentmotion.train.autoencoder import train_autoencoder
+from contentmotion.train.autoencoder import draw_frames, train_autoencoder
 train_autoencoder(TrainAutoencoderConfig(
     train_data_dir=sys.argv[1], output_dir=sys.argv[2], num_frames=4, height=16, width=16, hidden_size=16, depth=1,
     num_heads=2, head_dim=8, motion_channels=2, max_train_steps=int(sys.argv[3]), train_batch_size=2,

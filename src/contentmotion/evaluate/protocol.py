@@ -2,6 +2,7 @@
 
 import datetime
 import hashlib
+import json
 import os
 import platform
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 import contentmotion
@@ -18,6 +20,7 @@ from contentmotion.data.records import file_size
 from contentmotion.evaluate.parts import Clips, Part
 from contentmotion.evaluate.store import digest, file_digest
 from contentmotion.pipeline import ContentMotionPipeline
+from contentmotion.sampling import resolve_sampling
 
 
 def describe_protocol(
@@ -29,6 +32,13 @@ def describe_protocol(
     num_halvings: int,
 ) -> dict[str, Any]:
     """How the numbers are made. `part_protocol` says which entries a part depends on."""
+    sampling = resolve_sampling(
+        pipeline,
+        config.num_inference_steps,
+        config.motion_num_inference_steps,
+        config.guidance_scale,
+        config.motion_guidance_scale,
+    )
     root = clips.folder.root
     files = [(os.path.relpath(str(r.path), root), file_size(r.path)) for r in clips.folder.records]
     return {
@@ -40,7 +50,8 @@ def describe_protocol(
         },
         "clips": {
             "data_sha256": digest(files),
-            "rule": "one clip per video, first frame from (seed, index); centre crop, bicubic antialiased",
+            "rule": "one clip per video, first frame from (seed, index); centre crop, bicubic antialiased; "
+            "of more videos than num_videos, a random choice from the seed",
             "seed": config.seed,
             "num_frames": clips.dataset.num_frames,
             "height": clips.dataset.height,
@@ -52,10 +63,10 @@ def describe_protocol(
             "device_type": pipeline.device.type,
         },
         "sampling": {
-            "num_inference_steps": config.num_inference_steps,
-            "motion_num_inference_steps": config.motion_num_inference_steps or config.num_inference_steps,
-            "guidance_scale": config.guidance_scale,
-            "motion_guidance_scale": config.motion_guidance_scale,
+            "num_inference_steps": sampling.steps,
+            "motion_num_inference_steps": sampling.motion_steps,
+            "guidance_scale": sampling.guidance_scale,
+            "motion_guidance_scale": sampling.motion_guidance_scale,
             "schedulers": [
                 f"{type(s).__name__} {digest(dict(s.config))[:16]}"
                 for s in (pipeline.scheduler, pipeline.motion_scheduler)
@@ -96,9 +107,12 @@ def part_protocol(part: Part, protocol: dict[str, Any]) -> dict[str, Any]:
 
 
 def _weights_digest(pipeline: ContentMotionPipeline) -> str:
-    """sha256 over every tensor of every component, whatever files they came from."""
+    """sha256 over every tensor and setting of every network, whatever files they came from."""
     sha = hashlib.sha256()
     for name, component in sorted(pipeline.components.items()):
+        if isinstance(component, ModelMixin):  # its config holds scales and switches
+            settings = {k: v for k, v in component.config.items() if not k.startswith("_")}
+            sha.update(json.dumps(settings, sort_keys=True, default=str).encode())
         if isinstance(component, nn.Module):
             for key, value in component.state_dict().items():
                 sha.update(f"{name}.{key}{tuple(value.shape)}{value.dtype}".encode())

@@ -23,12 +23,13 @@ from rich.table import Table
 from contentmotion.config import EvaluateConfig
 from contentmotion.data.formats import open_folder
 from contentmotion.evaluate.fvd import FrechetStatistics, frechet_distance
-from contentmotion.evaluate.i3d import NUM_CLASSES, InceptionI3d, find_i3d, i3d_features, load_i3d
+from contentmotion.evaluate.i3d import NUM_CLASSES, InceptionI3d, i3d_features, load_i3d
 from contentmotion.evaluate.parts import Clips, Part, Renderer
 from contentmotion.evaluate.protocol import describe_protocol, part_protocol
 from contentmotion.evaluate.reconstruction import mean_squared_error
 from contentmotion.evaluate.retrieval import nearest_share
 from contentmotion.evaluate.store import PartStore
+from contentmotion.evaluate.weights import find_weights
 from contentmotion.image_vae import vae_scale_factor
 from contentmotion.loading import load_pipeline
 from contentmotion.run_dir import prepare_output_dir, resolve_device, resolve_dtype
@@ -51,7 +52,7 @@ def evaluate(config: EvaluateConfig) -> None:
     if config.enable_model_cpu_offload:
         raise ValueError("evaluate keeps every network on the device: it takes no enable_model_cpu_offload")
     output = prepare_output_dir(config.output_dir, "evaluate", config)
-    i3d_file = find_i3d(config.i3d)
+    i3d_file = find_weights(config.i3d, "i3d")
     # All splits: `Clips` chooses, and scores the one held out as well.
     folder = open_folder(config.data_dir, replace(config, split=None))
     device = resolve_device(config.device)

@@ -140,12 +140,14 @@ class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
         self.decoder = timesformer()
         self.decoder_norm = nn.LayerNorm(hidden_size)
         self.frame_head = nn.Linear(hidden_size, (refine_channels or in_channels) * patch_size**2)
-        self.refine_head: nn.Module = nn.Identity()
+        self.refine_head = nn.Sequential()
         if refine_channels:
-            self.refine_head = nn.Sequential(
-                nn.Conv2d(refine_channels, refine_channels, 3, padding=1),
-                nn.SiLU(),
-                nn.Conv2d(refine_channels, in_channels, 3, padding=1),
+            self.refine_head.extend(
+                [
+                    nn.Conv2d(refine_channels, refine_channels, 3, padding=1),
+                    nn.SiLU(),
+                    nn.Conv2d(refine_channels, in_channels, 3, padding=1),
+                ]
             )
         self._initialize()
 
@@ -154,9 +156,9 @@ class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
             nn.init.zeros_(self.content_head.weight)
             nn.init.zeros_(self.content_head.bias)
         if self.config.residual_decoding:  # start from "every frame is the content frame"
-            last = self.refine_head[-1] if self.config.refine_channels else self.frame_head
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+            last = [self.frame_head, *self.refine_head][-1]
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
 
     @apply_forward_hook  # CPU offload hooks in where forward is not called, too
     def encode(self, x: Float[Tensor, "b t c h w"]) -> AutoencoderOutput:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from contentmotion.config import TrainAutoencoderConfig
-from contentmotion.data.cache import collate_latents, open_cache
+from contentmotion.data.cache import collate_latents, hash_weights, open_cache
 from contentmotion.data.clips import ClipDataset, collate, open_clips
 from contentmotion.data.limits import require_few_bad
 from contentmotion.data.streaming import is_stream, open_stream
+from contentmotion.evaluate.lpips import load_lpips
 from contentmotion.image_vae import (
     decode_frames,
     encode_frames,
@@ -27,7 +28,7 @@ from contentmotion.image_vae import (
     vae_latent_channels,
     vae_scale_factor,
 )
-from contentmotion.loading import load_vae
+from contentmotion.loading import load_autoencoder, load_vae
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.run_dir import prepare_output_dir, resolve_device
 from contentmotion.saving import save_model
@@ -49,6 +50,7 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
     dataset, join, shown = open_training_clips(config, vae)
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
+    lpips = load_lpips(config.lpips).to(resolve_device("auto")) if config.perceptual_weight else None
 
     def latents_of(batch: Batch) -> Tensor:
         """(b, t, c, h, w)"""
@@ -56,7 +58,15 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
 
     def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         x = latents_of(batch)
-        return {"loss": F.mse_loss(model(x).float(), x)}
+        decoded = model(x)
+        mse = F.mse_loss(decoded.float(), x)
+        if lpips is None or batch["step"] <= config.perceptual_start_step:
+            return {"loss": mse}
+        true, decoded = draw_frames((x, decoded), config.perceptual_frames, batch["generator"])
+        true, decoded = decode_frames(vae, true), decode_frames(vae, decoded)
+        perceptual = lpips(true.flatten(0, 1), decoded.flatten(0, 1)).mean()
+        loss = mse + config.perceptual_weight * perceptual
+        return {"loss": loss, "mse": mse.detach(), "lpips": perceptual.detach()}
 
     def preview(step: int) -> None:
         x = latents_of(shown).to(model.device)
@@ -74,7 +84,26 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
         collate=join,
         preview=preview,
     )
-    save_model(model, Path(config.output_dir) / "autoencoder")
+    path = Path(config.output_dir) / "autoencoder"
+    if not (path.is_dir() and hash_weights(load_autoencoder(str(path))) == hash_weights(model)):
+        save_model(model, path)  # else the run was finished before: leave it, with the statistics that encode added
+
+
+def draw_frames(videos: tuple[Tensor, ...], num_frames: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """The same random frames, all different, of each clip.
+
+    Args:
+        videos: Each (b, t, c, h, w).
+        num_frames: Frames n per clip; all where there are fewer.
+        generator: Source of randomness.
+
+    Returns:
+        Each (b, n, c, h, w).
+    """
+    b, t = videos[0].shape[:2]
+    chosen = torch.rand(b, t, generator=generator).argsort(dim=1)[:, :num_frames].to(videos[0].device)  # (b, n)
+    rows = torch.arange(b, device=chosen.device)[:, None]
+    return tuple(video[rows, chosen] for video in videos)
 
 
 def make_autoencoder(config: TrainAutoencoderConfig, vae: ModelMixin | None) -> ContentMotionAutoencoder:

@@ -20,7 +20,7 @@ from contentmotion.conditioning import make_text_encoder
 from contentmotion.config import TrainContentConfig
 from contentmotion.data.cache import LatentCache, open_cache
 from contentmotion.denoisers import ContentDenoiser
-from contentmotion.loading import load_vae, quiet, require_checkpoints, resolve_name
+from contentmotion.loading import load_vae, quiet, require_checkpoints, resolve_name, to_ddim
 from contentmotion.pipeline import ContentMotionPipeline
 from contentmotion.run_dir import prepare_output_dir
 from contentmotion.saving import replacing_folder
@@ -37,7 +37,6 @@ def train_content(config: TrainContentConfig) -> None:
     require_checkpoints(
         pretrained_model_name_or_path=config.pretrained_model_name_or_path,
         vae=config.vae,
-        autoencoder=config.autoencoder,
     )
     run_dir = prepare_output_dir(config.output_dir, "train-content", config)
     cache = open_cache(config.cache_dir, config.max_bad_fraction)
@@ -48,7 +47,7 @@ def train_content(config: TrainContentConfig) -> None:
         parts = make_content_parts(config, cache)
     _check_fit(parts["unet"], cache)
     cache.require_made_with(vae=parts["vae"])
-    pipe = ContentMotionPipeline(**parts, autoencoder=None, motion_transformer=None, motion_scheduler=None)
+    pipe = ContentMotionPipeline(**parts)
     denoiser = ContentDenoiser(parts["unet"], parts["text_encoder"], parts["tokenizer"])
     train_text = config.train_text_encoder or not config.pretrained_model_name_or_path
     if parts["text_encoder"] is not None:
@@ -58,11 +57,11 @@ def train_content(config: TrainContentConfig) -> None:
         parts["unet"].enable_gradient_checkpointing()
 
     def preview(step: int) -> None:
-        write_previews(pipe, cache, config, run_dir / f"preview-{step:06d}.png")
+        pipe.to(parts["unet"].device)
+        write_previews(pipe, cache, config.validation_prompts, config.seed, run_dir / f"preview-{step:06d}.png")
 
     train_denoiser(config, cache, denoiser, lambda batch: batch["content"], parts["scheduler"], preview)
-    with replacing_folder(Path(config.output_dir) / "content") as folder:
-        _as_image_pipeline(parts, pipe).save_pretrained(folder)
+    save_content(pipe, Path(config.output_dir) / "content")
 
 
 def load_content_parts(name_or_path: str) -> dict[str, Any]:
@@ -74,14 +73,15 @@ def load_content_parts(name_or_path: str) -> dict[str, Any]:
     from transformers import CLIPTextModel, CLIPTokenizer
 
     path = resolve_name(name_or_path)
+    draws_pixels = (Path(path) / "unet").is_dir() and not (Path(path) / "vae").is_dir()
     try:
         with quiet():
             return {
-                "vae": load_vae(name_or_path),
-                "text_encoder": CLIPTextModel.from_pretrained(path, subfolder="text_encoder"),
+                "vae": None if draws_pixels else load_vae(name_or_path),
+                "text_encoder": CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=torch.float32),
                 "tokenizer": CLIPTokenizer.from_pretrained(path, subfolder="tokenizer"),
                 "unet": AutoModel.from_pretrained(path, subfolder="unet"),
-                "scheduler": DDIMScheduler.from_pretrained(path, subfolder="scheduler"),
+                "scheduler": to_ddim(DDIMScheduler.load_config(path, subfolder="scheduler")),
             }
     except OSError as error:
         raise ValueError(f"{name_or_path} is not a Stable Diffusion folder: {str(error).splitlines()[0]}") from error
@@ -93,6 +93,8 @@ def make_content_parts(config: TrainContentConfig, cache: LatentCache) -> dict[s
     channels, height, width = cache[0]["content"].shape
     parts: dict[str, Any] = {"vae": vae, "text_encoder": None, "tokenizer": None}
     if config.architecture == "dit":
+        if height != width:
+            raise ValueError(f"a DiT content model takes square content frames, these are {height}x{width}")
         unet: ModelMixin = DiTTransformer2DModel(
             in_channels=channels,
             out_channels=channels * (2 if config.learn_sigma else 1),
@@ -127,6 +129,9 @@ def make_content_parts(config: TrainContentConfig, cache: LatentCache) -> dict[s
         layers_per_block=config.layers_per_block,
         attention_head_dim=config.num_attention_heads,  # diffusers calls the number of heads so
         cross_attention_dim=config.text_hidden_size,
+        # The whole prompt steers every block, beside attention to its words: names are learned in fewer steps.
+        addition_embed_type="text",
+        addition_embed_type_num_heads=config.num_attention_heads,
     )
     return parts | {"unet": unet, "scheduler": make_scheduler("scaled_linear", config.prediction_type)}
 
@@ -147,8 +152,14 @@ def _check_fit(unet: ModelMixin, cache: LatentCache) -> None:
         )
 
 
-def _as_image_pipeline(parts: dict[str, Any], pipe: ContentMotionPipeline) -> Any:
-    """A stock Stable Diffusion pipeline where the parts make one, else ours without its motion half."""
+def save_content(pipe: ContentMotionPipeline, path: Path) -> None:
+    """The content half of a pipeline: as a stock Stable Diffusion pipeline where its parts make one, else as ours."""
+    parts = {name: pipe.components[name] for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")}
     if parts["vae"] is None or parts["text_encoder"] is None:
-        return pipe
-    return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        half: Any = ContentMotionPipeline(**parts)
+    else:
+        half = StableDiffusionPipeline(
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+    with replacing_folder(path) as folder:
+        half.save_pretrained(folder)

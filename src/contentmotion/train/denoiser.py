@@ -7,11 +7,14 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from contentmotion import diffusion
 from contentmotion.config import TrainDenoiserConfig
 from contentmotion.data.cache import LatentCache, collate_latents
+from contentmotion.run_dir import resolve_device
 from contentmotion.train.loop import Batch, fit
 
 
@@ -84,4 +87,18 @@ def train_denoiser(
         dropout_prob = config.conditioning_dropout_prob
         return diffusion_loss(model, batch, clean_sample(batch), scheduler, dropout_prob)
 
+    if resolve_device("auto").type == "cpu":
+        use_plain_attention(denoiser)
     fit(denoiser, loss, cache, config, collate=collate_latents, preview=preview)
+
+
+def use_plain_attention(module: nn.Module) -> None:
+    """Makes diffusers' and transformers' attention layers multiply plainly: trained on a CPU, that is faster.
+
+    The fused backward pass is several times slower there (docs/log.md); results agree to rounding.
+    """
+    for part in module.modules():
+        if isinstance(part, Attention):
+            part.set_processor(AttnProcessor())
+        elif isinstance(part, PreTrainedModel):
+            part.set_attn_implementation("eager")

@@ -30,6 +30,7 @@ from contentmotion.data.shard_sampler import ShardSampler
 from contentmotion.data.step_sampler import StepSampler
 from contentmotion.data.streaming import StreamingClips
 from contentmotion.run_dir import resolve_dtype
+from contentmotion.saving import replacing_file
 
 Batch = dict[str, Any]
 Loss = Callable[[nn.Module, Batch], dict[str, Tensor]]
@@ -44,6 +45,7 @@ def fit(
     *,
     collate: Callable[[list[Batch]], Batch],
     preview: Callable[[int], None] | None = None,
+    target: nn.Module | None = None,
 ) -> None:
     """Trains the parameters of ``model`` that require a gradient; on return they are the averaged (EMA) ones.
 
@@ -53,20 +55,23 @@ def fit(
     Args:
         model: What is trained; stays in float32, forward passes run under autocast.
         loss: ``loss(model, batch)`` gives "loss" and whatever else is worth logging. ``batch["generator"]`` is the
-            only source of randomness it may use.
+            only source of randomness it may use, ``batch["step"]`` counts from 1.
         dataset: Indexed by (index, seed) pairs (see ``StepSampler``), with ``shard_sizes`` where ``shuffle_window`` is
             set; or a ``StreamingClips``. Its items may name bad files in "skipped"; it may have ``weights``, how often
             each item is drawn.
         config: Steps, learning rate and so on; the run lives in ``config.output_dir``.
         collate: Items to batch.
         preview: Called with the step number while the averaged weights are in place.
+        target: A copy of ``model`` that is kept at the averaged weights (what consistency distillation aims at).
 
     Raises:
-        ValueError: Non-finite loss, too many bad files, or a checkpoint that does not fit.
+        ValueError: ``target`` without an average, a loss that is not finite, too many bad files, or a checkpoint that
+            does not fit.
     """
     run_dir = Path(config.output_dir)
     accelerator = _make_accelerator(config, run_dir)
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    parameters = [model.get_parameter(name) for name in trained]
     optimizer = torch.optim.AdamW(
         parameters,
         lr=config.learning_rate,
@@ -83,10 +88,15 @@ def fit(
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(schedule)
     ema = EMAModel(parameters, decay=config.ema_decay) if config.ema_decay else None
+    targets = [] if target is None else [target.to(accelerator.device).get_parameter(name) for name in trained]
+    if targets and ema is None:
+        raise ValueError("the target is the weights' moving average: ema_decay must be above 0")
     if ema is not None:
-        ema.to(accelerator.device)
         accelerator.register_for_checkpointing(ema)
     first_step = _resume(accelerator, config, run_dir)
+    if ema is not None:
+        ema.to(accelerator.device)  # accelerate loads registered objects on the CPU
+        ema.copy_to(targets)
     metrics = _Metrics(accelerator, config, run_dir, first_step, dataset)
     batches = _batches(dataset, config, accelerator, first_step, collate)
 
@@ -102,16 +112,19 @@ def fit(
                 metrics.note_bad_files(batch.pop("skipped", []), len(batch["index"]))
                 with accelerator.autocast():
                     losses = loss(model, batch)
-                _require_finite(losses["loss"], step, batch, run_dir)
+                _require_finite("loss", losses["loss"], step, batch, run_dir)
                 accelerator.backward(losses["loss"] / config.gradient_accumulation_steps)
                 for name, value in losses.items():
                     averages[name] = averages.get(name, 0.0) + value.item() / config.gradient_accumulation_steps
-            norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+            norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
+            if accelerator.scaler is None:  # fp16's scaler skips such a step by itself
+                _require_finite("gradient norm", norm, step, batch, run_dir)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
             if ema is not None:
                 ema.step(parameters)
+                ema.copy_to(targets)
             averages["data_wait"] = waited / (time.perf_counter() - started)
             metrics.log(step, averages | {"grad_norm": float(norm), "lr": schedule.get_last_lr()[0]})
             last = step == config.max_train_steps
@@ -157,6 +170,7 @@ def _batches(
     for micro_step, batch in enumerate(loader, start=first):
         seed = (config.seed * 1_000_003 + micro_step) * 1_009 + accelerator.process_index
         batch["generator"] = torch.Generator().manual_seed(seed)
+        batch["step"] = micro_step // accumulation + 1
         torch.manual_seed(seed)  # for modules that draw by themselves, such as dropout
         yield {k: v.to(accelerator.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
@@ -183,12 +197,12 @@ def _order(dataset: Dataset, config: TrainConfig, accelerator: Accelerator, firs
     return {"dataset": dataset, "batch_sampler": mine}
 
 
-def _require_finite(loss: Tensor, step: int, batch: Batch, run_dir: Path) -> None:
-    if torch.isfinite(loss):
+def _require_finite(what: str, value: Tensor, step: int, batch: Batch, run_dir: Path) -> None:
+    if torch.isfinite(value):
         return
     kept = latest_checkpoint(run_dir)
     raise ValueError(
-        f"loss is {loss.item()} at step {step} (items {batch['index'].tolist()}); "
+        f"{what} is {value.item()} at step {step} (items {batch['index'].tolist()}); "
         + (f"the last good checkpoint is {kept}" if kept else "no checkpoint was written yet")
         + ". A lower learning rate or full precision (--mixed_precision no) usually helps."
     )
@@ -197,10 +211,15 @@ def _require_finite(loss: Tensor, step: int, batch: Batch, run_dir: Path) -> Non
 # Checkpoints: written under another name and renamed, so that a folder called checkpoint-N is always whole.
 
 
+def checkpoints(run_dir: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    found = [p for p in run_dir.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=checkpoint_step)
+
+
 def latest_checkpoint(run_dir: Path) -> Path | None:
     """The newest whole checkpoint of a run, or None."""
-    found = [p for p in run_dir.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
-    return max(found, key=checkpoint_step, default=None)
+    return max(checkpoints(run_dir), key=checkpoint_step, default=None)
 
 
 def checkpoint_step(checkpoint: Path) -> int:
@@ -221,7 +240,7 @@ def _save(accelerator: Accelerator, run_dir: Path, step: int, limit: int) -> Non
     if final.exists():  # an older run's, being repeated from an earlier step
         shutil.rmtree(final)
     os.replace(partial, final)
-    for old in sorted(run_dir.glob("checkpoint-*"), key=checkpoint_step)[:-limit]:
+    for old in checkpoints(run_dir)[:-limit]:
         shutil.rmtree(old)
 
 
@@ -241,8 +260,10 @@ def _resume(accelerator: Accelerator, config: TrainConfig, run_dir: Path) -> int
     except Exception as error:  # whatever a foreign or damaged checkpoint makes torch and safetensors raise
         reason = str(error).splitlines()[0]
         raise ValueError(f"{checkpoint} does not fit this model and configuration: {reason}") from error
-    for leftover in run_dir.glob("partial-*"):
-        shutil.rmtree(leftover)
+    leftovers = [*run_dir.glob("partial-*"), *(p for p in checkpoints(run_dir) if checkpoint_step(p) > step)]
+    if accelerator.is_main_process:
+        for leftover in leftovers:  # later checkpoints are of the branch that is being left
+            shutil.rmtree(leftover)
     accelerator.print(f"Resuming {run_dir} after step {step}.")
     return step
 
@@ -293,8 +314,7 @@ class _Metrics:
         self.task = self.progress.add_task(
             run_dir.name, total=config.max_train_steps, completed=first_step, loss=math.nan, speed=0.0
         )
-        self.sums: dict[str, float] = {}
-        self.count = 0
+        self.values: dict[str, list[float]] = {}  # since the last line
         self.started = time.perf_counter()
         self.bad: set[str] = set()
         self.seen = 0
@@ -306,14 +326,14 @@ class _Metrics:
     def log(self, step: int, values: dict[str, float]) -> None:
         """Averages over ``logging_steps`` steps, then writes one line."""
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.count += 1
+            self.values.setdefault(name, []).append(value)
         speed = (step - self.first_step) / (time.perf_counter() - self.started)
         self.progress.update(self.task, completed=step, loss=values["loss"], speed=speed)
         if step % self.config.logging_steps and step != self.config.max_train_steps:
             return
-        line = {"step": step} | {k: v / self.count for k, v in self.sums.items()} | {"steps_per_s": speed}
-        self.sums, self.count = {}, 0
+        means = {name: sum(seen) / len(seen) for name, seen in self.values.items()}
+        line = {"step": step} | means | {"steps_per_s": speed}
+        self.values = {}
         if self.accelerator.is_main_process:
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -339,7 +359,7 @@ class _Metrics:
         """Drops lines that a killed run wrote after the checkpoint that is resumed."""
         if not self.path.exists():
             return
-        kept = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(line + "\n" for line in kept))
-        os.replace(partial, self.path)
+        whole = [line for line in self.path.read_text().splitlines() if line.endswith("}")]  # the last may be torn
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        with replacing_file(self.path) as partial:
+            partial.write_text("".join(line + "\n" for line in kept))

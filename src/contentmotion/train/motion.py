@@ -31,8 +31,6 @@ def train_motion(config: TrainMotionConfig) -> None:
     require_checkpoints(
         pretrained_model_name_or_path=config.pretrained_model_name_or_path, autoencoder=config.autoencoder
     )
-    if config.autoencoder is None:
-        raise ValueError("train-motion needs --autoencoder: its config holds the motion's mean and deviation")
     run_dir = prepare_output_dir(config.output_dir, "train-motion", config)
     autoencoder = load_autoencoder(config.autoencoder).requires_grad_(False)
     cache = open_cache(config.cache_dir, config.max_bad_fraction)
@@ -58,8 +56,8 @@ def train_motion(config: TrainMotionConfig) -> None:
         return autoencoder.standardize_motion(batch["motion"])
 
     def preview(step: int) -> None:
-        autoencoder.to(transformer.device)
-        write_previews(pipe, cache, config, run_dir / f"preview-{step:06d}.png")
+        pipe.to(transformer.device)
+        write_previews(pipe, cache, (), config.seed, run_dir / f"preview-{step:06d}.png")
 
     train_denoiser(config, cache, denoiser, clean_sample, scheduler, preview)
     save_motion(transformer, scheduler, Path(config.output_dir) / "motion_transformer")

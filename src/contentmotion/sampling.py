@@ -1,0 +1,127 @@
+"""How a pipeline samples: steps and guidance with their defaults, and the loop that both stages share."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from diffusers import LCMScheduler
+from torch import Tensor
+
+from contentmotion.diffusion import guide
+
+logger = logging.getLogger(__name__)
+MOST_DISTILLED_STEPS = 8  # beyond these, a consistency model only adds noise and removes it again
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of one run through a pipeline, without gaps.
+
+    Attributes:
+        steps: Denoising steps of the content frame.
+        motion_steps: Denoising steps of the motion.
+        guidance_scale: Guidance of the content frame.
+        motion_guidance_scale: Guidance of the motion.
+    """
+
+    steps: int
+    motion_steps: int
+    guidance_scale: float
+    motion_guidance_scale: float
+
+
+def resolve_sampling(
+    pipe: Any,
+    num_inference_steps: int | None,
+    motion_num_inference_steps: int | None,
+    guidance_scale: float | None,
+    motion_guidance_scale: float,
+) -> Sampling:
+    """Fills in what the caller left open, by what the two models are: ordinary ones or distilled ones.
+
+    Args:
+        pipe: Its ``scheduler`` and ``motion_scheduler`` say what the models are.
+        num_inference_steps: 50 when None, or 4 of a distilled model.
+        motion_num_inference_steps: The content frame's when None, where both models are of one kind.
+        guidance_scale: 4 when None, or 1 of a distilled model, whose guidance is inside.
+        motion_guidance_scale: As it is.
+
+    Raises:
+        ValueError: Steps that are not positive.
+    """
+    for name, given in (
+        ("num_inference_steps", num_inference_steps),
+        ("motion_num_inference_steps", motion_num_inference_steps),
+    ):
+        if given is not None and given < 1:
+            raise ValueError(f"{name} must be positive, got {given}")
+    distilled, motion_distilled = is_distilled(pipe.scheduler), is_distilled(pipe.motion_scheduler)
+    steps = num_inference_steps or (4 if distilled else 50)
+    same_kind = distilled == motion_distilled or pipe.motion_scheduler is None
+    motion_steps = motion_num_inference_steps or (steps if same_kind else 4 if motion_distilled else 50)
+    if guidance_scale is None:
+        guidance_scale = 1.0 if distilled else 4.0
+    sampling = Sampling(steps, motion_steps, guidance_scale, motion_guidance_scale)
+    for what, is_one, n, scale in (
+        ("content", distilled, steps, guidance_scale),
+        ("motion", motion_distilled, motion_steps, motion_guidance_scale),
+    ):
+        if is_one and (n > MOST_DISTILLED_STEPS or scale != 1):
+            _warn_once(
+                f"the {what} model was distilled to sample in 1 to {MOST_DISTILLED_STEPS} steps, its guidance built "
+                f"in: {n} steps at guidance {scale:g} cost more and look worse than 4 steps at guidance 1"
+            )
+    return sampling
+
+
+def is_distilled(scheduler: Any) -> bool:
+    """Whether a model with this scheduler is a consistency model (``contentmotion distill``)."""
+    return isinstance(scheduler, LCMScheduler)
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
+
+
+def denoise(
+    scheduler: Any,
+    latents: Tensor,
+    guidance_scale: float,
+    model: Callable[[Tensor, Tensor, bool], Tensor],
+    *,
+    eta: float,
+    generator: torch.Generator | list[torch.Generator] | None,
+    on_step: Callable[[int, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """The sampling loop of either stage.
+
+    Args:
+        scheduler: With its timesteps set.
+        latents: Initial noise.
+        guidance_scale: 1 is no guidance.
+        model: ``model(noisy, timestep, guided)``; a guided batch is doubled, null conditions first.
+        eta: For schedulers that know it.
+        generator: Source of noise, for schedulers that add some.
+        on_step: Gets (number, timestep, latents) after each step and returns the latents to go on with.
+    """
+    guided = guidance_scale != 1.0
+    accepted = inspect.signature(scheduler.step).parameters
+    extra = {k: v for k, v in (("eta", eta), ("generator", generator)) if k in accepted}
+    dtype, channels = latents.dtype, latents.shape[1]
+    for i, t in enumerate(scheduler.timesteps):
+        noisy = torch.cat([latents, latents]) if guided else latents
+        output = model(scheduler.scale_model_input(noisy, t), t, guided)
+        output = output[:, :channels]  # drop a learned variance
+        if guided:
+            null, conditional = output.float().chunk(2)  # a difference of nearly equal numbers
+            output = guide(null, conditional, guidance_scale).to(output.dtype)
+        latents = scheduler.step(output, t, latents, **extra).prev_sample
+        latents = on_step(i, t, latents)
+    return latents.to(dtype)

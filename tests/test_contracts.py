@@ -1,0 +1,77 @@
+"""What other people's files and code rely on: who imports whom, module paths and state-dict keys in checkpoints."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+import contentmotion
+from contentmotion.models.autoencoder import ContentMotionAutoencoder
+from contentmotion.models.motion_dit import MotionDiT
+from contentmotion.models.patch_vae import PatchVAE
+
+PACKAGE = Path(contentmotion.__file__).parent
+EMOJI = PACKAGE / "assets/emoji"
+
+# Lowest first; a module imports only from its own layer or from lower ones.
+LAYERS = (
+    (
+        "config",
+        "saving",
+        "run_dir",
+        "diffusion",
+        "image_vae",
+        "models",
+        "video_io",
+        "video_reader",
+        "data.records",
+        "video_timeline",
+        "ffmpeg_reader",
+        "picture_reader",
+        "hdr",
+    ),
+    ("conditioning", "denoisers", "sampling"),
+    ("pipeline",),
+    ("loading",),
+    ("data", "evaluate", "train"),
+    ("generate", "reconstruct", "info", "export"),
+    ("arguments", "cli", "__main__", "__init__"),
+)
+
+
+def layer(module: str) -> int:
+    """Number of the layer that "data.cache" or "pipeline" belongs to."""
+    for name in (module, module.split(".")[0]):
+        found = [number for number, names in enumerate(LAYERS) if name in names]
+        if found:
+            return found[0]
+    raise AssertionError(f"{module} is in no layer: add it to LAYERS")
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_downwards(path: Path) -> None:
+    module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("contentmotion."):
+            imported = str(node.module).removeprefix("contentmotion.")
+            assert layer(imported) <= layer(module), f"{module} imports {imported}"
+
+
+def test_module_paths_are_those_in_checkpoints() -> None:
+    """model_index.json names modules: they are part of the file format."""
+    index = json.loads((EMOJI / "model_index.json").read_text())
+    for name, cls in (("autoencoder", ContentMotionAutoencoder), ("motion_transformer", MotionDiT), ("vae", PatchVAE)):
+        assert index[name] == [cls.__module__, cls.__name__]
+
+
+@pytest.mark.parametrize(
+    ("part", "cls"), [("autoencoder", ContentMotionAutoencoder), ("motion_transformer", MotionDiT), ("vae", PatchVAE)]
+)
+def test_shipped_weights_have_the_models_keys(part: str, cls: type) -> None:
+    config = json.loads((EMOJI / part / "config.json").read_text())
+    model = cls.from_config(config)  # type: ignore[attr-defined]
+    with safe_open(EMOJI / part / "diffusion_pytorch_model.safetensors", "pt") as file:
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    assert shapes == {key: list(value.shape) for key, value in model.state_dict().items()}
