@@ -27,6 +27,7 @@ LAYERS = (
         "video_io",
         "video_reader",
         "data.records",
+        "data.resize",
         "video_timeline",
         "ffmpeg_reader",
         "picture_reader",
