@@ -43,7 +43,9 @@ contentmotion train-motion --config configs/emoji/motion.yaml --cache_dir "$OUT/
 contentmotion generate "a crying cat" "rocket" "woman lifting weights, dark skin tone" "birthday cake" \
     --pretrained_model_name_or_path "$OUT/pipeline" --output_dir "$OUT/samples"
 if [ -n "${CONTENTMOTION_I3D:-}" ]; then
-    # The first package's 465 training clips and 12 held-out ones.
-    contentmotion evaluate --pretrained_model_name_or_path "$OUT/pipeline" --data_dir "$DATA" \
-        --mixed_precision no --batch_size 16 --output_dir "$OUT/scores"
+    # The first package's 465 training clips and 12 held-out ones where they are at hand, else all.
+    SCORED=$CLIPS
+    [ -d "$SCORED" ] || SCORED=$DATA
+    contentmotion evaluate --pretrained_model_name_or_path "$OUT/pipeline" --data_dir "$SCORED" \
+        --batch_size 16 --output_dir "$OUT/scores"
 fi

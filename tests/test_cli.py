@@ -29,11 +29,11 @@ def parse(command: str, *words: str):
 
 
 def fill_required(command: str) -> list[str]:
-    """Words that give every required setting some text."""
+    """Words that give every required setting a value."""
     fields = dataclasses.fields(COMMANDS[command].config_class)
     names = [field.name for field in fields if field.default is dataclasses.MISSING]
     extra = ["--prompt", "x"] if command == "generate" else []
-    return [word for name in names for word in (f"--{name}", "x")] + extra
+    return [word for name in names for word in (f"--{name}", "motion" if name == "part" else "x")] + extra
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -203,7 +203,7 @@ def test_overview_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "a", "--help"]) == 0
     help_text = capsys.readouterr().out
     assert 'Example: contentmotion generate "a crying cat"' in help_text
-    assert "(default: 50)" in help_text
+    assert "(default: 8.0)" in help_text
     assert max(map(len, help_text.splitlines())) <= 110
 
 

@@ -209,6 +209,8 @@ class ContentMotionPipeline(DiffusionPipeline):
         if labels:
             labels = [label for label in labels for _ in range(num_videos_per_prompt)]
         if content_latents is None:
+            if self.unet is None:
+                raise ValueError("this pipeline has no content model (unet): give content_latents")
             content_shape = self._content_shape(height, width)
         elif len(content_latents) == size:
             content_shape = tuple(content_latents.shape[1:])
@@ -277,8 +279,6 @@ class ContentMotionPipeline(DiffusionPipeline):
             raise ValueError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
         if num_videos_per_prompt < 1:
             raise ValueError(f"num_videos_per_prompt must be positive, got {num_videos_per_prompt}")
-        if self.unet is None:
-            raise ValueError("this pipeline has no content model (unet): it cannot generate")
         names = set(tensor_inputs) - set(self._callback_tensor_inputs)
         if names:
             raise ValueError(f"callback_on_step_end_tensor_inputs: only latents exists, got {', '.join(sorted(names))}")
