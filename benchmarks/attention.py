@@ -1,6 +1,6 @@
 """Forward and backward pass of one attention layer on this machine: PyTorch's fused attention against plain products.
 
-    python benchmarks/attention.py
+python benchmarks/attention.py
 """
 
 import statistics

@@ -171,7 +171,7 @@ def bad_videos(tmp_path: Path) -> dict[str, Path]:
     write_video(folder / "single.gif", np.zeros((1, 32, 32, 3), np.uint8), 8)
     (folder / "frames").mkdir()
     return {
-        "not a readable video": folder / "corrupt.mp4",
+        "cut short: ": folder / "corrupt.mp4",
         "not a readable video (": folder / "text.mp4",
         "empty file": folder / "empty.mp4",
         "1 frames, but 4 are needed": folder / "single.gif",

@@ -112,7 +112,7 @@ def load(path: Path) -> Any:
         field.name
         for field in dataclasses.fields(config_class)
         if field.default is dataclasses.MISSING and field.name not in given
-    ]
+    ] + ["autoencoder"] * (command == "encode")
     words = [word for name in missing for word in (f"--{name}", REQUIRED.get(name, "x"))]
     return parse_config(command, config_class, COMMANDS[command].positional, ["--config", str(path), *words])
 

@@ -179,6 +179,7 @@ def test_two_processes_read_disjoint_shards_that_make_the_epoch(cache_dir: Path,
         port = free.getsockname()[1]
     config = {
         "cache_dir": str(cache_dir), "output_dir": str(tmp_path), "train_batch_size": 3, "max_train_steps": 4,
+        "autoencoder": "not needed here",
     }  # fmt: skip
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     processes = [

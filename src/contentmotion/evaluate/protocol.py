@@ -39,7 +39,7 @@ def describe_protocol(
         config.guidance_scale,
         config.motion_guidance_scale,
     )
-    root = clips.folder.root
+    root, shape = clips.folder.root, clips.dataset.shapes[0]
     files = [(os.path.relpath(str(r.path), root), file_size(r.path)) for r in clips.folder.records]
     return {
         "features": {
@@ -53,9 +53,9 @@ def describe_protocol(
             "rule": "one clip per video, first frame from (seed, index); centre crop, bicubic antialiased; "
             "of more videos than num_videos, a random choice from the seed",
             "seed": config.seed,
-            "num_frames": clips.dataset.num_frames,
-            "height": clips.dataset.height,
-            "width": clips.dataset.width,
+            "num_frames": shape.num_frames,
+            "height": shape.height,
+            "width": shape.width,
         },
         "model": {
             "weights_sha256": _weights_digest(pipeline),
