@@ -1,0 +1,62 @@
+"""Every command's settings, as frozen dataclasses.
+
+This package imports nothing heavy, so that ``contentmotion COMMAND --help`` answers at once. A field's documentation
+is its line under ``Attributes:``; jsonargparse turns it into the flag's help. Field names are diffusers' words.
+"""
+
+from contentmotion.config.common import (
+    SHIPPED_MODEL,
+    Layout,
+    MixedPrecision,
+    PredictionType,
+    parse_bucket,
+    require,
+    require_not_negative,
+    require_positive,
+)
+from contentmotion.config.data import ClipConfig, EncodeConfig, FolderConfig, InspectConfig
+from contentmotion.config.train import (
+    DistillConfig,
+    TrainAutoencoderConfig,
+    TrainConfig,
+    TrainContentConfig,
+    TrainDenoiserConfig,
+    TrainMotionConfig,
+    TrainVAEConfig,
+)
+from contentmotion.config.use import (
+    EvaluateConfig,
+    ExportConfig,
+    GenerateConfig,
+    InfoConfig,
+    ReconstructConfig,
+    SamplingConfig,
+)
+
+__all__ = [
+    "SHIPPED_MODEL",
+    "MixedPrecision",
+    "PredictionType",
+    "Layout",
+    "require",
+    "parse_bucket",
+    "require_positive",
+    "require_not_negative",
+    "FolderConfig",
+    "ClipConfig",
+    "InspectConfig",
+    "EncodeConfig",
+    "SamplingConfig",
+    "GenerateConfig",
+    "ReconstructConfig",
+    "EvaluateConfig",
+    "InfoConfig",
+    "ExportConfig",
+    "TrainConfig",
+    "TrainVAEConfig",
+    "TrainAutoencoderConfig",
+    "TrainDenoiserConfig",
+    "TrainContentConfig",
+    "TrainMotionConfig",
+    "DistillConfig",
+]

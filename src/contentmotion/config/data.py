@@ -1,0 +1,161 @@
+"""Settings of the commands that read videos: which ones, how clips are cut, inspect and encode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from contentmotion.config.common import (
+    Layout,
+    MixedPrecision,
+    require,
+    require_not_negative,
+    require_positive,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderConfig:
+    """How the list of videos is read.
+
+    Attributes:
+        layout: Layout of the data (docs/data.md); "auto" looks.
+        split: Keep only clips of this split, where the data names splits.
+        metadata_path: The list of videos when it is not in the data's folder: a metadata file, WebVid's CSV,
+            MSR-VTT's JSON or CSV, or the folder of UCF-101's split lists.
+        split_number: Which of UCF-101's official splits: 1, 2 or 3.
+        class_prompts: JSON file `{"class": "prompt"}`: captions for videos that have classes only.
+    """
+
+    layout: Layout = "auto"
+    split: str | None = "train"
+    metadata_path: str | None = None
+    split_number: int = 1
+    class_prompts: str | None = None
+
+    def __post_init__(self) -> None:
+        getattr(super(), "__post_init__", lambda: None)()  # of the other settings that a command has
+        require(self.split_number in (1, 2, 3), f"split_number must be 1, 2 or 3, got {self.split_number}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig(FolderConfig):
+    """Which clips are read, and how they are cut.
+
+    Attributes:
+        train_data_dir: Where the videos are: a folder in any of the layouts, WebDataset shards
+            (`data/{000..099}.tar`), or the id of a Hugging Face data set.
+        num_frames: Frames per clip.
+        height: Pixels.
+        width: Pixels.
+        frame_stride: Take every n-th frame of the file.
+        fps: Take the frames that are shown at this rate instead, whatever the file's own; files with fewer frames per
+            second are left out.
+        resize_mode: "center": fill the frame, cut off what sticks out on both sides; "random": cut it off at random;
+            "pad": show all, between black bars.
+        random_flip: Mirror every second clip (wrong where captions say left or right).
+    """
+
+    train_data_dir: str
+    num_frames: int = 16
+    height: int = 64
+    width: int = 64
+    frame_stride: int = 1
+    fps: float | None = None
+    resize_mode: Literal["center", "random", "pad"] = "center"
+    random_flip: bool = False
+
+    def __post_init__(self) -> None:
+        getattr(super(), "__post_init__", lambda: None)()  # the others that a command has
+        require_positive(self, "num_frames", "height", "width", "frame_stride", "fps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig(ClipConfig):
+    """Look at a data set before training on it: counts, durations, sizes, captions, bad files with the reason of each,
+    how many clips a recipe gets out of it and how large their cache would be. Writes inspect.json and inspect.png.
+
+    Example: contentmotion inspect clips --config configs/webvid-sd21/autoencoder.yaml
+
+    Attributes:
+        train_data_dir: Where the videos are (see train-autoencoder).
+        num_videos: Look at only so many, spread evenly over the list; the numbers of clips are then estimates.
+        num_clips_per_video: Clips cut from each file (see encode).
+        decode: Decode a clip of each video, which finds damage that the header does not show; else read headers only.
+        vae: Image VAE of the recipe, for the size of the cache (see train-autoencoder).
+        autoencoder: Autoencoder of the recipe, for the size of the cache; else the two settings that follow.
+        patch_size: Patch size of the autoencoder.
+        motion_channels: Channels of the motion latent.
+        cache_dtype: Number format of the cache.
+        num_workers: Processes; one per core when not given.
+        output_dir: Folder for `inspect.json` and `inspect.png`.
+    """
+
+    takes_any_recipe = True  # settings of other commands are ignored in its YAML files
+
+    num_videos: int | None = None
+    num_clips_per_video: int = 1
+    decode: bool = True
+    vae: str | None = None
+    autoencoder: str | None = None
+    patch_size: int = 2
+    motion_channels: int = 8
+    cache_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+    num_workers: int | None = None
+    output_dir: str = "outputs/inspect"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "num_videos", "num_clips_per_video", "patch_size", "motion_channels", "num_workers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig(ClipConfig):
+    """Encode videos once: fill a cache with content frames and motion latents, and measure the motion's mean and
+    standard deviation. train-content and train-motion read the cache. A run that was stopped goes on. Several
+    processes share the work: `torchrun --nproc_per_node 8 -m contentmotion encode ...`.
+
+    Attributes:
+        autoencoder: Folder of the trained ContentMotionAutoencoder; the motion statistics are written into its config.
+        vae: The image VAE it was trained with (none: pixels).
+        latents_only: Cache the VAE's latents of all frames instead, for `train-autoencoder --cache_dir`.
+        pretrained_model_name_or_path: Stable Diffusion folder or hub id: cache its text features of the captions, too.
+        text_features: "pooled": one feature per caption (what train-motion needs); "tokens": one per token as well
+            (train-content, too); for Stable Diffusion 2.1 2 KB or 160 KB per caption.
+        output_dir: Folder of the cache.
+        encode_batch_size: Clips encoded at once.
+        clips_per_shard: Clips per safetensors file.
+        num_clips_per_video: Random clips cut from each file.
+        seed: Seed of the clips' start frames.
+        mixed_precision: Precision of the networks.
+        cache_dtype: Number format of the files.
+        dataloader_num_workers: Processes that decode videos; 0 decodes between the networks' passes.
+        max_bad_fraction: Stop when more than this share of the files is bad; fewer are left out and named.
+        device: "auto", "cpu", "cuda", ...
+    """
+
+    autoencoder: str | None = None
+    vae: str | None = None
+    latents_only: bool = False
+    pretrained_model_name_or_path: str | None = None
+    text_features: Literal["pooled", "tokens"] = "pooled"
+    output_dir: str
+    encode_batch_size: int = 8
+    clips_per_shard: int = 256
+    num_clips_per_video: int = 1
+    seed: int = 0
+    mixed_precision: MixedPrecision = "no"
+    cache_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+    dataloader_num_workers: int = 0
+    max_bad_fraction: float = 0.01
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "encode_batch_size", "clips_per_shard", "num_clips_per_video")
+        require_not_negative(self, "seed", "dataloader_num_workers")
+        require(0 <= self.max_bad_fraction < 1, f"max_bad_fraction must be in [0, 1), got {self.max_bad_fraction}")
+        require(
+            self.latents_only == (self.autoencoder is None),
+            "give --autoencoder, or --latents_only true (exactly one of the two)",
+        )

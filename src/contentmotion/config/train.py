@@ -1,0 +1,327 @@
+"""Settings of the commands that train: every stage, and distillation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from contentmotion.config.common import (
+    SHIPPED_MODEL,
+    MixedPrecision,
+    PredictionType,
+    parse_bucket,
+    require,
+    require_not_negative,
+    require_positive,
+)
+from contentmotion.config.data import ClipConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What every training command shares. Running the same command again resumes it, exactly.
+
+    Attributes:
+        output_dir: Folder of the run: checkpoints, metrics, previews, and at the end the trained model.
+        max_train_steps: Optimizer steps in all.
+        train_batch_size: Items per process and forward pass.
+        gradient_accumulation_steps: Forward passes per optimizer step.
+        learning_rate: Peak learning rate.
+        lr_scheduler: Schedule after the warm-up (diffusers' names).
+        lr_warmup_steps: Steps of linear warm-up.
+        adam_beta1: Adam's first decay rate.
+        adam_beta2: Adam's second decay rate.
+        adam_weight_decay: Decoupled weight decay.
+        max_grad_norm: Clip the gradient's norm to this; 0 does not clip.
+        ema_decay: Decay of the weights' moving average, which is what gets saved at the end; 0 turns it off.
+        mixed_precision: "auto" takes bf16 where the processor or the GPU has it, else full precision.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third slower.
+        checkpointing_steps: Save a checkpoint every n steps.
+        checkpoints_total_limit: Keep only the last k checkpoints.
+        resume_from_checkpoint: "latest", a checkpoint folder of this run, or "none" to refuse to go on.
+        validation_steps: Write preview videos every n steps; 0 turns them off.
+        logging_steps: Write metrics every n steps.
+        report_to: Tracker besides `metrics.jsonl`: tensorboard, wandb, comet_ml, ... or none.
+        dataloader_num_workers: Processes that decode videos; 0 decodes in the training process.
+        seed: Seed of the initial weights, the batches and the noise.
+        max_bad_fraction: Stop when more than this share of the data turns out bad; less is skipped and named.
+        shuffle_window: Clips that are mixed with one another, read from shards (of a cache or of a stream) that no
+            other process reads; none: every clip of a cache with every other, which reads all over the disk.
+    """
+
+    output_dir: str
+    max_train_steps: int = 1000
+    train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 1e-4
+    lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = "constant_with_warmup"
+    lr_warmup_steps: int = 100
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.999
+    mixed_precision: MixedPrecision = "auto"
+    gradient_checkpointing: bool = False
+    checkpointing_steps: int = 500
+    checkpoints_total_limit: int = 2
+    resume_from_checkpoint: str = "latest"
+    validation_steps: int = 500
+    logging_steps: int = 10
+    report_to: str = "tensorboard"
+    dataloader_num_workers: int = 0
+    seed: int = 0
+    max_bad_fraction: float = 0.01
+    shuffle_window: int | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(
+            self, "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "learning_rate",
+            "checkpointing_steps", "checkpoints_total_limit", "logging_steps", "shuffle_window",
+        )  # fmt: skip
+        require_not_negative(
+            self, "lr_warmup_steps", "validation_steps", "dataloader_num_workers", "adam_weight_decay", "seed",
+            "max_grad_norm",
+        )  # fmt: skip
+        require(0 <= self.ema_decay < 1, f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        require(0 <= self.max_bad_fraction < 1, f"max_bad_fraction must be in [0, 1), got {self.max_bad_fraction}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainVAEConfig(ClipConfig, TrainConfig):
+    """Train a small image VAE on the frames of your videos: principal components of patches, refined by a small
+    convolutional network. Only needed when no pretrained image VAE fits; the paper uses Stable Diffusion's.
+
+    Attributes:
+        latent_channels: Channels of the image latent.
+        num_downsamples: How often height and width are halved; patches are 2 to the power of this.
+        hidden_channels: Width of the refining network.
+        num_layers: Residual blocks of the refining network.
+        latent_noise: Standard deviation of noise added to the (unit-scale) latents in training, so that the decoder
+            forgives the small errors that a diffusion model makes.
+    """
+
+    latent_channels: int = 12
+    num_downsamples: int = 2
+    hidden_channels: int = 96
+    num_layers: int = 4
+    latent_noise: float = 0.03
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "latent_channels", "num_downsamples", "hidden_channels", "num_layers")
+        require_not_negative(self, "latent_noise")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainAutoencoderConfig(ClipConfig, TrainConfig):
+    """Train the autoencoder that splits a video into a content frame and a motion latent (CMD Eq. 3-6).
+
+    Example: contentmotion train-autoencoder --config configs/emoji/autoencoder.yaml
+
+    Attributes:
+        vae: Image VAE whose latents are split: a VAE folder, or a Stable Diffusion folder or hub id; none works on
+            pixels.
+        buckets: Sizes to train on side by side, each like "16x256x384" (frames, height, width): every video goes into
+            the one that fits it best, every batch comes from one; none: num_frames, height and width for all.
+        cache_latents: Keep the clips' VAE latents in memory (small data sets): encodes each clip once.
+        cache_dir: Cache that `encode --latents_only` filled: trains on its latents, and decodes no video.
+        patch_size: Patch size of the TimeSformers.
+        hidden_size: Width of the TimeSformers.
+        depth: Blocks of the encoder, and of the decoder.
+        num_heads: Attention heads.
+        head_dim: Channels per head.
+        mlp_ratio: Width of the GEGLU layers over hidden_size.
+        motion_channels: Channels D of the motion latent.
+        content_mode: "softmax": learned weights over frames (Eq. 3); "mean": their plain mean (the ablation).
+        residual_decoding: The decoder predicts the difference from the content frame, starting at zero.
+        refine_channels: Width of a convolutional head behind the decoder's patches; 0: none, as in the paper.
+        perceptual_weight: Weight of LPIPS between decoded and true pixels, beside the squared error (ours; the paper
+            has the squared error alone). It sharpens; it needs height and width of 32 at least.
+        perceptual_start_step: Begin with LPIPS after this many steps, when there is something to sharpen.
+        perceptual_frames: Frames of each clip that LPIPS compares, drawn anew each step.
+        lpips: LPIPS weights (safetensors, AlexNet); else the environment variable CONTENTMOTION_LPIPS.
+    """
+
+    train_data_dir: str | None = None
+    vae: str | None = None
+    buckets: tuple[str, ...] = ()
+    cache_latents: bool = False
+    cache_dir: str | None = None
+    patch_size: int = 2
+    hidden_size: int = 384
+    depth: int = 12
+    num_heads: int = 8
+    head_dim: int = 64
+    mlp_ratio: float = 4.0
+    motion_channels: int = 8
+    content_mode: Literal["softmax", "mean"] = "softmax"
+    residual_decoding: bool = True
+    refine_channels: int = 0
+    perceptual_weight: float = 0.0
+    perceptual_start_step: int = 0
+    perceptual_frames: int = 2
+    lpips: str | None = None
+    adam_beta1: float = 0.5
+    adam_beta2: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for text in self.buckets:
+            parse_bucket(text)
+        require(
+            not (self.buckets and (self.cache_latents or self.cache_dir)),
+            "buckets are cut from videos: they go with neither cache_latents nor cache_dir",
+        )
+        require_positive(
+            self, "patch_size", "hidden_size", "depth", "num_heads", "head_dim", "motion_channels", "perceptual_frames"
+        )
+        require_not_negative(self, "refine_channels", "perceptual_weight", "perceptual_start_step")
+        require(
+            not self.perceptual_weight or min(self.height, self.width) >= 32,
+            f"perceptual_weight needs clips of 32x32 pixels or more, got {self.height}x{self.width}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDenoiserConfig(TrainConfig):
+    """What training the content model and the motion model share.
+
+    Attributes:
+        cache_dir: Latent cache, made by encode.
+        pretrained_model_name_or_path: Stable Diffusion folder or hub id.
+        conditioning_dropout_prob: Share of items trained with the empty prompt (or the null class).
+        prediction_type: What a network made from scratch predicts; v_prediction when not given. A pretrained one keeps
+            its own.
+    """
+
+    cache_dir: str
+    pretrained_model_name_or_path: str | None = None
+    conditioning_dropout_prob: float = 0.1
+    prediction_type: PredictionType | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share = self.conditioning_dropout_prob
+        require(0 <= share <= 1, f"conditioning_dropout_prob must be in [0, 1], got {share}")
+        require_positive(self, *(n for n in ("hidden_size", "depth", "num_heads", "patch_size") if hasattr(self, n)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainContentConfig(TrainDenoiserConfig):
+    """Train the content model: fine-tune a Stable Diffusion UNet on content frames, with no new parameter
+    (CMD Eq. 7), or train one from scratch. The output is a Stable Diffusion folder.
+
+    Attributes:
+        vae: Image VAE of a model trained from scratch (none: pixels).
+        architecture: Of a model trained from scratch: "unet" (text) or "dit" (classes).
+        block_out_channels: UNet from scratch: channels per resolution.
+        layers_per_block: UNet from scratch: residual blocks per resolution.
+        num_attention_heads: UNet from scratch: attention heads.
+        text_hidden_size: Text encoder from scratch: width.
+        text_num_layers: Text encoder from scratch: depth.
+        vocab_size: Text encoder from scratch: size of the vocabulary, learned from the captions.
+        train_text_encoder: Train the text encoder too (always so when it is made from scratch).
+        hidden_size: DiT from scratch: width.
+        depth: DiT from scratch: blocks.
+        num_heads: DiT from scratch: attention heads.
+        patch_size: DiT from scratch: patch size.
+        learn_sigma: DiT from scratch: learn the variance (DiT's hybrid loss).
+        validation_prompts: Prompts of the preview pictures; captions of the cache when not given.
+    """
+
+    vae: str | None = None
+    architecture: Literal["unet", "dit"] = "unet"
+    block_out_channels: tuple[int, ...] = (96, 128, 128)
+    layers_per_block: int = 1
+    num_attention_heads: int = 4
+    text_hidden_size: int = 128
+    text_num_layers: int = 2
+    vocab_size: int = 1024
+    train_text_encoder: bool = False
+    hidden_size: int = 1152
+    depth: int = 28
+    num_heads: int = 16
+    patch_size: int = 2
+    learn_sigma: bool = False
+    validation_prompts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "layers_per_block", "num_attention_heads", "text_num_layers", "vocab_size")
+        width = self.text_hidden_size
+        require(width > 0 and width % 32 == 0, f"text_hidden_size must be a multiple of 32, got {width}")
+        require(
+            not (self.pretrained_model_name_or_path and self.prediction_type),
+            "prediction_type is for models from scratch: a pretrained one keeps its own",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainMotionConfig(TrainDenoiserConfig):
+    """Train the motion model: a DiT that denoises the motion latent given the content frame (CMD Eq. 8).
+    pretrained_model_name_or_path names the folder whose text encoder is used.
+
+    Attributes:
+        autoencoder: Folder of the ContentMotionAutoencoder that filled the cache: it knows the motion's mean and
+            deviation, and shows the previews.
+        hidden_size: Width.
+        depth: Blocks.
+        num_heads: Attention heads.
+        patch_size: Patch size on the motion planes.
+        content_patch_size: Patch size on the content frame ("key" patch of CMD Table 6).
+        learn_sigma: Learn the variance (DiT's hybrid loss; the paper's recipes do).
+        content_noise: Standard deviation of noise added to the content frame in training, relative to its own, so
+            that the motion model forgives what the content model gets wrong.
+    """
+
+    autoencoder: str
+    hidden_size: int = 1152
+    depth: int = 28
+    num_heads: int = 16
+    patch_size: int = 2
+    content_patch_size: int = 4
+    learn_sigma: bool = False
+    content_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "content_patch_size")
+        require_not_negative(self, "content_noise")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(TrainConfig):
+    """Distil the content model or the motion model of a pipeline into one that samples in 1 to 8 steps (consistency
+    distillation, VideoLCM). `export` and `generate` take the result in the teacher's place.
+
+    Example: contentmotion distill --part content --cache_dir outputs/cache --output_dir outputs/content-lcm
+
+    Attributes:
+        pretrained_model_name_or_path: The teacher: a pipeline folder or hub id; "emoji" is the model shipped with the
+            package.
+        part: Which of its two models.
+        cache_dir: Latent cache, made by encode with the teacher's autoencoder.
+        guidance_scale: Guidance of the teacher that the student learns to do without, `null + g * (cond - null)`;
+            VideoLCM's w of 9 is 10. Take what the teacher is sampled with.
+        num_ddim_steps: Steps of the teacher's solver over the whole schedule.
+        huber_c: Below this, the loss is quadratic.
+        content_noise: Of the motion model: noise on its content frames, see train-motion.
+        validation_prompts: Prompts of the preview pictures; captions of the cache when not given, and for motion.
+    """
+
+    pretrained_model_name_or_path: str = SHIPPED_MODEL
+    part: Literal["content", "motion"]
+    cache_dir: str
+    guidance_scale: float = 10.0
+    num_ddim_steps: int = 50
+    huber_c: float = 0.001
+    content_noise: float = 0.0
+    validation_prompts: tuple[str, ...] = ()
+    learning_rate: float = 1e-5
+    ema_decay: float = 0.95
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "num_ddim_steps", "huber_c", "ema_decay")
+        require_not_negative(self, "content_noise")
