@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The shipped model, from nothing: text to video, 16 frames of 64x64, from Microsoft's Fluent animated emoji (MIT).
-# About an hour and a quarter on two CPU cores with bfloat16. Stopped, it goes on when started again.
+# About an hour and a half on two CPU cores with bfloat16. Stopped, it goes on when started again.
 #
 #   OUT     where everything is written           (outputs/emoji)
 #   CLIPS   ready clips of the first npm package  (../shared/data/fluent-emoji-anim; without it, all come through npm)
@@ -40,7 +40,7 @@ contentmotion train-motion --config configs/emoji/motion.yaml --cache_dir "$OUT/
     --autoencoder "$OUT/autoencoder/autoencoder" --motion_transformer "$OUT/motion/motion_transformer" \
     --output_dir "$OUT/pipeline"
 
-contentmotion generate "a crying cat" "rocket" "woman lifting weights, dark skin tone" "birthday cake" \
+contentmotion generate "a crying cat" "woman lifting weights, dark skin tone" "red heart" "rocket" "birthday cake" \
     --pretrained_model_name_or_path "$OUT/pipeline" --output_dir "$OUT/samples"
 if [ -n "${CONTENTMOTION_I3D:-}" ]; then
     # The first package's 465 training clips and 12 held-out ones where they are at hand, else all.

@@ -100,6 +100,7 @@ def test_export_assembles_parts(tiny_pipeline_dir: Path, tmp_path: Path, capsys:
     assert exported.unet.dtype == torch.float16
     assert exported.motion_scheduler.config.beta_schedule == "linear"
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], "nothing temporary is left"
+    assert not [path for path in output.rglob("*.json") if str(tmp_path) in path.read_text()], "no path of this machine"
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -33,7 +34,16 @@ def export(config: ExportConfig) -> None:
     try:
         with replacing_folder(output_dir) as folder, quiet():
             pipe.save_pretrained(folder)
+            for path in folder.rglob("*.json"):
+                _forget_origin(path)
             write_config(folder / "config.yaml", "export", config)
     except OSError as error:
         raise OSError(f"output folder {output_dir} is not writable: {error.strerror or error}") from error
     print(output_dir)
+
+
+def _forget_origin(path: Path) -> None:
+    """Drops the name of the folder that a part was loaded from: a path of this machine, in a file made to be shared."""
+    settings = json.loads(path.read_text())
+    if isinstance(settings, dict) and settings.pop("_name_or_path", None) is not None:
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
