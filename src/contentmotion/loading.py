@@ -26,12 +26,12 @@ Model = TypeVar("Model", bound=ModelMixin)
 
 
 def resolve_name(name_or_path: str) -> str:
-    """The folder of a model shipped with the package, an existing folder, or a hub id as it is.
+    """The folder of the model shipped with the package ("emoji"), an existing folder, or a hub id as it is.
 
     Raises:
         ValueError: A path that does not exist.
     """
-    if name_or_path == SHIPPED_MODEL and not Path(name_or_path).exists():
+    if name_or_path == SHIPPED_MODEL:  # a folder of that name is ./emoji
         name_or_path = str(ASSETS / SHIPPED_MODEL)
     is_hub_id = name_or_path.count("/") == 1 and not name_or_path.startswith((".", "/", "~"))
     if not Path(name_or_path).exists() and not is_hub_id:
