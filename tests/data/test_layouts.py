@@ -315,6 +315,16 @@ def videos(clip_folder: Path) -> list[bytes]:
     return [(clip_folder / f"videos/{k}.mp4").read_bytes() for k in range(5)]
 
 
+def test_shard_cut_between_two_members(tmp_path: Path, videos: list[bytes]) -> None:
+    """tarfile takes such a file for a whole one."""
+    write_tar(tmp_path / "a.tar", {"0.mp4": videos[0], "1.mp4": videos[1]})
+    second = 512 + -(-len(videos[0]) // 512) * 512  # where the second member's header begins
+    (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:second])
+    folder = read_clip_folder(tmp_path)
+    assert [record.path.read_bytes() for record in folder.records] == [videos[0]]
+    assert folder.problems == [f"{tmp_path}/a.tar: cut short between two members; only what comes before is used"]
+
+
 def test_webdataset(tmp_path: Path, clip_folder: Path, videos: list[bytes]) -> None:
     write_tar(
         tmp_path / "shard-000.tar",

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from contentmotion.config import (
+    ClipConfig,
     EncodeConfig,
     ExportConfig,
     TrainAutoencoderConfig,
@@ -23,6 +25,7 @@ from contentmotion.config import (
     TrainVAEConfig,
 )
 from contentmotion.data.cache import LatentCache
+from contentmotion.data.clips import open_clips
 from contentmotion.data.encode import encode
 from contentmotion.export import export
 from contentmotion.loading import load_autoencoder, load_pipeline
@@ -199,6 +202,26 @@ def test_perceptual_loss_begins_at_its_step(run: Path, clip_folder: Path, shared
         assert line["loss"] == pytest.approx(line["mse"] + 0.1 * line["lpips"], rel=1e-5)
     with pytest.raises(ValueError, match="perceptual_weight needs clips of 32x32 pixels or more, got 16x16"):
         TrainAutoencoderConfig(**settings, height=16, width=16, output_dir=f"{tmp_path}/small")
+
+
+def test_buckets_train_clips_of_several_sizes(clip_folder: Path, tmp_path: Path) -> None:
+    make = {"train_data_dir": str(clip_folder), "split": None, "max_bad_fraction": 0.3}
+    config = TrainAutoencoderConfig(
+        **make, **STEPS | {"max_train_steps": 4}, **AUTOENCODER, output_dir=f"{tmp_path}/ae",
+        buckets=("4x16x16", "4x16x24", "8x16x24"),
+    )  # fmt: skip
+    train_autoencoder(config)
+    assert (tmp_path / "ae/preview-000004.png").exists()
+    with pytest.raises(ValueError, match="a stream takes one size"):
+        train_autoencoder(replace(config, train_data_dir="pipe:cat x.tar", output_dir=f"{tmp_path}/stream"))
+
+
+def test_open_clips_prints_few_problems(clip_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = ["file_name,caption", *(f"missing-{k}.mp4,x" for k in range(50)), f"{clip_folder}/videos/0.mp4,x"]
+    (tmp_path / "metadata.csv").write_text("\n".join(rows))
+    open_clips(ClipConfig(train_data_dir=str(tmp_path)))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 21 and "30 more such lines" in lines[-1]
 
 
 def test_drawn_frames_are_the_same_of_each_video() -> None:

@@ -32,6 +32,9 @@ __all__ = [
 ]
 
 
+MAX_PROBLEMS = 20  # lines that are printed
+
+
 @dataclass(frozen=True)
 class ClipShape:
     """How a clip is cut from a video.
@@ -288,8 +291,11 @@ def open_clips(config: ClipConfig, *, num_frames: int | None = None, cache_in_me
         OSError: No such folder.
     """
     folder = open_folder(config.train_data_dir, config)
-    for problem in folder.problems:
+    for problem in folder.problems[:MAX_PROBLEMS]:
         print(f"{config.train_data_dir}: {problem}", file=sys.stderr)
+    if len(folder.problems) > MAX_PROBLEMS:
+        more = len(folder.problems) - MAX_PROBLEMS
+        print(f"{config.train_data_dir}: {more} more such lines; `contentmotion inspect` counts them", file=sys.stderr)
     buckets = [parse_bucket(text) for text in getattr(config, "buckets", ())]
     bucket_of = None
     if buckets:

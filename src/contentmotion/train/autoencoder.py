@@ -160,10 +160,13 @@ def open_training_clips(config: TrainAutoencoderConfig, vae: ModelMixin | None) 
     if is_stream(str(config.train_data_dir)):
         if config.cache_latents:
             raise ValueError("a stream has no end that cache_latents could wait for: use encode --latents_only true")
+        if config.buckets:
+            raise ValueError("buckets need all headers before training starts: a stream takes one size")
         stream = open_stream(config, config.shuffle_window)
         return stream, collate, collate(stream.peek(PREVIEW_CLIPS))
     clips = open_clips(config, cache_in_memory=config.cache_latents)
-    shown = collate([clips[i] for i in range(min(PREVIEW_CLIPS, len(clips)))])
+    first = [clips[i] for i in range(min(PREVIEW_CLIPS, len(clips)))]
+    shown = collate([item for item in first if item["frames"].shape == first[0]["frames"].shape])  # buckets: one size
     if config.cache_latents:
         return CachedLatents(clips, vae, config.max_bad_fraction), collate_latents, shown
     return clips, collate, shown

@@ -95,11 +95,20 @@ def _samples(tar: Path, problems: list[str]) -> Iterator[tuple[str, dict[str, An
                     sample[kind] = TarMember(tar, info.offset_data, info.size, info.name)
                 elif info.size <= MAX_TEXT and (content := archive.extractfile(info)) is not None:
                     sample[kind] = content.read()
+            if not _ends_with_zeros(tar):  # tarfile does not insist on it
+                problems.append(f"{tar}: cut short between two members; only what comes before is used")
     except tarfile.ReadError as error:
         problems.append(f"{tar}: {error}; only what comes before is used")
         sample = {}  # it may be cut short
     if sample:
         yield key, sample
+
+
+def _ends_with_zeros(tar: Path) -> bool:
+    """Whether a tar file has its end: two empty blocks of 512 bytes."""
+    with open(tar, "rb") as file:
+        file.seek(max(0, tar.stat().st_size - 1024))
+        return not any(file.read())
 
 
 def _read_sample(key: str, sample: dict[str, Any]) -> tuple[TarMember, tuple[str, ...], str | None] | str:
