@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +29,28 @@ def prepare_output_dir(path: str | Path, command: str, config: Any) -> Path:
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
+        if any(path.glob("checkpoint-*")):
+            _tell_changes(path / "config.yaml", config)
         write_config(path / "config.yaml", command, config)
     except OSError as error:
         raise OSError(f"output folder {path} is not writable: {error.strerror}") from error
     return path
+
+
+def _tell_changes(path: Path, config: Any) -> None:
+    """Says which settings of a training run that goes on are not those it began with."""
+    try:
+        old = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return
+    new = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+    changed = [f"{k} {old[k]} -> {v}" for k, v in new.items() if isinstance(old, dict) and k in old and old[k] != v]
+    if changed:
+        print(
+            f"{path.parent} goes on with other settings than before: {', '.join(changed)}. The learning rate, and what "
+            "Adam and the moving average are set to, stay as its checkpoint has them.",
+            file=sys.stderr,
+        )
 
 
 def write_config(path: Path, command: str, config: Any) -> None:

@@ -142,6 +142,17 @@ def test_resume_is_exact(run: Path) -> None:
     assert any((value != 0).any() for key, value in again.items() if "proj_out" in key)  # something was learned
 
 
+def test_changed_settings_are_told_on_resume(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = motion_config(run, "changed", max_train_steps=1)
+    train_motion(config)
+    assert "other settings" not in capsys.readouterr().err
+    train_motion(replace(config, max_train_steps=2, learning_rate=0.5))
+    told = capsys.readouterr().err
+    assert "max_train_steps 1 -> 2, learning_rate 0.0001 -> 0.5" in told
+    lines = [json.loads(line) for line in (run / "changed/metrics.jsonl").read_text().splitlines()]
+    assert all(line["lr"] <= 1e-4 for line in lines), "as the message says, the checkpoint's learning rate counts"
+
+
 def test_finished_run_starts_nothing_again(run: Path) -> None:
     before = (run / "motion/metrics.jsonl").read_text()
     train_motion(motion_config(run, "motion"))
