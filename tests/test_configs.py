@@ -206,4 +206,7 @@ def test_script_names_configs_that_are_there(script: Path) -> None:
 @pytest.mark.parametrize("words", README_COMMANDS, ids=lambda words: words[0])
 def test_readme_command_is_understood(words: list[str]) -> None:
     command = COMMANDS[words[0]]
-    parse_config(words[0], command.config_class, command.positional, words[1:])
+    config = parse_config(words[0], command.config_class, command.positional, words[1:])
+    given = {word[2:].partition("=")[0] for word in words[1:] if word.startswith("--")}
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    assert all(getattr(config, name) is not None for name in given) and given <= defaults.keys()

@@ -23,9 +23,15 @@ class SavePretrained(Protocol):
 
 @contextmanager
 def replacing_file(path: str | Path) -> Iterator[Path]:
-    """Gives a path beside ``path`` to write to; puts the file in ``path``'s place if nothing went wrong."""
+    """Gives a path beside ``path``, of the same suffix, to write to; puts the file in its place if all went well.
+
+    Raises:
+        FileNotFoundError: The folder does not exist.
+    """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder")
+    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield partial
         os.replace(partial, path)

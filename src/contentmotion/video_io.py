@@ -1,9 +1,7 @@
 """Frames -> video files and contact sheets; reading is `contentmotion.video_reader`'s, and can be had here too."""
 
 import math
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from contentmotion.picture_reader import FRAME_SUFFIXES, list_frames
+from contentmotion.saving import replacing_file
 from contentmotion.video_reader import Video, VideoError, read_video
 
 __all__ = [
@@ -50,7 +49,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
     suffix = path.suffix.lower()
     if suffix not in (".mp4", ".webm", ".gif"):
         raise ValueError(f"{path}: cannot write {suffix or 'a file without suffix'}; use .mp4, .gif or .webm")
-    with _replacing(path) as temporary:
+    with replacing_file(path) as temporary:
         if suffix == ".gif":
             _write_gif(temporary, frames, fps)
         else:
@@ -60,19 +59,6 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
 def _check_frames(frames: np.ndarray) -> None:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
         raise ValueError(f"frames must be uint8 (t, h, w, 3), got {frames.dtype} {frames.shape}")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block ends well."""
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder")
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_ffmpeg(path: Path, frames: np.ndarray, fps: float) -> None:
@@ -145,7 +131,7 @@ def write_contact_sheet(
             draw.text((margin, y + 20 * number), line, fill="black", font=font)
         sheet.paste(row, (margin, y + text_height))
         y += text_height + row.height + 2 * margin
-    with _replacing(Path(path)) as temporary:
+    with replacing_file(Path(path)) as temporary:
         sheet.save(temporary, format="PNG")
 
 

@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from contentmotion.saving import replacing_file
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -104,9 +106,8 @@ def convert_pickle(
     except (pickle.UnpicklingError, AttributeError, LookupError, EOFError, RuntimeError, ValueError) as error:
         package = source.split()[1]
         raise ValueError(f"{checkpoint}: not the {package} checkpoint ({str(error).splitlines()[0]})") from None
-    partial = Path(f"{output}.partial")
-    partial.write_bytes(save(tensors, metadata={"source": source}))
-    os.replace(partial, output)
+    with replacing_file(output) as partial:
+        partial.write_bytes(save(tensors, metadata={"source": source}))
 
 
 def convert_main(

@@ -22,6 +22,7 @@ from diffusers.training_utils import EMAModel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 
 from contentmotion.config import TrainConfig
@@ -72,19 +73,7 @@ def fit(
     accelerator = _make_accelerator(config, run_dir)
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     parameters = [model.get_parameter(name) for name in trained]
-    optimizer = torch.optim.AdamW(
-        parameters,
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        weight_decay=config.adam_weight_decay,
-        fused=True,
-    )
-    schedule = get_scheduler(
-        config.lr_scheduler,
-        optimizer,
-        num_warmup_steps=config.lr_warmup_steps,
-        num_training_steps=config.max_train_steps,
-    )
+    optimizer, schedule = _make_optimizer(parameters, config)
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(schedule)
     ema = EMAModel(parameters, decay=config.ema_decay) if config.ema_decay else None
@@ -139,6 +128,23 @@ def fit(
         ema.copy_to(parameters)
     model.eval()
     accelerator.end_training()
+
+
+def _make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    optimizer = torch.optim.AdamW(
+        parameters,
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        weight_decay=config.adam_weight_decay,
+        fused=True,
+    )
+    schedule = get_scheduler(
+        config.lr_scheduler,
+        optimizer,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=config.max_train_steps,
+    )
+    return optimizer, schedule
 
 
 def _make_accelerator(config: TrainConfig, run_dir: Path) -> Accelerator:
