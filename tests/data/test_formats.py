@@ -128,7 +128,7 @@ def test_malformed_jsonl_lines(tmp_path: Path) -> None:
         '{"file": "a.mp4", "captions": ["x", 3]}',
         '{"file": "a.mp4", "captions": {"en": "x"}}',
         '{"file": 7, "caption": "x"}',
-        '{"file": "a.mp4", "caption": "x", "weight": -1}',
+        '{"file": "a.mp4", "caption": "x", "weight": 0}',
         '{"file": "a.mp4", "caption": "x", "weight": "often"}',
     ]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))

@@ -1,7 +1,5 @@
 """Command ``evaluate``: a checkpoint and a folder of videos -> FVD, PSNR, nearest clips, and a protocol."""
 
-import json
-import os
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +31,7 @@ from contentmotion.evaluate.weights import find_weights
 from contentmotion.image_vae import vae_scale_factor
 from contentmotion.loading import load_pipeline
 from contentmotion.run_dir import prepare_output_dir, resolve_device, resolve_dtype
+from contentmotion.saving import write_json
 from contentmotion.video_io import write_contact_sheet
 
 NUM_HALVINGS = 10  # random splits of the real clips into two halves, averaged
@@ -81,7 +80,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
     scores = {"parts": _score(parts, clips, stores), "protocol": protocol, "problems": clips.problems}
     scores["notes"] = _notes(scores["parts"])
-    _write_json(output / "scores.json", scores)
+    write_json(output / "scores.json", scores)
     _write_sheet(output / "sheet.png", parts, clips, stores)
     _print(scores, parts, output)
 
@@ -178,12 +177,6 @@ def _notes(scores: dict[str, dict[str, float]]) -> list[str]:
     if n < NUM_CLASSES:
         notes.append(f"{n} clips are fewer than I3D's {NUM_CLASSES} dimensions: compare FVDs at this n only")
     return notes
-
-
-def _write_json(path: Path, value: Any) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, path)
 
 
 def _write_sheet(path: Path, parts: list[Part], clips: Clips, stores: dict[str, PartStore]) -> None:

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+
+from contentmotion.saving import replacing_file
 
 
 def digest(value: Any) -> str:
@@ -53,10 +54,8 @@ class PartStore:
     def add(self, indices: list[int], **arrays: np.ndarray) -> None:
         """Store a batch: every array has one row per index. The file appears whole or not at all."""
         file = self.folder / f"clip{indices[0]:07d}.npz"
-        partial = file.with_suffix(".partial")
-        with open(partial, "wb") as handle:
-            np.savez_compressed(handle, index=np.array(indices), **arrays)
-        os.replace(partial, file)
+        with replacing_file(file) as partial:
+            np.savez_compressed(partial, index=np.array(indices), **arrays)
         self._file_of.update(dict.fromkeys(indices, file))
 
     def load(self, name: str, indices: list[int]) -> np.ndarray:

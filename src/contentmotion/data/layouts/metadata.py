@@ -128,7 +128,8 @@ def _make_row(cells: dict[str, Any]) -> _Row | str:
     if not captions and label is None:
         return f"{file}: neither caption nor label"
     try:
-        weight = float(cells.get("weight") or 1.0)
+        given = cells.get("weight")
+        weight = 1.0 if given is None or given == "" else float(given)
     except (TypeError, ValueError):
         weight = -1.0
     if not 0 < weight < math.inf:
