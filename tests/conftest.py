@@ -118,3 +118,21 @@ def tiny_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         motion_scheduler=DDIMScheduler(beta_schedule="linear", **scheduler),
     ).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def i3d_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """I3D with random weights: the plumbing is the same, and no download is needed."""
+    import torch
+    from safetensors.torch import save_file
+
+    from contentmotion.evaluate.i3d import InceptionI3d
+
+    torch.manual_seed(0)
+    model = InceptionI3d()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv3d):
+            torch.nn.init.kaiming_normal_(module.weight)
+    file = tmp_path_factory.mktemp("i3d") / "i3d.safetensors"
+    save_file(model.state_dict(), file)
+    return file

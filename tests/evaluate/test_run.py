@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -9,20 +11,23 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from contentmotion.conditioning import make_text_encoder
 from contentmotion.config import EvaluateConfig
 from contentmotion.data.formats import read_clip_folder
+from contentmotion.evaluate.clips import Clips
 from contentmotion.evaluate.fvd import FrechetStatistics, frechet_distance
-from contentmotion.evaluate.i3d import InceptionI3d, i3d_features, load_i3d
-from contentmotion.evaluate.parts import Clips, Renderer
+from contentmotion.evaluate.i3d import i3d_features, load_i3d
+from contentmotion.evaluate.parts import Renderer
 from contentmotion.evaluate.reconstruction import psnr
 from contentmotion.evaluate.run import evaluate
 from contentmotion.evaluate.store import PartStore
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.pipeline import ContentMotionPipeline
+from contentmotion.run_dir import write_config
+from contentmotion.video_io import write_video
 
 FRAMES, HEIGHT, WIDTH = 10, 24, 32
 
@@ -76,19 +81,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
     make_pipeline().save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def i3d_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """I3D with random weights: the plumbing is the same, and no download is needed."""
-    torch.manual_seed(0)
-    model = InceptionI3d()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Conv3d):
-            torch.nn.init.kaiming_normal_(module.weight)
-    file = tmp_path_factory.mktemp("i3d") / "i3d.safetensors"
-    save_file(model.state_dict(), file)
-    return file
 
 
 @pytest.fixture(scope="module")
@@ -148,11 +140,14 @@ def test_scores_are_what_the_functions_give(
 
 def test_scores_hold_every_part_and_the_protocol(config: EvaluateConfig, scores: dict) -> None:
     parts, protocol = scores["parts"], scores["protocol"]
-    assert parts.keys() == {"real_halves", "reconstruction", "frozen", "motion", "full", "heldout"}
+    assert parts.keys() == {"real", "real_halves", "reconstruction", "frozen", "motion", "full", "heldout"}
     assert parts["real_halves"]["n"] == 2
-    assert all(np.isfinite(part["fvd"]) for name, part in parts.items() if name != "heldout")
+    assert all(np.isfinite(part["fvd"]) for name, part in parts.items() if name not in ("real", "heldout"))
     assert parts["frozen"]["fvd"] != parts["reconstruction"]["fvd"]
+    assert parts["frozen"]["frame_difference"] == 0 < parts["real"]["frame_difference"]
+    assert 0 < parts["reconstruction"]["ssim"] < 1
     assert parts["full"]["nearest_pixels"] in (0, 0.25, 0.5, 0.75, 1)
+    assert parts["full"]["nearest_rmse"] > 0
     assert parts["heldout"]["n"] == 1
     assert parts["heldout"]["nearest_among"] == parts["full"]["nearest_among"] == 5
     assert protocol["sampling"]["motion_num_inference_steps"] == 2
@@ -165,12 +160,14 @@ def test_scores_hold_every_part_and_the_protocol(config: EvaluateConfig, scores:
     with Image.open(Path(config.output_dir) / "sheet.png") as sheet:
         assert sheet.height > 4 * HEIGHT
         assert sheet.width > 4 * 3 * WIDTH
+    with Image.open(Path(config.output_dir) / "nearest.png") as sheet:
+        assert sheet.height > 4 * HEIGHT
 
 
 def test_an_interrupted_run_goes_on(config: EvaluateConfig, scores: dict) -> None:
     output = Path(config.output_dir)
     files = sorted(output.glob("parts/*/*.npz"))
-    lost = next(file for file in files if file.parent.name.startswith("full"))
+    lost = next(file for file in files if file.parent.name.startswith("full-videos"))
     damaged = next(file for file in files if file.parent.name.startswith("frozen"))
     lost.unlink()
     damaged.write_bytes(damaged.read_bytes()[:100])
@@ -178,7 +175,10 @@ def test_an_interrupted_run_goes_on(config: EvaluateConfig, scores: dict) -> Non
 
     evaluate(dataclasses.replace(config, batch_size=1))
     again = json.loads((output / "scores.json").read_text())
-    assert {file: file.stat().st_mtime_ns for file in written} == written
+    # The lost video is rendered again, and with it what is measured of it.
+    kept = {file: time for file, time in written.items() if not file.parent.name.startswith(("full", "frozen"))}
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    assert lost.exists()
     assert again["protocol"]["model"] == scores["protocol"]["model"]
     # Rounding differs a little between batch sizes, the noise does not.
     for name, part in scores["parts"].items():
@@ -198,7 +198,7 @@ def test_a_video_does_not_depend_on_its_batch(checkpoint: Path, data: Path, conf
     pipeline.set_progress_bar_config(disable=True)
     renderer = Renderer(pipeline, clips, config, nullcontext)
     indices, frames = clips.read([0, 2, 3])
-    for render in (renderer.generate, renderer.predict_motion):
+    for render in (part.render for part in renderer.parts() if part.seed is not None):
         together, alone = render(indices, frames), render(indices[2:], frames[2:])
         assert together.shape == frames.shape
         assert (together[2:].int() - alone.int()).abs().max() <= 1
@@ -216,7 +216,7 @@ def test_references_of_a_model_with_a_vae(data: Path, config: EvaluateConfig) ->
     clips = Clips(read_clip_folder(data), config, FRAMES, HEIGHT, WIDTH)
     renderer = Renderer(make_pipeline(vae), clips, config, nullcontext)
     parts = {part.name: part for part in renderer.parts()}
-    assert list(parts) == ["real", "reconstruction", "frozen", "vae", "motion", "full"]
+    assert list(parts) == ["reconstruction", "frozen", "vae", "motion", "full"]
     indices, frames = clips.read([0])
     still = frames[:, :1].expand_as(frames)
     images = {name: parts[name].render(indices, still) for name in ("frozen", "vae")}
@@ -249,11 +249,119 @@ def test_captions_and_splits(data: Path, config: EvaluateConfig) -> None:
         ({"i3d": "none.safetensors"}, "none.safetensors: no such file"),
         ({"data_dir": "none"}, "none: no such folder"),
         ({"enable_model_cpu_offload": True}, "enable_model_cpu_offload"),
+        ({"num_videos": 6}, "clips: 6 videos asked for, 5 are there"),
+        ({"generated_dir": "none"}, "none: no such folder"),
     ],
 )
 def test_bad_input(config: EvaluateConfig, tmp_path: Path, changes: dict, message: str) -> None:
     with pytest.raises((ValueError, OSError), match=message):
         evaluate(dataclasses.replace(config, output_dir=str(tmp_path / "out"), **changes))
+
+
+def test_features_that_are_not_finite_name_the_video(config: EvaluateConfig, i3d_file: Path, tmp_path: Path) -> None:
+    broken = load_file(i3d_file)
+    broken["logits.conv3d.bias"][7] = torch.nan
+    save_file(broken, tmp_path / "i3d.safetensors")
+    changes = {"i3d": str(tmp_path / "i3d.safetensors"), "output_dir": str(tmp_path / "out")}
+    with pytest.raises(ValueError, match=r"real clips: the features of .*0.mp4 are not finite"):
+        evaluate(dataclasses.replace(config, **changes))
+
+
+def test_several_seeds_give_a_spread(config: EvaluateConfig, scores: dict, tmp_path: Path) -> None:
+    changes = {"num_seeds": 2, "components": ("full",), "output_dir": str(tmp_path)}
+    evaluate(dataclasses.replace(config, **changes))
+    row = json.loads((tmp_path / "scores.json").read_text())["parts"]["full"]
+    evaluate(dataclasses.replace(config, **changes | {"num_seeds": 1, "seed": 1}))  # the second of the two
+    # Another seed cuts other clips out of videos that are longer; these are as long as a clip.
+    second = json.loads((tmp_path / "scores.json").read_text())["parts"]["full"]
+    first = scores["parts"]["full"]
+    assert row["seeds"] == 2
+    assert row["fvd"] == pytest.approx((first["fvd"] + second["fvd"]) / 2, rel=1e-3)
+    assert row["fvd_std"] == pytest.approx(abs(first["fvd"] - second["fvd"]) / 2**0.5, rel=1e-2)
+
+
+def test_two_folders(config: EvaluateConfig, data: Path, tmp_path: Path) -> None:
+    changes = {"generated_dir": str(data), "output_dir": str(tmp_path / "same"), "split": None, "num_frames": FRAMES}
+    evaluate(dataclasses.replace(config, **changes))
+    scores = json.loads((tmp_path / "same/scores.json").read_text())
+    row = scores["parts"]["generated"]
+    assert row["n"] == 5
+    assert row["fvd"] == pytest.approx(0, abs=1e-6)
+    assert row["nearest_pixels"] == 1
+    assert row["nearest_rmse"] == 0 < row["nearest_rmse_of_real"]
+    assert "model" not in scores["protocol"]
+
+    other = tmp_path / "other"
+    other.mkdir()
+    write_video(other / "a.mp4", np.zeros((12, 20, 20, 3), np.uint8), fps=8)
+    changes |= {"generated_dir": str(other), "output_dir": str(tmp_path / "out")}
+    with pytest.raises(ValueError, match="are 20x20, those of .* are not: give --height and --width"):
+        evaluate(dataclasses.replace(config, **changes))
+    write_video(other / "b.mp4", np.zeros((12, 30, 20, 3), np.uint8), fps=8)
+    with pytest.raises(ValueError, match=r"a.mp4 is 20x20, .*b.mp4 is 30x20; give --height and --width"):
+        evaluate(dataclasses.replace(config, **changes))
+
+
+def test_an_autoencoder_alone(config: EvaluateConfig, scores: dict, checkpoint: Path, tmp_path: Path) -> None:
+    changes = {"autoencoder": str(checkpoint / "autoencoder"), "components": ("reconstruction",)}
+    evaluate(dataclasses.replace(config, output_dir=str(tmp_path), pretrained_model_name_or_path="unused", **changes))
+    parts = json.loads((tmp_path / "scores.json").read_text())["parts"]
+    assert parts.keys() == {"real", "real_halves", "reconstruction"}
+    assert parts["reconstruction"] == pytest.approx(scores["parts"]["reconstruction"], rel=1e-4)
+
+
+def test_content_frames_are_compared_with_content_frames(config: EvaluateConfig, tmp_path: Path) -> None:
+    evaluate(dataclasses.replace(config, output_dir=str(tmp_path), components=("content",)))
+    parts = json.loads((tmp_path / "scores.json").read_text())["parts"]
+    assert parts.keys() == {"real", "real_halves", "frozen", "content"}
+    assert parts["content"]["frame_difference"] == 0
+    features = [
+        np.concatenate([np.load(file)["features"] for file in sorted(tmp_path.glob(f"parts/{name}-[0-9a-f]*/*.npz"))])
+        for name in ("content", "frozen")
+    ]
+    expected = frechet_distance(*(FrechetStatistics(rows) for rows in features))
+    assert parts["content"]["fvd"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_evaluations_share_what_they_can(config: EvaluateConfig, tmp_path: Path) -> None:
+    changes = {"cache_dir": str(tmp_path / "real"), "components": ("frozen",)}
+    evaluate(dataclasses.replace(config, output_dir=str(tmp_path / "a"), **changes))
+    written = {file: file.stat().st_mtime_ns for file in (tmp_path / "real").glob("*/*.npz")}
+    evaluate(dataclasses.replace(config, output_dir=str(tmp_path / "b"), **changes))  # what is there already counts
+    assert written
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "real").glob("*/*.npz")} == written
+
+
+def test_comparison_refuses_unlike_protocols(
+    config: EvaluateConfig, scores: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    like, unlike = tmp_path / "like.json", tmp_path / "unlike.json"
+    like.write_text(json.dumps(scores | {"parts": {"full": {"n": 4, "fvd": 123.456}}}))
+    protocol = scores["protocol"] | {"features": scores["protocol"]["features"] | {"resize": "another"}}
+    unlike.write_text(json.dumps(scores | {"protocol": protocol}))
+    first = str(Path(config.output_dir) / "scores.json")
+    evaluate(EvaluateConfig(compare=(first, str(like))))
+    assert "123.5" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="not measured alike: features.resize is .* and another"):
+        evaluate(EvaluateConfig(compare=(first, str(unlike))))
+    evaluate(EvaluateConfig(compare=(first, str(unlike)), compare_unlike=True))
+    assert "features.resize" in " ".join(capsys.readouterr().out.split())
+    like.write_text('{"parts": {}}')
+    with pytest.raises(ValueError, match="like.json: not a scores.json .it has no protocol"):
+        evaluate(EvaluateConfig(compare=(first, str(like))))
+    with pytest.raises(ValueError, match="exactly one of the two"):
+        EvaluateConfig()
+
+
+def test_two_processes_give_the_scores_of_one(config: EvaluateConfig, scores: dict, tmp_path: Path) -> None:
+    words = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "contentmotion", "evaluate"]
+    write_config(tmp_path / "config.yaml", "evaluate", dataclasses.replace(config, output_dir=str(tmp_path / "out")))
+    command = [sys.executable, *words, "--config", str(tmp_path / "config.yaml")]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr[-2000:]
+    again = json.loads((tmp_path / "out/scores.json").read_text())
+    for name, part in scores["parts"].items():
+        assert again["parts"][name] == pytest.approx(part, rel=1e-2), name
 
 
 def test_store_keeps_order_and_protocols_apart(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from contentmotion.config.common import (
 from contentmotion.config.data import ClipConfig, EncodeConfig, FolderConfig, InspectConfig
 from contentmotion.config.train import (
     DistillConfig,
+    ScheduledEvaluationConfig,
     TrainAutoencoderConfig,
     TrainConfig,
     TrainContentConfig,
@@ -59,4 +60,5 @@ __all__ = [
     "TrainContentConfig",
     "TrainMotionConfig",
     "DistillConfig",
+    "ScheduledEvaluationConfig",
 ]

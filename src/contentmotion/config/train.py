@@ -88,6 +88,33 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScheduledEvaluationConfig:
+    """Scores while training, by the code of ``evaluate``: into metrics.jsonl, the trackers and eval-N/.
+
+    Attributes:
+        eval_steps: Score every n steps; 0 never.
+        eval_data_dir: Real videos to score against, in any layout (docs/data.md).
+        eval_split: Split of them, where they have splits.
+        eval_num_videos: Use only n of them, drawn from the seed.
+        eval_num_inference_steps: Denoising steps; when not given 50, or 4 of a distilled model.
+        i3d: I3D weights (see evaluate).
+    """
+
+    eval_steps: int = 0
+    eval_data_dir: str | None = None
+    eval_split: str | None = "test"
+    eval_num_videos: int | None = 64
+    eval_num_inference_steps: int | None = None
+    i3d: str | None = None
+
+    def __post_init__(self) -> None:
+        getattr(super(), "__post_init__", lambda: None)()  # of the other settings that a command has
+        require_not_negative(self, "eval_steps")
+        require_positive(self, "eval_num_videos", "eval_num_inference_steps")
+        require(not self.eval_steps or self.eval_data_dir is not None, "eval_steps needs --eval_data_dir")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainVAEConfig(ClipConfig, TrainConfig):
     """Train a small image VAE on the frames of your videos: principal components of patches, refined by a small
     convolutional network. Only needed when no pretrained image VAE fits; the paper uses Stable Diffusion's.
@@ -114,7 +141,7 @@ class TrainVAEConfig(ClipConfig, TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainAutoencoderConfig(ClipConfig, TrainConfig):
+class TrainAutoencoderConfig(ClipConfig, ScheduledEvaluationConfig, TrainConfig):
     """Train the autoencoder that splits a video into a content frame and a motion latent (CMD Eq. 3-6).
 
     Example: contentmotion train-autoencoder --config configs/emoji/autoencoder.yaml
@@ -184,7 +211,7 @@ class TrainAutoencoderConfig(ClipConfig, TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainDenoiserConfig(TrainConfig):
+class TrainDenoiserConfig(ScheduledEvaluationConfig, TrainConfig):
     """What training the content model and the motion model share.
 
     Attributes:
@@ -214,6 +241,7 @@ class TrainContentConfig(TrainDenoiserConfig):
 
     Attributes:
         vae: Image VAE of a model trained from scratch (none: pixels).
+        eval_autoencoder: With eval_steps: the autoencoder that filled the cache, for the true content frames.
         architecture: Of a model trained from scratch: "unet" (text) or "dit" (classes).
         block_out_channels: UNet from scratch: channels per resolution.
         layers_per_block: UNet from scratch: residual blocks per resolution.
@@ -231,6 +259,7 @@ class TrainContentConfig(TrainDenoiserConfig):
     """
 
     vae: str | None = None
+    eval_autoencoder: str | None = None
     architecture: Literal["unet", "dit"] = "unet"
     block_out_channels: tuple[int, ...] = (96, 128, 128)
     layers_per_block: int = 1
@@ -251,6 +280,10 @@ class TrainContentConfig(TrainDenoiserConfig):
         require_positive(self, "layers_per_block", "num_attention_heads", "text_num_layers", "vocab_size")
         width = self.text_hidden_size
         require(width > 0 and width % 32 == 0, f"text_hidden_size must be a multiple of 32, got {width}")
+        require(
+            not self.eval_steps or self.eval_autoencoder is not None,
+            "eval_steps of train-content needs --eval_autoencoder: it says what the true content frames are",
+        )
         require(
             not (self.pretrained_model_name_or_path and self.prediction_type),
             "prediction_type is for models from scratch: a pretrained one keeps its own",
@@ -291,7 +324,7 @@ class TrainMotionConfig(TrainDenoiserConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig(TrainConfig):
+class DistillConfig(ScheduledEvaluationConfig, TrainConfig):
     """Distil the content model or the motion model of a pipeline into one that samples in 1 to 8 steps (consistency
     distillation, VideoLCM). `export` and `generate` take the result in the teacher's place.
 

@@ -119,29 +119,94 @@ class ReconstructConfig:
         require_positive(self, "num_frames", "height", "width", "frame_stride")
 
 
+Component = Literal["reconstruction", "frozen", "vae", "content", "motion", "full"]
+Resize = Literal["bilinear", "bilinear-antialiased", "bicubic", "bicubic-antialiased"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(FolderConfig, SamplingConfig):
-    """Real FVD and PSNR of a checkpoint on a folder of videos: reconstruction, motion predicted for true content
-    frames, full generation, beside two references (frozen clips, two halves of the real clips).
+    """Real FVD and other numbers of a checkpoint, or of a folder of videos, against real videos: a table, scores.json
+    with the whole protocol, sheets of pictures. A stopped run goes on; what is computed is not computed again.
+
+    Examples: contentmotion evaluate --data_dir clips                       (a pipeline: CMD's Table 4a and references)
+    contentmotion evaluate --data_dir clips --generated_dir videos          (two folders)
+    contentmotion evaluate --data_dir clips --autoencoder AE --vae VAE --components reconstruction
+    contentmotion evaluate --compare a/scores.json b/scores.json
 
     Attributes:
-        data_dir: Where the videos are (see train-autoencoder).
+        data_dir: Where the real videos are (see train-autoencoder).
+        generated_dir: Score the videos of this folder instead of a model's; captions beside them are its prompts.
+        components: What of a pipeline to score: "reconstruction" (the autoencoder), "frozen" (every frame is the
+            content frame: what no motion would score), "vae" (the image VAE alone), "content" (generated content
+            frames, held still, against true ones), "motion" (generated for true content frames), "full" (from the
+            captions alone).
+        vae: Image VAE (none: pixels), where an autoencoder is scored without a pipeline.
         i3d: I3D weights (safetensors); else the environment variable CONTENTMOTION_I3D.
-        num_videos: Use only n clips, drawn from the seed.
+        lpips: LPIPS weights (safetensors, AlexNet); else CONTENTMOTION_LPIPS; without either it is left out.
+        clip: CLIP model for CLIPSIM, a folder or a hub id such as openai/clip-vit-base-patch32; else it is left out.
+        preset: How a paper counts: "stylegan-v" (one random clip of every video), "ucf101-2048" and "ucf101-10000"
+            (CMD's Table 1), "ucf101-zero-shot" (100 videos a class, with --class_prompts), "webvid" (5,000). Sets the
+            next three and fvd_resize where they are not given.
+        num_videos: Use only n real videos, drawn from the seed; fewer are an error.
+        num_generated: Generate so many in full; as many as there are real ones when not given. More of them take the
+            captions again, with other noise.
+        videos_per_class: Generate so many of each class, instead.
+        num_frames: Frames per clip; the model's training length when not given, or 16.
+        height: Pixels; the model's training size when not given, or that of the videos in generated_dir.
+        width: Pixels, see height.
+        fvd_resize: How clips come to I3D's size; "bilinear" (without antialiasing) is StyleGAN-V's way.
+        fvd_resolution: I3D's size, in pixels.
+        num_seeds: Sample with so many seeds (`seed`, `seed + 1`, ...): the scores are means with their spread, and
+            with LPIPS the diversity of the videos of one prompt is measured.
         caption_index: Which of a clip's captions to generate from.
-        output_dir: Folder for `scores.json`, `sheet.png` and the cached features; an interrupted run goes on there.
+        cache_dir: Folder that keeps what is measured of each clip, real or generated, with its protocol; evaluations
+            may share one, and share what they can (output_dir/parts when not given).
+        output_dir: Folder for `scores.json`, `sheet.png` and `nearest.png`.
+        compare: Print these scores.json side by side instead; refuses what was not measured alike.
+        compare_unlike: Compare it all the same.
     """
 
-    data_dir: str
+    data_dir: str | None = None
+    generated_dir: str | None = None
+    components: tuple[Component, ...] = ("reconstruction", "frozen", "vae", "motion", "full")
+    vae: str | None = None
     i3d: str | None = None
+    lpips: str | None = None
+    clip: str | None = None
+    preset: Literal["stylegan-v", "ucf101-2048", "ucf101-10000", "ucf101-zero-shot", "webvid"] = "stylegan-v"
     num_videos: int | None = None
+    num_generated: int | None = None
+    videos_per_class: int | None = None
+    num_frames: int | None = None
+    height: int | None = None
+    width: int | None = None
+    fvd_resize: Resize | None = None
+    fvd_resolution: int = 224
+    num_seeds: int = 1
     caption_index: int = 0
+    cache_dir: str | None = None
     output_dir: str = "outputs/evaluate"
+    compare: tuple[str, ...] = ()
+    compare_unlike: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "num_videos")
+        require_positive(
+            self,
+            "num_videos",
+            "num_generated",
+            "videos_per_class",
+            "num_frames",
+            "height",
+            "width",
+            "num_seeds",
+            "fvd_resolution",
+        )
+        require(not (self.num_generated and self.videos_per_class), "give num_generated or videos_per_class, not both")
         require_not_negative(self, "caption_index")
+        require(bool(self.components), "components must name at least one")
+        require(bool(self.data_dir) != bool(self.compare), "give --data_dir, or --compare (exactly one of the two)")
+        require(len(self.compare) != 1, "--compare takes two scores.json or more")
 
 
 @dataclass(frozen=True, kw_only=True)

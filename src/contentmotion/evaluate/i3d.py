@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contentmotion.config.use import Resize
 from contentmotion.evaluate.weights import convert_main, convert_pickle, find_weights, load_weights
 
 NUM_CLASSES = 400
 RESOLUTION = 224  # pixels, height and width of the network's input
+MIN_RESOLUTION = 193  # five halvings, rounded up, leave the 7 x 7 of the last pooling
 BATCH_NORM_EPS = 1e-3  # Sonnet's default; PyTorch's 1e-5 shifts FVD by 0.2 %
 
 # Channels of each Inception block: input, then 1x1 | 1x1 -> 3x3 | 1x1 -> 3x3 | pool -> 1x1.
@@ -126,10 +128,10 @@ class InceptionI3d(nn.Module):
         """Logits of clips.
 
         Args:
-            x: (b, 3, t, 224, 224), in [-1, 1], t >= 9 (fewer leave the last pooling window empty).
+            x: (b, 3, t, h, w), 224 x 224 as trained, in [-1, 1], t >= 9 (fewer leave the last pooling window empty).
 
         Returns:
-            (b, 400): unnormalised, averaged over time.
+            (b, 400): unnormalised, averaged over time (and over the picture where it is larger).
         """
         x = self.Conv3d_1a_7x7(x)  # (b, 64, t/2, 112, 112)
         x = max_pool_same(x, (1, 3, 3), (1, 2, 2))
@@ -168,35 +170,57 @@ def load_i3d(path: str | Path | None = None) -> InceptionI3d:
     return model.requires_grad_(False).to(memory_format=torch.channels_last_3d)
 
 
-def preprocess(frames: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """uint8 clips -> the network's input: resized (bilinear, not antialiased: StyleGAN-V's way), in [-1, 1].
+def preprocess(
+    frames: np.ndarray | Tensor,
+    device: torch.device | str = "cpu",
+    resolution: int = RESOLUTION,
+    resize: Resize = "bilinear",
+) -> Tensor:
+    """uint8 clips -> the network's input: resized and in [-1, 1].
 
     Args:
         frames: uint8 (b, t, h, w, 3).
         device: Where to put the result.
+        resolution: Its height and width in pixels, 193 or more.
+        resize: Filter; "bilinear", not antialiased, is StyleGAN-V's. Frames of that size already are left alone.
 
     Returns:
-        float32 (b, 3, t, 224, 224), channels-last in memory.
+        float32 (b, 3, t, resolution, resolution), channels-last in memory.
+
+    Raises:
+        ValueError: Another type or shape, or a resolution that leaves the last layer nothing.
     """
     x = torch.as_tensor(frames)
     if x.dtype != torch.uint8 or x.ndim != 5 or x.shape[-1] != 3:
         raise ValueError(f"I3D takes uint8 clips (b, t, h, w, 3), got {x.dtype} {tuple(x.shape)}")
+    if resolution < MIN_RESOLUTION:
+        raise ValueError(f"I3D needs a resolution of {MIN_RESOLUTION} or more, got {resolution}")
     b, t = x.shape[:2]
     x = x.to(device).flatten(0, 1).permute(0, 3, 1, 2).float()  # (b t, 3, h, w)
-    if x.shape[2:] != (RESOLUTION, RESOLUTION):
-        x = F.interpolate(x, (RESOLUTION, RESOLUTION), mode="bilinear", align_corners=False)
+    if x.shape[2:] != (resolution, resolution):
+        mode, _, suffix = resize.partition("-")
+        x = F.interpolate(x, (resolution, resolution), mode=mode, align_corners=False, antialias=bool(suffix))
+        x = x.clamp_(0, 255)  # bicubic goes beyond
     x = (x / 127.5 - 1).permute(0, 2, 3, 1).contiguous()
     return x.unflatten(0, (b, t)).permute(0, 4, 1, 2, 3)
 
 
 @torch.inference_mode()
-def i3d_features(model: InceptionI3d, frames: np.ndarray | Tensor, batch_size: int | None = None) -> Tensor:
+def i3d_features(
+    model: InceptionI3d,
+    frames: np.ndarray | Tensor,
+    batch_size: int | None = None,
+    resolution: int = RESOLUTION,
+    resize: Resize = "bilinear",
+) -> Tensor:
     """I3D logits of clips: the features of FVD (StyleGAN-V's protocol).
 
     Args:
         model: From `load_i3d`, on any device.
         frames: uint8 (b, t, h, w, 3), t >= 9.
         batch_size: Clips at once; by default 2 on a processor (larger ones leave its cache), else 16.
+        resolution: See `preprocess`.
+        resize: See `preprocess`.
 
     Returns:
         float32 (b, 400) on the CPU.
@@ -212,7 +236,7 @@ def i3d_features(model: InceptionI3d, frames: np.ndarray | Tensor, batch_size: i
     # TF32 convolutions would change the third digit of small FVDs.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for start in range(0, len(frames), batch_size):
-            x = preprocess(frames[start : start + batch_size], device)
+            x = preprocess(frames[start : start + batch_size], device, resolution, resize)
             features.append(model(x).float().cpu())
     return torch.cat(features)
 

@@ -13,13 +13,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contentmotion.evaluate.checks import require_clips
 from contentmotion.evaluate.weights import convert_main, convert_pickle, find_weights, load_weights
 
+MIN_SIZE = 31  # pixels, height and width: AlexNet's second pooling leaves nothing of less
 SHIFT = (-0.030, -0.088, -0.188)  # ImageNet's mean and deviation, for pictures in [-1, 1]
 SCALE = (0.458, 0.448, 0.450)
 # AlexNet's convolutions: number of the slice, place in it, sizes.
@@ -48,7 +51,7 @@ class LPIPS(nn.Module):
         """Distance of each pair.
 
         Args:
-            a: Pictures in [-1, 1], at least 31 pixels high and wide.
+            a: Pictures in [-1, 1], at least `MIN_SIZE` pixels high and wide.
             b: The others.
         """
         heads = [self.get_submodule(f"lin{i}.model.1") for i in range(5)]
@@ -82,6 +85,39 @@ def load_lpips(path: str | Path | None = None) -> LPIPS:
         ValueError: The file is not safetensors, or holds another network.
     """
     return load_weights(LPIPS, find_weights(path, "lpips"), "LPIPS with AlexNet")
+
+
+@torch.inference_mode()
+def lpips_distance(
+    model: LPIPS, a: np.ndarray | Tensor, b: np.ndarray | Tensor, batch_size: int = 32
+) -> Float[Tensor, " b"]:
+    """LPIPS per clip: the mean over frames, each compared at its own size.
+
+    Frames are not resized, as the users of the package ``lpips`` do it: 0.1 at 64x64 is not 0.1 at 512x512.
+
+    Args:
+        model: From `load_lpips`, on any device.
+        a: uint8 clips (b, t, h, w, 3), at least `MIN_SIZE` pixels high and wide.
+        b: The others, of the same shape.
+        batch_size: Pairs of frames at once.
+
+    Returns:
+        float64 (b,) on the CPU: 0 for equal clips.
+
+    Raises:
+        ValueError: Another type or shape, or frames that are too small.
+    """
+    a, b = require_clips(a, b)
+    if min(a.shape[2:4]) < MIN_SIZE:
+        raise ValueError(f"LPIPS needs frames of {MIN_SIZE}x{MIN_SIZE} or more, got {tuple(a.shape[2:4])}")
+    device = model.get_parameter("lin0.model.1.weight").device
+    distances = [torch.zeros(0, dtype=torch.float64)]
+    # TF32 would change the fourth digit.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for pair in zip(a.flatten(0, 1).split(batch_size), b.flatten(0, 1).split(batch_size), strict=True):
+            x, y = (frames.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1 for frames in pair)
+            distances.append(model(x, y).double().cpu())
+    return torch.cat(distances).view(a.shape[:2]).mean(dim=1)
 
 
 def convert_checkpoint(checkpoint: str | Path, output: str | Path) -> None:

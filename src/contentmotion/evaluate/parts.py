@@ -1,81 +1,17 @@
-"""The videos an evaluation compares: real clips, and what a pipeline makes of each."""
+"""The kinds of videos that an evaluation scores: real clips, and what a pipeline makes of each."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from contentmotion.config import EvaluateConfig
-from contentmotion.data.clips import ClipDataset, collate
-from contentmotion.data.formats import ClipFolder
+from contentmotion.evaluate.clips import Clips
 from contentmotion.image_vae import decode_frames, encode_frames, to_float, to_uint8
 from contentmotion.pipeline import ContentMotionPipeline
 from contentmotion.run_dir import seeded_generator
-
-
-class Clips:
-    """The clips of an evaluation, one per video, read when needed.
-
-    Args:
-        folder: All videos of the data set, of every split.
-        config: Says which split, how many, which caption, and the seed of the clips' first frames.
-        num_frames: Frames of a clip.
-        height: Pixels.
-        width: Pixels.
-
-    Attributes:
-        selected: Indices (into `folder.records`) of the clips to score.
-        heldout: Indices of the clips of the split "heldout", unless that is the one to score.
-
-    Raises:
-        ValueError: The data set has splits, but not the one asked for.
-    """
-
-    def __init__(self, folder: ClipFolder, config: EvaluateConfig, num_frames: int, height: int, width: int) -> None:
-        self.dataset = ClipDataset(folder, num_frames=num_frames, height=height, width=width)
-        self.folder = folder
-        self.caption_index = config.caption_index
-        self.seed = config.seed
-        self.problems = list(folder.problems)
-        splits = [record.split for record in folder.records]
-        wanted = config.split if any(split is not None for split in splits) else None
-        if wanted is not None and wanted not in splits:
-            names = ", ".join(sorted({split for split in splits if split is not None}))
-            raise ValueError(f"{folder.root}: no split {wanted!r} (there are: {names})")
-        self.selected = [i for i, split in enumerate(splits) if wanted in (None, split)]
-        if config.num_videos is not None:  # not the first ones: folders are often sorted by class
-            order = np.random.default_rng(config.seed).permutation(self.selected)
-            self.selected = sorted(order[: config.num_videos].tolist())
-        self.heldout = [i for i, split in enumerate(splits) if split == "heldout" and wanted not in (None, split)]
-
-    def caption(self, index: int) -> str:
-        """The caption to generate from: the last where a clip has fewer, the class name where it has none."""
-        record = self.folder.records[index]
-        if record.captions:
-            return record.captions[min(self.caption_index, len(record.captions) - 1)]
-        return (self.folder.class_names or ())[record.label or 0]
-
-    def read(self, indices: list[int]) -> tuple[list[int], Tensor]:
-        """The clips with these indices that can be read, and their frames, uint8 (b, t, 3, h, w).
-
-        A file that cannot be read is left out, not replaced, and named in `problems`.
-        """
-        items = [self.dataset[index, self.seed] for index in indices]
-        self.problems += [line for item in items for line in item["skipped"][:1] if line not in self.problems]
-        good = [item for item in items if not item["skipped"]]
-        if not good:
-            return [], torch.empty(0, dtype=torch.uint8)
-        return [item["index"] for item in good], collate(good)["frames"]
-
-    def batches(self, indices: list[int], batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
-        """`read` for groups of `batch_size` indices, those without a good clip left out."""
-        for start in range(0, len(indices), batch_size):
-            batch, frames = self.read(indices[start : start + batch_size])
-            if batch:
-                yield batch, frames
 
 
 @dataclass(frozen=True)
@@ -85,27 +21,43 @@ class Part:
     Attributes:
         name: Key in the scores.
         title: Line of the table.
+        clips: Where its indices, frames and captions come from.
         render: (indices, real frames uint8 (b, t, 3, h, w)) -> uint8 of the same shape.
-        samples: Whether it depends on the sampler's settings.
-        keep_videos: Whether the videos are stored too.
-        compares: Whether a video should equal the real clip (then it gets a PSNR).
+        seed: Of the noise, where there is any.
+        compares: Whether a video should equal the real clip (then it gets PSNR and so on).
+        from_caption: Whether a video was made from its caption alone (then it is looked for among the real clips).
+        reference: Name of the part whose distribution it is compared with.
     """
 
     name: str
     title: str
+    clips: Clips
     render: Callable[[list[int], Tensor], Tensor]
-    samples: bool = False
-    keep_videos: bool = False
-    compares: bool = True
+    seed: int | None = None
+    compares: bool = False
+    from_caption: bool = False
+    reference: str = "real"
+
+
+def real_part(clips: Clips) -> Part:
+    """The clips themselves."""
+    return Part("real", "real clips", clips, lambda indices, frames: frames)
+
+
+def given_part(clips: Clips) -> Part:
+    """Videos that lie in a folder of their own."""
+    has_captions = any(record.captions for record in clips.folder.records)
+    title = "videos of generated_dir"
+    return Part("generated", title, clips, lambda indices, frames: frames, from_caption=has_captions)
 
 
 class Renderer:
     """What a pipeline makes of real clips and their captions.
 
     Args:
-        pipeline: On its device.
+        pipeline: On its device. Parts that no component asks for may be missing.
         clips: The clips, for their captions and labels.
-        config: The sampler's settings.
+        config: The components wanted, the sampler's settings, and the seeds.
         autocast: Makes the context the networks run in.
     """
 
@@ -122,19 +74,27 @@ class Renderer:
         self.autocast = autocast
 
     def parts(self) -> list[Part]:
-        """Everything to score, cheap parts first."""
+        """What the config's components ask for, cheap parts first; those with noise once for each seed."""
+        wanted = set(self.config.components)
+        if self.pipeline.vae is None:
+            wanted.discard("vae")  # its picture of a frame would be the frame
+        if "content" in wanted:
+            wanted.add("frozen")  # what generated content frames are compared with
+        seeds = range(self.config.seed, self.config.seed + self.config.num_seeds)
+        own, frames = {"clips": self.clips}, self._on_frames
         parts = [
-            Part("real", "real clips", lambda indices, frames: frames, compares=False),
-            Part("reconstruction", "reconstruction", self._on_frames(self.reconstruct)),
-            Part("frozen", "frozen at the content frame", self._on_frames(self.freeze)),
+            Part("reconstruction", "reconstruction", render=frames(self.reconstruct), compares=True, **own),
+            Part("frozen", "frozen at the content frame", render=frames(self.freeze), compares=True, **own),
+            Part("vae", "image VAE alone", render=frames(self.round_trip), compares=True, **own),
         ]
-        if self.pipeline.vae is not None:
-            parts.append(Part("vae", "image VAE alone", self._on_frames(self.round_trip)))
-        return [
-            *parts,
-            Part("motion", "motion for true content frames", self.predict_motion, samples=True),
-            Part("full", "full generation", self.generate, samples=True, keep_videos=True, compares=False),
-        ]
+        for seed in seeds:
+            noise = {"seed": seed} | own
+            parts += [
+                Part("content", "content frames, held still", render=self._content(seed), reference="frozen", **noise),
+                Part("motion", "motion for true content frames", render=self._motion(seed), compares=True, **noise),
+                Part("full", "full generation", render=self._full(seed), from_caption=True, **noise),
+            ]
+        return [part for part in parts if part.name in wanted]
 
     def _on_frames(self, render: Callable[[Tensor], Tensor]) -> Callable[[list[int], Tensor], Tensor]:
         """A part that looks at the frames only, in [-1, 1]."""
@@ -161,23 +121,54 @@ class Renderer:
         """Through the image VAE alone. x: (b, t, 3, h, w) in [-1, 1], as is the result."""
         return decode_frames(self.pipeline.vae, encode_frames(self.pipeline.vae, x))
 
-    def predict_motion(self, indices: list[int], frames: Tensor) -> Tensor:
+    def _content(self, seed: int) -> Callable[[list[int], Tensor], Tensor]:
+        """Content frames sampled from the captions, shown as long as a clip."""
+
+        def call(indices: list[int], frames: Tensor) -> Tensor:
+            images = self._sample(indices, frames, seed, pipeline=self._without_motion()).content_frame
+            return _to_bytes(images)[:, None].expand_as(frames)
+
+        return call
+
+    def _motion(self, seed: int) -> Callable[[list[int], Tensor], Tensor]:
         """Motion sampled for the true content frame and caption."""
-        with torch.inference_mode(), self.autocast():
-            content, _ = self.pipeline.encode_video(self._on_device(frames))
-        return self._sample(indices, frames, content_latents=content)
 
-    def generate(self, indices: list[int], frames: Tensor) -> Tensor:
+        def call(indices: list[int], frames: Tensor) -> Tensor:
+            with torch.inference_mode(), self.autocast():
+                content, _ = self.pipeline.encode_video(self._on_device(frames))
+            return _to_bytes(self._sample(indices, frames, seed, content_latents=content).frames)
+
+        return call
+
+    def _full(self, seed: int) -> Callable[[list[int], Tensor], Tensor]:
         """Content and motion sampled from the caption (of the frames, only the shape counts)."""
-        return self._sample(indices, frames)
 
-    def _sample(self, indices: list[int], frames: Tensor, **inputs: Tensor) -> Tensor:
+        def call(indices: list[int], frames: Tensor) -> Tensor:
+            return _to_bytes(self._sample(indices, frames, seed).frames)
+
+        return call
+
+    def _without_motion(self) -> ContentMotionPipeline:
+        still = ContentMotionPipeline(
+            **(self.pipeline.components | {"motion_transformer": None, "motion_scheduler": None})
+        )
+        still.set_progress_bar_config(disable=True)
+        return still
+
+    def _sample(
+        self,
+        indices: list[int],
+        frames: Tensor,
+        seed: int,
+        pipeline: ContentMotionPipeline | None = None,
+        **inputs: Tensor,
+    ) -> Any:
         if self.pipeline.text_encoder is not None:
             condition = {"prompt": [self.clips.caption(i) for i in indices]}
         else:
-            condition = {"class_labels": [self._label(i) for i in indices]}
+            condition = {"class_labels": [self.clips.label(i) for i in indices]}
         with self.autocast():
-            videos = self.pipeline(
+            return (pipeline or self.pipeline)(
                 **condition,
                 **inputs,
                 num_frames=frames.shape[1],
@@ -187,14 +178,11 @@ class Renderer:
                 motion_num_inference_steps=self.config.motion_num_inference_steps,
                 guidance_scale=self.config.guidance_scale,
                 motion_guidance_scale=self.config.motion_guidance_scale,
-                generator=[seeded_generator(self.config.seed, i) for i in indices],
+                generator=[seeded_generator(seed, i) for i in indices],
                 output_type="pt",
-            ).frames  # (b, t, 3, h, w) in [0, 1]
-        assert isinstance(videos, Tensor)  # output_type="pt" of a pipeline with a motion model
-        return (videos.float() * 255).round().to("cpu", torch.uint8)
+            )
 
-    def _label(self, index: int) -> int:
-        record = self.clips.folder.records[index]
-        if record.label is None:
-            raise ValueError(f"{record.path}: no class label, and this model generates from classes")
-        return record.label
+
+def _to_bytes(pixels: Tensor) -> Tensor:
+    """Pixels in [0, 1] -> uint8, on the CPU."""
+    return (pixels.float() * 255).round().to("cpu", torch.uint8)

@@ -1,4 +1,4 @@
-"""Does a generated video look like the clip its caption names? Nearest neighbours among the real clips."""
+"""Nearest neighbours among the real clips: does a video show what its caption names, and was it copied?"""
 
 from collections.abc import Sequence
 
@@ -9,15 +9,18 @@ from torch import Tensor
 CHUNK = 256  # rows of each side per matrix product: bounds the memory of float copies
 
 
-def squared_distances(queries: np.ndarray | Tensor, gallery: np.ndarray | Tensor) -> Tensor:
-    """Squared Euclidean distances between rows.
+def nearest(
+    queries: np.ndarray | Tensor, gallery: np.ndarray | Tensor, *, leave_one_out: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Each query's nearest item by Euclidean distance.
 
     Args:
         queries: (m, ...): features (m, d), or whole uint8 videos (m, t, h, w, 3), flattened here.
         gallery: (n, ...), items of the same shape.
+        leave_one_out: Query k is gallery item k, which does not count.
 
     Returns:
-        float32 (m, n).
+        Index (m,) into the gallery, and squared distance, float32 (m,).
 
     Raises:
         ValueError: Items of different shapes.
@@ -28,33 +31,33 @@ def squared_distances(queries: np.ndarray | Tensor, gallery: np.ndarray | Tensor
     queries, gallery = torch.as_tensor(queries).flatten(1), torch.as_tensor(gallery).flatten(1)
     # Subtracting a common point changes no distance, and keeps float32 sums of many pixels small.
     centre = gallery[:CHUNK].float().mean(dim=0)
-    distances = torch.empty(len(queries), len(gallery))
+    best, where = torch.full((len(queries),), torch.inf), torch.zeros(len(queries), dtype=torch.long)
     for i in range(0, len(queries), CHUNK):
         q = queries[i : i + CHUNK].float() - centre
         for j in range(0, len(gallery), CHUNK):
             g = gallery[j : j + CHUNK].float() - centre
-            squares = q.square().sum(1, keepdim=True) + g.square().sum(1)
-            distances[i : i + CHUNK, j : j + CHUNK] = squares - 2 * q @ g.T
-    return distances.clamp_(min=0)
+            distances = q.square().sum(1, keepdim=True) + g.square().sum(1) - 2 * q @ g.T
+            if leave_one_out and i == j:
+                distances.fill_diagonal_(torch.inf)
+            values, columns = distances.min(dim=1)
+            closer = values < best[i : i + CHUNK]
+            best[i : i + CHUNK][closer], where[i : i + CHUNK][closer] = values[closer], columns[closer] + j
+    for i in range(0, len(queries), CHUNK):  # without the rounding of the sums
+        rows = slice(i, i + CHUNK)
+        best[rows] = (queries[rows].float() - gallery[where[rows]].float()).square().sum(1)
+    return where, best
 
 
-def nearest_share(
-    queries: np.ndarray | Tensor,
-    gallery: np.ndarray | Tensor,
-    query_captions: Sequence[str],
-    gallery_captions: Sequence[str],
-) -> float:
+def share_of_hits(where: Tensor, query_captions: Sequence[str], gallery_captions: Sequence[str]) -> float:
     """Share of generated videos whose nearest real clip has the caption they were generated from.
 
     Args:
-        queries: Features (m, d) or uint8 videos (m, t, h, w, 3) of what was generated.
-        gallery: The same of the real clips, (n, ...).
+        where: (m,), each video's nearest clip.
         query_captions: m captions.
         gallery_captions: n captions.
 
     Returns:
         Share in [0, 1]; chance is about 1/n.
     """
-    nearest = squared_distances(queries, gallery).argmin(dim=1).tolist()
-    hits = [gallery_captions[j] == caption for j, caption in zip(nearest, query_captions, strict=True)]
+    hits = [gallery_captions[j] == caption for j, caption in zip(where.tolist(), query_captions, strict=True)]
     return sum(hits) / len(hits)

@@ -39,11 +39,17 @@ class PartStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "protocol.json").write_text(json.dumps(protocol, indent=2, sort_keys=True) + "\n")
         self._file_of: dict[int, Path] = {}
-        for file in sorted(self.folder.glob("clip*.npz")):
+        self._names: set[str] = set()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look for results that other processes added."""
+        for file in sorted(set(self.folder.glob("clip*.npz")) - set(self._file_of.values())):
             try:
                 # Opened here: numpy leaves a damaged file open.
                 with open(file, "rb") as handle, np.load(handle) as arrays:
                     self._file_of.update(dict.fromkeys(arrays["index"].tolist(), file))
+                    self._names |= set(arrays.files)
             except (BadZipFile, ValueError, KeyError, EOFError):
                 file.unlink()  # cut short by a full disk or a crash: compute it again
 
@@ -51,12 +57,18 @@ class PartStore:
         """Whether the clip's results are there."""
         return index in self._file_of
 
+    def has(self, name: str) -> bool:
+        """Whether this array was stored."""
+        return name in self._names
+
     def add(self, indices: list[int], **arrays: np.ndarray) -> None:
         """Store a batch: every array has one row per index. The file appears whole or not at all."""
-        file = self.folder / f"clip{indices[0]:07d}.npz"
+        # Batches of other sizes may begin with the same clip: one must not replace the other.
+        file = self.folder / f"clip{indices[0]:07d}-{digest(indices)[:8]}.npz"
         with replacing_file(file) as partial:
             np.savez_compressed(partial, index=np.array(indices), **arrays)
         self._file_of.update(dict.fromkeys(indices, file))
+        self._names |= set(arrays)
 
     def load(self, name: str, indices: list[int]) -> np.ndarray:
         """One array's rows of these clips, in this order.

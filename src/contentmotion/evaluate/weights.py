@@ -8,7 +8,7 @@ import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import torch
 from safetensors import SafetensorError
@@ -20,18 +20,25 @@ from contentmotion.saving import replacing_file
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def find_weights(path: str | Path | None, name: str) -> Path:
+@overload
+def find_weights(path: str | Path | None, name: str) -> Path: ...
+@overload
+def find_weights(path: str | Path | None, name: str, *, required: bool) -> Path | None: ...
+def find_weights(path: str | Path | None, name: str, *, required: bool = True) -> Path | None:
     """The file of a network's weights: ``path``, else what the environment variable names.
 
     Args:
         path: Given by the user.
         name: "i3d" or "lpips".
+        required: Whether it must be given; else None says that it was not.
 
     Raises:
         FileNotFoundError: Neither is given, or there is no such file.
     """
     variable = f"CONTENTMOTION_{name.upper()}"
     given = path or os.environ.get(variable)
+    if not given and not required:
+        return None
     if not given:
         raise FileNotFoundError(
             f"no {name.upper()} weights: pass --{name} FILE or set {variable} "

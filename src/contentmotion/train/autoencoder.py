@@ -30,9 +30,11 @@ from contentmotion.image_vae import (
 )
 from contentmotion.loading import load_autoencoder, load_vae
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
+from contentmotion.pipeline import ContentMotionPipeline
 from contentmotion.run_dir import prepare_output_dir, resolve_device
 from contentmotion.saving import save_model
 from contentmotion.train.loop import Batch, fit
+from contentmotion.train.scoring import make_scorer
 from contentmotion.video_io import write_contact_sheet
 
 PREVIEW_CLIPS = 4
@@ -51,6 +53,8 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     lpips = load_lpips(config.lpips).to(resolve_device("auto")) if config.perceptual_weight else None
+
+    pipe = ContentMotionPipeline(vae=vae, autoencoder=model)
 
     def latents_of(batch: Batch) -> Tensor:
         """(b, t, c, h, w)"""
@@ -83,6 +87,8 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
         config,
         collate=join,
         preview=preview,
+        evaluate=make_scorer(pipe, config, "reconstruction", run_dir),
+        eval_steps=config.eval_steps,
     )
     path = Path(config.output_dir) / "autoencoder"
     if not (path.is_dir() and hash_weights(load_autoencoder(str(path))) == hash_weights(model)):

@@ -20,12 +20,13 @@ from contentmotion.conditioning import make_text_encoder
 from contentmotion.config import TrainContentConfig
 from contentmotion.data.cache import LatentCache, open_cache
 from contentmotion.denoisers import ContentDenoiser
-from contentmotion.loading import load_vae, quiet, require_checkpoints, resolve_name, to_ddim
+from contentmotion.loading import load_autoencoder, load_vae, quiet, require_checkpoints, resolve_name, to_ddim
 from contentmotion.pipeline import ContentMotionPipeline
 from contentmotion.run_dir import prepare_output_dir
 from contentmotion.saving import replacing_folder
 from contentmotion.train.denoiser import make_scheduler, train_denoiser
 from contentmotion.train.previews import write_previews
+from contentmotion.train.scoring import make_scorer
 
 
 def train_content(config: TrainContentConfig) -> None:
@@ -60,7 +61,12 @@ def train_content(config: TrainContentConfig) -> None:
         pipe.to(parts["unet"].device)
         write_previews(pipe, cache, config.validation_prompts, config.seed, run_dir / f"preview-{step:06d}.png")
 
-    train_denoiser(config, cache, denoiser, lambda batch: batch["content"], parts["scheduler"], preview)
+    scored = ContentMotionPipeline(**parts)
+    if config.eval_autoencoder:
+        scored.register_modules(autoencoder=load_autoencoder(config.eval_autoencoder))
+        cache.require_made_with(autoencoder=scored.autoencoder)
+    score = make_scorer(scored, config, "content", run_dir)
+    train_denoiser(config, cache, denoiser, lambda batch: batch["content"], parts["scheduler"], preview, score)
     save_content(pipe, Path(config.output_dir) / "content")
 
 

@@ -80,6 +80,7 @@ def train_denoiser(
     clean_sample: Callable[[Batch], Tensor],
     scheduler: DDIMScheduler,
     preview: Callable[[int], None] | None,
+    evaluate: Callable[[int], dict[str, float]] | None,
 ) -> None:
     """Trains what requires a gradient in ``denoiser`` on a latent cache."""
 
@@ -89,7 +90,10 @@ def train_denoiser(
 
     if resolve_device("auto").type == "cpu":
         use_plain_attention(denoiser)
-    fit(denoiser, loss, cache, config, collate=collate_latents, preview=preview)
+    fit(
+        denoiser, loss, cache, config,
+        collate=collate_latents, preview=preview, evaluate=evaluate, eval_steps=config.eval_steps,
+    )  # fmt: skip
 
 
 def use_plain_attention(module: nn.Module) -> None:

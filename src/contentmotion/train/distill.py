@@ -21,6 +21,7 @@ from contentmotion.train.denoiser import use_plain_attention
 from contentmotion.train.loop import Batch, fit
 from contentmotion.train.motion import save_motion
 from contentmotion.train.previews import make_previews
+from contentmotion.train.scoring import make_scorer
 from contentmotion.video_io import write_contact_sheet
 
 PREVIEW_STEPS = (1, 2, 4, 8)
@@ -65,6 +66,7 @@ def distill(config: DistillConfig) -> None:
     lcm = make_lcm_scheduler(scheduler, config.num_ddim_steps)
     own = {name: networks["student"], "motion_scheduler" if moving else "scheduler": lcm}
     student = ContentMotionPipeline(**(teacher.components | own))
+    scored = ContentMotionPipeline(**(teacher.components | own))
     reference = ContentMotionPipeline(**teacher.components)
     if not moving:  # previews are content frames
         for pipe in (student, reference):
@@ -83,6 +85,7 @@ def distill(config: DistillConfig) -> None:
     fit(
         denoisers["student"], loss, cache, config,
         collate=collate_latents, preview=preview, target=denoisers["target"],
+        evaluate=make_scorer(scored, config, config.part, run_dir), eval_steps=config.eval_steps,
     )  # fmt: skip
     if moving:
         save_motion(networks["student"], lcm, Path(config.output_dir) / "motion_transformer")

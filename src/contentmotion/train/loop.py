@@ -46,6 +46,8 @@ def fit(
     *,
     collate: Callable[[list[Batch]], Batch],
     preview: Callable[[int], None] | None = None,
+    evaluate: Callable[[int], dict[str, float]] | None = None,
+    eval_steps: int = 0,
     target: nn.Module | None = None,
 ) -> None:
     """Trains the parameters of ``model`` that require a gradient; on return they are the averaged (EMA) ones.
@@ -63,6 +65,8 @@ def fit(
         config: Steps, learning rate and so on; the run lives in ``config.output_dir``.
         collate: Items to batch.
         preview: Called with the step number while the averaged weights are in place.
+        evaluate: The same, every ``eval_steps`` and at the end, by all processes; gives scores to log.
+        eval_steps: 0 calls it never.
         target: A copy of ``model`` that is kept at the averaged weights (what consistency distillation aims at).
 
     Raises:
@@ -124,6 +128,9 @@ def fit(
                     if accelerator.is_main_process:
                         preview(step)
                 accelerator.wait_for_everyone()
+            if evaluate and eval_steps and (step % eval_steps == 0 or last):
+                with _averaged(ema, parameters), _evaluating(model):
+                    metrics.write(step, {f"eval/{name}": value for name, value in evaluate(step).items()})
     if ema is not None:
         ema.copy_to(parameters)
     model.eval()
@@ -338,18 +345,22 @@ class _Metrics:
         if step % self.config.logging_steps and step != self.config.max_train_steps:
             return
         means = {name: sum(seen) / len(seen) for name, seen in self.values.items()}
-        line = {"step": step} | means | {"steps_per_s": speed}
         self.values = {}
-        if self.accelerator.is_main_process:
+        self.write(step, means | {"steps_per_s": speed})
+        show = self.accelerator.is_main_process and not self.console.is_terminal
+        if show and step % (10 * self.config.logging_steps) == 0:
+            left = (self.config.max_train_steps - step) / speed / 60
+            self.console.print(
+                f"step {step}/{self.config.max_train_steps}  loss {means['loss']:.4f}  "
+                f"{speed:.2f} steps/s  {left:.0f} min left"
+            )
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line of ``metrics.jsonl``, and the same to the trackers."""
+        if self.accelerator.is_main_process and values:
             with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            if not self.console.is_terminal and step % (10 * self.config.logging_steps) == 0:
-                left = (self.config.max_train_steps - step) / speed / 60
-                self.console.print(
-                    f"step {step}/{self.config.max_train_steps}  loss {line['loss']:.4f}  "
-                    f"{speed:.2f} steps/s  {left:.0f} min left"
-                )
-        self.accelerator.log({k: v for k, v in line.items() if k != "step"}, step=step)
+                file.write(json.dumps({"step": step} | values) + "\n")
+        self.accelerator.log(values, step=step)
 
     def note_bad_files(self, skipped: list[str], num_items: int) -> None:
         """Names each bad file once; stops the run when there are too many."""

@@ -20,6 +20,7 @@ from contentmotion.train.content import load_content_parts
 from contentmotion.train.denoiser import make_scheduler, train_denoiser
 from contentmotion.train.loop import Batch
 from contentmotion.train.previews import write_previews
+from contentmotion.train.scoring import make_scorer
 
 
 def train_motion(config: TrainMotionConfig) -> None:
@@ -59,7 +60,8 @@ def train_motion(config: TrainMotionConfig) -> None:
         pipe.to(transformer.device)
         write_previews(pipe, cache, (), config.seed, run_dir / f"preview-{step:06d}.png")
 
-    train_denoiser(config, cache, denoiser, clean_sample, scheduler, preview)
+    score = make_scorer(pipe, config, "motion", run_dir)
+    train_denoiser(config, cache, denoiser, clean_sample, scheduler, preview, score)
     save_motion(transformer, scheduler, Path(config.output_dir) / "motion_transformer")
 
 

@@ -1,0 +1,280 @@
+"""CMD's tables in miniature: the same comparisons with small models on two captioned sets of 64x64 clips.
+
+    python benchmarks/paper_in_miniature.py --output_dir outputs/miniature --i3d i3d_kinetics400_rgb.safetensors
+
+Everything goes through the commands that users run. What is finished is not done again, and what was interrupted goes
+on, so the same command can be given any number of times; with more seeds it adds to what is there. At the end it
+writes the scores and their spread over the seeds as one JSON file, and the plots of docs/miniature.md.
+
+Sets (runs/prepare_emoji.py, runs/prepare_shapes.py): animated emoji, split by emoji; moving shapes, split by pairs of
+colour and shape. Both have a third split of stills, whose captions are not in the other two (emoji) or say nothing of
+motion (shapes): what the image model is pretrained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+
+from contentmotion.cli import main as contentmotion
+from contentmotion.evaluate.protocol import hardware
+from contentmotion.loading import ASSETS
+from contentmotion.saving import replacing_file, write_json
+from contentmotion.video_io import write_video
+from contentmotion.video_reader import read_video
+
+ROOT = Path(__file__).resolve().parents[1]
+VAE = str(ASSETS / "emoji/vae")  # 64x64 pixels -> 12x16x16 latents; trained on emoji, which are among those used here
+FRAMES = 24  # of the clips; models of 16 frames see a window of them
+
+AUTOENCODER = {
+    "max_train_steps": 250, "train_batch_size": 8, "learning_rate": 1.5e-3, "lr_scheduler": "cosine",
+    "lr_warmup_steps": 50, "adam_beta1": 0.9, "adam_beta2": 0.99, "ema_decay": 0.99, "hidden_size": 128, "depth": 2,
+    "num_heads": 4, "head_dim": 32, "mlp_ratio": 2.0,
+}  # fmt: skip
+CONTENT = {
+    "train_batch_size": 24, "learning_rate": 1e-3, "lr_scheduler": "cosine", "lr_warmup_steps": 100,
+    "adam_beta2": 0.99, "adam_weight_decay": 0.01, "ema_decay": 0.995,
+}  # fmt: skip
+NEW_CONTENT = {"block_out_channels": (64, 96, 128), "text_hidden_size": 96}
+CONTENT_STEPS = {"pretrained": 1200, "scratch": 600, "finetuned": 600}
+MOTION = {
+    "max_train_steps": 600, "train_batch_size": 32, "learning_rate": 1e-3, "lr_scheduler": "cosine",
+    "lr_warmup_steps": 50, "adam_beta2": 0.99, "adam_weight_decay": 0.01, "ema_decay": 0.99, "hidden_size": 128,
+    "depth": 4, "num_heads": 4, "content_noise": 0.1,
+}  # fmt: skip
+# Table 4b: what differs from 8 channels, learned weights, 16 frames.
+AUTOENCODERS = {
+    "D=8": {},
+    "D=4": {"motion_channels": 4},
+    "D=16": {"motion_channels": 16},
+    "D=8, plain mean": {"content_mode": "mean"},
+    "D=8, 24 frames": {"num_frames": 24},
+}
+CONTENT_PATCHES = (2, 4, 8)  # Table 4c
+GUIDANCE = (1.0, 2.0, 4.0, 8.0)  # Table 11
+NUM_VIDEOS = 96
+REFERENCE, REFERENCE_PATCH = "D=8", 2
+SETTINGS = {
+    "autoencoder": AUTOENCODER, "content": CONTENT | NEW_CONTENT, "content_steps": CONTENT_STEPS, "motion": MOTION,
+    "num_videos": NUM_VIDEOS,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Set:
+    """A data set with splits train, test and stills.
+
+    Attributes:
+        name: "emoji" or "shapes".
+        folder: VideoFolder.
+        prompts: The split whose captions are generated from: the captions of emoji name what cannot be guessed.
+    """
+
+    name: str
+    folder: Path
+    prompts: str
+
+
+def run(*words: object, **settings: object) -> None:
+    """One command of contentmotion.
+
+    Raises:
+        SystemExit: It failed.
+    """
+    line = [str(word) for word in words]
+    for name, value in settings.items():
+        line += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    print("contentmotion", *line, flush=True)
+    if status := contentmotion(line):
+        raise SystemExit(status)
+
+
+def make_sets(output: Path, downloads: Path, emoji_clips: Path | None) -> list[Set]:
+    """The two data sets, made where they are not there yet."""
+    shapes, emoji = output / "data/shapes", output / "data/emoji"
+    if not (shapes / "metadata.jsonl").exists():
+        subprocess.run([sys.executable, str(ROOT / "runs/prepare_shapes.py"), str(shapes)], check=True)
+    if not (emoji / "metadata.jsonl").exists():
+        if emoji_clips is None:
+            emoji_clips = output / "data/emoji_clips"
+            words = [ROOT / "runs/prepare_emoji.py", emoji_clips, "--num_frames", FRAMES, "--fps", 12]
+            subprocess.run([sys.executable, *map(str, words), "--download_dir", str(downloads)], check=True)
+        split_emoji(emoji_clips, emoji)
+    return [Set("emoji", emoji, "train"), Set("shapes", shapes, "test")]
+
+
+def split_emoji(source: Path, target: Path) -> None:
+    """Emoji -> two fifths to train on, one to test, two as stills; an emoji's skin tones stay together."""
+    (target / "videos").mkdir(parents=True, exist_ok=True)
+    lines = []
+    for line in (source / "metadata.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        part = int(hashlib.sha256(row["base"].encode()).hexdigest(), 16) % 5
+        split = ("train", "train", "test", "stills", "stills")[part]
+        video = source / row["file_name"]
+        if split == "stills":
+            frames, fps = read_video(video).frames, 12
+            write_video(target / row["file_name"], frames[[len(frames) // 2] * FRAMES], fps)
+        else:
+            shutil.copyfile(video, target / row["file_name"])
+        kept = {key: row[key] for key in ("file_name", "captions", "weight")}
+        lines.append(json.dumps(kept | {"split": split}, ensure_ascii=False) + "\n")
+    with replacing_file(target / "metadata.jsonl") as partial:
+        partial.write_text("".join(lines), encoding="utf-8")
+
+
+def write_report(studies: list[Study], output: Path) -> None:
+    """Writes scores.json: by set and comparison, each number of each seed, their mean and deviation."""
+    report: dict[str, dict[str, dict[str, object]]] = {}
+    for name in dict.fromkeys(study.data.name for study in studies):
+        found = [study.scores() for study in studies if study.data.name == name]
+        complete = [scores for scores in found if scores]
+        report[name] = {
+            key: {
+                number: {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None, "values": values}
+                for number in complete[0][key]
+                if (values := [scores[key][number] for scores in complete if key in scores])
+            }
+            for key in (complete[0] if complete else {})
+        }
+    write_json(
+        output / "scores.json", {"settings": SETTINGS, "hardware": hardware(torch.device("cpu")), "scores": report}
+    )
+
+
+class Study:
+    """All runs on one set with one seed."""
+
+    def __init__(self, data: Set, seed: int, output: Path) -> None:
+        self.data, self.seed = data, seed
+        self.shared, self.root = output / data.name, output / data.name / f"seed-{seed}"
+
+    def autoencoder(self, name: str) -> Path:
+        """Folder of one of the autoencoders."""
+        return self.root / "autoencoder" / name.replace(" ", "").replace(",", "-") / "autoencoder"
+
+    def content(self, name: str) -> Path:
+        """Folder of one of the content models; the pretrained one is the same for all seeds."""
+        if name == "pretrained":
+            return self.shared / "pretrained/content"
+        return self.root / "content" / name / "content"
+
+    def motion(self, patch: int) -> Path:
+        """Folder of one of the motion models."""
+        return self.root / "motion" / f"patch-{patch}" / "motion_transformer"
+
+    def train(self) -> None:
+        """Every model that is not there yet."""
+        clips = {"train_data_dir": self.data.folder, "vae": VAE}
+        common = {"seed": self.seed, "validation_steps": 0, "report_to": "none", "checkpointing_steps": 200}
+        for frames in (16, FRAMES):
+            latents = self.shared / f"latents-{frames}"
+            if not (latents / "index.json").exists():
+                run("encode", **clips, latents_only="true", num_frames=frames, output_dir=latents)
+        for name, changes in AUTOENCODERS.items():
+            folder = self.autoencoder(name)
+            settings = AUTOENCODER | {"num_frames": 16, "cache_dir": self.shared / "latents-16"} | changes
+            if "num_frames" in changes:
+                settings["cache_dir"] = self.shared / f"latents-{FRAMES}"
+            if not folder.is_dir():
+                run("train-autoencoder", vae=VAE, output_dir=folder.parent, **settings, **common)
+        reference = self.autoencoder(REFERENCE)
+        # Stills first: encode leaves the statistics of the motion in the autoencoder, and they are to be the clips'.
+        caches = {"stills": self.shared / "stills", "train": self.root / "clips"}
+        for split, cache in caches.items():
+            if not (cache / "index.json").exists():
+                run("encode", **clips, autoencoder=reference, split=split, output_dir=cache)
+        for name, steps in CONTENT_STEPS.items():
+            start = {"pretrained_model_name_or_path": self.content("pretrained"), "train_text_encoder": "true"}
+            settings = CONTENT | {"max_train_steps": steps}
+            settings |= start if name == "finetuned" else NEW_CONTENT | {"vae": VAE}
+            cache = caches["stills" if name == "pretrained" else "train"]
+            if not self.content(name).is_dir():
+                run("train-content", cache_dir=cache, output_dir=self.content(name).parent, **settings, **common)
+        for patch in CONTENT_PATCHES:
+            inputs = {"cache_dir": self.root / "clips", "autoencoder": reference, "content_patch_size": patch}
+            inputs["pretrained_model_name_or_path"] = self.content("finetuned")
+            if not self.motion(patch).is_dir():
+                run("train-motion", output_dir=self.motion(patch).parent, **inputs, **MOTION, **common)
+
+    def score(self, i3d: str) -> None:
+        """Every comparison that is not scored yet, by ``contentmotion evaluate``."""
+        common = {
+            "data_dir": self.data.folder, "i3d": i3d, "num_videos": NUM_VIDEOS, "batch_size": 16, "seed": 0,
+            "cache_dir": self.shared / "measures",
+        }  # fmt: skip
+        for name in AUTOENCODERS:
+            self._evaluate(
+                f"4b/{name}", split="test", components=("reconstruction",), vae=VAE, autoencoder=self.autoencoder(name),
+                **common,
+            )  # fmt: skip
+        common |= {"num_inference_steps": 25, "split": self.data.prompts}
+        for name in ("finetuned", "scratch"):
+            folder = self._pipeline(name)
+            settings = {"pretrained_model_name_or_path": folder, "guidance_scale": 4.0, "components": ("content",)}
+            self._evaluate(f"pretrained/{name}", **settings, **common)
+        whole = {"pretrained_model_name_or_path": self._pipeline("finetuned")}
+        for patch in CONTENT_PATCHES:
+            motion = {"motion_transformer": self.motion(patch), "components": ("motion",)}
+            self._evaluate(f"4c/{patch}", **whole, **motion, **common)
+        table = ("reconstruction", "frozen", "motion", "full")
+        self._evaluate("4a", guidance_scale=4.0, components=table, **whole, **common)
+        for scale in GUIDANCE:
+            self._evaluate(f"11/{scale:g}", guidance_scale=scale, components=("full",), **whole, **common)
+
+    def _evaluate(self, name: str, **settings: object) -> None:
+        folder = self.root / "scores" / name.replace(" ", "").replace(",", "-")
+        if not (folder / "scores.json").exists():
+            run("evaluate", output_dir=folder, **settings)
+
+    def _pipeline(self, content: str) -> Path:
+        """A whole pipeline with one of the content models."""
+        folder = self.root / "pipeline" / content
+        if not (folder / "model_index.json").exists():
+            parts = {"autoencoder": self.autoencoder(REFERENCE), "motion_transformer": self.motion(REFERENCE_PATCH)}
+            run("export", pretrained_model_name_or_path=self.content(content), output_dir=folder, dtype="fp32", **parts)
+        return folder
+
+    def scores(self) -> dict[str, dict[str, float]]:
+        """What was scored so far: name of the comparison and part -> its numbers."""
+        root = self.root / "scores"
+        found = {}
+        for file in sorted(root.rglob("scores.json")):
+            parts = json.loads(file.read_text(encoding="utf-8"))["parts"]
+            for part, numbers in parts.items():
+                found[f"{file.parent.relative_to(root)}/{part}"] = numbers
+        return found
+
+
+def main() -> None:
+    """Trains, scores, reports."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/miniature"))
+    parser.add_argument("--seeds", type=int, default=2, help="how many seeds (default 2)")
+    parser.add_argument("--i3d", default=os.environ.get("CONTENTMOTION_I3D"), help="I3D weights")
+    parser.add_argument("--emoji_clips", type=Path, help="folder that prepare_emoji.py made with 24 frames")
+    parser.add_argument("--download_dir", type=Path, default=Path("downloads"), help="keeps the npm tarballs")
+    arguments = parser.parse_args()
+    if not arguments.i3d or not Path(arguments.i3d).is_file():
+        parser.error("needs I3D weights: --i3d FILE or CONTENTMOTION_I3D")
+    sets = make_sets(arguments.output_dir, arguments.download_dir, arguments.emoji_clips)
+    studies = [Study(data, seed, arguments.output_dir) for seed in range(arguments.seeds) for data in sets]
+    for study in studies:
+        study.train()
+        study.score(arguments.i3d)
+        write_report(studies, arguments.output_dir)
+
+
+if __name__ == "__main__":
+    main()

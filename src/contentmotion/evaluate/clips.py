@@ -1,0 +1,135 @@
+"""The videos that an evaluation looks at, one clip of each, read when needed."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from contentmotion.config import EvaluateConfig
+from contentmotion.data.clips import ClipDataset, collate
+from contentmotion.data.formats import ClipFolder
+from contentmotion.video_reader import probe_video
+
+
+class Clips:
+    """The clips of one data set.
+
+    Args:
+        folder: All its videos, of every split.
+        config: Says which split, how many, which caption, and the seed of the clips' first frames.
+        num_frames: Frames of a clip.
+        height: Pixels.
+        width: Pixels.
+
+    Attributes:
+        selected: Indices (into `folder.records`) of the clips to score.
+        drawn: What to generate from: `selected`, unless another number is asked for. An index beyond the number of
+            records is a clip once more, for other noise.
+        heldout: Indices of the clips of the split "heldout", unless that is the one to score.
+
+    Raises:
+        ValueError: The data set has splits, but not the one asked for, or fewer videos than asked for.
+    """
+
+    def __init__(self, folder: ClipFolder, config: EvaluateConfig, num_frames: int, height: int, width: int) -> None:
+        self.dataset = ClipDataset(folder, num_frames=num_frames, height=height, width=width)
+        self.folder = folder
+        self.caption_index = config.caption_index
+        self.seed = config.seed
+        self.problems = list(folder.problems)
+        splits = [record.split for record in folder.records]
+        wanted = config.split if any(split is not None for split in splits) else None
+        if wanted is not None and wanted not in splits:
+            names = ", ".join(sorted({split for split in splits if split is not None}))
+            raise ValueError(f"{folder.root}: no split {wanted!r} (there are: {names})")
+        self.selected = [i for i, split in enumerate(splits) if wanted in (None, split)]
+        if config.num_videos is not None:  # not the first ones: folders are often sorted by class
+            if len(self.selected) < config.num_videos:
+                raise ValueError(f"{folder.root}: {config.num_videos} videos asked for, {len(self.selected)} are there")
+            order = np.random.default_rng(config.seed).permutation(self.selected)
+            self.selected = sorted(order[: config.num_videos].tolist())
+        self.drawn = self._draw(config)
+        self.heldout = [i for i, split in enumerate(splits) if split == "heldout" and wanted not in (None, split)]
+
+    def _draw(self, config: EvaluateConfig) -> list[int]:
+        if config.videos_per_class:
+            by_class: dict[int, list[int]] = {}
+            for index in self.selected:
+                by_class.setdefault(self.label(index), []).append(index)
+            return [i for _, group in sorted(by_class.items()) for i in self._repeat(group, config.videos_per_class)]
+        if config.num_generated:
+            if config.num_generated < len(self.selected):
+                order = np.random.default_rng([config.seed, 1]).permutation(self.selected)
+                return sorted(order[: config.num_generated].tolist())
+            return self._repeat(self.selected, config.num_generated)
+        return self.selected
+
+    def _repeat(self, indices: list[int], count: int) -> list[int]:
+        total = len(self.folder.records)
+        return [indices[k % len(indices)] + k // len(indices) * total for k in range(count)]
+
+    def original(self, index: int) -> int:
+        """The clip behind an index of `drawn`."""
+        return index % len(self.folder.records)
+
+    def caption(self, index: int) -> str:
+        """The caption to generate from: the last where a clip has fewer, the class name where it has none."""
+        record = self.folder.records[self.original(index)]
+        if record.captions:
+            return record.captions[min(self.caption_index, len(record.captions) - 1)]
+        return (self.folder.class_names or ("",))[record.label or 0]
+
+    def label(self, index: int) -> int:
+        """The class to generate from.
+
+        Raises:
+            ValueError: The clip has none.
+        """
+        record = self.folder.records[self.original(index)]
+        if record.label is None:
+            raise ValueError(f"{record.path}: no class label, and videos of classes are asked for")
+        return record.label
+
+    def read(self, indices: list[int]) -> tuple[list[int], Tensor]:
+        """The clips with these indices that can be read, and their frames, uint8 (b, t, 3, h, w).
+
+        A file that cannot be read is left out, not replaced, and named in `problems`.
+        """
+        items = [self.dataset[self.original(index), self.seed] for index in indices]
+        self.problems += [line for item in items for line in item["skipped"][:1] if line not in self.problems]
+        good = [(index, item) for index, item in zip(indices, items, strict=True) if not item["skipped"]]
+        if not good:
+            return [], torch.empty(0, dtype=torch.uint8)
+        return [index for index, _ in good], collate([item for _, item in good])["frames"]
+
+    def batches(self, indices: list[int], batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
+        """`read` for groups of `batch_size` indices, those without a good clip left out."""
+        for start in range(0, len(indices), batch_size):
+            batch, frames = self.read(indices[start : start + batch_size])
+            if batch:
+                yield batch, frames
+
+
+def common_size(folder: ClipFolder) -> tuple[int, int]:
+    """Height and width in pixels of every video of a folder.
+
+    Raises:
+        ValueError: They differ, or no video can be read.
+    """
+    sizes: dict[tuple[int, int], str] = {}
+    for record in folder.records:
+        try:
+            info = probe_video(record.path)
+        except ValueError:
+            continue  # reading its clip names the problem
+        sizes.setdefault((info.height, info.width), str(record.path))
+    if not sizes:
+        raise ValueError(f"{folder.root}: no video can be read")
+    if len(sizes) > 1:
+        (a, file_a), (b, file_b) = list(sizes.items())[:2]
+        raise ValueError(
+            f"videos of different sizes: {file_a} is {a[0]}x{a[1]}, {file_b} is {b[0]}x{b[1]}; "
+            "give --height and --width to resize and crop them all to"
+        )
+    return next(iter(sizes))

@@ -1,0 +1,76 @@
+"""Scores while training are those of ``evaluate``."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from contentmotion.config import EvaluateConfig, TrainAutoencoderConfig
+from contentmotion.evaluate.run import evaluate
+from contentmotion.train.autoencoder import train_autoencoder
+
+
+@pytest.fixture(scope="module")
+def config(clip_folder: Path, i3d_file: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainAutoencoderConfig:
+    return TrainAutoencoderConfig(
+        train_data_dir=str(clip_folder),
+        num_frames=10,
+        height=24,
+        width=32,
+        hidden_size=16,
+        depth=1,
+        num_heads=2,
+        head_dim=8,
+        max_train_steps=3,
+        train_batch_size=2,
+        validation_steps=0,
+        mixed_precision="no",
+        report_to="none",
+        eval_steps=2,
+        eval_data_dir=str(clip_folder),
+        eval_split="train",
+        eval_num_videos=4,
+        i3d=str(i3d_file),
+        output_dir=str(tmp_path_factory.mktemp("run")),
+    )
+
+
+def test_scores_on_a_schedule_are_those_of_evaluate(config: TrainAutoencoderConfig, tmp_path: Path) -> None:
+    train_autoencoder(config)
+    run_dir = Path(config.output_dir)
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    scored = {line["step"]: line["eval/fvd"] for line in lines if "eval/fvd" in line}
+    assert list(scored) == [2, 3]
+    assert (run_dir / "eval-000002/sheet.png").exists()
+    evaluate(
+        EvaluateConfig(
+            data_dir=config.eval_data_dir,
+            autoencoder=str(run_dir / "autoencoder"),
+            components=("reconstruction",),
+            num_videos=4,
+            i3d=config.i3d,
+            mixed_precision="no",
+            output_dir=str(tmp_path),
+        )
+    )
+    row = json.loads((tmp_path / "scores.json").read_text())["parts"]["reconstruction"]
+    assert scored[3] == pytest.approx(row["fvd"], rel=1e-6)
+
+
+def test_scoring_does_not_change_the_run(config: TrainAutoencoderConfig, tmp_path: Path) -> None:
+    def losses(run_dir: Path) -> list[float]:
+        lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+        return [line["loss"] for line in lines if "loss" in line]
+
+    train_autoencoder(dataclasses.replace(config, eval_steps=0, logging_steps=1, output_dir=str(tmp_path / "a")))
+    train_autoencoder(dataclasses.replace(config, logging_steps=1, output_dir=str(tmp_path / "b")))
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+def test_what_is_missing_is_said_before_training(config: TrainAutoencoderConfig, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="none.safetensors"):
+        train_autoencoder(dataclasses.replace(config, i3d="none.safetensors", output_dir=str(tmp_path)))
+    assert not list(tmp_path.glob("checkpoint*"))
+    with pytest.raises(ValueError, match="eval_steps needs --eval_data_dir"):
+        dataclasses.replace(config, eval_data_dir=None)
