@@ -23,6 +23,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import torch
 
@@ -69,6 +70,11 @@ SETTINGS = {
     "autoencoder": AUTOENCODER, "content": CONTENT | NEW_CONTENT, "content_steps": CONTENT_STEPS, "motion": MOTION,
     "num_videos": NUM_VIDEOS,
 }  # fmt: skip
+
+
+def slug(name: str) -> str:
+    """A comparison's name as a folder's."""
+    return name.replace(" ", "").replace(",", "-")
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,7 @@ def split_emoji(source: Path, target: Path) -> None:
 
 def write_report(studies: list[Study], output: Path) -> None:
     """Writes scores.json: by set and comparison, each number of each seed, their mean and deviation."""
-    report: dict[str, dict[str, dict[str, object]]] = {}
+    report: dict[str, dict[str, dict[str, Any]]] = {}
     for name in dict.fromkeys(study.data.name for study in studies):
         found = [study.scores() for study in studies if study.data.name == name]
         complete = [scores for scores in found if scores]
@@ -148,9 +154,49 @@ def write_report(studies: list[Study], output: Path) -> None:
             }
             for key in (complete[0] if complete else {})
         }
+    plot_report(report, output / "miniature.png")
     write_json(
         output / "scores.json", {"settings": SETTINGS, "hardware": hardware(torch.device("cpu")), "scores": report}
     )
+
+
+# Panels of the plot: title, number shown, and label -> comparison in scores.json.
+PANELS: dict[str, tuple[str, dict[str, str]]] = {
+    "Table 4a: stages": ("fvd", {name: f"4a/{name}" for name in ("reconstruction", "motion", "full", "frozen")}),
+    "Table 4b: autoencoder, FVD": ("fvd", {name: f"4b/{slug(name)}/reconstruction" for name in AUTOENCODERS}),
+    "Table 4b: autoencoder, PSNR": ("psnr", {name: f"4b/{slug(name)}/reconstruction" for name in AUTOENCODERS}),
+    "Table 4c: content patch": ("fvd", {str(patch): f"4c/{patch}/motion" for patch in CONTENT_PATCHES}),
+    "Content model": ("fvd", {name: f"pretrained/{name}/content" for name in ("finetuned", "scratch")}),
+    "Table 11: guidance": ("fvd", {f"{scale:g}": f"11/{scale:g}/full" for scale in GUIDANCE}),
+}
+
+
+def plot_report(report: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
+    """One row of panels per set: a bar is the mean over seeds, a dot one seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    size = (3 * len(PANELS), 3.4 * len(report))
+    figure, axes = pyplot.subplots(len(report), len(PANELS), figsize=size, squeeze=False)
+    for row, (name, scores) in zip(axes, report.items(), strict=True):
+        for axis, (title, (number, bars)) in zip(row, PANELS.items(), strict=True):
+            axis.set_title(f"{name}: {title}", fontsize=9)
+            axis.tick_params(axis="x", labelrotation=35, labelsize=7)
+            axis.tick_params(axis="y", labelsize=7)
+            axis.set_ylabel("PSNR (dB), higher is better" if number == "psnr" else "FVD, lower is better", fontsize=7)
+            there = {label: scores[key][number] for label, key in bars.items() if key in scores}
+            axis.bar(list(there), [values["mean"] for values in there.values()], color="#8fb8de")
+            for place, values in enumerate(there.values()):
+                axis.plot([place] * len(values["values"]), values["values"], ".", color="#1f3b57")
+            if there:  # the differences are small beside what all have in common
+                seen = [x for values in there.values() for x in values["values"]]
+                axis.set_ylim(0.85 * min(seen), 1.05 * max(seen))
+    figure.tight_layout()
+    with replacing_file(path) as partial:
+        figure.savefig(partial, dpi=110, format="png")
+    pyplot.close(figure)
 
 
 class Study:
@@ -162,7 +208,7 @@ class Study:
 
     def autoencoder(self, name: str) -> Path:
         """Folder of one of the autoencoders."""
-        return self.root / "autoencoder" / name.replace(" ", "").replace(",", "-") / "autoencoder"
+        return self.root / "autoencoder" / slug(name) / "autoencoder"
 
     def content(self, name: str) -> Path:
         """Folder of one of the content models; the pretrained one is the same for all seeds."""
@@ -234,7 +280,7 @@ class Study:
             self._evaluate(f"11/{scale:g}", guidance_scale=scale, components=("full",), **whole, **common)
 
     def _evaluate(self, name: str, **settings: object) -> None:
-        folder = self.root / "scores" / name.replace(" ", "").replace(",", "-")
+        folder = self.root / "scores" / slug(name)
         if not (folder / "scores.json").exists():
             run("evaluate", output_dir=folder, **settings)
 

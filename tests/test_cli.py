@@ -32,7 +32,9 @@ def fill_required(command: str) -> list[str]:
     """Words that give every required setting a value."""
     fields = dataclasses.fields(COMMANDS[command].config_class)
     names = [field.name for field in fields if field.default is dataclasses.MISSING]
-    extra = {"generate": ["--prompt", "x"], "encode": ["--autoencoder", "x"], "evaluate": ["--data_dir", "x"]}.get(command, [])
+    extra = {"generate": ["--prompt", "x"], "encode": ["--autoencoder", "x"], "evaluate": ["--data_dir", "x"]}.get(
+        command, []
+    )
     return [word for name in names for word in (f"--{name}", "motion" if name == "part" else "x")] + extra
 
 

@@ -28,6 +28,15 @@ from contentmotion.pipeline import ContentMotionPipeline
 from contentmotion.sampling import resolve_sampling
 
 
+# What a part's videos come from, where that is not every network: evaluations that share the others share it, too.
+NETWORKS = {
+    "reconstruction": {"vae", "autoencoder"},
+    "frozen": {"vae", "autoencoder"},
+    "vae": {"vae"},
+    "content": {"vae", "autoencoder", "text_encoder", "unet"},
+}
+
+
 def describe_protocol(
     config: EvaluateConfig,
     clips: Clips,
@@ -97,7 +106,7 @@ def describe_protocol(
         protocol["generated"] = {"data_sha256": _data_digest(generated), "num_clips": len(generated.selected)}
     if pipeline is not None:
         protocol["model"] = {
-            "weights_sha256": _weights_digest(pipeline),
+            "weights_sha256": _weights_digests(pipeline),
             "weights": "the moving average (EMA) where training keeps one",
             "compute_dtype": dtype,
             "device_type": device.type,
@@ -140,24 +149,29 @@ def part_protocol(part: Part, protocol: dict[str, Any]) -> dict[str, Any]:
     if part.name == "generated":
         own["generated"] = protocol["generated"]["data_sha256"]
     elif part.name != "real":
-        own["model"] = protocol["model"]
+        hashes = protocol["model"]["weights_sha256"]
+        used = hashes.keys() & NETWORKS[part.name] if part.name in NETWORKS else hashes
+        own["model"] = protocol["model"] | {"weights_sha256": {name: hashes[name] for name in sorted(used)}}
     if part.seed is not None:
         own["sampling"] = {k: v for k, v in protocol["sampling"].items() if k != "seeds"} | {"seed": part.seed}
     return own
 
 
-def _weights_digest(pipeline: ContentMotionPipeline) -> str:
-    """sha256 over every tensor and setting of every network, whatever files they came from."""
-    sha = hashlib.sha256()
+def _weights_digests(pipeline: ContentMotionPipeline) -> dict[str, str]:
+    """sha256 over every tensor and setting of each network, whatever files they came from."""
+    digests = {}
     for name, component in sorted(pipeline.components.items()):
+        if not isinstance(component, nn.Module):
+            continue
+        sha = hashlib.sha256()
         if isinstance(component, ModelMixin):  # its config holds scales and switches
             settings = {k: v for k, v in component.config.items() if not k.startswith("_")}
             sha.update(json.dumps(settings, sort_keys=True, default=str).encode())
-        if isinstance(component, nn.Module):
-            for key, value in component.state_dict().items():
-                sha.update(f"{name}.{key}{tuple(value.shape)}{value.dtype}".encode())
-                sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return sha.hexdigest()
+        for key, value in component.state_dict().items():
+            sha.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+            sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digests[name] = sha.hexdigest()
+    return digests
 
 
 def hardware(device: torch.device) -> str:
