@@ -172,7 +172,7 @@ PANELS: dict[str, tuple[str, dict[str, str]]] = {
 
 
 def plot_report(report: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
-    """One row of panels per set: a bar is the mean over seeds, a dot one seed."""
+    """One row of panels per set: a line is the mean over seeds, a dot one seed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -187,12 +187,10 @@ def plot_report(report: dict[str, dict[str, dict[str, Any]]], path: Path) -> Non
             axis.tick_params(axis="y", labelsize=7)
             axis.set_ylabel("PSNR (dB), higher is better" if number == "psnr" else "FVD, lower is better", fontsize=7)
             there = {label: scores[key][number] for label, key in bars.items() if key in scores}
-            axis.bar(list(there), [values["mean"] for values in there.values()], color="#8fb8de")
+            axis.plot(list(there), [values["mean"] for values in there.values()], "_", markersize=18, color="#3a78b5")
             for place, values in enumerate(there.values()):
                 axis.plot([place] * len(values["values"]), values["values"], ".", color="#1f3b57")
-            if there:  # the differences are small beside what all have in common
-                seen = [x for values in there.values() for x in values["values"]]
-                axis.set_ylim(0.85 * min(seen), 1.05 * max(seen))
+            axis.margins(x=0.3, y=0.2)
     figure.tight_layout()
     with replacing_file(path) as partial:
         figure.savefig(partial, dpi=110, format="png")

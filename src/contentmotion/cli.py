@@ -73,7 +73,7 @@ COMMANDS = {
     "evaluate": Command(
         config.EvaluateConfig,
         "contentmotion.evaluate.run:evaluate",
-        "FVD and PSNR of a checkpoint on real videos",
+        "FVD and other numbers of a checkpoint or of videos",
     ),
     "info": Command(config.InfoConfig, "contentmotion.info:info", "what a checkpoint or a cache holds", "checkpoint"),
 }

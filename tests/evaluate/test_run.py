@@ -19,10 +19,11 @@ from contentmotion.data.formats import read_clip_folder
 from contentmotion.evaluate.clips import Clips
 from contentmotion.evaluate.fvd import FrechetStatistics, frechet_distance
 from contentmotion.evaluate.i3d import i3d_features, load_i3d
-from contentmotion.evaluate.parts import Renderer
+from contentmotion.evaluate.parts import Part, Renderer
+from contentmotion.evaluate.protocol import part_protocol
 from contentmotion.evaluate.reconstruction import psnr
 from contentmotion.evaluate.run import evaluate
-from contentmotion.evaluate.store import PartStore
+from contentmotion.evaluate.store import PartStore, digest
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.pipeline import ContentMotionPipeline
@@ -330,6 +331,19 @@ def test_evaluations_share_what_they_can(config: EvaluateConfig, tmp_path: Path)
     evaluate(dataclasses.replace(config, output_dir=str(tmp_path / "b"), **changes))  # what is there already counts
     assert written
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "real").glob("*/*.npz")} == written
+
+
+def test_parts_depend_on_their_own_networks_only(scores: dict) -> None:
+    def digest_of(name: str, seed: int | None, changed: str) -> str:
+        part = Part(name, "", None, None, seed=seed)  # type: ignore[arg-type]
+        model = scores["protocol"]["model"]
+        weights = model["weights_sha256"] | {changed: "other"}
+        return digest(part_protocol(part, scores["protocol"] | {"model": model | {"weights_sha256": weights}}))
+
+    for name, seed, unused in (("reconstruction", None, "unet"), ("content", 0, "motion_transformer")):
+        assert digest_of(name, seed, unused) == digest_of(name, seed, "nothing")
+        assert digest_of(name, seed, unused) != digest_of(name, seed, "autoencoder")
+    assert digest_of("full", 0, "unet") != digest_of("full", 0, "motion_transformer")
 
 
 def test_comparison_refuses_unlike_protocols(

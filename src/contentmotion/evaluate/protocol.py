@@ -27,7 +27,6 @@ from contentmotion.evaluate.store import digest, file_digest
 from contentmotion.pipeline import ContentMotionPipeline
 from contentmotion.sampling import resolve_sampling
 
-
 # What a part's videos come from, where that is not every network: evaluations that share the others share it, too.
 NETWORKS = {
     "reconstruction": {"vae", "autoencoder"},
