@@ -1,13 +1,10 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 
-from contentmotion.evaluate.fvd import FrechetStatistics, extrapolated_distance, frechet_distance, read_protocol
+from contentmotion.evaluate.fvd import FrechetStatistics, extrapolated_distance, frechet_distance
 
 
 def normal(seed: int, n: int, d: int = 6, mean: float = 0.0, std: float = 1.0) -> np.ndarray:
@@ -98,58 +95,6 @@ def test_bad_features_are_refused() -> None:
         frechet_distance(statistics, FrechetStatistics(np.zeros((1, 6))))
     with pytest.raises(ValueError, match="different dimensions: 6 and 5"):
         frechet_distance(statistics, FrechetStatistics(normal(0, 3, d=5)))
-
-
-@pytest.mark.parametrize("sizes", [(1, 1), (5, 30, 7), (0, 12), (12, 0, 3)])
-def test_merging_shards_equals_one_go(sizes: tuple[int, ...]) -> None:
-    features = normal(0, sum(sizes), mean=20, std=3)
-    merged = FrechetStatistics()
-    for part in np.split(features, np.cumsum(sizes)[:-1]):
-        merged.merge(FrechetStatistics(part))
-    whole = FrechetStatistics(features)
-    assert merged.n == whole.n
-    torch.testing.assert_close(merged.mean, whole.mean, rtol=1e-12, atol=0)
-    torch.testing.assert_close(merged.cov, whole.cov, rtol=1e-12, atol=1e-12)
-
-
-def test_merging_leaves_the_other_alone() -> None:
-    shard = FrechetStatistics(normal(0, 5))
-    total = FrechetStatistics()
-    total.merge(shard)
-    total.update(normal(1, 5))
-    assert shard.n == 5
-    torch.testing.assert_close(shard.mean, FrechetStatistics(normal(0, 5)).mean)
-    with pytest.raises(ValueError, match="different dimensions: 6 and 4"):
-        total.merge(FrechetStatistics(normal(0, 5, d=4)))
-
-
-PROTOCOL = {"clips": {"num_frames": 16, "resolution": [224, 224]}, "resize": "bilinear"}
-
-
-def test_statistics_are_kept_with_their_protocol(tmp_path: Path) -> None:
-    path = tmp_path / "real.safetensors"
-    statistics = FrechetStatistics(normal(0, 9))
-    statistics.save(path, PROTOCOL)
-    again = FrechetStatistics.load(path, PROTOCOL)
-    assert again.n == 9
-    assert torch.equal(again.mean, statistics.mean)
-    assert torch.equal(again.cov, statistics.cov)
-    assert read_protocol(path) == PROTOCOL
-    other = PROTOCOL | {"clips": {"num_frames": 24, "resolution": (224, 224)}, "seed": 1}
-    with pytest.raises(ValueError, match=r"made in another way \(clips.num_frames: 16, not 24; seed: None, not 1\)"):
-        FrechetStatistics.load(path, other)
-    assert FrechetStatistics.load(path).n == 9
-
-
-def test_other_files_are_no_statistics(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="none: no such file"):
-        FrechetStatistics.load(tmp_path / "none")
-    (tmp_path / "text").write_text("hello")
-    save_file({"n": torch.zeros(1)}, tmp_path / "other")
-    save_file({name: torch.zeros(1) for name in ("n", "mean", "scatter")}, tmp_path / "bare")
-    for name in ("text", "other", "bare"):
-        with pytest.raises(ValueError, match=f"{name}: holds no Frechet statistics"):
-            FrechetStatistics.load(tmp_path / name)
 
 
 @pytest.mark.parametrize(("n", "m"), [(24, 24), (60, 60), (60, 200), (150, 150)])

@@ -115,6 +115,8 @@ def test_resize_filters_are_pytorchs_and_pillows() -> None:
             expected = np.asarray(Image.fromarray(frames[0, 1]).resize((224, 224), pillow[resize]))
             pixels = (x[0, :, 1].permute(1, 2, 0) + 1) * 127.5
             assert np.abs(pixels.numpy() - expected).max() < 1.6  # Pillow rounds twice
+    with pytest.raises(ValueError, match="no resize filter 'lanczos'"):
+        preprocess(frames, resize="lanczos")  # type: ignore[arg-type]
     edges = np.repeat(np.array([0, 255], np.uint8), 20)[None, None, :, None, None].repeat(40, 3).repeat(3, 4)
     x = preprocess(edges, resize="bicubic")
     assert (x.min(), x.max()) == (-1, 1), "no overshoot beyond black and white"

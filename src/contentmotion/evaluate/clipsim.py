@@ -35,16 +35,13 @@ class ClipScorer:
         model: Image and text towers, float32, on their device.
         tokenizer: Of the text tower.
         settings: The image processor's: size, crop, mean, deviation.
+        max_tokens: Of a prompt (77), the marks of start and end included; longer prompts are cut.
     """
 
     model: CLIPModel
     tokenizer: CLIPTokenizer
     settings: dict[str, Any]
-
-    @property
-    def max_tokens(self) -> int:
-        """Tokens of the longest prompt (77), the marks of start and end included; longer prompts are cut."""
-        return self.model.config.text_config.max_position_embeddings
+    max_tokens: int
 
     @torch.inference_mode()
     def embed_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
@@ -109,9 +106,10 @@ def load_clip(name_or_path: str | Path = CLIP_MODEL, device: torch.device | str 
         settings, _ = CLIPImageProcessorPil.get_image_processor_dict(name)
         settings = CLIPImageProcessorPil.from_dict(settings).to_dict()
         tokenizer = CLIPTokenizer.from_pretrained(name)
-        model, info = CLIPModel.from_pretrained(
+        loaded: Any = CLIPModel.from_pretrained(
             name, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
+        model, info = loaded
     except OSError as error:
         raise OSError(f"{name}: no CLIP model found ({_first_line(error)})") from None
     except (ValueError, RuntimeError, KeyError) as error:
@@ -120,7 +118,8 @@ def load_clip(name_or_path: str | Path = CLIP_MODEL, device: torch.device | str 
     if missing:
         raise ValueError(f"{name}: not a CLIP model (weights have no {missing[0]})")
     _require_usual(settings, name)
-    return ClipScorer(model.eval().requires_grad_(False).to(device), tokenizer, settings)
+    model = model.eval().requires_grad_(False).to(device)
+    return ClipScorer(model, tokenizer, settings, config.text_config.max_position_embeddings)
 
 
 def _first_line(error: Exception) -> str:
@@ -163,7 +162,7 @@ def clip_similarity(
     texts = clip.embed_prompts(prompts).repeat_interleave(videos.shape[1], dim=0)
     frames = videos.flatten(0, 1)
     cosines = [
-        (clip.embed_frames(part) * text).sum(dim=1).double().cpu()
+        (clip.embed_frames(part) * text).sum(dim=1).cpu().double()
         for part, text in zip(frames.split(batch_size), texts.split(batch_size), strict=True)
     ]
     return torch.cat(cosines).view(len(videos), -1).mean(dim=1)

@@ -5,18 +5,11 @@ Source: Unterthiner et al. 2018 (arXiv 1812.01717); the distance is Dowson & Lan
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
-
-from contentmotion.saving import replacing_file
 
 NUM_SIZES = 15  # subset sizes of the extrapolation, as in its paper
 
@@ -54,28 +47,13 @@ class FrechetStatistics:
             return
         mean = x.mean(dim=0)
         centred = x - mean
-        self._add(len(x), mean, centred.T @ centred)
-
-    def merge(self, other: FrechetStatistics) -> None:
-        """Add what another set of statistics has seen: the features of another process, say.
-
-        Raises:
-            ValueError: Features of another dimension.
-        """
-        if self.n and other.n and len(other.mean) != len(self._mean):
-            raise ValueError(f"features of different dimensions: {len(self._mean)} and {len(other.mean)}")
-        if other.n:
-            self._add(other.n, other.mean, other._scatter)
-
-    def _add(self, n: int, mean: Tensor, scatter: Tensor) -> None:
-        if not self.n:
-            self.n, self._mean, self._scatter = n, mean, scatter
-            return
-        total, delta = self.n + n, mean - self._mean
-        between = torch.outer(delta, delta) * (self.n * n / total)
-        self._scatter = self._scatter + scatter + between
-        self._mean = self._mean + delta * (n / total)
-        self.n = total
+        scatter = centred.T @ centred
+        if self.n:
+            delta = mean - self._mean
+            total = self.n + len(x)
+            scatter += self._scatter + torch.outer(delta, delta) * (self.n * len(x) / total)
+            mean = self._mean + delta * (len(x) / total)
+        self.n, self._mean, self._scatter = self.n + len(x), mean, scatter
 
     @property
     def mean(self) -> Tensor:
@@ -92,76 +70,6 @@ class FrechetStatistics:
         if self.n < 2:
             raise ValueError(f"a covariance needs two features or more, got {self.n}")
         return self._scatter / (self.n - 1)
-
-    def save(self, path: str | Path, protocol: dict[str, Any]) -> None:
-        """Write the statistics and how they were made, atomically.
-
-        Args:
-            path: Safetensors file to write.
-            protocol: All that the statistics depend on (JSON-like).
-        """
-        tensors = {"n": torch.tensor(self.n), "mean": self._mean, "scatter": self._scatter}
-        content = save(tensors, metadata={"protocol": json.dumps(protocol, sort_keys=True)})
-        with replacing_file(path) as partial:
-            partial.write_bytes(content)
-
-    @classmethod
-    def load(cls, path: str | Path, protocol: dict[str, Any] | None = None) -> FrechetStatistics:
-        """Read what `save` wrote.
-
-        Args:
-            path: The file.
-            protocol: What the file's must equal; None takes any.
-
-        Raises:
-            FileNotFoundError: No such file.
-            ValueError: The file holds no statistics, or was made in another way.
-        """
-        found = read_protocol(path)
-        differences = [] if protocol is None else protocol_differences(found, protocol)
-        if differences:
-            raise ValueError(f"{path}: statistics made in another way ({'; '.join(differences)})")
-        statistics = cls()
-        with safe_open(path, "pt") as file:
-            statistics.n = int(file.get_tensor("n"))
-            statistics._mean, statistics._scatter = file.get_tensor("mean"), file.get_tensor("scatter")
-        return statistics
-
-
-def read_protocol(path: str | Path) -> dict[str, Any]:
-    """How the statistics in a file of `FrechetStatistics.save` were made.
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: The file holds no statistics.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with safe_open(path, "pt") as file:
-            if set(file.keys()) != {"n", "mean", "scatter"}:
-                raise ValueError("other tensors")
-            return json.loads((file.metadata() or {})["protocol"])
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: holds no Frechet statistics ({error})") from None
-
-
-def protocol_differences(found: Any, wanted: Any, name: str = "") -> list[str]:
-    """What two protocols do not have in common, one line per entry: "clips.num_frames: 16, not 24".
-
-    Args:
-        found: JSON-like.
-        wanted: JSON-like; tuples count as lists.
-        name: Where in the whole the two are.
-    """
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        lines = []
-        for key in [*found, *(key for key in wanted if key not in found)]:
-            lines += protocol_differences(found.get(key), wanted.get(key), f"{name}.{key}" if name else str(key))
-        return lines
-    if json.dumps(found) == json.dumps(wanted):
-        return []
-    return [f"{name}: {found!r}, not {wanted!r}"]
 
 
 def frechet_distance(a: FrechetStatistics, b: FrechetStatistics) -> float:

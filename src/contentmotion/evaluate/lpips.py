@@ -116,7 +116,7 @@ def lpips_distance(
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for pair in zip(a.flatten(0, 1).split(batch_size), b.flatten(0, 1).split(batch_size), strict=True):
             x, y = (frames.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1 for frames in pair)
-            distances.append(model(x, y).double().cpu())
+            distances.append(model(x, y).cpu().double())
     return torch.cat(distances).view(a.shape[:2]).mean(dim=1)
 
 

@@ -95,7 +95,8 @@ def score_pipeline(
         OSError: Files are missing, or the folder is not writable.
     """
     processes = PartialState(cpu=config.device == "cpu")
-    device = processes.device if processes.num_processes > 1 else resolve_device(config.device)
+    alone = processes.num_processes == 1
+    device = resolve_device(config.device if alone else str(processes.device))
     prepare_output_dir(output, "evaluate", config)
     clips, generated = open_data(config, pipeline)
     measures = Measures(config, device)
