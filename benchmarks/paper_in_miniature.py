@@ -145,14 +145,13 @@ def write_report(studies: list[Study], output: Path) -> None:
     report: dict[str, dict[str, dict[str, Any]]] = {}
     for name in dict.fromkeys(study.data.name for study in studies):
         found = [study.scores() for study in studies if study.data.name == name]
-        complete = [scores for scores in found if scores]
         report[name] = {
             key: {
                 number: {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None, "values": values}
-                for number in complete[0][key]
-                if (values := [scores[key][number] for scores in complete if key in scores])
+                for number in found[0][key]
+                if (values := [scores[key][number] for scores in found if key in scores])
             }
-            for key in (complete[0] if complete else {})
+            for key in found[0]
         }
     plot_report(report, output / "miniature.png")
     write_json(
@@ -218,69 +217,72 @@ class Study:
         """Folder of one of the motion models."""
         return self.root / "motion" / f"patch-{patch}" / "motion_transformer"
 
-    def train(self) -> None:
-        """Every model that is not there yet."""
-        clips = {"train_data_dir": self.data.folder, "vae": VAE}
-        common = {"seed": self.seed, "validation_steps": 0, "report_to": "none", "checkpointing_steps": 200}
+    def autoencoders(self, i3d: str) -> None:
+        """Trains and scores the autoencoders that are not there yet (Table 4b)."""
         for frames in (16, FRAMES):
             latents = self.shared / f"latents-{frames}"
             if not (latents / "index.json").exists():
-                run("encode", **clips, latents_only="true", num_frames=frames, output_dir=latents)
+                run("encode", **self._clips, latents_only="true", num_frames=frames, output_dir=latents)
         for name, changes in AUTOENCODERS.items():
             folder = self.autoencoder(name)
             settings = AUTOENCODER | {"num_frames": 16, "cache_dir": self.shared / "latents-16"} | changes
             if "num_frames" in changes:
                 settings["cache_dir"] = self.shared / f"latents-{FRAMES}"
             if not folder.is_dir():
-                run("train-autoencoder", vae=VAE, output_dir=folder.parent, **settings, **common)
+                run("train-autoencoder", vae=VAE, output_dir=folder.parent, **settings, **self._training)
+            parts = {"vae": VAE, "autoencoder": folder, "components": ("reconstruction",)}
+            self._evaluate(f"4b/{name}", i3d, split="test", **parts)
+
+    def denoisers(self, i3d: str) -> None:
+        """Trains and scores the content and motion models that are not there yet (Tables 4a, 4c and 11)."""
         reference = self.autoencoder(REFERENCE)
         # Stills first: encode leaves the statistics of the motion in the autoencoder, and they are to be the clips'.
         caches = {"stills": self.shared / "stills", "train": self.root / "clips"}
         for split, cache in caches.items():
             if not (cache / "index.json").exists():
-                run("encode", **clips, autoencoder=reference, split=split, output_dir=cache)
+                run("encode", **self._clips, autoencoder=reference, split=split, output_dir=cache)
         for name, steps in CONTENT_STEPS.items():
             start = {"pretrained_model_name_or_path": self.content("pretrained"), "train_text_encoder": "true"}
             settings = CONTENT | {"max_train_steps": steps}
             settings |= start if name == "finetuned" else NEW_CONTENT | {"vae": VAE}
             cache = caches["stills" if name == "pretrained" else "train"]
             if not self.content(name).is_dir():
-                run("train-content", cache_dir=cache, output_dir=self.content(name).parent, **settings, **common)
+                run(
+                    "train-content", cache_dir=cache, output_dir=self.content(name).parent, **settings, **self._training
+                )
         for patch in CONTENT_PATCHES:
             inputs = {"cache_dir": self.root / "clips", "autoencoder": reference, "content_patch_size": patch}
             inputs["pretrained_model_name_or_path"] = self.content("finetuned")
             if not self.motion(patch).is_dir():
-                run("train-motion", output_dir=self.motion(patch).parent, **inputs, **MOTION, **common)
+                run("train-motion", output_dir=self.motion(patch).parent, **inputs, **MOTION, **self._training)
 
-    def score(self, i3d: str) -> None:
-        """Every comparison that is not scored yet, by ``contentmotion evaluate``."""
-        common = {
-            "data_dir": self.data.folder, "i3d": i3d, "num_videos": NUM_VIDEOS, "batch_size": 16, "seed": 0,
-            "cache_dir": self.shared / "measures",
-        }  # fmt: skip
-        for name in AUTOENCODERS:
-            self._evaluate(
-                f"4b/{name}", split="test", components=("reconstruction",), vae=VAE, autoencoder=self.autoencoder(name),
-                **common,
-            )  # fmt: skip
-        common |= {"num_inference_steps": 25, "split": self.data.prompts}
+        sampling = {"num_inference_steps": 25, "split": self.data.prompts}
         for name in ("finetuned", "scratch"):
-            folder = self._pipeline(name)
-            settings = {"pretrained_model_name_or_path": folder, "guidance_scale": 4.0, "components": ("content",)}
-            self._evaluate(f"pretrained/{name}", **settings, **common)
-        whole = {"pretrained_model_name_or_path": self._pipeline("finetuned")}
+            settings = {"pretrained_model_name_or_path": self._pipeline(name), "guidance_scale": 4.0}
+            self._evaluate(f"pretrained/{name}", i3d, components=("content",), **settings, **sampling)
+        sampling["pretrained_model_name_or_path"] = self._pipeline("finetuned")
         for patch in CONTENT_PATCHES:
             motion = {"motion_transformer": self.motion(patch), "components": ("motion",)}
-            self._evaluate(f"4c/{patch}", **whole, **motion, **common)
+            self._evaluate(f"4c/{patch}", i3d, **motion, **sampling)
         table = ("reconstruction", "frozen", "motion", "full")
-        self._evaluate("4a", guidance_scale=4.0, components=table, **whole, **common)
+        self._evaluate("4a", i3d, guidance_scale=4.0, components=table, **sampling)
         for scale in GUIDANCE:
-            self._evaluate(f"11/{scale:g}", guidance_scale=scale, components=("full",), **whole, **common)
+            self._evaluate(f"11/{scale:g}", i3d, guidance_scale=scale, components=("full",), **sampling)
 
-    def _evaluate(self, name: str, **settings: object) -> None:
+    @property
+    def _clips(self) -> dict[str, object]:
+        return {"train_data_dir": self.data.folder, "vae": VAE}
+
+    @property
+    def _training(self) -> dict[str, object]:
+        return {"seed": self.seed, "validation_steps": 0, "report_to": "none", "checkpointing_steps": 200}
+
+    def _evaluate(self, name: str, i3d: str, **settings: object) -> None:
+        """Scores something, unless that was done; the clips and the noise are the same for all seeds of training."""
         folder = self.root / "scores" / slug(name)
         if not (folder / "scores.json").exists():
-            run("evaluate", output_dir=folder, **settings)
+            common = {"data_dir": self.data.folder, "num_videos": NUM_VIDEOS, "batch_size": 16, "seed": 0}
+            run("evaluate", i3d=i3d, output_dir=folder, cache_dir=self.shared / "measures", **common, **settings)
 
     def _pipeline(self, content: str) -> Path:
         """A whole pipeline with one of the content models."""
@@ -306,6 +308,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/miniature"))
     parser.add_argument("--seeds", type=int, default=2, help="how many seeds (default 2)")
+    parser.add_argument("--sets", nargs="+", default=["emoji", "shapes"], help="which to run: two processes can share")
     parser.add_argument("--i3d", default=os.environ.get("CONTENTMOTION_I3D"), help="I3D weights")
     parser.add_argument("--emoji_clips", type=Path, help="folder that prepare_emoji.py made with 24 frames")
     parser.add_argument("--download_dir", type=Path, default=Path("downloads"), help="keeps the npm tarballs")
@@ -313,11 +316,14 @@ def main() -> None:
     if not arguments.i3d or not Path(arguments.i3d).is_file():
         parser.error("needs I3D weights: --i3d FILE or CONTENTMOTION_I3D")
     sets = make_sets(arguments.output_dir, arguments.download_dir, arguments.emoji_clips)
-    studies = [Study(data, seed, arguments.output_dir) for seed in range(arguments.seeds) for data in sets]
-    for study in studies:
-        study.train()
-        study.score(arguments.i3d)
-        write_report(studies, arguments.output_dir)
+    studies = []
+    for seed in range(arguments.seeds):
+        added = [Study(data, seed, arguments.output_dir) for data in sets]
+        studies += added
+        for step in (Study.autoencoders, Study.denoisers):
+            for study in (study for study in added if study.data.name in arguments.sets):
+                step(study, arguments.i3d)
+                write_report(studies, arguments.output_dir)
 
 
 if __name__ == "__main__":
