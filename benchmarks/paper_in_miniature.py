@@ -141,7 +141,7 @@ def split_emoji(source: Path, target: Path) -> None:
 
 
 def write_report(studies: list[Study], output: Path) -> None:
-    """Writes scores.json: by set and comparison, each number of each seed, their mean and deviation."""
+    """Writes scores.json, tables.md and miniature.png: each number of each seed, their means and deviations."""
     report: dict[str, dict[str, dict[str, Any]]] = {}
     for name in dict.fromkeys(study.data.name for study in studies):
         found = [study.scores() for study in studies if study.data.name == name]
@@ -154,11 +154,18 @@ def write_report(studies: list[Study], output: Path) -> None:
             for key in found[0]
         }
     plot_report(report, output / "miniature.png")
+    with replacing_file(output / "tables.md") as partial:
+        partial.write_text(tables(report), encoding="utf-8")
     write_json(
         output / "scores.json", {"settings": SETTINGS, "hardware": hardware(torch.device("cpu")), "scores": report}
     )
 
 
+# Columns of the tables: heading and format.
+NUMBERS = {
+    "fvd": ("FVD", ".0f"), "fvd_extrapolated": ("FVD, extrapolated", ".0f"), "psnr": ("PSNR", ".2f"),
+    "optical_flow": ("flow (px)", ".2f"), "nearest_pixels": ("own clip nearest", ".1%"),
+}  # fmt: skip
 # Panels of the plot: title, number shown, and label -> comparison in scores.json.
 PANELS: dict[str, tuple[str, dict[str, str]]] = {
     "Table 4a: stages": ("fvd", {name: f"4a/{name}" for name in ("reconstruction", "motion", "full", "frozen")}),
@@ -168,6 +175,31 @@ PANELS: dict[str, tuple[str, dict[str, str]]] = {
     "Content model": ("fvd", {name: f"pretrained/{name}/content" for name in ("finetuned", "scratch")}),
     "Table 11: guidance": ("fvd", {f"{scale:g}": f"11/{scale:g}/full" for scale in GUIDANCE}),
 }
+
+
+def tables(report: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """The comparisons as Markdown: mean and standard deviation over seeds, and how many seeds."""
+    lines = []
+    for name, scores in report.items():
+        for title, (_, rows) in PANELS.items():
+            if title.endswith("PSNR"):  # a panel of its own, a column here
+                continue
+            found = {label: scores[key] for label, key in rows.items() if key in scores}
+            keys = [key for key in NUMBERS if any(key in numbers for numbers in found.values())]
+            lines += [f"**{name}, {title.removesuffix(', FVD')}**", ""]
+            lines += ["| | " + " | ".join([*(NUMBERS[key][0] for key in keys), "seeds"]) + " |"]
+            lines += ["|---" * (len(keys) + 2) + "|"]
+            for label, numbers in found.items():
+                cells = [_cell(numbers.get(key), NUMBERS[key][1]) for key in keys]
+                lines.append(f"| {label} | {' | '.join(cells)} | {len(numbers['fvd']['values'])} |")
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(number: dict[str, Any] | None, form: str) -> str:
+    if number is None:
+        return ""
+    return format(number["mean"], form) + ("" if number["std"] is None else f" ± {format(number['std'], form)}")
 
 
 def plot_report(report: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:

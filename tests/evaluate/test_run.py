@@ -378,6 +378,13 @@ def test_two_processes_give_the_scores_of_one(config: EvaluateConfig, scores: di
         assert again["parts"][name] == pytest.approx(part, rel=1e-2), name
 
 
+def test_an_empty_folder(config: EvaluateConfig, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    changes = {"data_dir": str(tmp_path / "empty"), "output_dir": str(tmp_path / "out")}
+    with pytest.raises((ValueError, OSError), match="empty: "):
+        evaluate(dataclasses.replace(config, **changes))
+
+
 def test_store_keeps_order_and_protocols_apart(tmp_path: Path) -> None:
     store = PartStore(tmp_path, "part", {"seed": 0})
     store.add([4, 2], value=np.array([40, 20]))
