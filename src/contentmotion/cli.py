@@ -75,6 +75,12 @@ COMMANDS = {
         "contentmotion.evaluate.run:evaluate",
         "FVD and PSNR of a checkpoint on real videos",
     ),
+    "benchmark": Command(
+        config.BenchmarkConfig,
+        "contentmotion.benchmark.run:benchmark",
+        "FLOPs, seconds and memory of a clip, beside other systems",
+        "systems",
+    ),
     "info": Command(config.InfoConfig, "contentmotion.info:info", "what a checkpoint or a cache holds", "checkpoint"),
 }
 

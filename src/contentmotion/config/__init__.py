@@ -25,6 +25,7 @@ from contentmotion.config.train import (
     TrainVAEConfig,
 )
 from contentmotion.config.use import (
+    BenchmarkConfig,
     EvaluateConfig,
     ExportConfig,
     GenerateConfig,
@@ -52,6 +53,7 @@ __all__ = [
     "EvaluateConfig",
     "InfoConfig",
     "ExportConfig",
+    "BenchmarkConfig",
     "TrainConfig",
     "TrainVAEConfig",
     "TrainAutoencoderConfig",
