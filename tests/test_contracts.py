@@ -33,10 +33,10 @@ LAYERS = (
         "picture_reader",
         "hdr",
     ),
-    ("conditioning", "denoisers", "sampling"),
+    ("conditioning", "denoisers", "sampling", "pipeline_checks", "speed"),
     ("pipeline",),
     ("loading",),
-    ("data", "evaluate", "train"),
+    ("data", "evaluate", "train", "benchmark"),
     ("generate", "reconstruct", "info", "export"),
     ("arguments", "cli", "__main__", "__init__"),
 )

@@ -75,6 +75,12 @@ COMMANDS = {
         "contentmotion.evaluate.run:evaluate",
         "FVD and other numbers of a checkpoint or of videos",
     ),
+    "benchmark": Command(
+        config.BenchmarkConfig,
+        "contentmotion.benchmark.run:benchmark",
+        "FLOPs, seconds and memory of a clip, beside other systems",
+        "systems",
+    ),
     "info": Command(config.InfoConfig, "contentmotion.info:info", "what a checkpoint or a cache holds", "checkpoint"),
 }
 

@@ -37,6 +37,32 @@ def encode_prompts(
     return encoded.last_hidden_state, pooled
 
 
+class TextFeatures:
+    """Features of prompts, each encoded once; for a text encoder whose weights do not change meanwhile.
+
+    Args:
+        capacity: Prompts that are remembered; the longest unused ones are forgotten.
+    """
+
+    def __init__(self, capacity: int = 256) -> None:
+        self.capacity = capacity
+        self._known: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def encode(
+        self, tokenizer: Any, text_encoder: Any, prompts: Sequence[str]
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b p"]]:
+        """As ``encode_prompts``."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
+        if new:
+            self._known |= zip(new, zip(*encode_prompts(tokenizer, text_encoder, new), strict=True), strict=True)
+        found = {prompt: self._known.pop(prompt) for prompt in dict.fromkeys(prompts)}
+        self._known |= found  # the last used are the last in line
+        for prompt in list(self._known)[: -self.capacity]:
+            del self._known[prompt]
+        hidden, pooled = zip(*(found[prompt] for prompt in prompts), strict=True)
+        return torch.stack(hidden), torch.stack(pooled)
+
+
 def pooled_text_dim(text_encoder: Any) -> int:
     """Width of the pooled feature that ``encode_prompts`` gives."""
     projected = "WithProjection" in type(text_encoder).__name__

@@ -14,10 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from contentmotion.config import GenerateConfig
 from contentmotion.data.prompts import read_prompts
-from contentmotion.loading import load_pipeline, require_checkpoints
+from contentmotion.loading import load_pipeline, load_vae, require_checkpoints
 from contentmotion.pipeline import ContentMotionPipeline
 from contentmotion.run_dir import prepare_output_dir, resolve_device, resolve_dtype, seeded_generator
 from contentmotion.sampling import resolve_sampling
+from contentmotion.speed import compile_networks, enable_tiling, quantize_networks, use_channels_last, use_vae
 from contentmotion.video_io import write_contact_sheet, write_video
 
 MAX_SLUG = 48  # characters of the prompt in a file's name
@@ -38,16 +39,10 @@ def generate(config: GenerateConfig) -> None:
         pretrained_model_name_or_path=config.pretrained_model_name_or_path,
         autoencoder=config.autoencoder,
         motion_transformer=config.motion_transformer,
+        vae_decoder=config.vae_decoder,
     )
     output_dir = prepare_output_dir(config.output_dir, "generate", config)
-    pipe = load_pipeline(config.pretrained_model_name_or_path, config.autoencoder, config.motion_transformer)
-    pipe.set_progress_bar_config(disable=True)
-    if config.enable_model_cpu_offload:
-        if device.type == "cpu":
-            raise ValueError("enable_model_cpu_offload needs a GPU, and this run is on the CPU")
-        pipe.enable_model_cpu_offload(device=device)
-    else:
-        pipe.to(device)
+    pipe = open_pipeline(config, device)
 
     conditions = [condition for condition in conditions for _ in range(config.num_videos_per_prompt)]
     starts = range(0, len(conditions), config.batch_size)
@@ -74,6 +69,39 @@ def generate(config: GenerateConfig) -> None:
     sheet = output_dir / "sheet.png"
     write_contact_sheet(sheet, videos, [_caption(condition) for condition in conditions])
     print(*written, f"{sheet} (all of them in one picture)", sep="\n")
+
+
+def open_pipeline(config: GenerateConfig, device: torch.device) -> ContentMotionPipeline:
+    """The pipeline that a config asks for, on its device, with its switches set.
+
+    Raises:
+        ValueError: A part is missing or does not fit, or a switch does not apply here.
+        ImportError: A switch needs a package that is not installed.
+    """
+    if config.enable_model_cpu_offload and device.type == "cpu":
+        raise ValueError("enable_model_cpu_offload needs a GPU, and this run is on the CPU")
+    # On a GPU, autocast would make half-precision copies of the weights anyway.
+    dtype = resolve_dtype(config.mixed_precision, device) if device.type == "cuda" else None
+    parts = (config.pretrained_model_name_or_path, config.autoencoder, config.motion_transformer)
+    pipe = load_pipeline(*parts, dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.enable_text_cache()
+    if config.vae_decoder:
+        use_vae(pipe, load_vae(config.vae_decoder).to(dtype or torch.float32))
+    if config.vae_slicing:
+        pipe.enable_vae_slicing()
+    if config.vae_tiling:
+        enable_tiling(pipe)
+    quantize_networks(pipe, config.quantization)
+    if config.enable_model_cpu_offload:
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.to(device)
+    if device.type == "cuda":
+        use_channels_last(pipe)
+    if config.compile:
+        compile_networks(pipe, device)
+    return pipe
 
 
 def read_conditions(config: GenerateConfig) -> list[str] | list[int]:
@@ -135,6 +163,7 @@ def sample(
             width=config.width,
             generator=[seeded_generator(config.seed, first + k) for k in range(len(batch))],
             output_type="np",
+            decode_content_frame=False,
             callback_on_step_end=callback,
         ).frames
     return [(video * 255).round().astype(np.uint8) for video in frames]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,11 +19,12 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from contentmotion.conditioning import NULL_PROMPT, encode_prompts, pooled_text_dim
-from contentmotion.image_vae import decode_frames, encode_frames, vae_latent_channels, vae_scale_factor
+from contentmotion.conditioning import NULL_PROMPT, TextFeatures
+from contentmotion.image_vae import decode_frames, encode_frames
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
-from contentmotion.sampling import denoise, resolve_sampling
+from contentmotion.pipeline_checks import check_inputs, check_parts, content_shape, motion_shape, num_classes
+from contentmotion.sampling import Sampling, denoise, resolve_sampling
 
 Generators = torch.Generator | list[torch.Generator] | None
 OutputType = Literal["pil", "np", "pt", "latent"]
@@ -38,11 +38,12 @@ class ContentMotionPipelineOutput(BaseOutput):
         frames: One list of PIL images a video; or with ``output_type="np"`` an array (b, t, H, W, 3) in [0, 1], with
             "pt" a tensor (b, t, 3, H, W) in [0, 1], with "latent" the frames' scaled latents (b, t, c, h, w). None
             when the pipeline has no motion model.
-        content_frame: The content frames they were made from, in the same form without the axis t.
+        content_frame: The content frames they were made from, in the same form without the axis t; or None with
+            ``decode_content_frame=False``.
     """
 
     frames: list[list[Image.Image]] | np.ndarray | Tensor | None
-    content_frame: list[Image.Image] | np.ndarray | Tensor
+    content_frame: list[Image.Image] | np.ndarray | Tensor | None
 
 
 class ContentMotionPipeline(DiffusionPipeline):
@@ -92,33 +93,12 @@ class ContentMotionPipeline(DiffusionPipeline):
             motion_scheduler=motion_scheduler,
         )
 
-    def check_parts(self) -> None:
-        """Checks that the networks were made for one another.
+    _frames_per_chunk = 16
+    _text_features: TextFeatures | None = None
 
-        Raises:
-            ValueError: Two of them disagree about channels or text features.
-        """
-        channels = vae_latent_channels(self.vae)
-        if self.autoencoder is not None and self.autoencoder.config.in_channels != channels:
-            raise ValueError(
-                f"the autoencoder takes frames of {self.autoencoder.config.in_channels} channels, "
-                f"the image VAE makes {channels}"
-            )
-        if self.unet is not None and self.unet.config.in_channels != channels:
-            raise ValueError(f"the content model takes {self.unet.config.in_channels} channels, not {channels}")
-        if self.motion_transformer is not None and self.autoencoder is not None:
-            motion, own = self.motion_transformer.config, self.autoencoder.config
-            if (motion.motion_channels, motion.content_channels) != (own.motion_channels, own.in_channels):
-                raise ValueError(
-                    f"the motion model was made for {motion.motion_channels} motion and {motion.content_channels} "
-                    f"content channels, the autoencoder has {own.motion_channels} and {own.in_channels}"
-                )
-        if self.motion_transformer is not None:
-            wanted = self.motion_transformer.config.text_dim
-            given = None if self.text_encoder is None else pooled_text_dim(self.text_encoder)
-            if wanted != given:
-                kinds = [f"text features of width {n}" if n else "class labels" for n in (wanted, given)]
-                raise ValueError(f"the motion model was made for {kinds[0]}, this pipeline gives it {kinds[1]}")
+    def check_parts(self) -> None:
+        """Raises ``ValueError`` where two networks were not made for one another."""
+        check_parts(self)
 
     def enable_vae_slicing(self) -> None:
         """Decodes one frame at a time: the least memory."""
@@ -128,7 +108,9 @@ class ContentMotionPipeline(DiffusionPipeline):
         """Decodes 16 frames at a time again."""
         self._frames_per_chunk = 16
 
-    _frames_per_chunk = 16
+    def enable_text_cache(self) -> None:
+        """Encodes each prompt once, however many calls it comes in; call it again when the text encoder changed."""
+        self._text_features = TextFeatures()
 
     @torch.no_grad()
     def __call__(
@@ -150,6 +132,7 @@ class ContentMotionPipeline(DiffusionPipeline):
         motion_latents: Float[Tensor, "b D t s"] | None = None,
         content_latents: Float[Tensor, "b c h w"] | None = None,
         output_type: OutputType = "pil",
+        decode_content_frame: bool = True,
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict] | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] = ("latents",),
@@ -176,6 +159,7 @@ class ContentMotionPipeline(DiffusionPipeline):
             motion_latents: Initial noise of the motion.
             content_latents: Given content frames (scaled latents): only the motion is generated.
             output_type: "pil", "np", "pt" or "latent".
+            decode_content_frame: Whether to decode the content frame besides; when not, the output's is None.
             return_dict: Whether to return an output object rather than a tuple.
             callback_on_step_end: Called after each step, of content first, then of motion, the steps counted through.
             callback_on_step_end_tensor_inputs: Tensors it gets; only "latents" exists.
@@ -188,14 +172,13 @@ class ContentMotionPipeline(DiffusionPipeline):
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = tuple(callback_on_step_end.tensor_inputs)
-        prompts, labels = self._check_inputs(
-            prompt, class_labels, negative_prompt, num_videos_per_prompt, output_type, generator,
-            callback_on_step_end_tensor_inputs,
-        )  # fmt: skip
+        names = callback_on_step_end_tensor_inputs
+        prompts, labels = check_inputs(
+            self, prompt, class_labels, negative_prompt, num_videos_per_prompt, output_type, generator, names
+        )
         sampling = resolve_sampling(
             self, num_inference_steps, motion_num_inference_steps, guidance_scale, motion_guidance_scale
         )
-        names = callback_on_step_end_tensor_inputs
 
         def call_back(step: int, timestep: Tensor, latents: Tensor) -> Tensor:
             if callback_on_step_end is None:
@@ -203,50 +186,47 @@ class ContentMotionPipeline(DiffusionPipeline):
             changed = callback_on_step_end(self, step, timestep, {k: latents for k in names})
             return changed.pop("latents", latents)
 
-        negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else negative_prompt
-        text = self._encode_text(prompts, negatives, num_videos_per_prompt) if prompts else None
-        size = len(prompts or labels) * num_videos_per_prompt
-        if labels:
-            labels = [label for label in labels for _ in range(num_videos_per_prompt)]
-        if content_latents is None:
-            if self.unet is None:
-                raise ValueError("this pipeline has no content model (unet): give content_latents")
-            content_shape = self._content_shape(height, width)
-        elif len(content_latents) == size:
-            content_shape = tuple(content_latents.shape[1:])
-        else:
-            raise ValueError(f"{len(content_latents)} content frames for {size} videos")
+        text = self._encode_text(prompts, negative_prompt, num_videos_per_prompt, sampling) if prompts else None
+        labels = [label for label in labels for _ in range(num_videos_per_prompt)]
+        size = len(prompts) * num_videos_per_prompt or len(labels)
+        shape = self._content_shape(content_latents, size, height, width)
         moving = self.motion_transformer is not None
-        motion_shape = self._motion_shape(content_shape, num_frames) if moving else ()
+        planes = motion_shape(self, shape, num_frames) if moving else ()
+        before = 0
         if content_latents is None:
-            content = self._prepare(self.scheduler, (size, *content_shape), latents, generator, sampling.steps)
-            content = self._denoise(
-                "content", self.scheduler, content, sampling.guidance_scale, self._content_model(text, labels), eta,
-                generator, call_back,
-            )  # fmt: skip
+            noise = self._prepare(self.scheduler, (size, *shape), latents, generator, sampling.steps)
+            model, scale = self._content_model(text, labels), sampling.guidance_scale
+            content = self._denoise("content", self.scheduler, noise, scale, model, eta, generator, call_back)
+            before = len(self.scheduler.timesteps)
         else:
             content = content_latents.to(self._execution_device, self._dtype)
         x = content[:, None]  # (b, 1 + t, c, h, w): the content frame and the frames, one pass through the VAE
         if moving:
-            before = len(self.scheduler.timesteps) if content_latents is None else 0
-            motion = self._prepare(
-                self.motion_scheduler, (size, *motion_shape), motion_latents, generator, sampling.motion_steps
+            noise = self._prepare(
+                self.motion_scheduler, (size, *planes), motion_latents, generator, sampling.motion_steps
             )
             motion = self._denoise(
-                "motion", self.motion_scheduler, motion, sampling.motion_guidance_scale,
+                "motion", self.motion_scheduler, noise, sampling.motion_guidance_scale,
                 self._motion_model(content, text, labels), eta, generator,
                 lambda step, timestep, latents: call_back(before + step, timestep, latents),
             )  # fmt: skip
-            motion = self.autoencoder.standardize_motion(motion, inverse=True)
-            x = torch.cat([x, self.autoencoder.decode(content, motion)], dim=1)
+            frames = self.autoencoder.decode(content, self.autoencoder.standardize_motion(motion, inverse=True))
+            x = torch.cat([x, frames], dim=1) if decode_content_frame else frames
+        output = self._finish(x, moving, decode_content_frame or not moving, output_type)
+        return output if return_dict else (output.frames, output.content_frame)
+
+    def _finish(
+        self, x: Float[Tensor, "b t c h w"], moving: bool, with_content: bool, output_type: OutputType
+    ) -> ContentMotionPipelineOutput:
+        """Decodes latents: the content frame first, if it is among them, then the frames."""
         if output_type != "latent":
             x = decode_frames(self.vae, x, self._frames_per_chunk)
-        frames = self._postprocess(x[:, 1:], output_type) if moving else None
-        images = self._postprocess(x[:, :1], output_type)
-        images = [video[0] for video in images] if output_type == "pil" else images[:, 0]
+        frames = self._postprocess(x[:, int(with_content) :], output_type) if moving else None
+        images = None
+        if with_content:
+            images = self._postprocess(x[:, :1], output_type)
+            images = [video[0] for video in images] if output_type == "pil" else images[:, 0]
         self.maybe_free_model_hooks()
-        if not return_dict:
-            return frames, images
         return ContentMotionPipelineOutput(frames=frames, content_frame=images)
 
     @torch.no_grad()
@@ -265,108 +245,47 @@ class ContentMotionPipeline(DiffusionPipeline):
         """Content frames and motion latents (not standardised) to frames in [-1, 1]."""
         return decode_frames(self.vae, self.autoencoder.decode(content, motion_latent), self._frames_per_chunk)
 
-    def _check_inputs(
-        self,
-        prompt: Any,
-        class_labels: Any,
-        negative_prompt: Any,
-        num_videos_per_prompt: int,
-        output_type: str,
-        generator: Generators,
-        tensor_inputs: tuple[str, ...],
-    ) -> tuple[list[str], list[int]]:
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
-        if num_videos_per_prompt < 1:
-            raise ValueError(f"num_videos_per_prompt must be positive, got {num_videos_per_prompt}")
-        names = set(tensor_inputs) - set(self._callback_tensor_inputs)
-        if names:
-            raise ValueError(f"callback_on_step_end_tensor_inputs: only latents exists, got {', '.join(sorted(names))}")
-        wanted, given = ("prompt", prompt) if self.text_encoder is not None else ("class_labels", class_labels)
-        if given is None or (prompt is not None and class_labels is not None):
-            kind = "text" if wanted == "prompt" else "class"
-            raise ValueError(f"this model is {kind}-conditional: give {wanted} and nothing else")
-        if wanted == "class_labels":
-            labels = [class_labels] if isinstance(class_labels, int) else list(class_labels)
-            num_classes = self._num_classes()
-            if not labels or any(not 0 <= label < num_classes for label in labels):
-                raise ValueError(f"class_labels must be between 0 and {num_classes - 1}, got {labels}")
-            if negative_prompt is not None:
-                raise ValueError("a class-conditional model takes no negative_prompt")
-            prompts: list[str] = []
-        else:
-            prompts, labels = ([prompt] if isinstance(prompt, str) else list(prompt)), []
-            if not prompts or not all(isinstance(p, str) for p in prompts):
-                raise ValueError(f"prompt must be a text or a list of texts, got {prompt!r}")
-            if isinstance(negative_prompt, list) and len(negative_prompt) != len(prompts):
-                raise ValueError(f"{len(negative_prompt)} negative prompts for {len(prompts)} prompts")
-        size = max(len(prompts), len(labels)) * num_videos_per_prompt
-        if isinstance(generator, list) and len(generator) != size:
-            raise ValueError(f"{len(generator)} generators for {size} videos")
-        return prompts, labels
-
-    def _num_classes(self) -> int:
-        if self.motion_transformer is not None:
-            return self.motion_transformer.config.num_classes
-        return self.unet.config.num_embeds_ada_norm
-
     def _encode_text(
-        self, prompts: list[str], negatives: list[str] | None, repeats: int
-    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Per-token and pooled features of the prompts, and those of the null prompts."""
+        self, prompts: list[str], negatives: str | list[str] | None, repeats: int, sampling: Sampling
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
+        """Per-token and pooled features of the prompts, and those of the null prompts where guidance needs them."""
+        known = self._text_features or TextFeatures()
 
         def encode(texts: list[str]) -> tuple[Tensor, Tensor]:
-            features = encode_prompts(self.tokenizer, self.text_encoder, texts)
+            features = known.encode(self.tokenizer, self.text_encoder, texts)
             hidden, pooled = (f.to(self._dtype).repeat_interleave(repeats, dim=0) for f in features)
             return hidden, pooled
 
-        return encode(prompts), encode(negatives or [NULL_PROMPT] * len(prompts))
+        if sampling.guidance_scale == 1 and sampling.motion_guidance_scale == 1:
+            return encode(prompts), None
+        if not isinstance(negatives, list):
+            negatives = [negatives or NULL_PROMPT] * len(prompts)
+        return encode(prompts), encode(negatives)
+
+    def _content_shape(self, given: Tensor | None, size: int, height: int | None, width: int | None) -> tuple[int, ...]:
+        """Shape of a content frame: of those given, or of those to make."""
+        if given is None and self.unet is None:
+            raise ValueError("this pipeline has no content model (unet): give content_latents")
+        if given is None:
+            return content_shape(self, height, width)
+        if len(given) != size:
+            raise ValueError(f"{len(given)} content frames for {size} videos")
+        return tuple(given.shape[1:])
 
     @property
     def _dtype(self) -> torch.dtype:
         return (self.unet if self.unet is not None else self.motion_transformer).dtype
 
-    def _content_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
-        factor = vae_scale_factor(self.vae)
-        sides = []
-        for i, (name, given) in enumerate((("height", height), ("width", width))):
-            if self.autoencoder is not None:
-                config = self.autoencoder.config
-                default, multiple = (config.sample_height, config.sample_width)[i], config.patch_size
-            else:
-                size = self.unet.config.sample_size
-                default, multiple = (size if isinstance(size, int) else size[i]), 1
-            if self.motion_transformer is not None:
-                motion = self.motion_transformer.config
-                multiple = math.lcm(multiple * motion.patch_size, motion.content_patch_size)
-            if hasattr(self.unet.config, "block_out_channels"):
-                multiple = math.lcm(multiple, 2 ** (len(self.unet.config.block_out_channels) - 1))
-            elif hasattr(self.unet.config, "patch_size"):
-                multiple = math.lcm(multiple, self.unet.config.patch_size)
-            given = given if given is not None else default * factor
-            if given <= 0 or given % (factor * multiple):
-                raise ValueError(f"{name} must be a multiple of {factor * multiple}, got {given}")
-            sides.append(given // factor)
-        return (self.unet.config.in_channels, *sides)
-
-    def _motion_shape(self, content_shape: tuple[int, ...], num_frames: int | None) -> tuple[int, int, int]:
-        own, patch = self.autoencoder.config, self.motion_transformer.config.patch_size
-        frames: int = own.num_frames if num_frames is None else num_frames
-        if frames <= 0 or frames % patch:
-            raise ValueError(f"num_frames must be a multiple of {patch}, got {frames}")
-        _, height, width = content_shape
-        return (own.motion_channels, frames, height // own.patch_size + width // own.patch_size)
-
     def _prepare(
         self, scheduler: Any, shape: tuple[int, ...], noise: Tensor | None, generator: Generators, steps: int
     ) -> Tensor:
-        """Sets the scheduler's timesteps; returns the initial noise."""
+        """Sets the scheduler's timesteps; returns the initial noise: in float32, for steps are small differences."""
         scheduler.set_timesteps(steps, device=self._execution_device)
         if noise is None:
-            noise = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self._dtype)
+            noise = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         elif tuple(noise.shape) != shape:
             raise ValueError(f"initial noise of shape {tuple(noise.shape)}, {shape} needed")
-        return noise.to(self._execution_device, self._dtype) * scheduler.init_noise_sigma
+        return noise.to(self._execution_device, torch.float32) * scheduler.init_noise_sigma
 
     def _denoise(
         self,
@@ -387,37 +306,38 @@ class ContentMotionPipeline(DiffusionPipeline):
                 progress.update()
                 return call_back(step, timestep, latents)
 
-            return denoise(
-                scheduler, latents, guidance_scale, model, eta=eta, generator=generator, on_step=on_step
-            )  # fmt: skip
+            latents = denoise(scheduler, latents, guidance_scale, model, eta=eta, generator=generator, on_step=on_step)
+        return latents.to(self._dtype)
 
     def _content_model(self, text: Any, labels: list[int]) -> Callable[[Tensor, Tensor, bool], Tensor]:
         def model(noisy: Tensor, t: Tensor, guided: bool) -> Tensor:
+            noisy = noisy.to(self._dtype)
             if text is None:
                 times = t.expand(len(noisy)).to(noisy.device)
                 classes = self._classes(labels, guided, noisy.device)
                 return self.unet(noisy, timestep=times, class_labels=classes).sample
-            (hidden, _), (null, _) = text
-            hidden = torch.cat([null, hidden]) if guided else hidden
+            (hidden, _), null = text
+            hidden = torch.cat([null[0], hidden]) if guided else hidden
             return self.unet(noisy, t, encoder_hidden_states=hidden).sample
 
         return model
 
     def _motion_model(self, content: Tensor, text: Any, labels: list[int]) -> Callable[[Tensor, Tensor, bool], Tensor]:
         def model(noisy: Tensor, t: Tensor, guided: bool) -> Tensor:
+            noisy = noisy.to(self._dtype)
             frames = torch.cat([content, content]) if guided else content
             times = t.expand(len(noisy)).to(noisy.device)
             if text is None:
                 classes = self._classes(labels, guided, noisy.device)
                 return self.motion_transformer(noisy, times, frames, class_labels=classes)
-            (_, pooled), (_, null) = text
-            pooled = torch.cat([null, pooled]) if guided else pooled
+            (_, pooled), null = text
+            pooled = torch.cat([null[1], pooled]) if guided else pooled
             return self.motion_transformer(noisy, times, frames, pooled_text=pooled)
 
         return model
 
     def _classes(self, labels: list[int], guided: bool, device: torch.device) -> Tensor:
-        null = [self._num_classes()] * len(labels) if guided else []
+        null = [num_classes(self)] * len(labels) if guided else []
         return torch.tensor([*null, *labels], device=device)
 
     def _postprocess(self, x: Tensor, output_type: str) -> Any:

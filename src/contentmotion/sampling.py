@@ -118,10 +118,12 @@ def denoise(
     for i, t in enumerate(scheduler.timesteps):
         noisy = torch.cat([latents, latents]) if guided else latents
         output = model(scheduler.scale_model_input(noisy, t), t, guided)
-        output = output[:, :channels]  # drop a learned variance
+        # Without a learned variance; float32, for guidance is a difference of nearly equal numbers; a copy, for a
+        # compiled network writes its next output to the same place.
+        output = output[:, :channels].to(torch.float32, copy=True)
         if guided:
-            null, conditional = output.float().chunk(2)  # a difference of nearly equal numbers
-            output = guide(null, conditional, guidance_scale).to(output.dtype)
+            null, conditional = output.chunk(2)
+            output = guide(null, conditional, guidance_scale)
         latents = scheduler.step(output, t, latents, **extra).prev_sample
         latents = on_step(i, t, latents)
     return latents.to(dtype)

@@ -26,6 +26,7 @@ from contentmotion.config.train import (
     TrainVAEConfig,
 )
 from contentmotion.config.use import (
+    BenchmarkConfig,
     EvaluateConfig,
     ExportConfig,
     GenerateConfig,
@@ -53,6 +54,7 @@ __all__ = [
     "EvaluateConfig",
     "InfoConfig",
     "ExportConfig",
+    "BenchmarkConfig",
     "TrainConfig",
     "TrainVAEConfig",
     "TrainAutoencoderConfig",

@@ -47,6 +47,7 @@ class TrainConfig:
         max_bad_fraction: Stop when more than this share of the data turns out bad; less is skipped and named.
         shuffle_window: Clips that are mixed with one another, read from shards (of a cache or of a stream) that no
             other process reads; none: every clip of a cache with every other, which reads all over the disk.
+        dry_run: Print parameters, memory and FLOPs of the run, and do nothing else.
     """
 
     output_dir: str
@@ -73,6 +74,7 @@ class TrainConfig:
     seed: int = 0
     max_bad_fraction: float = 0.01
     shuffle_window: int | None = None
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
         require_positive(
@@ -163,6 +165,8 @@ class TrainAutoencoderConfig(ClipConfig, ScheduledEvaluationConfig, TrainConfig)
         content_mode: "softmax": learned weights over frames (Eq. 3); "mean": their plain mean (the ablation).
         residual_decoding: The decoder predicts the difference from the content frame, starting at zero.
         refine_channels: Width of a convolutional head behind the decoder's patches; 0: none, as in the paper.
+        attention_window: Side, in patches, of the windows inside which two of three decoder blocks attend: cheaper
+            where frames are large; 0: none, as in the paper.
         perceptual_weight: Weight of LPIPS between decoded and true pixels, beside the squared error (ours; the paper
             has the squared error alone). It sharpens; it needs height and width of 32 at least.
         perceptual_start_step: Begin with LPIPS after this many steps, when there is something to sharpen.
@@ -185,6 +189,7 @@ class TrainAutoencoderConfig(ClipConfig, ScheduledEvaluationConfig, TrainConfig)
     content_mode: Literal["softmax", "mean"] = "softmax"
     residual_decoding: bool = True
     refine_channels: int = 0
+    attention_window: int = 0
     perceptual_weight: float = 0.0
     perceptual_start_step: int = 0
     perceptual_frames: int = 2
@@ -203,7 +208,7 @@ class TrainAutoencoderConfig(ClipConfig, ScheduledEvaluationConfig, TrainConfig)
         require_positive(
             self, "patch_size", "hidden_size", "depth", "num_heads", "head_dim", "motion_channels", "perceptual_frames"
         )
-        require_not_negative(self, "refine_channels", "perceptual_weight", "perceptual_start_step")
+        require_not_negative(self, "refine_channels", "attention_window", "perceptual_weight", "perceptual_start_step")
         require(
             not self.perceptual_weight or min(self.height, self.width) >= 32,
             f"perceptual_weight needs clips of 32x32 pixels or more, got {self.height}x{self.width}",

@@ -66,6 +66,12 @@ class GenerateConfig(SamplingConfig):
         width: Pixels; the model's training size when not given.
         fps: Frames per second of the files written.
         formats: Kinds of file to write per video.
+        vae_decoder: Folder or hub id of an image VAE that draws the frames in the model's own place: an AutoencoderTiny
+            made for the same latents (for Stable Diffusion's, madebyollin/taesd) costs a twentieth.
+        vae_slicing: Decode one frame at a time: less memory.
+        vae_tiling: Decode frames in tiles: still less memory, faint seams.
+        compile: Compile the networks (torch.compile): minutes for the first clip, faster from the second on.
+        quantization: "int8": both denoisers' weights in 8 bits (needs torchao): less memory.
         output_dir: Folder for the videos, `sheet.png` and `config.yaml`; created when missing.
     """
 
@@ -79,6 +85,11 @@ class GenerateConfig(SamplingConfig):
     width: int | None = None
     fps: float = 8.0
     formats: tuple[Literal["mp4", "gif", "webm"], ...] = ("mp4", "gif")
+    vae_decoder: str | None = None
+    vae_slicing: bool = False
+    vae_tiling: bool = False
+    compile: bool = False
+    quantization: Literal["none", "int8"] = "none"
     output_dir: str = "outputs"
 
     def __post_init__(self) -> None:
@@ -237,3 +248,53 @@ class ExportConfig:
     motion_transformer: str | None = None
     output_dir: str
     dtype: Literal["fp32", "fp16", "bf16"] = "fp16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """What a clip costs from prompt to file: parameters, FLOPs, seconds and memory of every stage, of several systems
+    side by side. The networks have their published sizes and random weights: time does not depend on weights.
+
+    Example: contentmotion benchmark --meta
+    Example: contentmotion benchmark cmd-sd21-4 modelscope --height 256 --width 256
+
+    Attributes:
+        systems: Which ones: cmd-sd15, cmd-sd21 (the paper's, 50 + 50 steps), cmd-sd21-4 (4 + 4 steps, a tiny image
+            decoder), videolcm, modelscope, wan-1.3b, ltx-2b, ltx-2b-8 (8 steps), cogvideox-2b, shipped (the model that
+            comes with the package), shipped-4 (the same in 4 + 4 steps), or a pipeline folder.
+        height: Pixels; 512 when not given, and a pipeline folder's own size.
+        width: Pixels; 1024 when not given, likewise.
+        num_frames: Frames; models that want a few more make them.
+        steps: Denoising steps in place of each system's own.
+        decoder: Image decoder of cmd-* and of the UNet3D systems; "auto": tiny for few-step cmd, else Stable
+            Diffusion's.
+        dtype: Number format of the networks; "auto": bf16 where the hardware multiplies it fast.
+        repeats: Timed calls per stage, taken in turns; the median counts.
+        whole_seconds: Run our pipelines as a whole, too, where a clip takes no longer than this.
+        meta: Count parameters and FLOPs only, allocating nothing.
+        training: One training step of each stage, too (CMD Table 8, which has 512x512 pixels).
+        device: "auto", "cpu", "cuda", ...
+        output_dir: Folder for `benchmark.md`, `benchmark.json` and `benchmark.png`.
+    """
+
+    systems: tuple[str, ...] = (
+        "cmd-sd15", "cmd-sd21", "cmd-sd21-4", "videolcm", "modelscope", "wan-1.3b", "ltx-2b", "ltx-2b-8",
+        "cogvideox-2b",
+    )  # fmt: skip
+    height: int | None = None
+    width: int | None = None
+    num_frames: int = 16
+    steps: int | None = None
+    decoder: Literal["auto", "full", "tiny"] = "auto"
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    repeats: int = 3
+    whole_seconds: float = 60.0
+    meta: bool = False
+    training: bool = False
+    device: str = "auto"
+    output_dir: str = "outputs/benchmark"
+
+    def __post_init__(self) -> None:
+        require_positive(self, "height", "width", "num_frames", "steps", "repeats")
+        require_not_negative(self, "whole_seconds")
+        require(bool(self.systems) or self.training, "name a system, or give --training")

@@ -35,6 +35,9 @@ class Cost:
 def count_cost(compute: Callable[[], object]) -> Cost:
     """Counts a computation; on the meta device it allocates and computes nothing.
 
+    Weights should require gradients, as those of a new network do: linear layers with frozen ones turn into batched
+    products at times, which are taken for attention.
+
     Args:
         compute: Does the computation once.
     """

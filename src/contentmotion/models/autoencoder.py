@@ -59,13 +59,32 @@ class TimeSformerBlock(nn.Module):
         self.attn_space = Attention(dim, num_heads, head_dim)
         self.mlp = GEGLU(dim, mlp_ratio)
 
-    def forward(self, u: Float[Tensor, "b t n d"]) -> Float[Tensor, "b t n d"]:
+    def forward(
+        self, u: Float[Tensor, "b t n d"], windows: tuple[int, int, int] | None = None
+    ) -> Float[Tensor, "b t n d"]:
+        """Returns tokens of the same shape; ``windows`` is (rows, columns, side) of a grid cut into windows."""
         b, t, n, d = u.shape
         tubes = self.norm_time(u).transpose(1, 2).reshape(b * n, t, d)  # one sequence per place
         u = u + self.attn_time(tubes).view(b, n, t, d).transpose(1, 2)
         frames = self.norm_space(u).reshape(b * t, n, d)  # one sequence per frame
-        u = u + self.attn_space(frames).view(b, t, n, d)
+        if windows is None:
+            attended = self.attn_space(frames)
+        else:
+            attended = join_windows(self.attn_space(cut_windows(frames, *windows)), *windows)
+        u = u + attended.view(b, t, n, d)
         return u + self.mlp(self.norm_mlp(u))
+
+
+def cut_windows(x: Float[Tensor, "b n d"], rows: int, columns: int, side: int) -> Float[Tensor, "b_windows m d"]:
+    """Tokens of a grid of rows x columns as one sequence per square window, ``m = side ** 2``."""
+    x = x.view(len(x), rows // side, side, columns // side, side, -1)  # (b, R, side, C, side, d)
+    return x.transpose(2, 3).reshape(-1, side**2, x.shape[-1])
+
+
+def join_windows(x: Float[Tensor, "b_windows m d"], rows: int, columns: int, side: int) -> Float[Tensor, "b n d"]:
+    """Undoes ``cut_windows``."""
+    x = x.view(-1, rows // side, columns // side, side, side, x.shape[-1])  # (b, R, C, side, side, d)
+    return x.transpose(2, 3).reshape(-1, rows * columns, x.shape[-1])
 
 
 class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
@@ -87,6 +106,9 @@ class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
         residual_decoding: Whether the decoder's output is added to the content frame (ours; off in the paper).
         refine_channels: Width of a convolutional head that smooths the seams between the decoder's patches (ours);
             0 is the paper's linear head alone.
+        attention_window: Side of the windows of patches inside which two of three decoder blocks attend over space
+            (ours; as ViTDet, Li et al. 2022, does); where it does not divide the grid, they attend over all of it.
+            0: every block over the whole frame, as in the paper. The weights are the same either way.
         num_frames: Frames it was trained on (a default for users, not a limit).
         sample_height: Height h it was trained on, likewise.
         sample_width: Width w it was trained on, likewise.
@@ -111,6 +133,7 @@ class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
         content_mode: Literal["softmax", "mean"] = "softmax",
         residual_decoding: bool = True,
         refine_channels: int = 0,
+        attention_window: int = 0,
         num_frames: int = 16,
         sample_height: int = 64,
         sample_width: int = 64,
@@ -213,7 +236,9 @@ class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
         v_x, v_y = v_motion.split([h // p, w // p], dim=2)
         v = v_content[:, None] + v_x[:, :, :, None] + v_y[:, :, None]  # (b, t, H', W', d), Eq. 6
         v = v.flatten(2, 3) + self._position(t, h // p, w // p, content)
-        v = self.decoder_norm(self._run(self.decoder, v)).view(b, t, h // p, w // p, -1)
+        side = self.config.attention_window
+        windows = (h // p, w // p, side) if side and not (h // p % side or w // p % side) else None
+        v = self.decoder_norm(self._run(self.decoder, v, windows)).view(b, t, h // p, w // p, -1)
         frames = self._unpatchify(self.frame_head(v)).flatten(0, 1)
         frames = self.refine_head(frames).unflatten(0, (b, t))  # (b, t, c, h, w)
         return frames + content[:, None] if self.config.residual_decoding else frames
@@ -239,12 +264,13 @@ class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
         std = torch.tensor(self.config.motion_std, device=z.device)[:, None, None]
         return (z.float() * std + mean if inverse else (z.float() - mean) / std).to(z.dtype)
 
-    def _run(self, blocks: nn.ModuleList, u: Tensor) -> Tensor:
-        for block in blocks:
+    def _run(self, blocks: nn.ModuleList, u: Tensor, windows: tuple[int, int, int] | None = None) -> Tensor:
+        for k, block in enumerate(blocks):
+            local = windows if k % 3 != 2 else None  # every third block sees the whole frame
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                u = self._gradient_checkpointing_func(block, u)
+                u = self._gradient_checkpointing_func(block, u, local)
             else:
-                u = block(u)
+                u = block(u, local)
         return u
 
     def _position(self, t: int, rows: int, columns: int, like: Tensor) -> Tensor:

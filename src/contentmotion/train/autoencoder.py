@@ -46,6 +46,10 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
     Raises:
         ValueError: No usable videos, or a size that the VAE and the patches do not divide.
     """
+    if config.dry_run:
+        from contentmotion.train.plan import print_plan  # it knows all commands
+
+        return print_plan(config)
     vae = load_vae(config.vae).to(resolve_device("auto")) if config.vae else None
     model = make_autoencoder(config, vae)
     run_dir = prepare_output_dir(config.output_dir, "train-autoencoder", config)
@@ -136,6 +140,7 @@ def make_autoencoder(config: TrainAutoencoderConfig, vae: ModelMixin | None) -> 
         content_mode=config.content_mode,
         residual_decoding=config.residual_decoding,
         refine_channels=config.refine_channels,
+        attention_window=config.attention_window,
         num_frames=config.num_frames,
         sample_height=config.height // factor,
         sample_width=config.width // factor,

@@ -35,6 +35,10 @@ def train_content(config: TrainContentConfig) -> None:
     Raises:
         ValueError: Something needed is missing or does not fit.
     """
+    if config.dry_run:
+        from contentmotion.train.plan import print_plan  # it knows all commands
+
+        return print_plan(config)
     require_checkpoints(
         pretrained_model_name_or_path=config.pretrained_model_name_or_path,
         vae=config.vae,

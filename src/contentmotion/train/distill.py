@@ -36,6 +36,10 @@ def distill(config: DistillConfig) -> None:
     Raises:
         ValueError: A part is missing, or the cache does not fit the teacher.
     """
+    if config.dry_run:
+        from contentmotion.train.plan import print_plan  # it knows all commands
+
+        return print_plan(config)
     require_checkpoints(pretrained_model_name_or_path=config.pretrained_model_name_or_path)
     run_dir = prepare_output_dir(config.output_dir, "distill", config)
     cache = open_cache(config.cache_dir, config.max_bad_fraction)

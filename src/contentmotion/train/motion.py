@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler
 
 from contentmotion.conditioning import pooled_text_dim
 from contentmotion.config import TrainMotionConfig
-from contentmotion.data.cache import LatentCache, open_cache
+from contentmotion.data.cache import open_cache
 from contentmotion.denoisers import MotionDenoiser
 from contentmotion.loading import load_autoencoder, require_checkpoints
 from contentmotion.models.motion_dit import MotionDiT
@@ -29,6 +29,10 @@ def train_motion(config: TrainMotionConfig) -> None:
     Raises:
         ValueError: Something needed is missing or does not fit.
     """
+    if config.dry_run:
+        from contentmotion.train.plan import print_plan  # it knows all commands
+
+        return print_plan(config)
     require_checkpoints(
         pretrained_model_name_or_path=config.pretrained_model_name_or_path, autoencoder=config.autoencoder
     )
@@ -42,7 +46,16 @@ def train_motion(config: TrainMotionConfig) -> None:
     )
     if content["text_encoder"] is not None:
         cache.use_text_features(content["text_encoder"].requires_grad_(False))
-    transformer = make_motion_transformer(config, cache, content["text_encoder"])
+    names = cache.manifest["class_names"]
+    if content["text_encoder"] is None and not names:
+        raise ValueError("give --pretrained_model_name_or_path (a text encoder), or a cache of labelled clips")
+    transformer = make_motion_transformer(
+        config,
+        motion_channels=cache[0]["motion"].shape[0],
+        content_channels=cache[0]["content"].shape[0],
+        num_classes=None if content["text_encoder"] is not None else len(names),
+        text_dim=pooled_text_dim(content["text_encoder"]) if content["text_encoder"] is not None else None,
+    )
     scheduler = make_scheduler("linear", config.prediction_type)
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
@@ -65,22 +78,22 @@ def train_motion(config: TrainMotionConfig) -> None:
     save_motion(transformer, scheduler, Path(config.output_dir) / "motion_transformer")
 
 
-def make_motion_transformer(config: TrainMotionConfig, cache: LatentCache, text_encoder: object | None) -> MotionDiT:
+def make_motion_transformer(
+    config: TrainMotionConfig, *, motion_channels: int, content_channels: int, num_classes: int | None,
+    text_dim: int | None,
+) -> MotionDiT:  # fmt: skip
     """The network that the config, the cache's shapes and the condition at hand call for."""
-    names = cache.manifest["class_names"]
-    if text_encoder is None and not names:
-        raise ValueError("give --pretrained_model_name_or_path (a text encoder), or a cache of labelled clips")
     torch.manual_seed(config.seed)
     return MotionDiT(
-        motion_channels=cache[0]["motion"].shape[0],
-        content_channels=cache[0]["content"].shape[0],
+        motion_channels=motion_channels,
+        content_channels=content_channels,
         hidden_size=config.hidden_size,
         depth=config.depth,
         num_heads=config.num_heads,
         patch_size=config.patch_size,
         content_patch_size=config.content_patch_size,
-        num_classes=None if text_encoder is not None else len(names),
-        text_dim=pooled_text_dim(text_encoder) if text_encoder is not None else None,
+        num_classes=num_classes,
+        text_dim=text_dim,
         learn_sigma=config.learn_sigma,
     )
 

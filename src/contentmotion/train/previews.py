@@ -44,7 +44,7 @@ def make_previews(
     captions = list(prompts) if prompts and not moving else [item["caption"] for item in items]
     text = pipe.text_encoder is not None
     pipe.set_progress_bar_config(disable=True)
-    output = pipe(
+    output: Any = pipe(
         prompt=captions if text else None,
         class_labels=None if text else [item["label"] for item in items],
         content_latents=torch.stack([item["content"] for item in items]) if moving else None,

@@ -26,6 +26,10 @@ def train_vae(config: TrainVAEConfig) -> None:
     Raises:
         ValueError: No usable videos, or a size that the VAE's patches do not divide.
     """
+    if config.dry_run:
+        from contentmotion.train.plan import print_plan  # it knows all commands
+
+        return print_plan(config)
     stride = 2**config.num_downsamples
     if config.height % stride or config.width % stride:
         raise ValueError(f"height and width must be multiples of {stride}, got {config.height}x{config.width}")

@@ -1,0 +1,92 @@
+"""Writes docs/cost.md: memory and FLOPs per recipe and card size, computed as `--dry_run` computes them.
+
+python benchmarks/cost_table.py docs/cost.md
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from contentmotion.arguments import parse_config
+from contentmotion.benchmark.report import markdown_table, number
+from contentmotion.cli import COMMANDS
+from contentmotion.models.autoencoder import ContentMotionAutoencoder
+from contentmotion.saving import replacing_file
+from contentmotion.train.plan import plan_run
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CARDS = (12, 16, 24, 80)  # GB
+CONTEXT = 1.0  # GiB that CUDA and the allocator take
+# Latent height and width that a recipe's autoencoder works on.
+RECIPES = {"webvid-sd15": (64, 64), "webvid-sd21": (64, 128)}
+STAGES = ("autoencoder", "content", "motion")
+HEADINGS = (
+    "recipe", "stage", "checkpointing", "parameters (M)", "TFLOPs per clip", "GiB at batch 1", "GiB per further clip",
+    *(f"batch on {card} GB" for card in CARDS),
+)  # fmt: skip
+
+
+def load(recipe: str, stage: str, folder: Path) -> Any:
+    """A recipe's settings at batch 1, with the shapes of its autoencoder in ``folder``."""
+    command = COMMANDS[f"train-{stage}"]
+    words = ["--config", str(CONFIGS / recipe / f"{stage}.yaml"), "--output_dir", "x"]
+    words += {"autoencoder": ["--train_data_dir", "x"], "content": ["--cache_dir", "x"]}.get(
+        stage, ["--cache_dir", "x", "--autoencoder", str(folder)]
+    )
+    config = parse_config(f"train-{stage}", command.config_class, command.positional, words)
+    return replace(config, train_batch_size=1, gradient_accumulation_steps=1)
+
+
+def rows() -> list[tuple[str, ...]]:
+    """One per recipe, stage, and with or without gradient checkpointing."""
+    found = []
+    for recipe, (h, w) in RECIPES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            with torch.device("meta"):
+                ContentMotionAutoencoder(sample_height=h, sample_width=w).save_config(folder)
+            for stage in STAGES:
+                for checkpointing in (False, True):
+                    config = replace(load(recipe, stage, Path(folder)), gradient_checkpointing=checkpointing)
+                    plan = plan_run(config)
+                    memory = plan.memory(config, half=True)
+                    total, item = sum(memory.values()), memory["activations"]
+                    batches = [1 + int((card * 1e9 / 2**30 - CONTEXT - total) // item) for card in CARDS]
+                    shown = ["yes" if checkpointing else "no", number(plan.trained / 1e6)]
+                    shown += [number(x) for x in (plan.tflops_per_step(config), total, item)]
+                    fits = [str(batch) if batch > 0 else "-" for batch in batches]
+                    found.append((recipe, stage, *shown, *fits))
+    return found
+
+
+def main(path: Path) -> None:
+    """Writes the page."""
+    page = f"""# Memory and FLOPs
+
+Computed, not measured: `python benchmarks/cost_table.py docs/cost.md` adds up what `--dry_run` prints for the recipes
+of `configs/`, mixed precision in 16 bits, batch 1, no accumulation (torch {torch.__version__.split("+")[0]}). Weights,
+gradients, Adam's two averages and the moving average are float32; activations are every tensor that autograd keeps of
+the forward pass, but for those inside checkpointed blocks, and half of float32's. Frozen networks (image VAE, text
+encoder) are counted; {CONTEXT:g} GiB is left for CUDA. The content model's frames are those of its UNet's own size.
+With checkpointing the block that is recomputed is not counted: batches there are upper bounds.
+TFLOPs are 10^12 x 2 x multiply-adds, attention included, forward and backward (not what checkpointing recomputes).
+
+## Training
+
+{markdown_table(HEADINGS, rows())}
+On a CPU the same counts hold, without the 16-bit copies where the processor has no bfloat16.
+
+What other settings take: `contentmotion train-motion --dry_run ...`, as any training command. What sampling takes:
+`contentmotion benchmark`.
+"""
+    with replacing_file(path) as partial:
+        partial.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,85 @@
+"""Switches that make a pipeline faster or smaller: memory layout, compiled and quantised networks, image decoder."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from contentmotion.image_vae import vae_latent_channels, vae_scale_factor
+
+Quantization = Literal["none", "int8"]
+
+
+def use_channels_last(pipe: Any) -> None:
+    """Stores the convolutions' weights in the order that GPUs' convolutions read; results agree to rounding."""
+    for network in (pipe.unet, pipe.vae):
+        if network is not None:
+            network.to(memory_format=torch.channels_last)
+
+
+def use_vae(pipe: Any, vae: nn.Module) -> None:
+    """Puts another image VAE in place of the pipeline's, such as an ``AutoencoderTiny`` of the same latents.
+
+    Args:
+        pipe: A ContentMotionPipeline.
+        vae: One of diffusers' image VAEs, trained on the latents of the pipeline's own.
+
+    Raises:
+        ValueError: Its latents are of another shape.
+    """
+    own = (vae_latent_channels(pipe.vae), vae_scale_factor(pipe.vae))
+    other = (vae_latent_channels(vae), vae_scale_factor(vae))
+    if own != other:
+        raise ValueError(
+            f"the image decoder takes latents of {other[0]} channels, {other[1]}x smaller than the frames; "
+            f"this model's have {own[0]} and are {own[1]}x smaller"
+        )
+    pipe.register_modules(vae=vae)
+
+
+def compile_networks(pipe: Any, device: torch.device) -> None:
+    """Compiles the networks, for one shape of inputs each: the first clip takes minutes, the others are faster.
+
+    On CUDA the denoisers' steps run as CUDA graphs.
+    """
+    mode = "reduce-overhead" if device.type == "cuda" else None
+    for network in (pipe.unet, pipe.motion_transformer):
+        if network is not None:
+            network.compile(mode=mode, dynamic=False)
+    # Called once a clip, not once a step: a graph would save nothing.
+    for network in (pipe.autoencoder, pipe.vae):
+        if network is not None:
+            network.decode = torch.compile(network.decode, dynamic=False)
+
+
+def quantize_networks(pipe: Any, quantization: Quantization) -> None:
+    """Stores the weights of both denoisers' linear layers in 8 bits, a scale per row; they compute as before.
+
+    Raises:
+        ImportError: torchao is not installed.
+    """
+    if quantization == "none":
+        return
+    try:
+        from torchao.quantization import (  # type: ignore[reportMissingImports]
+            Int8WeightOnlyConfig,
+            quantize_,
+        )
+    except ImportError:
+        raise ImportError("--quantization needs torchao: pip install 'contentmotion[quantization]'") from None
+    for network in (pipe.unet, pipe.motion_transformer):
+        if network is not None:
+            quantize_(network, Int8WeightOnlyConfig())
+
+
+def enable_tiling(pipe: Any) -> None:
+    """Decodes large frames in overlapping tiles: less memory, faint seams.
+
+    Raises:
+        ValueError: The image VAE does not know how.
+    """
+    if not hasattr(pipe.vae, "enable_tiling"):
+        raise ValueError(f"vae_tiling: {type(pipe.vae).__name__} decodes whole frames only")
+    pipe.vae.enable_tiling()
