@@ -178,6 +178,7 @@ class Renderer:
                 motion_num_inference_steps=self.config.motion_num_inference_steps,
                 guidance_scale=self.config.guidance_scale,
                 motion_guidance_scale=self.config.motion_guidance_scale,
+                decode_content_frame=pipeline is not None,
                 generator=[seeded_generator(seed, i) for i in indices],
                 output_type="pt",
             )
