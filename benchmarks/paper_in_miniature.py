@@ -28,8 +28,8 @@ from typing import Any
 import torch
 
 from contentmotion.cli import main as contentmotion
-from contentmotion.evaluate.protocol import hardware
 from contentmotion.loading import ASSETS
+from contentmotion.run_dir import describe_hardware
 from contentmotion.saving import replacing_file, write_json
 from contentmotion.video_io import write_video
 from contentmotion.video_reader import read_video
@@ -156,9 +156,8 @@ def write_report(studies: list[Study], output: Path) -> None:
     plot_report(report, output / "miniature.png")
     with replacing_file(output / "tables.md") as partial:
         partial.write_text(tables(report), encoding="utf-8")
-    write_json(
-        output / "scores.json", {"settings": SETTINGS, "hardware": hardware(torch.device("cpu")), "scores": report}
-    )
+    facts = {"settings": SETTINGS, "hardware": describe_hardware(torch.device("cpu"))}
+    write_json(output / "scores.json", facts | {"scores": report})
 
 
 # Columns of the tables: heading and format.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,6 +84,20 @@ def resolve_device(name: str) -> torch.device:
     if (device.index or 0) >= count:
         raise ValueError(f"device {name} is not here: this machine has {count} {device.type} devices")
     return device
+
+
+def describe_hardware(device: torch.device) -> str:
+    """The processor's or the GPU's name, and how many threads."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        name = models[0] if models else name
+    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def resolve_dtype(mixed_precision: str, device: torch.device) -> torch.dtype | None:

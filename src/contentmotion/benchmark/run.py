@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import tempfile
 from collections.abc import Callable
 from datetime import date
@@ -30,7 +29,7 @@ from contentmotion.benchmark.whole import time_whole
 from contentmotion.config import SHIPPED_MODEL, BenchmarkConfig
 from contentmotion.evaluate.cost import Cost, count_cost
 from contentmotion.loading import load_pipeline, load_scheduler, resolve_name
-from contentmotion.run_dir import prepare_output_dir, resolve_device, resolve_dtype
+from contentmotion.run_dir import describe_hardware, prepare_output_dir, resolve_device, resolve_dtype
 from contentmotion.sampling import is_distilled
 from contentmotion.video_io import write_video
 
@@ -55,7 +54,9 @@ def benchmark(config: BenchmarkConfig) -> None:
     if config.training:
         training = benchmark_training(size, None if config.meta else device, dtype, config.repeats)
 
-    hardware = "counted, not run" if config.meta else f"{describe(device)}, {str(dtype).removeprefix('torch.')}"
+    hardware = (
+        "counted, not run" if config.meta else f"{describe_hardware(device)}, {str(dtype).removeprefix('torch.')}"
+    )
     title = f"contentmotion benchmark, {date.today()}, {hardware}, torch {torch.__version__}"
     console = Console(highlight=False)
     if results:
@@ -210,18 +211,6 @@ def moving_square(size: Size) -> np.ndarray:
         left = k * (size.width - side) // max(1, size.frames - 1)
         frames[k, side : 2 * side, left : left + side] = 230
     return frames
-
-
-def describe(device: torch.device) -> str:
-    """The hardware in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        name = lines[0].partition(":")[2].strip() if lines else name
-    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

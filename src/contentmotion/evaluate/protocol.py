@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -25,6 +24,7 @@ from contentmotion.evaluate.parts import Part
 from contentmotion.evaluate.scores import NUM_HALVINGS
 from contentmotion.evaluate.store import digest, file_digest
 from contentmotion.pipeline import ContentMotionPipeline
+from contentmotion.run_dir import describe_hardware
 from contentmotion.sampling import resolve_sampling
 
 # What a part's videos come from, where that is not every network: evaluations that share the others share it, too.
@@ -89,7 +89,7 @@ def describe_protocol(
             "num_generated": len(clips.drawn),
             "num_seeds": config.num_seeds,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "hardware": hardware(device),
+            "hardware": describe_hardware(device),
             "versions": {
                 "contentmotion": contentmotion.__version__,
                 "torch": torch.__version__,
@@ -171,15 +171,3 @@ def _weights_digests(pipeline: ContentMotionPipeline) -> dict[str, str]:
             sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         digests[name] = sha.hexdigest()
     return digests
-
-
-def hardware(device: torch.device) -> str:
-    """The processor's or the GPU's name, and how many threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    return f"{model}, {torch.get_num_threads()} threads"
