@@ -176,6 +176,7 @@ def test_compiled_networks_are_wired_in(pipe: ContentMotionPipeline, monkeypatch
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # of torch's own imports
 def test_compiled_code_agrees(pipe: ContentMotionPipeline) -> None:
     plain = run(pipe)
     compile_networks(pipe, CPU)
