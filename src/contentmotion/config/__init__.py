@@ -25,6 +25,7 @@ from contentmotion.config.train import (
     TrainVAEConfig,
 )
 from contentmotion.config.use import (
+    DemoConfig,
     EvaluateConfig,
     ExportConfig,
     GenerateConfig,
@@ -48,6 +49,7 @@ __all__ = [
     "EncodeConfig",
     "SamplingConfig",
     "GenerateConfig",
+    "DemoConfig",
     "ReconstructConfig",
     "EvaluateConfig",
     "InfoConfig",
