@@ -38,6 +38,7 @@ LAYERS = (
     ("loading",),
     ("data", "evaluate", "train", "benchmark"),
     ("generate", "reconstruct", "info", "export"),
+    ("demo",),
     ("arguments", "cli", "__main__", "__init__"),
 )
 

@@ -1,12 +1,16 @@
 """Costs at the paper's sizes, counted on the meta device, in both conventions (CMD Tables 8 and 9)."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from contentmotion.evaluate.cost import Cost, count_cost
+from contentmotion.evaluate.cost import Cost, clip_cost, count_cost
+from contentmotion.loading import load_pipeline
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
+from contentmotion.sampling import Sampling
 
 TERA = 1e12
 
@@ -81,3 +85,20 @@ def test_total_parameters() -> None:
         autoencoder = ContentMotionAutoencoder()
     models = (sd21_unet(), motion_dit(8), autoencoder)
     assert sum(m.num_parameters() for m in models) / 1e9 == pytest.approx(1.6, rel=0.03)
+
+
+def test_cost_of_a_clip_grows_with_its_steps(tiny_pipeline_dir: Path) -> None:
+    pipe = load_pipeline(str(tiny_pipeline_dir))
+    pipe.set_progress_bar_config(disable=True)
+    few = clip_cost(pipe, Sampling(steps=3, motion_steps=2, guidance_scale=1.0, motion_guidance_scale=1.0))
+    many = clip_cost(pipe, Sampling(steps=6, motion_steps=2, guidance_scale=2.0, motion_guidance_scale=1.0))
+    assert many["content frame"].multiply_adds == 4 * few["content frame"].multiply_adds
+    assert many["motion"] == few["motion"]
+    assert many["text and decoding"] == few["text and decoding"]
+    assert few["motion"].attention > 0
+    direct = count_cost(
+        lambda: pipe.motion_transformer(
+            torch.zeros(1, 4, 4, 16), torch.zeros(1), torch.zeros(1, 3, 16, 16), pooled_text=torch.zeros(1, 32)
+        )
+    )
+    assert few["motion"].layers == 2 * direct.layers

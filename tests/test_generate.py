@@ -13,9 +13,10 @@ from PIL import Image
 
 from contentmotion.cli import main
 from contentmotion.config import GenerateConfig
-from contentmotion.generate import read_conditions, slug
+from contentmotion.generate import read_conditions, sample_all, sample_motions, slug
+from contentmotion.loading import load_pipeline
 from contentmotion.run_dir import resolve_device, resolve_dtype, seeded_generator
-from contentmotion.video_io import read_video
+from contentmotion.video_io import read_metadata, read_video
 
 
 @pytest.fixture
@@ -58,6 +59,34 @@ def test_files_names_and_output(run, capsys: pytest.CaptureFixture[str]) -> None
         assert video.fps == pytest.approx(10)
     with Image.open(folder / "sheet.png") as sheet:
         assert sheet.height > 4 * 3 * 16, "four rows of enlarged frames"
+
+
+def test_files_say_that_they_were_generated(run, tiny_pipeline_dir: Path) -> None:
+    folder = run("rocket", "a crying cat", "--seed=7", "--formats", "mp4", "gif", "webm")
+    for number, prompt in enumerate(("rocket", "a crying cat")):
+        files = sorted(folder.glob(f"{number:03d}-*"))
+        assert len(files) == 3
+        for file in files:
+            found = read_metadata(file)
+            assert found.pop("generated").startswith("by a model, with contentmotion ")
+            assert found == {"model": "pipeline", "prompt": prompt, "seed": "7", "number": str(number)}
+    sheet = read_metadata(folder / "sheet.png")
+    assert (sheet["prompt"], sheet["seed"]) == ("rocket; a crying cat", "7")
+    assert str(tiny_pipeline_dir.parent) not in str(sheet), "no path of this machine"
+
+
+def test_several_motions_of_one_content_frame(tiny_pipeline_dir: Path) -> None:
+    config = GenerateConfig(prompt=["rocket"], num_inference_steps=2, mixed_precision="no", seed=3)
+    pipe = load_pipeline(str(tiny_pipeline_dir))
+    pipe.set_progress_bar_config(disable=True)
+    steps: list[int] = []
+    drawn = sample_motions(pipe, config, "rocket", 3, lambda: steps.append(1))
+    assert len(steps) == 2 + 2 + 2, "content, its motion, the other two motions at once"
+    (alone,) = sample_all(pipe, config, ["rocket"], lambda: None)
+    assert np.array_equal(drawn[0].video, alone.video)
+    for other in drawn[1:]:
+        assert np.abs(other.content.astype(int) - drawn[0].content).max() <= 1
+        assert np.abs(other.video.astype(int) - drawn[0].video).mean() > 1
 
 
 def test_videos_differ_by_seed_number_and_prompt_but_not_by_batch(run) -> None:

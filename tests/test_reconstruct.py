@@ -9,7 +9,15 @@ import torch
 from PIL import Image
 
 from contentmotion.cli import main
-from contentmotion.reconstruct import cut_clip, draw_sheet, load_parts, weight_maps
+from contentmotion.reconstruct import (
+    cut_clip,
+    decompose,
+    draw_sheet,
+    load_parts,
+    motion_planes,
+    recombine,
+    weight_maps,
+)
 from contentmotion.video_io import read_video, write_video
 
 
@@ -120,3 +128,24 @@ def test_every_real_clip(shared_data: Path, tiny_pipeline_dir: Path, tmp_path: P
         assert 0 < scores["psnr"] < 60
         with Image.open(tmp_path / video.stem / "sheet.png") as sheet:
             sheet.load()
+
+
+def test_motion_planes_show_rows_and_columns_over_time() -> None:
+    latent = torch.zeros(5, 3, 2 + 4)  # 5 channels, 3 times, 2 rows and 4 columns of patches
+    latent[0, 2, 1] = 1.0  # second row, last time
+    latent[4, 0, 2 + 3] = 1.0  # last column, first time
+    z_x, z_y = (np.asarray(plane) for plane in motion_planes(latent, rows=2, cell=1))
+    assert (z_x.shape, z_y.shape) == ((2 * 3 - 1, 4 * 4 - 1), (2 * 4 - 1, 4 * 5 - 1)), "four channels a row"
+    assert z_x[1, 2] == 255 and z_x[:2, :3].sum() == 255
+    assert z_y[4, 3] == 255 and z_y[4:, :4].sum() == 255
+
+
+def test_recombining_a_clip_with_itself_is_its_reconstruction(tiny_pipeline_dir: Path, make_frames) -> None:
+    vae, autoencoder = load_parts(str(tiny_pipeline_dir), None)
+    clips = [torch.from_numpy(make_frames(4, 16, 16, hue=hue)).permute(0, 3, 1, 2) for hue in (0, 200)]
+    one, other = (decompose(vae, autoencoder, clip) for clip in clips)
+    assert torch.equal(recombine(vae, autoencoder, one.content_latent, one.motion_latent), one.decoded)
+    swapped = recombine(vae, autoencoder, one.content_latent, other.motion_latent)
+    assert not torch.equal(swapped, one.decoded) and not torch.equal(swapped, other.decoded)
+    error = (one.decoded.double() - one.original).div(255).square().mean()
+    assert one.psnr == pytest.approx(-10 * error.log10().item())

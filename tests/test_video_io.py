@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contentmotion.video_io import VideoError, read_video, write_contact_sheet, write_video
+from contentmotion.video_io import (
+    VideoError,
+    read_metadata,
+    read_video,
+    write_contact_sheet,
+    write_picture,
+    write_video,
+)
 
 MakeFrames = Callable[..., np.ndarray]
 
@@ -294,3 +301,24 @@ def test_contact_sheet_refuses_nothing(tmp_path: Path, make_frames: MakeFrames) 
         write_contact_sheet(tmp_path / "sheet.png", [], [])
     with pytest.raises(ValueError, match="1 videos, 2 captions"):
         write_contact_sheet(tmp_path / "sheet.png", [make_frames(2, 8, 8)], ["a", "b"])
+
+
+ABOUT = {"generated": "by a model", "prompt": 'a "crying" cat\n猫 é', "seed": "7"}
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "webm", "gif"])
+def test_metadata_of_a_video_is_found_again(suffix: str, tmp_path: Path, make_frames) -> None:
+    told, silent = tmp_path / f"told.{suffix}", tmp_path / f"silent.{suffix}"
+    frames = make_frames(4, 16, 16)
+    write_video(told, frames, 8, ABOUT)
+    write_video(silent, frames, 8)
+    assert read_metadata(told) == ABOUT
+    assert read_metadata(silent) == {}
+    assert np.array_equal(read_video(told).frames, read_video(silent).frames)
+
+
+def test_metadata_of_a_picture_is_found_again(tmp_path: Path, make_frames) -> None:
+    write_contact_sheet(tmp_path / "sheet.png", [make_frames(4, 16, 16)], ["x"], metadata=ABOUT)
+    write_picture(tmp_path / "silent.png", Image.fromarray(make_frames(1, 16, 16)[0]))
+    assert read_metadata(tmp_path / "sheet.png") == ABOUT
+    assert read_metadata(tmp_path / "silent.png") == {}

@@ -35,6 +35,7 @@ class Command:
 
 COMMANDS = {
     "generate": Command(config.GenerateConfig, "contentmotion.generate:generate", "videos from prompts", "prompt"),
+    "demo": Command(config.DemoConfig, "contentmotion.demo.app:demo", "a web page to play with a model"),
     "reconstruct": Command(
         config.ReconstructConfig,
         "contentmotion.reconstruct:reconstruct",

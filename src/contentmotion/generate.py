@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from contentmotion.config import GenerateConfig
+import contentmotion
+from contentmotion.config import GenerateConfig, SamplingConfig
 from contentmotion.data.prompts import read_prompts
 from contentmotion.loading import load_pipeline, load_vae, require_checkpoints
 from contentmotion.pipeline import ContentMotionPipeline
@@ -22,6 +25,19 @@ from contentmotion.speed import compile_networks, enable_tiling, quantize_networ
 from contentmotion.video_io import write_contact_sheet, write_video
 
 MAX_SLUG = 48  # characters of the prompt in a file's name
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A generated video.
+
+    Attributes:
+        video: uint8 (t, h, w, 3).
+        content: The content frame it was made from, uint8 (h, w, 3); None where it was not asked for.
+    """
+
+    video: np.ndarray
+    content: np.ndarray | None
 
 
 def generate(config: GenerateConfig) -> None:
@@ -42,10 +58,9 @@ def generate(config: GenerateConfig) -> None:
         vae_decoder=config.vae_decoder,
     )
     output_dir = prepare_output_dir(config.output_dir, "generate", config)
-    pipe = open_pipeline(config, device)
+    pipe = load_for_sampling(config, device)
 
     conditions = [condition for condition in conditions for _ in range(config.num_videos_per_prompt)]
-    starts = range(0, len(conditions), config.batch_size)
     sampling = resolve_sampling(
         pipe,
         config.num_inference_steps,
@@ -56,26 +71,28 @@ def generate(config: GenerateConfig) -> None:
     videos: list[np.ndarray] = []
     written: list[Path] = []
     with _progress() as progress:
-        task = progress.add_task("generating", total=(sampling.steps + sampling.motion_steps) * len(starts))
-        for start in starts:
-            batch = conditions[start : start + config.batch_size]
-            for video in sample(pipe, config, batch, start, lambda: progress.advance(task)):
-                name = f"{len(videos):03d}-{slug(conditions[len(videos)])}-seed{config.seed}"
-                for suffix in config.formats:
-                    path = output_dir / f"{name}.{suffix}"
-                    write_video(path, video, config.fps)
-                    written.append(path)
-                videos.append(video)
+        batches = math.ceil(len(conditions) / config.batch_size)
+        task = progress.add_task("generating", total=(sampling.steps + sampling.motion_steps) * batches)
+        for drawn in sample_all(pipe, config, conditions, lambda: progress.advance(task), content_frames=False):
+            number = len(videos)
+            name = f"{number:03d}-{slug(conditions[number])}-seed{config.seed}"
+            metadata = provenance(config, conditions[number], number)
+            for suffix in config.formats:
+                path = output_dir / f"{name}.{suffix}"
+                write_video(path, drawn.video, config.fps, metadata)
+                written.append(path)
+            videos.append(drawn.video)
     sheet = output_dir / "sheet.png"
-    write_contact_sheet(sheet, videos, [_caption(condition) for condition in conditions])
+    captions = [_caption(condition) for condition in conditions]
+    write_contact_sheet(sheet, videos, captions, metadata=provenance(config, "; ".join(captions), 0))
     print(*written, f"{sheet} (all of them in one picture)", sep="\n")
 
 
-def open_pipeline(config: GenerateConfig, device: torch.device) -> ContentMotionPipeline:
-    """The pipeline that a config asks for, on its device, with its switches set.
+def load_for_sampling(config: SamplingConfig, device: torch.device) -> ContentMotionPipeline:
+    """The pipeline that the settings name, on its device, with the switches that ``generate`` has.
 
     Raises:
-        ValueError: A part is missing or does not fit, or a switch does not apply here.
+        ValueError: A part is missing, damaged or does not fit; or a switch does not apply here.
         ImportError: A switch needs a package that is not installed.
     """
     if config.enable_model_cpu_offload and device.type == "cpu":
@@ -86,22 +103,42 @@ def open_pipeline(config: GenerateConfig, device: torch.device) -> ContentMotion
     pipe = load_pipeline(*parts, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     pipe.enable_text_cache()
-    if config.vae_decoder:
-        use_vae(pipe, load_vae(config.vae_decoder).to(dtype or torch.float32))
-    if config.vae_slicing:
+    switches = config if isinstance(config, GenerateConfig) else None
+    if switches and switches.vae_decoder:
+        use_vae(pipe, load_vae(switches.vae_decoder).to(dtype or torch.float32))
+    if switches and switches.vae_slicing:
         pipe.enable_vae_slicing()
-    if config.vae_tiling:
+    if switches and switches.vae_tiling:
         enable_tiling(pipe)
-    quantize_networks(pipe, config.quantization)
+    if switches:
+        quantize_networks(pipe, switches.quantization)
     if config.enable_model_cpu_offload:
         pipe.enable_model_cpu_offload(device=device)
     else:
         pipe.to(device)
     if device.type == "cuda":
         use_channels_last(pipe)
-    if config.compile:
+    if switches and switches.compile:
         compile_networks(pipe, device)
     return pipe
+
+
+def provenance(config: SamplingConfig, condition: str | int, number: int) -> dict[str, str]:
+    """What a generated file says about itself.
+
+    Args:
+        config: The model and the seed. Of a folder the name alone is told, not where it lies.
+        condition: Prompt or class id.
+        number: Number of the video in its run.
+    """
+    model = config.pretrained_model_name_or_path
+    return {
+        "generated": f"by a model, with contentmotion {contentmotion.__version__}",
+        "model": Path(model).resolve().name if Path(model).is_dir() else model,
+        "prompt": _caption(condition),
+        "seed": str(config.seed),
+        "number": str(number),
+    }
 
 
 def read_conditions(config: GenerateConfig) -> list[str] | list[int]:
@@ -123,13 +160,69 @@ def read_conditions(config: GenerateConfig) -> list[str] | list[int]:
     return prompts
 
 
+def sample_all(
+    pipe: ContentMotionPipeline,
+    config: GenerateConfig,
+    conditions: list[str] | list[int],
+    on_step: Callable[[], object],
+    *,
+    content_frames: bool = True,
+) -> Iterator[Drawn]:
+    """Generates one video per condition, ``config.batch_size`` at once.
+
+    Args:
+        pipe: On its device.
+        config: The sampler's settings.
+        conditions: Prompts or class ids.
+        on_step: Called after each denoising step of a batch.
+        content_frames: Whether to decode the content frames too.
+    """
+    for start in range(0, len(conditions), config.batch_size):
+        batch = conditions[start : start + config.batch_size]
+        yield from sample(pipe, config, batch, start, lambda step, latents: on_step(), content_frames=content_frames)
+
+
+def sample_motions(
+    pipe: ContentMotionPipeline,
+    config: GenerateConfig,
+    condition: str | int,
+    count: int,
+    on_step: Callable[[], object],
+) -> list[Drawn]:
+    """Generates several videos of one content frame: only the motion is drawn anew.
+
+    Args:
+        pipe: On its device.
+        config: The sampler's settings.
+        condition: Prompt or class id.
+        count: Videos; the first is the one that ``sample_all`` gives.
+        on_step: Called after each denoising step: of the first video, then of the others' motion, all at once.
+    """
+    content: list[torch.Tensor] = []
+
+    def keep_content(step: int, latents: torch.Tensor) -> None:
+        if step == len(pipe.scheduler.timesteps) - 1:  # the content frame's last step
+            content.append(latents)
+        on_step()
+
+    one: Any = [condition]
+    first = sample(pipe, config, one, 0, keep_content)
+    if count == 1:
+        return first
+    others: Any = [condition] * (count - 1)
+    latents = content[0].expand(count - 1, -1, -1, -1)
+    return first + sample(pipe, config, others, 1, lambda step, _: on_step(), content_latents=latents)
+
+
 def sample(
     pipe: ContentMotionPipeline,
     config: GenerateConfig,
     batch: list[str] | list[int],
     first: int,
-    on_step: Callable[[], object],
-) -> list[np.ndarray]:
+    on_step: Callable[[int, torch.Tensor], object],
+    content_latents: torch.Tensor | None = None,
+    content_frames: bool = True,
+) -> list[Drawn]:
     """Generates one batch.
 
     Args:
@@ -137,21 +230,20 @@ def sample(
         config: The sampler's settings.
         batch: Prompts or class ids, one per video.
         first: Number of the batch's first video in the run, which its noise is drawn from.
-        on_step: Called after each denoising step.
-
-    Returns:
-        uint8 (t, h, w, 3) per video.
+        on_step: Gets number and latents after each denoising step.
+        content_latents: Content frames to use, (b, c, h, w); drawn when None.
+        content_frames: Whether to decode the content frames too.
     """
     device = pipe._execution_device
     dtype = resolve_dtype(config.mixed_precision, device)
     kind = "class_labels" if config.class_labels is not None else "prompt"
 
     def callback(pipe: ContentMotionPipeline, step: int, timestep: object, tensors: dict) -> dict:
-        on_step()
+        on_step(step, tensors["latents"])
         return tensors
 
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
-        frames: Any = pipe(
+        output: Any = pipe(
             **{kind: batch},
             negative_prompt=config.negative_prompt,
             num_inference_steps=config.num_inference_steps,
@@ -162,11 +254,16 @@ def sample(
             height=config.height,
             width=config.width,
             generator=[seeded_generator(config.seed, first + k) for k in range(len(batch))],
+            content_latents=content_latents,
             output_type="np",
-            decode_content_frame=False,
+            decode_content_frame=content_frames,
             callback_on_step_end=callback,
-        ).frames
-    return [(video * 255).round().astype(np.uint8) for video in frames]
+        )
+    contents = output.content_frame if content_frames else [None] * len(batch)
+    return [
+        Drawn(_to_uint8(video), None if content is None else _to_uint8(content))
+        for video, content in zip(output.frames, contents, strict=True)
+    ]
 
 
 def slug(condition: str | int) -> str:
@@ -177,6 +274,10 @@ def slug(condition: str | int) -> str:
 
 def _caption(condition: str | int) -> str:
     return condition if isinstance(condition, str) else f"class {condition}"
+
+
+def _to_uint8(pixels: np.ndarray) -> np.ndarray:
+    return (pixels * 255).round().astype(np.uint8)
 
 
 def _progress() -> Progress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def info(config: InfoConfig) -> None:
         parameters, size, dtypes = count_parameters(part)
         total += parameters
         cell = f"{parameters:,}\n{size / 1e6:.1f} MB {dtypes}" if parameters else ""
-        shown = "  ".join(f"{key}={_text(value)}" for key, value in settings.items())
+        shown = "  ".join(f"{key}={value}" for key, value in settings.items())
         table.add_row(Text(f"{name}\n{class_name}"), cell, Text(shown))
     console.print(table)
     console.print(f"{total:,} parameters in all")
@@ -100,7 +101,7 @@ def find_parts(folder: Path) -> dict[str, Path]:
     return parts
 
 
-def read_settings(part: Path) -> tuple[str, dict[str, Any]]:
+def read_settings(part: Path) -> tuple[str, dict[str, str]]:
     """A part's class, and those of its settings that are worth showing."""
     settings: dict[str, Any] = {}
     for file in ("config.json", "scheduler_config.json", "tokenizer_config.json"):
@@ -108,7 +109,12 @@ def read_settings(part: Path) -> tuple[str, dict[str, Any]]:
             settings |= _read_json(part / file)
     name = settings.get("_class_name") or (settings.get("architectures") or [None])[0]
     name = name or settings.get("tokenizer_class") or ""
-    return name, {key: settings[key] for key in SHOWN if settings.get(key) is not None}
+    return name, shown_settings(settings)
+
+
+def shown_settings(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Those of a part's settings that are worth showing, as text."""
+    return {key: _text(settings[key]) for key in SHOWN if settings.get(key) is not None}
 
 
 def count_parameters(part: Path) -> tuple[int, int, str]:
@@ -138,13 +144,23 @@ def read_shapes(file: Path) -> dict[str, tuple[list[int], str]]:
 
 
 def describe_flow(parts: dict[str, Path]) -> str:
-    """Shapes of what flows through an autoencoder."""
+    """Shapes of what flows through the autoencoder among a checkpoint's parts."""
     own = _read_json(parts["autoencoder"] / "config.json")
+    # A pipeline: without a VAE it works on pixels.
+    return flow_text(own, _scale_factor(parts.get("vae")) if len(parts) > 1 else None)
+
+
+def flow_text(own: Mapping[str, Any], factor: int | None) -> str:
+    """Shapes of what flows through an autoencoder.
+
+    Args:
+        own: The autoencoder's settings.
+        factor: Pixels per latent along a side; None where the image VAE is not known.
+    """
     t, c, h, w = own["num_frames"], own["in_channels"], own["sample_height"], own["sample_width"]
     rows, columns = h // own["patch_size"], w // own["patch_size"]
     whole = f"{t} frames of {c} x {h} x {w}"
-    if len(parts) > 1:  # a pipeline: without a VAE it works on pixels
-        factor = _scale_factor(parts.get("vae"))
+    if factor is not None:
         whole = f"{t} frames of {h * factor} x {w * factor} pixels"
     measured = "" if own.get("motion_mean") else " (its statistics are not measured yet: run encode)"
     return (

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers.models.modeling_utils import ModelMixin
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -31,7 +33,45 @@ from contentmotion.video_io import read_video, write_video
 ERROR_GAIN = 4
 MAX_PSNR = 100.0  # of equal clips, whose PSNR is infinite
 MAX_COLUMNS = 8
+PLANE_COLUMNS = 4  # channels of a motion plane in a row
 MARGIN = 10
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """A clip, what the autoencoder splits it into, and what it makes of the two again.
+
+    Attributes:
+        original: The clip.
+        decoded: Its reconstruction.
+        content: The content frame.
+        content_latent: The content frame as the decoder takes it.
+        motion_latent: The motion, not standardised.
+        weights: Share of each frame in the content frame, summing to 1 over t.
+    """
+
+    original: UInt8[Tensor, "t 3 H W"]
+    decoded: UInt8[Tensor, "t 3 H W"]
+    content: UInt8[Tensor, "3 H W"]
+    content_latent: Float[Tensor, "c h w"]
+    motion_latent: Float[Tensor, "D t s"]
+    weights: Float[Tensor, "t c h w"]
+
+    @property
+    def psnr(self) -> float:
+        """PSNR of the reconstruction over the whole clip, dB, at most 100."""
+        return psnr(self.decoded[None], self.original[None]).clamp(max=MAX_PSNR).item()
+
+    @property
+    def psnr_frozen(self) -> float:
+        """PSNR of a clip whose every frame is the content frame, dB, at most 100."""
+        frozen = self.content.expand_as(self.original)
+        return psnr(frozen[None], self.original[None]).clamp(max=MAX_PSNR).item()
+
+    @property
+    def psnr_per_frame(self) -> list[float]:
+        """PSNR of each frame of the reconstruction, dB, at most 100."""
+        return psnr(self.decoded, self.original).clamp(max=MAX_PSNR).tolist()
 
 
 def reconstruct(config: ReconstructConfig) -> None:
@@ -52,23 +92,14 @@ def reconstruct(config: ReconstructConfig) -> None:
     if vae is not None:
         vae.to(device)
 
-    trained, factor = autoencoder.config, vae_scale_factor(vae)
-    height = config.height or trained.sample_height * factor
-    width = config.width or trained.sample_width * factor
-    require_sizes(height, width, factor * trained.patch_size)
-    num_frames = config.num_frames or trained.num_frames
+    num_frames, height, width = clip_shape(vae, autoencoder, config.num_frames, config.height, config.width)
     original = cut_clip(config.video, video.frames, num_frames, config.frame_stride, height, width)
-
-    with torch.no_grad():
-        encoded = autoencoder.encode(encode_frames(vae, to_float(original)[None].to(device)))
-        x = autoencoder.decode(encoded.content, encoded.motion_latent)
-        decoded = to_uint8(decode_frames(vae, x))[0].cpu()  # (t, 3, h, w)
-        content = to_uint8(decode_frames(vae, encoded.content[:, None]))[0, 0].cpu()  # (3, h, w)
+    found = decompose(vae, autoencoder, original)
     scores = {
         "video": config.video,
-        "psnr": psnr(decoded[None], original[None]).clamp(max=MAX_PSNR).item(),
-        "psnr_frozen": psnr(content.expand_as(original)[None], original[None]).clamp(max=MAX_PSNR).item(),
-        "psnr_per_frame": psnr(decoded, original).clamp(max=MAX_PSNR).tolist(),
+        "psnr": found.psnr,
+        "psnr_frozen": found.psnr_frozen,
+        "psnr_per_frame": found.psnr_per_frame,
         "num_frames": num_frames,
         "height": height,
         "width": width,
@@ -76,18 +107,76 @@ def reconstruct(config: ReconstructConfig) -> None:
     with replacing_file(output_dir / "reconstruction.json") as partial:
         partial.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     fps = video.fps / config.frame_stride
-    side_by_side = np.concatenate([_pixels(original), _pixels(decoded)], axis=2)
-    write_video(output_dir / "reconstruction.mp4", side_by_side, fps)
-    title = f"{Path(config.video).name}: PSNR {scores['psnr']:.1f} dB"
-    title += f" (every frame the content frame: {scores['psnr_frozen']:.1f} dB)"
-    maps = weight_maps(encoded.weights[0], height, width)
-    sheet = draw_sheet(title, _pixels(content[None])[0], _pixels(original), _pixels(decoded), maps)
+    write_video(output_dir / "reconstruction.mp4", side_by_side(found), fps)
+    title = f"{Path(config.video).name}: PSNR {found.psnr:.1f} dB"
+    title += f" (every frame the content frame: {found.psnr_frozen:.1f} dB)"
+    maps = weight_maps(found.weights, height, width)
+    sheet = draw_sheet(title, to_pixels(found.content[None])[0], to_pixels(original), to_pixels(found.decoded), maps)
     with replacing_file(output_dir / "sheet.png") as partial:
         sheet.save(partial, format="PNG")
     print(title)
     if config.pretrained_model_name_or_path == SHIPPED_MODEL and config.autoencoder is None:
         print("The shipped model was trained on emoji only: it blurs camera videos.")
     print(output_dir / "sheet.png", output_dir / "reconstruction.mp4", sep="\n")
+
+
+def clip_shape(
+    vae: ModelMixin | None,
+    autoencoder: ContentMotionAutoencoder,
+    num_frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+) -> tuple[int, int, int]:
+    """Frames, height and width in pixels of a clip for an autoencoder: those it was trained on where none are given.
+
+    Raises:
+        ValueError: A size that the patches (and the VAE's strides) do not divide.
+    """
+    trained, factor = autoencoder.config, vae_scale_factor(vae)
+    height = height or trained.sample_height * factor
+    width = width or trained.sample_width * factor
+    require_sizes(height, width, factor * trained.patch_size)
+    return num_frames or trained.num_frames, height, width
+
+
+@torch.no_grad()
+def decompose(
+    vae: ModelMixin | None, autoencoder: ContentMotionAutoencoder, original: UInt8[Tensor, "t 3 H W"]
+) -> Decomposition:
+    """Splits a clip into content frame and motion latent, and joins the two again.
+
+    Args:
+        vae: Image VAE, or None for pixels; on the autoencoder's device.
+        autoencoder: Splits and joins.
+        original: The clip.
+    """
+    encoded = autoencoder.encode(encode_frames(vae, to_float(original)[None].to(autoencoder.device)))
+    content = to_uint8(decode_frames(vae, encoded.content[:, None]))[0, 0].cpu()
+    decoded = recombine(vae, autoencoder, encoded.content[0], encoded.motion_latent[0])
+    return Decomposition(
+        original, decoded, content, encoded.content[0], encoded.motion_latent[0], encoded.weights[0].cpu()
+    )
+
+
+@torch.no_grad()
+def recombine(
+    vae: ModelMixin | None,
+    autoencoder: ContentMotionAutoencoder,
+    content_latent: Float[Tensor, "c h w"],
+    motion_latent: Float[Tensor, "D t s"],
+) -> UInt8[Tensor, "t 3 H W"]:
+    """Joins a content frame and a motion latent, of one clip or of two, to frames.
+
+    Args:
+        vae: Image VAE, or None for pixels; on the autoencoder's device.
+        autoencoder: Joins.
+        content_latent: As ``decompose`` gives it.
+        motion_latent: As ``decompose`` gives it.
+
+    Raises:
+        ValueError: The two are of different sizes.
+    """
+    return to_uint8(decode_frames(vae, autoencoder.decode(content_latent[None], motion_latent[None])))[0].cpu()
 
 
 def load_parts(name_or_path: str, autoencoder: str | None) -> tuple[ModelMixin | None, ContentMotionAutoencoder]:
@@ -158,6 +247,43 @@ def weight_maps(weights: Tensor, height: int, width: int) -> np.ndarray:
     return np.repeat(grey[:, rows][:, :, columns, None], 3, axis=3)
 
 
+def motion_planes(motion_latent: Float[Tensor, "D t s"], rows: int, cell: int = 6) -> tuple[Image.Image, Image.Image]:
+    """The two planes of a motion latent as grey pictures, their D channels in rows of four, each over its own range.
+
+    Args:
+        motion_latent: As ``decompose`` gives it.
+        rows: Rows H' of the patch grid: how many of the s places belong to the first plane.
+        cell: Pixels that a value is drawn as, along each side.
+
+    Returns:
+        z_x: rows of the picture downwards, time to the right; z_y: time downwards, columns to the right.
+    """
+    z_x, z_y = motion_latent.float().cpu().split([rows, motion_latent.shape[-1] - rows], dim=2)
+    return _tile(z_x.transpose(1, 2), cell), _tile(z_y, cell)
+
+
+def _tile(channels: Float[Tensor, "D h w"], cell: int) -> Image.Image:
+    low, high = channels.amin(dim=(1, 2), keepdim=True), channels.amax(dim=(1, 2), keepdim=True)
+    grey = ((channels - low) / (high - low).clamp(min=1e-8) * 255).round().byte()
+    number, height, width = grey.shape
+    rows = -(-number // PLANE_COLUMNS)
+    picture = np.full((rows * (height + 1) - 1, PLANE_COLUMNS * (width + 1) - 1), 255, np.uint8)
+    for k, channel in enumerate(grey.numpy()):
+        top, left = k // PLANE_COLUMNS * (height + 1), k % PLANE_COLUMNS * (width + 1)
+        picture[top : top + height, left : left + width] = channel
+    return Image.fromarray(picture).resize((picture.shape[1] * cell, picture.shape[0] * cell), Image.Resampling.NEAREST)
+
+
+def side_by_side(found: Decomposition) -> np.ndarray:
+    """The clip on the left, its reconstruction on the right: uint8 (t, H, 2 W, 3)."""
+    return np.concatenate([to_pixels(found.original), to_pixels(found.decoded)], axis=2)
+
+
+def to_pixels(frames: UInt8[Tensor, "t 3 H W"]) -> np.ndarray:
+    """Frames as files and pictures have them: uint8 (t, H, W, 3)."""
+    return frames.permute(0, 2, 3, 1).numpy()
+
+
 def draw_sheet(
     title: str, content: np.ndarray, original: np.ndarray, decoded: np.ndarray, weights: np.ndarray
 ) -> Image.Image:
@@ -204,8 +330,3 @@ def draw_sheet(
             draw.rectangle(box, outline="grey")
         top += line + cell_height + MARGIN
     return sheet
-
-
-def _pixels(frames: Tensor) -> np.ndarray:
-    """(t, 3, h, w) -> (t, h, w, 3)."""
-    return frames.permute(0, 2, 3, 1).numpy()

@@ -35,6 +35,12 @@ class Sampling:
     guidance_scale: float
     motion_guidance_scale: float
 
+    @property
+    def passes(self) -> int:
+        """Network passes of one video, content and motion together; a guided step takes two."""
+        guided, motion_guided = self.guidance_scale != 1, self.motion_guidance_scale != 1
+        return self.steps * (1 + guided) + self.motion_steps * (1 + motion_guided)
+
 
 def resolve_sampling(
     pipe: Any,

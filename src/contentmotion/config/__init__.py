@@ -27,6 +27,7 @@ from contentmotion.config.train import (
 )
 from contentmotion.config.use import (
     BenchmarkConfig,
+    DemoConfig,
     EvaluateConfig,
     ExportConfig,
     GenerateConfig,
@@ -50,6 +51,7 @@ __all__ = [
     "EncodeConfig",
     "SamplingConfig",
     "GenerateConfig",
+    "DemoConfig",
     "ReconstructConfig",
     "EvaluateConfig",
     "InfoConfig",

@@ -1,4 +1,4 @@
-"""Settings of the commands that use a model: generate, reconstruct, evaluate, info, export."""
+"""Settings of the commands that use a model: generate, demo, reconstruct, evaluate, info, export."""
 
 from __future__ import annotations
 
@@ -97,6 +97,47 @@ class GenerateConfig(SamplingConfig):
         require_positive(self, "num_videos_per_prompt", "num_frames", "height", "width", "fps")
         given = sum(x is not None for x in (self.prompt, self.prompt_file, self.class_labels))
         require(given == 1, "give prompts, or --prompt_file, or --class_labels (exactly one of the three)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(SamplingConfig):
+    """Open a web page to play with a model: generate, take videos apart, compare. Only this machine can reach it,
+    unless --server_name or --share says otherwise. Needs Gradio: pip install "contentmotion[demo]".
+
+    Attributes:
+        compare_with: A second pipeline folder or hub id, to compare with; a distilled one is what the page's few-step
+            switch turns to.
+        examples: Prompts that the page offers; for the shipped model some that it knows.
+        server_name: Address to listen on; "0.0.0.0" lets the whole network in.
+        server_port: Port to listen on.
+        share: Ask gradio.live for a public address that leads here.
+        queue_size: Requests that may wait; more are refused with a message.
+        max_upload_mb: Megabytes that an uploaded video may have.
+        max_video_seconds: Seconds that an uploaded video may last.
+        max_prompt_length: Characters that a prompt may have.
+        max_steps: Denoising steps that a visitor may ask for.
+        max_videos: Videos that a visitor may ask for at once.
+        keep_minutes: Minutes after which uploads and results are deleted; all are when the page is closed.
+    """
+
+    compare_with: str | None = None
+    examples: list[str] | None = None
+    server_name: str = "127.0.0.1"
+    server_port: int = 7860
+    share: bool = False
+    queue_size: int = 16
+    max_upload_mb: float = 50.0
+    max_video_seconds: float = 60.0
+    max_prompt_length: int = 500
+    max_steps: int = 100
+    max_videos: int = 4
+    keep_minutes: float = 60.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "queue_size", "max_upload_mb", "max_video_seconds", "max_prompt_length")
+        require_positive(self, "max_steps", "max_videos", "keep_minutes")
+        require(0 <= self.server_port < 65536, f"server_port must be between 0 and 65535, got {self.server_port}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,103 @@
+"""Tab Checkpoint: what is loaded, what a video costs, the model card."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from contentmotion.demo.generate_tab import MODEL
+from contentmotion.demo.guards import reported
+from contentmotion.demo.studio import Model, Studio
+from contentmotion.evaluate.cost import clip_cost
+from contentmotion.image_vae import vae_scale_factor
+from contentmotion.info import flow_text, shown_settings
+from contentmotion.loading import resolve_name
+
+PARTS = ["part", "class", "parameters", "settings"]
+WIDTHS = ["170px", "230px", "110px", "500px"]
+COSTS = ["part", "multiply-adds (G)", "of which attention (G)"]
+
+
+def add_checkpoint_tab(studio: Studio) -> None:
+    """Lays out the tab, inside a ``gr.Tab``."""
+    names = [model.name for model in studio.models]
+    with gr.Row():
+        chosen = gr.Dropdown(names, value=names[0], label="Model", min_width=200)
+        button = gr.Button("Show it, and count what a video costs", variant="primary", min_width=200)
+    flow = gr.Markdown(_flow(studio.main))
+    parts = gr.Dataframe(
+        _parts(studio.main),
+        headers=PARTS,
+        label="Parts",
+        interactive=False,
+        wrap=True,
+        column_widths=WIDTHS,
+        max_height=900,
+    )
+    costs = gr.Dataframe(
+        headers=COSTS, label="One video at the usual steps and guidance", interactive=False, elem_id="costs"
+    )
+    with gr.Accordion("Model card", open=False):
+        card = gr.Markdown(_card(studio.main))
+
+    @reported
+    def describe(model: str) -> tuple[str, list[list[str]], list[list[str]], str]:
+        """Tell what a model is made of, and what a video costs.
+
+        Args:
+            model: Name of a loaded model.
+
+        Returns:
+            Shapes; parts with their parameters and settings; multiply-adds by part; the model card.
+        """
+        found = studio.model(model)
+        return _flow(found), _parts(found), _costs(studio, found), _card(found)
+
+    outputs: list[Any] = [flow, parts, costs, card]
+    button.click(describe, chosen, outputs, api_name="checkpoint", show_progress_on=costs, **MODEL)
+
+
+def _flow(model: Model) -> str:
+    kind = "few-step (distilled)" if model.distilled else "ordinary"
+    shapes = flow_text(model.pipe.autoencoder.config, vae_scale_factor(model.pipe.vae))
+    total = sum(_count(part) for part in model.pipe.components.values())
+    return f"**{model.name}**, {kind}, {total:,} parameters: {shapes}"
+
+
+def _parts(model: Model) -> list[list[str]]:
+    rows = []
+    for name, part in model.pipe.components.items():
+        if part is None:
+            continue
+        config = getattr(part, "config", {})
+        settings = config if isinstance(config, dict) else getattr(config, "to_dict", dict)()
+        shown = ", ".join(f"{key} {value}" for key, value in shown_settings(settings).items())
+        count = _count(part)
+        rows.append([name, type(part).__name__, f"{count:,}" if count else "", shown])
+    return rows
+
+
+def _count(part: Any) -> int:
+    return sum(parameter.numel() for parameter in part.parameters()) if hasattr(part, "parameters") else 0
+
+
+def _costs(studio: Studio, model: Model) -> list[list[str]]:
+    sampling = model.sampling(studio.config)
+    costs = clip_cost(model.pipe, sampling)
+    total = [sum(getattr(cost, name) for cost in costs.values()) for name in ("multiply_adds", "attention")]
+    rows = [[name, f"{cost.multiply_adds / 1e9:.1f}", f"{cost.attention / 1e9:.1f}"] for name, cost in costs.items()]
+    steps = f"in all ({sampling.steps} + {sampling.motion_steps} steps, {sampling.passes} network passes)"
+    return [*rows, [steps, *(f"{value / 1e9:.1f}" for value in total)]]
+
+
+def _card(model: Model) -> str:
+    """The model card without its header; links within the model's own folder lead nowhere here, so they become text."""
+    path = Path(resolve_name(model.source)) / "README.md"
+    if not path.is_file():
+        return "This model has no model card (README.md)."
+    text = path.read_text(encoding="utf-8")
+    text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
+    return re.sub(r"\[([^\]]+)\]\((?!https?://)[^)]*\)", r"\1", text)

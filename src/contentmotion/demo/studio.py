@@ -1,0 +1,310 @@
+"""What the tabs of the page share: loaded models, checked requests, the folder of results. Knows nothing of Gradio."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from contentmotion.config import SHIPPED_MODEL, DemoConfig, GenerateConfig, SamplingConfig
+from contentmotion.generate import Drawn, load_for_sampling, provenance, sample_all, sample_motions, slug
+from contentmotion.loading import require_checkpoints
+from contentmotion.pipeline import ContentMotionPipeline
+from contentmotion.run_dir import resolve_device
+from contentmotion.sampling import MOST_DISTILLED_STEPS, Sampling, is_distilled, resolve_sampling
+from contentmotion.video_io import write_picture, write_video
+from contentmotion.video_timeline import Limits
+
+MAX_SEED = 2**31 - 1
+MAX_GUIDANCE = 20.0
+MAX_PIXELS = 3840 * 2160  # of an uploaded frame
+READING_SECONDS = 20.0
+SHIPPED_EXAMPLES = (
+    "a crying cat",
+    "woman lifting weights, dark skin tone",
+    "man cook, medium-dark skin tone",
+    "red heart",
+    "face with tears of joy",
+    "woman running, medium skin tone",
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded pipeline.
+
+    Attributes:
+        name: What the page calls it.
+        source: Folder or hub id it is from.
+        pipe: On its device.
+    """
+
+    name: str
+    source: str
+    pipe: ContentMotionPipeline
+
+    @property
+    def distilled(self) -> bool:
+        """Whether its content model samples in a few steps."""
+        return is_distilled(self.pipe.scheduler)
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether it is asked for videos by a text, not by a class id."""
+        return self.pipe.text_encoder is not None
+
+    def sampling(self, config: SamplingConfig) -> Sampling:
+        """Steps and guidance of this model under some settings."""
+        return resolve_sampling(
+            self.pipe,
+            config.num_inference_steps,
+            config.motion_num_inference_steps,
+            config.guidance_scale,
+            config.motion_guidance_scale,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a visitor asks for.
+
+    Attributes:
+        prompt: What to show; of a class-conditional model the number of a class.
+        negative_prompt: What to steer away from.
+        seed: Seed of the noise.
+        steps: Denoising steps.
+        guidance_scale: Guidance of the content frame.
+        motion_guidance_scale: Guidance of the motion.
+        num_videos: Videos.
+        same_content: Whether they share one content frame.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    seed: float = 0
+    steps: float = 50
+    guidance_scale: float = 4.0
+    motion_guidance_scale: float = 1.0
+    num_videos: float = 1
+    same_content: bool = False
+
+
+@dataclass(frozen=True)
+class Take:
+    """What came of a request.
+
+    Attributes:
+        videos: An mp4 file per video.
+        gifs: The same as gif files.
+        contents: The content frames as png files.
+        caption: Prompt and seed.
+        seconds: From the prompt to the last video's pixels.
+        sampling: Steps and guidance it was made with.
+    """
+
+    videos: list[Path]
+    gifs: list[Path]
+    contents: list[Path]
+    caption: str
+    seconds: float
+    sampling: Sampling
+
+    @property
+    def summary(self) -> str:
+        """One line about what it took."""
+        videos = f"{len(self.videos)} videos" if len(self.videos) > 1 else "1 video"
+        steps = f"{self.sampling.steps} + {self.sampling.motion_steps} steps"
+        return f"{videos} in {self.seconds:.1f} s: {steps}, {self.sampling.passes} network passes a video"
+
+
+class Studio:
+    """The models of a page, and the folder it writes to.
+
+    Args:
+        config: The page's settings.
+        folder: Where results go; exists.
+
+    Raises:
+        ValueError: A checkpoint is missing or damaged.
+    """
+
+    def __init__(self, config: DemoConfig, folder: Path) -> None:
+        require_checkpoints(
+            pretrained_model_name_or_path=config.pretrained_model_name_or_path,
+            autoencoder=config.autoencoder,
+            motion_transformer=config.motion_transformer,
+            compare_with=config.compare_with,
+        )
+        self.config = config
+        self.folder = folder
+        self.limits = Limits(max_pixels=MAX_PIXELS, max_seconds=READING_SECONDS, max_bytes=2**30)
+        device = resolve_device(config.device)
+        first = config.pretrained_model_name_or_path
+        self.models = [Model(_short(first), first, load_for_sampling(config, device))]
+        if config.compare_with is not None:
+            other = dataclasses.replace(
+                config,
+                pretrained_model_name_or_path=config.compare_with,
+                autoencoder=None,
+                motion_transformer=None,
+            )
+            name = _short(config.compare_with)
+            name = f"{name} (2)" if name == self.models[0].name else name
+            self.models.append(Model(name, config.compare_with, load_for_sampling(other, device)))
+
+    @property
+    def main(self) -> Model:
+        """The model that the page is about."""
+        return self.models[0]
+
+    @property
+    def few_step(self) -> Model | None:
+        """The distilled model, if there is one."""
+        return next((model for model in self.models if model.distilled), None)
+
+    @property
+    def examples(self) -> list[str]:
+        """Prompts to offer."""
+        if self.config.examples is not None:
+            return self.config.examples
+        return list(SHIPPED_EXAMPLES) if self.main.source == SHIPPED_MODEL else []
+
+    def model(self, name: str) -> Model:
+        """A loaded model by its name on the page.
+
+        Raises:
+            ValueError: There is none of that name.
+        """
+        for model in self.models:
+            if model.name == name:
+                return model
+        raise ValueError(f"no model of that name is loaded: choose {' or '.join(model.name for model in self.models)}")
+
+    def check(self, request: Request, model: Model) -> GenerateConfig:
+        """A visitor's wishes as the settings of ``generate``.
+
+        Raises:
+            ValueError: They are beyond the page's limits, or make no sense.
+        """
+        config = self.config
+        most_steps = min(config.max_steps, MOST_DISTILLED_STEPS) if model.distilled else config.max_steps
+        _require_whole("seed", request.seed, 0, MAX_SEED)
+        _require_whole("steps", request.steps, 1, most_steps, " of a few-step model" if model.distilled else "")
+        _require_whole("num_videos", request.num_videos, 1, config.max_videos)
+        for name in ("guidance_scale", "motion_guidance_scale"):
+            value = getattr(request, name)
+            if not (_is_finite(value) and 0 <= value <= MAX_GUIDANCE):
+                raise ValueError(f"{name} must be between 0 and {MAX_GUIDANCE:g}, got {value}")
+        prompt, negative = request.prompt.strip(), request.negative_prompt.strip()
+        for name, text in (("prompt", prompt), ("negative prompt", negative)):
+            if len(text) > config.max_prompt_length:
+                raise ValueError(
+                    f"the {name} has {len(text)} characters; at most {config.max_prompt_length} are taken here"
+                )
+        if not prompt:
+            raise ValueError("empty prompt: say what to show")
+        if not model.takes_text and not prompt.isdecimal():
+            raise ValueError(f"this model makes videos of classes: give the number of one, not {prompt!r}")
+        inherited = {field.name: getattr(config, field.name) for field in dataclasses.fields(SamplingConfig)}
+        return GenerateConfig(
+            **inherited
+            | {
+                "pretrained_model_name_or_path": model.source,
+                "num_inference_steps": int(request.steps),
+                "motion_num_inference_steps": None,
+                "guidance_scale": float(request.guidance_scale),
+                "motion_guidance_scale": float(request.motion_guidance_scale),
+                "seed": int(request.seed),
+            },
+            prompt=[prompt] if model.takes_text else None,
+            class_labels=None if model.takes_text else [int(prompt)],
+            negative_prompt=negative or None,
+        )
+
+    def generate(self, request: Request, model: Model, on_step: Callable[[int, int], object]) -> Take:
+        """Makes videos and their files.
+
+        Args:
+            request: What for.
+            model: By which model.
+            on_step: Gets the steps done and their number, after each.
+
+        Raises:
+            ValueError: The request is beyond the page's limits.
+        """
+        config, count = self.check(request, model), int(request.num_videos)
+        sampling = model.sampling(config)
+        condition = config.prompt[0] if config.prompt else (config.class_labels or [0])[0]
+        same = request.same_content and count > 1
+        batches = 1 if same else math.ceil(count / config.batch_size)
+        total = batches * (sampling.steps + sampling.motion_steps) + same * sampling.motion_steps
+        done = 0
+
+        def step() -> None:
+            nonlocal done
+            done += 1
+            on_step(done, total)
+
+        start = time.perf_counter()
+        if same:
+            drawn = sample_motions(model.pipe, config, condition, count, step)
+        else:
+            conditions: list = [condition] * count
+            drawn = list(sample_all(model.pipe, config, conditions, step))
+        seconds = time.perf_counter() - start
+        videos, gifs, contents = [], [], []
+        for number, one in enumerate(drawn):
+            files = self._write(one, config, condition, number)
+            for path, group in zip(files, (videos, gifs, contents), strict=True):
+                group.append(path)
+        return Take(videos, gifs, contents, f"{request.prompt.strip()} · seed {config.seed}", seconds, sampling)
+
+    def place(self) -> Path:
+        """A new folder for results, of a name that nobody can guess."""
+        folder = self.folder / secrets.token_hex(16)
+        folder.mkdir(parents=True)
+        return folder
+
+    def picture(self, pixels: np.ndarray | Image.Image, name: str) -> Path:
+        """Writes a picture, uint8 (h, w, 3), into a folder of its own."""
+        path = self.place() / f"{name}.png"
+        write_picture(path, pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels))
+        return path
+
+    def video(self, frames: np.ndarray, fps: float, name: str) -> Path:
+        """Writes a video that the autoencoder had a part in, uint8 (t, h, w, 3), into a folder of its own."""
+        path = self.place() / f"{name}.mp4"
+        write_video(path, frames, fps, {"generated": f"by an autoencoder, from a video: {name}"})
+        return path
+
+    def _write(self, drawn: Drawn, config: GenerateConfig, condition: str | int, number: int) -> list[Path]:
+        stem = f"{slug(condition)}-seed{config.seed}" + (f"-{number}" if number else "")
+        metadata, folder = provenance(config, condition, number), self.place()
+        files = [folder / f"{stem}.mp4", folder / f"{stem}.gif", folder / f"{stem}.png"]
+        for path in files[:2]:
+            write_video(path, drawn.video, config.fps, metadata)
+        write_picture(files[2], Image.fromarray(drawn.content), metadata)
+        return files
+
+
+def _short(name_or_path: str) -> str:
+    """A model's name without where it lies."""
+    return Path(name_or_path).resolve().name if Path(name_or_path).is_dir() else name_or_path
+
+
+def _require_whole(name: str, value: float, low: int, high: int, of: str = "") -> None:
+    fits = _is_finite(value) and value == int(value) and low <= value <= high
+    if not fits:
+        raise ValueError(f"{name}{of} must be a whole number between {low} and {high}, got {value}")
+
+
+def _is_finite(value: float | None) -> bool:
+    """Whether it is a number; a field that was emptied comes as None."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
