@@ -3,10 +3,10 @@
     python runs/prepare_shapes.py OUT
 
 Writes OUT/videos/NUMBER.mp4 and OUT/metadata.jsonl: clips of one or two shapes over a plain background, with captions
-such as "a large red circle moves left over a blue background". Three splits:
+such as "a large red square moves left over a blue background". Three splits:
 
 * train: what models learn from;
-* test: colours and shapes in pairs that no training clip shows (a fifth of all pairs, "a red star", say);
+* test: colours and shapes in pairs that no training clip shows (a fifth of all pairs, "a purple star", say);
 * stills: the training pairs again, standing still, with captions without motion: what an image model is pretrained on.
 """
 
@@ -34,7 +34,6 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle", "star")
 SIZES = {"small": 0.13, "large": 0.21}  # radius over the picture's side
-# What each motion is called, and where the shape's centre, size and angle are at a time in [0, 1].
 MOTIONS = ("moves left", "moves right", "moves up", "moves down", "grows", "shrinks", "spins", "bounces")
 HELD_OUT = 5  # one pair of colour and shape in so many
 SUPERSAMPLING = 4
@@ -52,7 +51,7 @@ class Thing:
     y: float
 
     def caption(self, *, moving: bool) -> str:
-        """Such as "a large red circle moves left"."""
+        """Such as "a large red square moves left"."""
         return f"a {self.size} {self.colour} {self.shape}" + (f" {self.motion}" if moving else "")
 
     def place(self, time: float) -> tuple[float, float, float, float]:

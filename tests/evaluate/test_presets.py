@@ -25,8 +25,10 @@ def test_presets_fill_in_what_is_not_given() -> None:
     assert (config.num_videos, config.num_generated) == (2048, None)
     config = with_preset(EvaluateConfig(data_dir="x", preset="ucf101-10000", num_videos=7))
     assert (config.num_videos, config.num_generated) == (7, 10_000)
-    config = with_preset(EvaluateConfig(data_dir="x", preset="ucf101-zero-shot"))
-    assert (config.num_videos, config.videos_per_class) == (None, 100)
+    config = with_preset(EvaluateConfig(data_dir="x", preset="ucf101-zero-shot", class_prompts="prompts.json"))
+    assert (config.num_videos, config.videos_per_class, config.num_frames) == (None, 100, 16)
+    with pytest.raises(ValueError, match="give --class_prompts"):
+        with_preset(EvaluateConfig(data_dir="x", preset="ucf101-zero-shot"))
     assert set(PRESETS) == {"stylegan-v", "ucf101-2048", "ucf101-10000", "ucf101-zero-shot", "webvid"}
 
 

@@ -291,11 +291,15 @@ def test_two_folders(config: EvaluateConfig, data: Path, tmp_path: Path) -> None
     assert row["nearest_pixels"] == 1
     assert row["nearest_rmse"] == 0 < row["nearest_rmse_of_real"]
     assert "model" not in scores["protocol"]
+    with pytest.raises(ValueError, match="9 videos asked for, 6 are there"):
+        evaluate(dataclasses.replace(config, **changes | {"num_generated": 9}))
 
     other = tmp_path / "other"
     other.mkdir()
     write_video(other / "a.mp4", np.zeros((12, 20, 20, 3), np.uint8), fps=8)
     changes |= {"generated_dir": str(other), "output_dir": str(tmp_path / "out")}
+    with pytest.raises(ValueError, match="--vae goes with"):
+        evaluate(dataclasses.replace(config, output_dir=str(tmp_path / "v"), vae="emoji"))
     with pytest.raises(ValueError, match="are 20x20, those of .* are not: give --height and --width"):
         evaluate(dataclasses.replace(config, **changes))
     write_video(other / "b.mp4", np.zeros((12, 30, 20, 3), np.uint8), fps=8)
@@ -305,7 +309,7 @@ def test_two_folders(config: EvaluateConfig, data: Path, tmp_path: Path) -> None
 
 def test_an_autoencoder_alone(config: EvaluateConfig, scores: dict, checkpoint: Path, tmp_path: Path) -> None:
     changes = {"autoencoder": str(checkpoint / "autoencoder"), "components": ("reconstruction",)}
-    evaluate(dataclasses.replace(config, output_dir=str(tmp_path), pretrained_model_name_or_path="unused", **changes))
+    evaluate(dataclasses.replace(config, output_dir=str(tmp_path), pretrained_model_name_or_path="emoji", **changes))
     parts = json.loads((tmp_path / "scores.json").read_text())["parts"]
     assert parts.keys() == {"real", "real_halves", "reconstruction"}
     assert parts["reconstruction"] == pytest.approx(scores["parts"]["reconstruction"], rel=1e-4)
@@ -325,12 +329,14 @@ def test_content_frames_are_compared_with_content_frames(config: EvaluateConfig,
 
 
 def test_evaluations_share_what_they_can(config: EvaluateConfig, tmp_path: Path) -> None:
-    changes = {"cache_dir": str(tmp_path / "real"), "components": ("frozen",)}
+    changes = {"cache_dir": str(tmp_path / "shared"), "components": ("frozen",)}
     evaluate(dataclasses.replace(config, output_dir=str(tmp_path / "a"), **changes))
-    written = {file: file.stat().st_mtime_ns for file in (tmp_path / "real").glob("*/*.npz")}
-    evaluate(dataclasses.replace(config, output_dir=str(tmp_path / "b"), **changes))  # what is there already counts
-    assert written
-    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "real").glob("*/*.npz")} == written
+    written = {file: file.stat().st_mtime_ns for file in (tmp_path / "shared").glob("*/*.npz")}
+    changes["components"] = ("frozen", "motion")
+    evaluate(dataclasses.replace(config, output_dir=str(tmp_path / "b"), guidance_scale=3.0, **changes))
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "shared").glob("*/*.npz")}
+    assert written and {file: times[file] for file in written} == written
+    assert {file.parent.name.split("-")[0] for file in times.keys() - written.keys()} == {"motion"}
 
 
 def test_parts_depend_on_their_own_networks_only(scores: dict) -> None:
@@ -351,6 +357,8 @@ def test_comparison_refuses_unlike_protocols(
 ) -> None:
     like, unlike = tmp_path / "like.json", tmp_path / "unlike.json"
     like.write_text(json.dumps(scores | {"parts": {"full": {"n": 4, "fvd": 123.456}}}))
+    fewer = tmp_path / "fewer.json"
+    fewer.write_text(json.dumps(scores | {"parts": {"full": {"n": 3, "fvd": 1.0}}}))
     protocol = scores["protocol"] | {"features": scores["protocol"]["features"] | {"resize": "another"}}
     unlike.write_text(json.dumps(scores | {"protocol": protocol}))
     first = str(Path(config.output_dir) / "scores.json")
@@ -358,6 +366,8 @@ def test_comparison_refuses_unlike_protocols(
     assert "123.5" in capsys.readouterr().out
     with pytest.raises(ValueError, match="not measured alike: features.resize is .* and another"):
         evaluate(EvaluateConfig(compare=(first, str(unlike))))
+    with pytest.raises(ValueError, match="full is of 4 and 3 clips"):
+        evaluate(EvaluateConfig(compare=(first, str(fewer))))
     evaluate(EvaluateConfig(compare=(first, str(unlike)), compare_unlike=True))
     assert "features.resize" in " ".join(capsys.readouterr().out.split())
     like.write_text('{"parts": {}}')
@@ -376,6 +386,7 @@ def test_two_processes_give_the_scores_of_one(config: EvaluateConfig, scores: di
     again = json.loads((tmp_path / "out/scores.json").read_text())
     for name, part in scores["parts"].items():
         assert again["parts"][name] == pytest.approx(part, rel=1e-2), name
+    assert again["problems"] == scores["problems"]
 
 
 def test_an_empty_folder(config: EvaluateConfig, tmp_path: Path) -> None:

@@ -3,12 +3,26 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from contentmotion.config import EvaluateConfig, TrainAutoencoderConfig
+from contentmotion.config import (
+    DistillConfig,
+    EncodeConfig,
+    EvaluateConfig,
+    ExportConfig,
+    TrainAutoencoderConfig,
+    TrainContentConfig,
+    TrainMotionConfig,
+)
+from contentmotion.data.encode import encode
 from contentmotion.evaluate.run import evaluate
+from contentmotion.export import export
 from contentmotion.train.autoencoder import train_autoencoder
+from contentmotion.train.content import train_content
+from contentmotion.train.distill import distill
+from contentmotion.train.motion import train_motion
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +70,36 @@ def test_scores_on_a_schedule_are_those_of_evaluate(config: TrainAutoencoderConf
     )
     row = json.loads((tmp_path / "scores.json").read_text())["parts"]["reconstruction"]
     assert scored[3] == pytest.approx(row["fvd"], rel=1e-6)
+
+
+def test_content_motion_and_students_are_scored(config: TrainAutoencoderConfig, tmp_path: Path) -> None:
+    scored = {name: getattr(config, name) for name in ("eval_steps", "eval_data_dir", "eval_split", "i3d")}
+    common: dict[str, Any] = scored | {
+        "max_train_steps": 2, "train_batch_size": 2, "validation_steps": 0, "mixed_precision": "no",
+        "report_to": "none", "eval_num_videos": 4, "eval_num_inference_steps": 1, "cache_dir": f"{tmp_path}/cache",
+    }  # fmt: skip
+    data = {"train_data_dir": str(config.train_data_dir), "num_frames": 10, "height": 24, "width": 32}
+    train_autoencoder(dataclasses.replace(config, eval_steps=0, output_dir=f"{tmp_path}/ae"))
+    autoencoder = f"{tmp_path}/ae/autoencoder"
+    encode(EncodeConfig(**data, autoencoder=autoencoder, output_dir=f"{tmp_path}/cache"))
+    train_content(
+        TrainContentConfig(
+            **common, eval_autoencoder=autoencoder, output_dir=f"{tmp_path}/content", block_out_channels=(32, 32),
+            text_hidden_size=32, text_num_layers=1, vocab_size=600,
+        )
+    )  # fmt: skip
+    parts = {"pretrained_model_name_or_path": f"{tmp_path}/content/content", "autoencoder": autoencoder}
+    sizes = {"hidden_size": 16, "depth": 1, "num_heads": 2, "content_patch_size": 2}
+    train_motion(TrainMotionConfig(**common, **parts, **sizes, output_dir=f"{tmp_path}/motion"))
+    motion = f"{tmp_path}/motion/motion_transformer"
+    export(ExportConfig(**parts, motion_transformer=motion, output_dir=f"{tmp_path}/teacher", dtype="fp32"))
+    teacher = {"pretrained_model_name_or_path": f"{tmp_path}/teacher", "guidance_scale": 2.0}
+    distill(DistillConfig(**common, **teacher, part="motion", output_dir=f"{tmp_path}/student"))
+    for name, part in (("content", "content"), ("motion", "motion"), ("student", "motion")):
+        scores = json.loads((tmp_path / name / "eval-000002/scores.json").read_text())
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        assert [x["eval/fvd"] for x in lines if "eval/fvd" in x] == [scores["parts"][part]["fvd"]]
+        assert scores["protocol"]["run"]["model"] == f"{name}, step 2, averaged weights"
 
 
 def test_scoring_does_not_change_the_run(config: TrainAutoencoderConfig, tmp_path: Path) -> None:

@@ -193,7 +193,8 @@ class EvaluateConfig(FolderConfig, SamplingConfig):
             frames, held still, against true ones), "motion" (generated for true content frames), "full" (from the
             captions alone).
         vae: Image VAE (none: pixels), where an autoencoder is scored without a pipeline.
-        i3d: I3D weights (safetensors); else the environment variable CONTENTMOTION_I3D.
+        i3d: I3D weights: a safetensors file, or owner/repository/file on the hub; else the environment variable
+            CONTENTMOTION_I3D.
         lpips: LPIPS weights (safetensors, AlexNet); else CONTENTMOTION_LPIPS; without either it is left out.
         clip: CLIP model for CLIPSIM, a folder or a hub id such as openai/clip-vit-base-patch32; else it is left out.
         preset: How a paper counts: "stylegan-v" (one random clip of every video), "ucf101-2048" and "ucf101-10000"
@@ -204,6 +205,9 @@ class EvaluateConfig(FolderConfig, SamplingConfig):
             captions again, with other noise.
         videos_per_class: Generate so many of each class, instead.
         num_frames: Frames per clip; the model's training length when not given, or 16.
+        frame_stride: Take every n-th frame of the real videos: what the model was trained on.
+        fps: Take the frames that are shown at this rate instead (see train-autoencoder).
+        resize_mode: "center" or "pad" (see train-autoencoder).
         height: Pixels; the model's training size when not given, or that of the videos in generated_dir.
         width: Pixels, see height.
         fvd_resize: How clips come to I3D's size; "bilinear" (without antialiasing) is StyleGAN-V's way.
@@ -232,6 +236,9 @@ class EvaluateConfig(FolderConfig, SamplingConfig):
     num_frames: int | None = None
     height: int | None = None
     width: int | None = None
+    frame_stride: int = 1
+    fps: float | None = None
+    resize_mode: Literal["center", "random", "pad"] = "center"
     fvd_resize: Resize | None = None
     fvd_resolution: int = 224
     num_seeds: int = 1
@@ -253,6 +260,8 @@ class EvaluateConfig(FolderConfig, SamplingConfig):
             "width",
             "num_seeds",
             "fvd_resolution",
+            "frame_stride",
+            "fps",
         )
         require(not (self.num_generated and self.videos_per_class), "give num_generated or videos_per_class, not both")
         require_not_negative(self, "caption_index")

@@ -26,6 +26,7 @@ class Clips:
         selected: Indices (into `folder.records`) of the clips to score.
         drawn: What to generate from: `selected`, unless another number is asked for. An index beyond the number of
             records is a clip once more, for other noise.
+        captioned: Whether anybody said what the clips show.
         heldout: Indices of the clips of the split "heldout", unless that is the one to score.
 
     Raises:
@@ -33,7 +34,10 @@ class Clips:
     """
 
     def __init__(self, folder: ClipFolder, config: EvaluateConfig, num_frames: int, height: int, width: int) -> None:
-        self.dataset = ClipDataset(folder, num_frames=num_frames, height=height, width=width)
+        self.dataset = ClipDataset(
+            folder, num_frames=num_frames, height=height, width=width,
+            frame_stride=config.frame_stride, fps=config.fps, resize_mode=config.resize_mode,
+        )  # fmt: skip
         self.folder = folder
         self.caption_index = config.caption_index
         self.seed = config.seed
@@ -49,6 +53,7 @@ class Clips:
                 raise ValueError(f"{folder.root}: {config.num_videos} videos asked for, {len(self.selected)} are there")
             order = np.random.default_rng(config.seed).permutation(self.selected)
             self.selected = sorted(order[: config.num_videos].tolist())
+        self.captioned = bool(folder.class_names) or any(folder.records[i].captions for i in self.selected)
         self.drawn = self._draw(config)
         self.heldout = [i for i, split in enumerate(splits) if split == "heldout" and wanted not in (None, split)]
 

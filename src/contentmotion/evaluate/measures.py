@@ -1,11 +1,14 @@
 """What is measured of every video, and stored: features, differences from the real clip, motion, thumbnails."""
 
+import hashlib
+import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from contentmotion.config import EvaluateConfig
 from contentmotion.config.use import Resize
@@ -29,6 +32,7 @@ class Measures:
     Attributes:
         i3d_file: I3D's weights.
         lpips_file: LPIPS's weights; None where they were not given.
+        clip_digest: sha256 of CLIP and of what comes before it; None without it.
 
     Raises:
         FileNotFoundError: Weights that were named are not there, or no I3D weights were given.
@@ -41,6 +45,7 @@ class Measures:
         self.i3d = load_i3d(self.i3d_file).to(device)
         self.lpips = load_lpips(self.lpips_file).to(device) if self.lpips_file else None
         self.clip = load_clip(config.clip, device) if config.clip else None
+        self.clip_digest = hash_network(self.clip.model, self.clip.settings) if self.clip else None
         self.resolution = config.fvd_resolution
         self.resize: Resize = config.fvd_resize or "bilinear"
 
@@ -67,6 +72,15 @@ class Measures:
         if prompts is not None and self.clip is not None:
             measured["clipsim"] = clip_similarity(self.clip, videos, prompts)
         return {name: value.numpy() for name, value in measured.items()}
+
+
+def hash_network(network: nn.Module, settings: dict[str, Any]) -> str:
+    """sha256 (hex) over every tensor of a network, and its settings (JSON-like)."""
+    sha = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for key, value in network.state_dict().items():
+        sha.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+        sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return sha.hexdigest()
 
 
 def thumbnails(videos: Tensor) -> Tensor:

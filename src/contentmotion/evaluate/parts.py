@@ -11,6 +11,7 @@ from contentmotion.config import EvaluateConfig
 from contentmotion.evaluate.clips import Clips
 from contentmotion.image_vae import decode_frames, encode_frames, to_float, to_uint8
 from contentmotion.pipeline import ContentMotionPipeline
+from contentmotion.pipeline_checks import num_classes
 from contentmotion.run_dir import seeded_generator
 
 
@@ -46,9 +47,7 @@ def real_part(clips: Clips) -> Part:
 
 def given_part(clips: Clips) -> Part:
     """Videos that lie in a folder of their own."""
-    has_captions = any(record.captions for record in clips.folder.records)
-    title = "videos of generated_dir"
-    return Part("generated", title, clips, lambda indices, frames: frames, from_caption=has_captions)
+    return Part("generated", "videos of generated_dir", clips, lambda indices, frames: frames, from_caption=True)
 
 
 class Renderer:
@@ -59,6 +58,9 @@ class Renderer:
         clips: The clips, for their captions and labels.
         config: The components wanted, the sampler's settings, and the seeds.
         autocast: Makes the context the networks run in.
+
+    Raises:
+        ValueError: The data's classes are not the model's.
     """
 
     def __init__(
@@ -72,6 +74,13 @@ class Renderer:
         self.clips = clips
         self.config = config
         self.autocast = autocast
+        names = clips.folder.class_names
+        by_class = pipeline.text_encoder is None and not set(config.components) <= {"reconstruction", "frozen", "vae"}
+        if by_class and num_classes(pipeline) != len(names or ()):
+            raise ValueError(
+                f"{clips.folder.root} has {len(names or ())} classes, the model {num_classes(pipeline)}: "
+                "their numbers would not mean the same"
+            )
 
     def parts(self) -> list[Part]:
         """What the config's components ask for, cheap parts first; those with noise once for each seed."""
@@ -94,7 +103,10 @@ class Renderer:
                 Part("motion", "motion for true content frames", render=self._motion(seed), compares=True, **noise),
                 Part("full", "full generation", render=self._full(seed), from_caption=True, **noise),
             ]
-        return [part for part in parts if part.name in wanted]
+        parts = [part for part in parts if part.name in wanted]
+        if not parts:
+            raise ValueError("no component is left to score: a model that works on pixels has no image VAE")
+        return parts
 
     def _on_frames(self, render: Callable[[Tensor], Tensor]) -> Callable[[list[int], Tensor], Tensor]:
         """A part that looks at the frames only, in [-1, 1]."""

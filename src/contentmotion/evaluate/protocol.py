@@ -1,10 +1,9 @@
 """How an evaluation's numbers are made, in full: what another group needs to make them again."""
 
 import datetime
-import hashlib
-import json
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -17,9 +16,9 @@ from torch import nn
 
 import contentmotion
 from contentmotion.config import EvaluateConfig
-from contentmotion.data.records import file_size
+from contentmotion.data.records import Source, file_size
 from contentmotion.evaluate.clips import Clips
-from contentmotion.evaluate.measures import THUMBNAIL_FRAMES, THUMBNAIL_SIZE, Measures
+from contentmotion.evaluate.measures import THUMBNAIL_FRAMES, THUMBNAIL_SIZE, Measures, hash_network
 from contentmotion.evaluate.parts import Part
 from contentmotion.evaluate.scores import NUM_HALVINGS
 from contentmotion.evaluate.store import digest, file_digest
@@ -27,6 +26,7 @@ from contentmotion.pipeline import ContentMotionPipeline
 from contentmotion.run_dir import describe_hardware
 from contentmotion.sampling import resolve_sampling
 
+MEASURES_VERSION = 1  # to be raised when the same videos get other numbers: stored ones are then not used again
 # What a part's videos come from, where that is not every network: evaluations that share the others share it, too.
 NETWORKS = {
     "reconstruction": {"vae", "autoencoder"},
@@ -44,8 +44,9 @@ def describe_protocol(
     measures: Measures,
     dtype: str,
     device: torch.device,
+    source: str | None,
 ) -> dict[str, Any]:
-    """How the numbers are made. `part_protocol` says which entries a part depends on."""
+    """How the numbers are made. `part_protocol` says which entries a part depends on; `source` names the model."""
     shape = clips.dataset.shapes[0]
     protocol: dict[str, Any] = {
         "features": {
@@ -59,7 +60,8 @@ def describe_protocol(
             "psnr": "per clip over all its frames, then the mean over clips (equal clips count 100 dB)",
             "ssim": "11x11 Gaussian window of deviation 1.5, mean over frames and colours",
             "lpips_sha256": file_digest(measures.lpips_file) if measures.lpips_file else None,
-            "clip": config.clip,
+            "clip_sha256": measures.clip_digest,
+            "version": MEASURES_VERSION,
             "motion": "mean absolute difference of consecutive frames; length of OpenCV's DIS optical flow, pixels",
             "halves": f"mean of {NUM_HALVINGS} random splits",
             "nearest": "Euclidean, among all real clips, heldout included; equal captions count as one; pixels: of "
@@ -67,27 +69,30 @@ def describe_protocol(
         },
         "clips": {
             "data_sha256": _data_digest(clips),
-            "num_clips": len(clips.selected),
-            "rule": "one clip per video, first frame from (seed, index); centre crop, bicubic antialiased; "
+            "frame_stride": config.frame_stride,
+            "fps": config.fps,
+            "resize_mode": config.resize_mode,
+            "rule": "one clip per video, first frame from (seed, index); resized bicubic, antialiased; "
             "of more videos than num_videos, a random choice from the seed",
             "seed": config.seed,
             "num_frames": shape.num_frames,
             "height": shape.height,
             "width": shape.width,
             "caption_index": config.caption_index,
-            "captions_sha256": digest([clips.caption(i) for i in range(len(clips.folder.records))]),
+            "captions_sha256": _captions_digest(clips),
+        },
+        "counts": {
+            "split": config.split,
+            "selected_sha256": digest(clips.selected),
+            "num_clips": len(clips.selected),
+            "num_generated": len(clips.drawn if generated is None else generated.selected),
+            "num_seeds": config.num_seeds,
         },
         "run": {
-            "pretrained_model_name_or_path": config.pretrained_model_name_or_path,
-            "autoencoder": config.autoencoder,
-            "motion_transformer": config.motion_transformer,
+            "model": source,
             "data_dir": config.data_dir,
             "generated_dir": config.generated_dir,
-            "split": config.split,
             "preset": config.preset,
-            "num_videos": config.num_videos,
-            "num_generated": len(clips.drawn),
-            "num_seeds": config.num_seeds,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "hardware": describe_hardware(device),
             "versions": {
@@ -102,15 +107,17 @@ def describe_protocol(
         },
     }
     if generated is not None:
-        protocol["generated"] = {"data_sha256": _data_digest(generated), "num_clips": len(generated.selected)}
+        protocol["generated"] = {
+            "data_sha256": _content_digest(generated),
+            "captions_sha256": _captions_digest(generated),
+        }
     if pipeline is not None:
         protocol["model"] = {
             "weights_sha256": _weights_digests(pipeline),
-            "weights": "the moving average (EMA) where training keeps one",
             "compute_dtype": dtype,
             "device_type": device.type,
         }
-        if pipeline.scheduler is not None and pipeline.motion_scheduler is not None:
+        if pipeline.scheduler is not None or pipeline.motion_scheduler is not None:
             protocol["sampling"] = _describe_sampling(pipeline, config)
     return protocol
 
@@ -129,11 +136,30 @@ def _describe_sampling(pipeline: ContentMotionPipeline, config: EvaluateConfig) 
         "guidance_scale": sampling.guidance_scale,
         "motion_guidance_scale": sampling.motion_guidance_scale,
         "schedulers": [
-            f"{type(s).__name__} {digest(dict(s.config))[:16]}" for s in (pipeline.scheduler, pipeline.motion_scheduler)
+            f"{type(s).__name__} {digest(dict(s.config))[:16]}"
+            for s in (pipeline.scheduler, pipeline.motion_scheduler)
+            if s is not None
         ],
         "noise": "one generator per clip, from (seed, index)",
         "seeds": list(range(config.seed, config.seed + config.num_seeds)),
     }
+
+
+def _captions_digest(clips: Clips) -> str:
+    records = clips.folder.records
+    return digest([(clips.caption(i), records[i].label) for i in range(len(records))])
+
+
+def _content_digest(clips: Clips) -> str:
+    """Of the files' bytes: videos made anew often have the names and sizes of the old ones."""
+    return digest([_content_of(record.path) for record in clips.folder.records])
+
+
+def _content_of(source: Source) -> list[str]:
+    if not isinstance(source, Path):
+        return [str(source), str(file_size(source))]
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    return [f"{file.name} {file_digest(file)}" for file in files if file.is_file()]
 
 
 def _data_digest(clips: Clips) -> str:
@@ -144,9 +170,8 @@ def _data_digest(clips: Clips) -> str:
 def part_protocol(part: Part, protocol: dict[str, Any]) -> dict[str, Any]:
     """The entries that a part's results depend on: how many clips there are is not among them."""
     own = {key: protocol[key] for key in ("features", "measures", "clips")}
-    own["clips"] = {key: value for key, value in own["clips"].items() if key != "num_clips"}
     if part.name == "generated":
-        own["generated"] = protocol["generated"]["data_sha256"]
+        own["generated"] = protocol["generated"]
     elif part.name != "real":
         hashes = protocol["model"]["weights_sha256"]
         used = hashes.keys() & NETWORKS[part.name] if part.name in NETWORKS else hashes
@@ -162,12 +187,9 @@ def _weights_digests(pipeline: ContentMotionPipeline) -> dict[str, str]:
     for name, component in sorted(pipeline.components.items()):
         if not isinstance(component, nn.Module):
             continue
-        sha = hashlib.sha256()
-        if isinstance(component, ModelMixin):  # its config holds scales and switches
-            settings = {k: v for k, v in component.config.items() if not k.startswith("_")}
-            sha.update(json.dumps(settings, sort_keys=True, default=str).encode())
-        for key, value in component.state_dict().items():
-            sha.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-            sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        digests[name] = sha.hexdigest()
+        # A diffusers config holds scales and switches.
+        settings = (
+            {k: v for k, v in component.config.items() if k[0] != "_"} if isinstance(component, ModelMixin) else {}
+        )
+        digests[name] = hash_network(component, settings)
     return digests

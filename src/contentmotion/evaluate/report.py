@@ -24,6 +24,7 @@ TITLES = {
 COLUMNS = {  # key in scores.json: heading, format
     "n": ("clips", ".0f"),
     "fvd": ("FVD", ".1f"),
+    "fvd_extrapolated": ("extra-\npolated", ".0f"),
     "psnr": ("PSNR", ".2f"),
     "ssim": ("SSIM", ".3f"),
     "lpips": ("LPIPS", ".3f"),
@@ -34,7 +35,7 @@ COLUMNS = {  # key in scores.json: heading, format
     "nearest_pixels": ("nearest\n(pixels)", ".1%"),
 }
 # What two scores must share to be compared; the model and how it was sampled are what one compares.
-SAME = ("features", "measures", "clips")
+SAME = ("features", "measures", "clips", "counts")
 
 
 def print_scores(scores: Mapping[str, Any], titles: Mapping[str, str]) -> None:
@@ -91,6 +92,7 @@ def write_sheets(output: Path, measured: list[Measured]) -> list[Path]:
     videos = [m.videos.load("videos", rows) for m, rows in zip(columns, picks, strict=True)]
     written.append(_write(output / "sheet.png", videos, captions))
     generated = next((m for m in measured if m.part.from_caption), None)
+    (output / "nearest.png").unlink(missing_ok=True)  # of other settings, maybe
     if generated is not None:
         written.append(_write_nearest(output / "nearest.png", generated, real))
     return written
@@ -131,6 +133,9 @@ def compare(files: tuple[str, ...], *, unlike: bool = False) -> None:
     first, *others = loaded.items()
     for file, scores in others:
         differing = _differences(first[1]["protocol"], scores["protocol"])
+        for name in first[1]["parts"].keys() & scores["parts"].keys():  # files that cannot be read are left out
+            counts = [found["parts"][name].get("n") for found in (first[1], scores)]
+            differing += [f"{name} is of {counts[0]} and {counts[1]} clips"] if counts[0] != counts[1] else []
         if differing and not unlike:
             raise ValueError(
                 f"{first[0]} and {file} were not measured alike: {'; '.join(differing)} "

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from contentmotion.config import EvaluateConfig
+from contentmotion.config import SHIPPED_MODEL, EvaluateConfig
 from contentmotion.data.formats import open_folder
 from contentmotion.evaluate.clips import Clips, common_size
 from contentmotion.evaluate.measures import Measures
@@ -57,10 +58,20 @@ def evaluate(config: EvaluateConfig) -> None:
         raise ValueError("evaluate keeps every network on the device: it takes no enable_model_cpu_offload")
     config = with_preset(config)
     pipeline = None if config.generated_dir else load_networks(config)
-    scores, titles = score_pipeline(pipeline, config, Path(config.output_dir))
+    output = prepare_output_dir(config.output_dir, "evaluate", config)
+    scores, titles = score_pipeline(pipeline, config, output, None if pipeline is None else _source(config))
     if PartialState().is_main_process:
         print_scores(scores, titles)
-        Console().print(f"{Path(config.output_dir) / 'scores.json'}, and pictures beside it", markup=False)
+        Console().print(f"{output / 'scores.json'}, and pictures beside it", markup=False)
+
+
+def _source(config: EvaluateConfig) -> str:
+    """The model that was scored, in words."""
+    parts = {name: getattr(config, name) for name in ("autoencoder", "motion_transformer", "vae")}
+    whole = (
+        [] if set(config.components) <= FROM_FRAMES and config.autoencoder else [config.pretrained_model_name_or_path]
+    )
+    return ", ".join(whole + [f"{name} {path}" for name, path in parts.items() if path])
 
 
 def load_networks(config: EvaluateConfig) -> ContentMotionPipeline:
@@ -70,15 +81,19 @@ def load_networks(config: EvaluateConfig) -> ContentMotionPipeline:
         ValueError: A part is missing, damaged or of another shape.
     """
     if config.autoencoder and set(config.components) <= FROM_FRAMES:
-        vae = load_vae(config.vae) if config.vae else None
+        given = config.pretrained_model_name_or_path
+        name = config.vae or (None if given == SHIPPED_MODEL else given)
+        vae = load_vae(name) if name else None
         pipeline = ContentMotionPipeline(vae=vae, autoencoder=load_autoencoder(config.autoencoder))  # type: ignore[arg-type]
         pipeline.check_parts()
         return pipeline
+    if config.vae:
+        raise ValueError("--vae goes with --autoencoder and components that need no denoiser; a pipeline has its own")
     return load_pipeline(config.pretrained_model_name_or_path, config.autoencoder, config.motion_transformer)
 
 
 def score_pipeline(
-    pipeline: ContentMotionPipeline | None, config: EvaluateConfig, output: Path
+    pipeline: ContentMotionPipeline | None, config: EvaluateConfig, output: Path, source: str | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Scores networks that are in memory, such as those in training; or, without any, the videos of generated_dir.
 
@@ -86,6 +101,7 @@ def score_pipeline(
         pipeline: The networks. They are moved to the config's device.
         config: What to measure.
         output: Folder of the scores; what it already holds of the same protocol is not computed again.
+        source: What the networks are, in words, for the protocol.
 
     Returns:
         What scores.json holds, and the parts' titles. Empty in all processes but the first.
@@ -97,7 +113,7 @@ def score_pipeline(
     processes = PartialState(cpu=config.device == "cpu")
     alone = processes.num_processes == 1
     device = resolve_device(config.device if alone else str(processes.device))
-    prepare_output_dir(output, "evaluate", config)
+    output.mkdir(parents=True, exist_ok=True)
     clips, generated = open_data(config, pipeline)
     measures = Measures(config, device)
     dtype = resolve_dtype(config.mixed_precision, device)
@@ -109,15 +125,17 @@ def score_pipeline(
         pipeline.set_progress_bar_config(disable=True)
         autocast = (lambda: torch.autocast(device.type, dtype)) if dtype else nullcontext
         parts = [real_part(clips), *Renderer(pipeline, clips, config, autocast).parts()]
-    protocol = describe_protocol(config, clips, generated, pipeline, measures, str(dtype or torch.float32), device)
+    protocol = describe_protocol(
+        config, clips, generated, pipeline, measures, str(dtype or torch.float32), device, source
+    )
     work = _Work(config, output, measures, protocol, processes)
     with _progress(processes.is_main_process) as progress:
         measured = [work.measure(parts[0], [], progress)]
         measured += [work.measure(part, measured, progress) for part in parts[1:]]
+    problems = list(dict.fromkeys(gather_object(clips.problems + (generated.problems if generated else []))))
     if not processes.is_main_process:
         return {}, {}
     rows = score(measured, measures.lpips)
-    problems = clips.problems + (generated.problems if generated else [])
     scores = {"parts": rows, "protocol": protocol, "notes": notes_on(rows), "problems": problems}
     write_json(output / "scores.json", scores)
     write_sheets(output, measured)
@@ -138,8 +156,11 @@ def open_data(config: EvaluateConfig, pipeline: ContentMotionPipeline | None) ->
         own = (size.num_frames, size.sample_height * factor, size.sample_width * factor)
         num_frames, height, width = (a or b for a, b in zip(_asked(config), own, strict=True))
         return Clips(folder, config, num_frames, height, width), None
-    given = open_folder(str(config.generated_dir), replace(config, split=None, metadata_path=None, layout="auto"))
+    plain = replace(config, split=None, metadata_path=None, layout="auto", class_prompts=None)
+    given = open_folder(str(config.generated_dir), plain)
     num_frames, height, width = _asked(config)
+    if (height is None) != (width is None):
+        raise ValueError("give --height and --width, or neither")
     if height is None or width is None:
         height, width = common_size(given)
         if common_size(folder) != (height, width):
@@ -148,7 +169,9 @@ def open_data(config: EvaluateConfig, pipeline: ContentMotionPipeline | None) ->
                 "give --height and --width to resize and crop them all to"
             )
     shape = (num_frames or 16, height, width)
-    return Clips(folder, config, *shape), Clips(given, replace(config, split=None), *shape)
+    counts = {"num_videos": config.num_generated or config.num_videos, "num_generated": None, "videos_per_class": None}
+    plain = replace(plain, **counts)  # type: ignore[arg-type]
+    return Clips(folder, replace(config, videos_per_class=None), *shape), Clips(given, plain, *shape)
 
 
 def _asked(config: EvaluateConfig) -> tuple[int | None, int | None, int | None]:
@@ -195,7 +218,7 @@ class _Work:
         mine = missing[self.processes.process_index :: self.processes.num_processes]
         for batch, frames in part.clips.batches(mine, self.config.batch_size):
             rendered = part.render(batch, frames)
-            prompts = [part.clips.caption(i) for i in batch]
+            prompts = [part.clips.caption(i) for i in batch] if part.clips.captioned else None
             arrays = self.measures(rendered, frames if part.compares else None, prompts)
             finite = np.isfinite(arrays["features"]).all(axis=1)
             if not finite.all():

@@ -149,14 +149,16 @@ class _Neighbours:
         by_features, _ = self._nearest(m, indices, "features")
         by_pixels, squares = self._nearest(m, indices, "thumbnails")
         pixels = m.store.load("thumbnails", indices[:1])[0].size
-        return {
+        scores: Scores = {
             "n": len(indices),
-            "nearest_i3d": share_of_hits(by_features, captions, self.captions),
-            "nearest_pixels": share_of_hits(by_pixels, captions, self.captions),
             "nearest_among": len(self.gallery),
             "nearest_rmse": (squares / pixels).sqrt().mean().item() / 255,
             "nearest_rmse_of_real": self._rmse_of_real(pixels),
         }
+        if m.part.clips.captioned and self.real.part.clips.captioned:
+            scores["nearest_i3d"] = share_of_hits(by_features, captions, self.captions)
+            scores["nearest_pixels"] = share_of_hits(by_pixels, captions, self.captions)
+        return scores
 
     def _nearest(self, m: Measured, indices: list[int], name: str) -> tuple[torch.Tensor, torch.Tensor]:
         return nearest(m.store.load(name, indices), self.real.store.load(name, self.gallery))
@@ -196,10 +198,9 @@ def _diversity(lpips: LPIPS, seeds: list[Measured]) -> float:
 def notes_on(scores: Mapping[str, Scores]) -> list[str]:
     """What a reader of the numbers should know."""
     notes = [f"the two halves hold {scores['real_halves']['n']} clips each: fewer clips, higher FVD"]
-    n = min(int(row["n"]) for name, row in scores.items() if "fvd" in row and name != "real_halves")
+    n = min(int(row["n"]) for name, row in scores.items() if "fvd" in row or name == "real")
     if n < NUM_CLASSES:
-        notes.append(
-            f"{n} clips are fewer than I3D's {NUM_CLASSES} dimensions: compare FVDs at this n only; "
-            "fvd_extrapolated in scores.json takes part of the bias away"
-        )
+        notes.append(f"{n} clips are fewer than I3D's {NUM_CLASSES} dimensions: compare FVDs at this n only")
+    if any("fvd_extrapolated" in row for row in scores.values()):
+        notes.append("extrapolated: FVD with part of the bias of few clips taken away")
     return notes

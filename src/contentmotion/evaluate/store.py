@@ -48,10 +48,14 @@ class PartStore:
             try:
                 # Opened here: numpy leaves a damaged file open.
                 with open(file, "rb") as handle, np.load(handle) as arrays:
+                    if arrays.zip.testzip() is not None:
+                        raise BadZipFile
                     self._file_of.update(dict.fromkeys(arrays["index"].tolist(), file))
                     self._names |= set(arrays.files)
+            except FileNotFoundError:
+                continue  # another process found the same, and removed it
             except (BadZipFile, ValueError, KeyError, EOFError):
-                file.unlink()  # cut short by a full disk or a crash: compute it again
+                file.unlink(missing_ok=True)  # cut short by a full disk or a crash: compute it again
 
     def __contains__(self, index: int) -> bool:
         """Whether the clip's results are there."""

@@ -28,7 +28,7 @@ def find_weights(path: str | Path | None, name: str, *, required: bool = True) -
     """The file of a network's weights: ``path``, else what the environment variable names.
 
     Args:
-        path: Given by the user.
+        path: Given by the user: a file, or owner/repository/file of the hub.
         name: "i3d" or "lpips".
         required: Whether it must be given; else None says that it was not.
 
@@ -44,9 +44,25 @@ def find_weights(path: str | Path | None, name: str, *, required: bool = True) -
             f"no {name.upper()} weights: pass --{name} FILE or set {variable} "
             f"(`python -m contentmotion.evaluate.{name} --help` says how to make the file)"
         )
+    if not Path(given).exists() and str(given).count("/") >= 2 and not str(given).startswith((".", "/", "~")):
+        return _from_hub(str(given), name)
     if not Path(given).is_file():
         raise FileNotFoundError(f"{given}: no such file ({name.upper()} weights)")
     return Path(given)
+
+
+def _from_hub(name: str, network: str) -> Path:
+    """The file that "owner/repository/path/in/it" names, on the Hugging Face hub."""
+    from huggingface_hub import hf_hub_download
+
+    owner, repository, file = name.split("/", 2)
+    try:
+        return Path(hf_hub_download(f"{owner}/{repository}", file))
+    except Exception as error:  # the hub's own kinds, and those of the network
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(
+            f"{name}: no such file, here or on the hub ({network.upper()} weights: {reason})"
+        ) from None
 
 
 def load_weights(build: Callable[[], Network], path: Path, description: str) -> Network:

@@ -131,6 +131,7 @@ def fit(
             if evaluate and eval_steps and (step % eval_steps == 0 or last):
                 with _averaged(ema, parameters), _evaluating(model):
                     metrics.write(step, {f"eval/{name}": value for name, value in evaluate(step).items()})
+                accelerator.wait_for_everyone()
     if ema is not None:
         ema.copy_to(parameters)
     model.eval()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from contentmotion.config import EvaluateConfig, ScheduledEvaluationConfig, TrainConfig
 from contentmotion.config.use import Component
-from contentmotion.evaluate.run import score_pipeline
+from contentmotion.evaluate.i3d import load_i3d
+from contentmotion.evaluate.run import open_data, score_pipeline
 from contentmotion.evaluate.weights import find_weights
 from contentmotion.pipeline import ContentMotionPipeline
 
@@ -31,11 +32,11 @@ def make_scorer(
         ``score(step)``: the component's numbers, by name.
 
     Raises:
-        FileNotFoundError: No I3D weights.
+        ValueError: The networks do not fit each other, or the videos cannot be used.
+        OSError: No such videos, or no I3D weights.
     """
     if not config.eval_steps:
         return None
-    find_weights(config.i3d, "i3d")  # now, not after hours
     settings = EvaluateConfig(
         data_dir=config.eval_data_dir,
         split=config.eval_split,
@@ -46,10 +47,16 @@ def make_scorer(
         seed=config.seed,
         mixed_precision=config.mixed_precision,
         cache_dir=str(run_dir / "eval-parts"),
+        **{name: getattr(config, name) for name in ("frame_stride", "fps", "resize_mode") if hasattr(config, name)},
     )
+    # What is wrong is said now, not after hours.
+    pipe.check_parts()
+    load_i3d(find_weights(config.i3d, "i3d"))
+    open_data(settings, pipe)
 
     def score(step: int) -> dict[str, float]:
-        scores, _ = score_pipeline(pipe, settings, run_dir / f"eval-{step:06d}")
+        source = f"{run_dir.name}, step {step}, averaged weights"
+        scores, _ = score_pipeline(pipe, settings, run_dir / f"eval-{step:06d}", source)
         return {name: value for name, value in scores.get("parts", {}).get(component, {}).items() if name != "n"}
 
     return score
