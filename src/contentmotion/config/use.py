@@ -180,10 +180,10 @@ class EvaluateConfig(FolderConfig, SamplingConfig):
     """Real FVD and other numbers of a checkpoint, or of a folder of videos, against real videos: a table, scores.json
     with the whole protocol, sheets of pictures. A stopped run goes on; what is computed is not computed again.
 
-    Examples: contentmotion evaluate --data_dir clips                       (a pipeline: CMD's Table 4a and references)
-    contentmotion evaluate --data_dir clips --generated_dir videos          (two folders)
-    contentmotion evaluate --data_dir clips --autoencoder AE --vae VAE --components reconstruction
-    contentmotion evaluate --compare a/scores.json b/scores.json
+    Example: contentmotion evaluate --data_dir clips
+
+    Two folders: --generated_dir videos. An autoencoder alone: --autoencoder AE --vae VAE --components reconstruction.
+    Two scores side by side: --compare a/scores.json b/scores.json.
 
     Attributes:
         data_dir: Where the real videos are (see train-autoencoder).
