@@ -1,5 +1,6 @@
 """The page in a real Chromium, as a visitor sees it."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,6 +86,7 @@ def test_decompose_a_real_clip(visit, shared_data: Path) -> None:
     visitor.locator("#uploaded video").wait_for()
     visitor.get_by_role("button", name="Take it apart").click()
     visitor.locator("#psnr").get_by_text("PSNR").wait_for()
+    assert re.search(r"PSNR \d+\.\d dB", visitor.locator("#psnr").inner_text())
     plays(visitor, "#reconstruction")
 
 
@@ -93,6 +95,8 @@ def test_compare(visit) -> None:
     visitor.get_by_label("Prompt", exact=True).locator("visible=true").fill("rocket")
     visitor.get_by_role("button", name="Compare").click()
     visitor.locator("#compare-table").get_by_text("4 + 4").locator("visible=true").first.wait_for()
+    table = visitor.locator("#compare-table").inner_text()
+    assert "20 + 20" in table and "4 + 4" in table, "teacher and student, each with its own steps"
     plays(visitor, "#compare-a")
     plays(visitor, "#compare-b")
 
