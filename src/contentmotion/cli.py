@@ -67,6 +67,11 @@ COMMANDS = {
         "contentmotion.train.motion:train_motion",
         "4. prompt and content frame -> motion latent",
     ),
+    "train-video": Command(
+        config.TrainVideoConfig,
+        "contentmotion.train.video:train_video",
+        "the other way: prompt (and depth, sketch, mask) -> all frames at once",
+    ),
     "distill": Command(
         config.DistillConfig, "contentmotion.train.distill:distill", "a model of 50 steps -> one of 1 to 8 steps"
     ),

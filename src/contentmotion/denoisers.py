@@ -5,14 +5,16 @@ Training (and distillation) is written against it once; the adapters below know 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from diffusers import DiTTransformer2DModel, UNet2DConditionModel
-from jaxtyping import Bool, Int
+from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet3DConditionModel
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from contentmotion.conditioning import NULL_PROMPT, drop_prompts, encode_prompts
+from contentmotion.models.condition_encoder import ConditionEncoder
 from contentmotion.models.motion_dit import MotionDiT
 
 
@@ -27,7 +29,7 @@ class Denoiser(Protocol):
         Args:
             noisy: Noisy samples (b, ...).
             timesteps: Diffusion times, 0 to 999.
-            batch: Items of a latent cache: "caption" or "label", and "content".
+            batch: Items of a latent cache: "caption" or "label", and "content" or "latents".
             dropped: Items that get the null condition.
         """
         ...
@@ -51,11 +53,7 @@ class ContentDenoiser(nn.Module):
         if self.text_encoder is None:
             labels = drop_labels(batch["label"], dropped, self.unet.config.num_embeds_ada_norm)
             return self.unet(noisy, timestep=timesteps, class_labels=labels).sample
-        if "tokens" in batch:  # the cache has them
-            null, _ = encode_prompts(self.tokenizer, self.text_encoder, [NULL_PROMPT])
-            hidden = torch.where(dropped[:, None, None].to(null.device), null, batch["tokens"])
-        else:
-            hidden, _ = encode_prompts(self.tokenizer, self.text_encoder, drop_prompts(batch["caption"], dropped))
+        hidden = token_features(self.tokenizer, self.text_encoder, batch, dropped)
         return self.unet(noisy, timesteps, encoder_hidden_states=hidden).sample
 
 
@@ -88,6 +86,55 @@ class MotionDenoiser(nn.Module):
                 prompts = drop_prompts(batch["caption"], dropped)
                 _, pooled = encode_prompts(self.tokenizer, self.text_encoder, prompts)
         return self.transformer(noisy, timesteps, content, pooled_text=pooled)
+
+
+class VideoDenoiser(nn.Module):
+    """A video UNet with its text encoder on the latents of whole clips; with a condition encoder on more.
+
+    Of a batch it takes "conditions" and "present" besides, where there are any (``data.conditions``).
+    """
+
+    def __init__(
+        self,
+        unet: UNet3DConditionModel,
+        text_encoder: Any,
+        tokenizer: Any,
+        condition_encoder: ConditionEncoder | None = None,
+    ) -> None:
+        super().__init__()
+        self.unet, self.text_encoder, self.tokenizer = unet, text_encoder, tokenizer
+        self.condition_encoder = condition_encoder
+
+    def forward(
+        self, noisy: Tensor, timesteps: Int[Tensor, " b"], batch: dict[str, Any], dropped: Bool[Tensor, " b"]
+    ) -> Tensor:
+        hidden = token_features(self.tokenizer, self.text_encoder, batch, dropped)
+        x = noisy  # (b, t, c, h, w)
+        if self.condition_encoder is not None:
+            given, present = batch.get("conditions", {}), batch.get("present")
+            x = torch.cat([x, encode_conditions(self.condition_encoder, given, x.shape, present).to(x)], dim=2)
+        return self.unet(x.transpose(1, 2), timesteps, encoder_hidden_states=hidden).sample.transpose(1, 2)
+
+
+def encode_conditions(
+    encoder: ConditionEncoder,
+    conditions: Mapping[str, Tensor],
+    shape: Sequence[int],
+    present: Mapping[str, Bool[Tensor, " b"]] | None = None,
+) -> Float[Tensor, "b t d h w"]:
+    """The channels that go with noisy latents of shape (b, t, c, h, w)."""
+    b, t, _, h, w = shape
+    return encoder(conditions, t, h, w, present=present, batch_size=b)
+
+
+def token_features(
+    tokenizer: Any, text_encoder: Any, batch: dict[str, Any], dropped: Bool[Tensor, " b"]
+) -> Float[Tensor, "b n d"]:
+    """Text features per token of a batch's captions, those of the dropped ones null; the cache's where it has them."""
+    if "tokens" not in batch:
+        return encode_prompts(tokenizer, text_encoder, drop_prompts(batch["caption"], dropped))[0]
+    null, _ = encode_prompts(tokenizer, text_encoder, [NULL_PROMPT])
+    return torch.where(dropped[:, None, None].to(null.device), null, batch["tokens"])
 
 
 def perturb(content: Tensor, strength: float, batch: dict[str, Any]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import contentmotion
 from contentmotion.config import GenerateConfig, SamplingConfig
 from contentmotion.data.prompts import read_prompts
-from contentmotion.loading import load_pipeline, load_vae, require_checkpoints
-from contentmotion.pipeline import ContentMotionPipeline
+from contentmotion.loading import load_any_pipeline, load_vae, require_checkpoints
+from contentmotion.pipeline_base import LatentPipeline
 from contentmotion.run_dir import prepare_output_dir, resolve_device, resolve_dtype, seeded_generator
 from contentmotion.sampling import resolve_sampling
 from contentmotion.speed import compile_networks, enable_tiling, quantize_networks, use_channels_last, use_vae
 from contentmotion.video_io import write_contact_sheet, write_video
+from contentmotion.video_pipeline import VideoLatentPipeline
 
 MAX_SLUG = 48  # characters of the prompt in a file's name
 
@@ -88,8 +89,8 @@ def generate(config: GenerateConfig) -> None:
     print(*written, f"{sheet} (all of them in one picture)", sep="\n")
 
 
-def load_for_sampling(config: SamplingConfig, device: torch.device) -> ContentMotionPipeline:
-    """The pipeline that the settings name, on its device, with the switches that ``generate`` has.
+def load_for_sampling(config: SamplingConfig, device: torch.device) -> Any:
+    """The pipeline (of content and motion, or of whole videos) that the settings name, on its device, with the switches that ``generate`` has.
 
     Raises:
         ValueError: A part is missing, damaged or does not fit; or a switch does not apply here.
@@ -100,7 +101,9 @@ def load_for_sampling(config: SamplingConfig, device: torch.device) -> ContentMo
     # On a GPU, autocast would make half-precision copies of the weights anyway.
     dtype = resolve_dtype(config.mixed_precision, device) if device.type == "cuda" else None
     parts = (config.pretrained_model_name_or_path, config.autoencoder, config.motion_transformer)
-    pipe = load_pipeline(*parts, dtype=dtype)
+    pipe = load_any_pipeline(*parts, dtype=dtype)
+    if isinstance(pipe, VideoLatentPipeline):
+        _require_video_settings(config)
     pipe.set_progress_bar_config(disable=True)
     pipe.enable_text_cache()
     switches = config if isinstance(config, GenerateConfig) else None
@@ -121,6 +124,15 @@ def load_for_sampling(config: SamplingConfig, device: torch.device) -> ContentMo
     if switches and switches.compile:
         compile_networks(pipe, device)
     return pipe
+
+
+def _require_video_settings(config: SamplingConfig) -> None:
+    """Raises ``ValueError`` where settings are for models of content and motion."""
+    name = config.pretrained_model_name_or_path
+    if config.motion_num_inference_steps is not None or config.motion_guidance_scale != 1:
+        raise ValueError(f"{name} is a video model: it has no motion model for motion_... settings to act on")
+    if isinstance(config, GenerateConfig) and config.class_labels is not None:
+        raise ValueError(f"{name} is a video model: it takes prompts, not class_labels")
 
 
 def provenance(config: SamplingConfig, condition: str | int, number: int) -> dict[str, str]:
@@ -161,12 +173,13 @@ def read_conditions(config: GenerateConfig) -> list[str] | list[int]:
 
 
 def sample_all(
-    pipe: ContentMotionPipeline,
+    pipe: LatentPipeline,
     config: GenerateConfig,
     conditions: list[str] | list[int],
     on_step: Callable[[], object],
     *,
     content_frames: bool = True,
+    follow: Mapping[str, torch.Tensor] | None = None,
 ) -> Iterator[Drawn]:
     """Generates one video per condition, ``config.batch_size`` at once.
 
@@ -176,14 +189,16 @@ def sample_all(
         conditions: Prompts or class ids.
         on_step: Called after each denoising step of a batch.
         content_frames: Whether to decode the content frames too.
+        follow: Conditions beside the prompts, by name, for video models that take some.
     """
+    given: dict[str, Any] = {"content_frames": content_frames, "follow": follow}
     for start in range(0, len(conditions), config.batch_size):
         batch = conditions[start : start + config.batch_size]
-        yield from sample(pipe, config, batch, start, lambda step, latents: on_step(), content_frames=content_frames)
+        yield from sample(pipe, config, batch, start, lambda step, latents: on_step(), **given)
 
 
 def sample_motions(
-    pipe: ContentMotionPipeline,
+    pipe: LatentPipeline,
     config: GenerateConfig,
     condition: str | int,
     count: int,
@@ -215,13 +230,14 @@ def sample_motions(
 
 
 def sample(
-    pipe: ContentMotionPipeline,
+    pipe: LatentPipeline,
     config: GenerateConfig,
     batch: list[str] | list[int],
     first: int,
     on_step: Callable[[int, torch.Tensor], object],
     content_latents: torch.Tensor | None = None,
     content_frames: bool = True,
+    follow: Mapping[str, torch.Tensor] | None = None,
 ) -> list[Drawn]:
     """Generates one batch.
 
@@ -233,33 +249,41 @@ def sample(
         on_step: Gets number and latents after each denoising step.
         content_latents: Content frames to use, (b, c, h, w); drawn when None.
         content_frames: Whether to decode the content frames too.
+        follow: Conditions beside the prompts, by name, for video models that take some.
     """
     device = pipe._execution_device
     dtype = resolve_dtype(config.mixed_precision, device)
     kind = "class_labels" if config.class_labels is not None else "prompt"
 
-    def callback(pipe: ContentMotionPipeline, step: int, timestep: object, tensors: dict) -> dict:
+    def callback(pipe: LatentPipeline, step: int, timestep: object, tensors: dict) -> dict:
         on_step(step, tensors["latents"])
         return tensors
 
+    if isinstance(pipe, VideoLatentPipeline):
+        own: dict[str, Any] = {"conditions": follow}
+    else:
+        own = {
+            "motion_num_inference_steps": config.motion_num_inference_steps,
+            "motion_guidance_scale": config.motion_guidance_scale,
+            "content_latents": content_latents,
+            "decode_content_frame": content_frames,
+        }
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
         output: Any = pipe(
             **{kind: batch},
+            **own,
             negative_prompt=config.negative_prompt,
             num_inference_steps=config.num_inference_steps,
-            motion_num_inference_steps=config.motion_num_inference_steps,
             guidance_scale=config.guidance_scale,
-            motion_guidance_scale=config.motion_guidance_scale,
             num_frames=config.num_frames,
             height=config.height,
             width=config.width,
             generator=[seeded_generator(config.seed, first + k) for k in range(len(batch))],
-            content_latents=content_latents,
             output_type="np",
-            decode_content_frame=content_frames,
             callback_on_step_end=callback,
         )
-    contents = output.content_frame if content_frames else [None] * len(batch)
+    contents = output.get("content_frame")
+    contents = [None] * len(batch) if contents is None else contents
     return [
         Drawn(_to_uint8(video), None if content is None else _to_uint8(content))
         for video, content in zip(output.frames, contents, strict=True)

@@ -20,7 +20,9 @@ from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.models.patch_vae import PatchVAE
 from contentmotion.pipeline import ContentMotionPipeline
+from contentmotion.video_pipeline import VideoLatentPipeline
 
+VIDEO_UNETS = ("VideoUNet", "UNet3DConditionModel")
 ASSETS = Path(__file__).parent / "assets"
 Model = TypeVar("Model", bound=ModelMixin)
 
@@ -157,6 +159,8 @@ def load_pipeline(
     index = Path(path) / "model_index.json"
     if Path(path).is_dir() and not index.exists():
         raise ValueError(f"{name_or_path} is not a pipeline folder: it has no model_index.json")
+    if is_video_model(name_or_path):
+        raise ValueError(f"{name_or_path} is a video model: it has no content frame and no motion")
     try:
         with quiet():  # Stable Diffusion folders hold parts that a video has no use for: no word about each
             pipe = ContentMotionPipeline.from_pretrained(
@@ -174,6 +178,59 @@ def load_pipeline(
         pipe.scheduler = to_ddim(pipe.scheduler.config)
     pipe.check_parts()
     return pipe
+
+
+def is_video_model(name_or_path: str) -> bool:
+    """Whether a pipeline folder or hub id holds a video UNet rather than content and motion."""
+    path = resolve_name(name_or_path)
+    index = Path(path) / "model_index.json"
+    if Path(path).is_dir() and not index.exists():
+        return False
+    try:
+        with quiet():
+            return VideoLatentPipeline.load_config(path).get("unet", [None, None])[1] in VIDEO_UNETS
+    except (OSError, ValueError) as error:
+        raise ValueError(_explain(name_or_path, path, error)) from error
+
+
+def load_video_pipeline(name_or_path: str, dtype: torch.dtype | None = None) -> VideoLatentPipeline:
+    """A video model's pipeline: what ``train-video`` and ``distill --part video`` wrote, or ModelScope's folder.
+
+    Args:
+        name_or_path: Pipeline folder or hub id.
+        dtype: Precision of the weights; float32 when None.
+
+    Raises:
+        ValueError: It is another kind of model, or a part is missing, damaged or of another shape.
+    """
+    if not is_video_model(name_or_path):
+        raise ValueError(f"{name_or_path} is not a video model: its model_index.json names no video UNet")
+    path = resolve_name(name_or_path)
+    try:
+        with quiet():
+            pipe = VideoLatentPipeline.from_pretrained(path, dtype=dtype or torch.float32, use_safetensors=True)
+    except Exception as error:  # torch, safetensors, json and the hub each raise their own
+        raise ValueError(_explain(name_or_path, path, error)) from error
+    pipe.check_parts()
+    return pipe
+
+
+def load_any_pipeline(
+    name_or_path: str,
+    autoencoder: str | None = None,
+    motion_transformer: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> ContentMotionPipeline | VideoLatentPipeline:
+    """``load_video_pipeline`` or ``load_pipeline``, by what the folder holds.
+
+    Raises:
+        ValueError: See there; or a video model, which has no use for the other parts.
+    """
+    if not is_video_model(name_or_path):
+        return load_pipeline(name_or_path, autoencoder, motion_transformer, dtype)
+    if autoencoder or motion_transformer:
+        raise ValueError(f"{name_or_path} is a video model: it takes no --autoencoder and no --motion_transformer")
+    return load_video_pipeline(name_or_path, dtype)
 
 
 def _class_name(config: Path) -> str | None:

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.image_processor import VaeImageProcessor
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import BaseOutput
-from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from contentmotion.conditioning import NULL_PROMPT, TextFeatures
-from contentmotion.image_vae import decode_frames, encode_frames
+from contentmotion.image_vae import decode_frames, encode_frames, vae_scale_factor
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
+from contentmotion.pipeline_base import Generators, LatentPipeline, OutputType, StepCallback
 from contentmotion.pipeline_checks import check_inputs, check_parts, content_shape, motion_shape, num_classes
-from contentmotion.sampling import Sampling, denoise, resolve_sampling
-
-Generators = torch.Generator | list[torch.Generator] | None
-OutputType = Literal["pil", "np", "pt", "latent"]
+from contentmotion.sampling import resolve_sampling
 
 
 @dataclass
@@ -46,7 +40,7 @@ class ContentMotionPipelineOutput(BaseOutput):
     content_frame: list[Image.Image] | np.ndarray | Tensor | None
 
 
-class ContentMotionPipeline(DiffusionPipeline):
+class ContentMotionPipeline(LatentPipeline):
     """Text- or class-to-video generation through a content frame and a motion latent.
 
     The content half is a Stable Diffusion pipeline with its own component names, so a Stable Diffusion folder loads as
@@ -68,7 +62,6 @@ class ContentMotionPipeline(DiffusionPipeline):
         "vae", "text_encoder", "tokenizer", "unet", "scheduler",
         "autoencoder", "motion_transformer", "motion_scheduler",
     ]  # fmt: skip
-    _callback_tensor_inputs = ["latents"]
 
     def __init__(
         self,
@@ -93,24 +86,15 @@ class ContentMotionPipeline(DiffusionPipeline):
             motion_scheduler=motion_scheduler,
         )
 
-    _frames_per_chunk = 16
-    _text_features: TextFeatures | None = None
-
     def check_parts(self) -> None:
         """Raises ``ValueError`` where two networks were not made for one another."""
         check_parts(self)
 
-    def enable_vae_slicing(self) -> None:
-        """Decodes one frame at a time: the least memory."""
-        self._frames_per_chunk = 1
-
-    def disable_vae_slicing(self) -> None:
-        """Decodes 16 frames at a time again."""
-        self._frames_per_chunk = 16
-
-    def enable_text_cache(self) -> None:
-        """Encodes each prompt once, however many calls it comes in; call it again when the text encoder changed."""
-        self._text_features = TextFeatures()
+    @property
+    def clip_shape(self) -> tuple[int, int, int]:
+        """Frames, height and width (pixels) that the models were trained on."""
+        own, factor = self.autoencoder.config, vae_scale_factor(self.vae)
+        return own.num_frames, own.sample_height * factor, own.sample_width * factor
 
     @torch.no_grad()
     def __call__(
@@ -134,7 +118,7 @@ class ContentMotionPipeline(DiffusionPipeline):
         output_type: OutputType = "pil",
         decode_content_frame: bool = True,
         return_dict: bool = True,
-        callback_on_step_end: Callable[..., dict] | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end: StepCallback = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] = ("latents",),
     ) -> ContentMotionPipelineOutput | tuple:
         """Generates videos.
@@ -170,23 +154,14 @@ class ContentMotionPipeline(DiffusionPipeline):
         Raises:
             ValueError: Arguments that do not fit each other or the models.
         """
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = tuple(callback_on_step_end.tensor_inputs)
-        names = callback_on_step_end_tensor_inputs
+        call_back, names = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         prompts, labels = check_inputs(
             self, prompt, class_labels, negative_prompt, num_videos_per_prompt, output_type, generator, names
         )
         sampling = resolve_sampling(
             self, num_inference_steps, motion_num_inference_steps, guidance_scale, motion_guidance_scale
         )
-
-        def call_back(step: int, timestep: Tensor, latents: Tensor) -> Tensor:
-            if callback_on_step_end is None:
-                return latents
-            changed = callback_on_step_end(self, step, timestep, {k: latents for k in names})
-            return changed.pop("latents", latents)
-
-        text = self._encode_text(prompts, negative_prompt, num_videos_per_prompt, sampling) if prompts else None
+        text = self._encode_text(prompts, negative_prompt, num_videos_per_prompt, sampling.guided) if prompts else None
         labels = [label for label in labels for _ in range(num_videos_per_prompt)]
         size = len(prompts) * num_videos_per_prompt or len(labels)
         shape = self._content_shape(content_latents, size, height, width)
@@ -245,23 +220,6 @@ class ContentMotionPipeline(DiffusionPipeline):
         """Content frames and motion latents (not standardised) to frames in [-1, 1]."""
         return decode_frames(self.vae, self.autoencoder.decode(content, motion_latent), self._frames_per_chunk)
 
-    def _encode_text(
-        self, prompts: list[str], negatives: str | list[str] | None, repeats: int, sampling: Sampling
-    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
-        """Per-token and pooled features of the prompts, and those of the null prompts where guidance needs them."""
-        known = self._text_features or TextFeatures()
-
-        def encode(texts: list[str]) -> tuple[Tensor, Tensor]:
-            features = known.encode(self.tokenizer, self.text_encoder, texts)
-            hidden, pooled = (f.to(self._dtype).repeat_interleave(repeats, dim=0) for f in features)
-            return hidden, pooled
-
-        if sampling.guidance_scale == 1 and sampling.motion_guidance_scale == 1:
-            return encode(prompts), None
-        if not isinstance(negatives, list):
-            negatives = [negatives or NULL_PROMPT] * len(prompts)
-        return encode(prompts), encode(negatives)
-
     def _content_shape(self, given: Tensor | None, size: int, height: int | None, width: int | None) -> tuple[int, ...]:
         """Shape of a content frame: of those given, or of those to make."""
         if given is None and self.unet is None:
@@ -275,39 +233,6 @@ class ContentMotionPipeline(DiffusionPipeline):
     @property
     def _dtype(self) -> torch.dtype:
         return (self.unet if self.unet is not None else self.motion_transformer).dtype
-
-    def _prepare(
-        self, scheduler: Any, shape: tuple[int, ...], noise: Tensor | None, generator: Generators, steps: int
-    ) -> Tensor:
-        """Sets the scheduler's timesteps; returns the initial noise: in float32, for steps are small differences."""
-        scheduler.set_timesteps(steps, device=self._execution_device)
-        if noise is None:
-            noise = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
-        elif tuple(noise.shape) != shape:
-            raise ValueError(f"initial noise of shape {tuple(noise.shape)}, {shape} needed")
-        return noise.to(self._execution_device, torch.float32) * scheduler.init_noise_sigma
-
-    def _denoise(
-        self,
-        what: str,
-        scheduler: Any,
-        latents: Tensor,
-        guidance_scale: float,
-        model: Callable[[Tensor, Tensor, bool], Tensor],
-        eta: float,
-        generator: Generators,
-        call_back: Callable[[int, Tensor, Tensor], Tensor],
-    ) -> Tensor:
-        """One stage, with its progress bar."""
-        self._progress_bar_config = getattr(self, "_progress_bar_config", {}) | {"desc": what}
-        with self.progress_bar(total=len(scheduler.timesteps)) as progress:
-
-            def on_step(step: int, timestep: Tensor, latents: Tensor) -> Tensor:
-                progress.update()
-                return call_back(step, timestep, latents)
-
-            latents = denoise(scheduler, latents, guidance_scale, model, eta=eta, generator=generator, on_step=on_step)
-        return latents.to(self._dtype)
 
     def _content_model(self, text: Any, labels: list[int]) -> Callable[[Tensor, Tensor, bool], Tensor]:
         def model(noisy: Tensor, t: Tensor, guided: bool) -> Tensor:
@@ -339,13 +264,3 @@ class ContentMotionPipeline(DiffusionPipeline):
     def _classes(self, labels: list[int], guided: bool, device: torch.device) -> Tensor:
         null = [num_classes(self)] * len(labels) if guided else []
         return torch.tensor([*null, *labels], device=device)
-
-    def _postprocess(self, x: Tensor, output_type: str) -> Any:
-        """Pixels (b, t, 3, H, W) in [-1, 1] as asked for; latents as they are."""
-        if output_type == "latent":
-            return x
-        unit = (x.float() / 2 + 0.5).clamp(0, 1)
-        if output_type == "pt":
-            return unit
-        array = unit.permute(0, 1, 3, 4, 2).cpu().numpy()
-        return array if output_type == "np" else [VaeImageProcessor.numpy_to_pil(video) for video in array]

@@ -25,7 +25,7 @@ class Sampling:
 
     Attributes:
         steps: Denoising steps of the content frame.
-        motion_steps: Denoising steps of the motion.
+        motion_steps: Denoising steps of the motion; 0 without a motion model.
         guidance_scale: Guidance of the content frame.
         motion_guidance_scale: Guidance of the motion.
     """
@@ -34,6 +34,11 @@ class Sampling:
     motion_steps: int
     guidance_scale: float
     motion_guidance_scale: float
+
+    @property
+    def guided(self) -> bool:
+        """Whether null conditions are needed."""
+        return self.guidance_scale != 1 or self.motion_guidance_scale != 1
 
     @property
     def passes(self) -> int:
@@ -52,10 +57,11 @@ def resolve_sampling(
     """Fills in what the caller left open, by what the two models are: ordinary ones or distilled ones.
 
     Args:
-        pipe: Its ``scheduler`` and ``motion_scheduler`` say what the models are.
+        pipe: Its ``scheduler`` and ``motion_scheduler`` (a video model has none) say what the models are.
         num_inference_steps: 50 when None, or 4 of a distilled model.
         motion_num_inference_steps: The content frame's when None, where both models are of one kind.
-        guidance_scale: 4 when None, or 1 of a distilled model, whose guidance is inside.
+        guidance_scale: The pipeline's ``default_guidance_scale`` when None, or 1 of a distilled model, whose guidance
+            is inside.
         motion_guidance_scale: As it is.
 
     Raises:
@@ -67,18 +73,21 @@ def resolve_sampling(
     ):
         if given is not None and given < 1:
             raise ValueError(f"{name} must be positive, got {given}")
-    distilled, motion_distilled = is_distilled(pipe.scheduler), is_distilled(pipe.motion_scheduler)
+    motion_scheduler = getattr(pipe, "motion_scheduler", None)
+    distilled, motion_distilled = is_distilled(pipe.scheduler), is_distilled(motion_scheduler)
     steps = num_inference_steps or (4 if distilled else 50)
-    same_kind = distilled == motion_distilled or pipe.motion_scheduler is None
+    same_kind = distilled == motion_distilled or motion_scheduler is None
     motion_steps = motion_num_inference_steps or (steps if same_kind else 4 if motion_distilled else 50)
+    if motion_scheduler is None:
+        motion_steps = 0
     if guidance_scale is None:
-        guidance_scale = 1.0 if distilled else 4.0
+        guidance_scale = 1.0 if distilled else pipe.default_guidance_scale
     sampling = Sampling(steps, motion_steps, guidance_scale, motion_guidance_scale)
     for what, is_one, n, scale in (
         ("content", distilled, steps, guidance_scale),
         ("motion", motion_distilled, motion_steps, motion_guidance_scale),
     ):
-        if is_one and (n > MOST_DISTILLED_STEPS or scale != 1):
+        if is_one and n and (n > MOST_DISTILLED_STEPS or scale != 1):
             _warn_once(
                 f"the {what} model was distilled to sample in 1 to {MOST_DISTILLED_STEPS} steps, its guidance built "
                 f"in: {n} steps at guidance {scale:g} cost more and look worse than 4 steps at guidance 1"

@@ -23,7 +23,7 @@ def use_vae(pipe: Any, vae: nn.Module) -> None:
     """Puts another image VAE in place of the pipeline's, such as an ``AutoencoderTiny`` of the same latents.
 
     Args:
-        pipe: A ContentMotionPipeline.
+        pipe: A pipeline.
         vae: One of diffusers' image VAEs, trained on the latents of the pipeline's own.
 
     Raises:
@@ -45,17 +45,16 @@ def compile_networks(pipe: Any, device: torch.device) -> None:
     On CUDA the denoisers' steps run as CUDA graphs.
     """
     mode = "reduce-overhead" if device.type == "cuda" else None
-    for network in (pipe.unet, pipe.motion_transformer):
-        if network is not None:
-            network.compile(mode=mode, dynamic=False)
+    for network in _denoisers(pipe):
+        network.compile(mode=mode, dynamic=False)
     # Called once a clip, not once a step: a graph would save nothing.
-    for network in (pipe.autoencoder, pipe.vae):
+    for network in (getattr(pipe, "autoencoder", None), pipe.vae):
         if network is not None:
             network.decode = torch.compile(network.decode, dynamic=False)
 
 
 def quantize_networks(pipe: Any, quantization: Quantization) -> None:
-    """Stores the weights of both denoisers' linear layers in 8 bits, a scale per row; they compute as before.
+    """Stores the weights of the denoisers' linear layers in 8 bits, a scale per row; they compute as before.
 
     Raises:
         ImportError: torchao is not installed.
@@ -69,9 +68,8 @@ def quantize_networks(pipe: Any, quantization: Quantization) -> None:
         )
     except ImportError:
         raise ImportError("--quantization needs torchao: pip install 'contentmotion[quantization]'") from None
-    for network in (pipe.unet, pipe.motion_transformer):
-        if network is not None:
-            quantize_(network, Int8WeightOnlyConfig())
+    for network in _denoisers(pipe):
+        quantize_(network, Int8WeightOnlyConfig())
 
 
 def enable_tiling(pipe: Any) -> None:
@@ -83,3 +81,8 @@ def enable_tiling(pipe: Any) -> None:
     if not hasattr(pipe.vae, "enable_tiling"):
         raise ValueError(f"vae_tiling: {type(pipe.vae).__name__} decodes whole frames only")
     pipe.vae.enable_tiling()
+
+
+def _denoisers(pipe: Any) -> list[nn.Module]:
+    found = (pipe.unet, getattr(pipe, "motion_transformer", None))
+    return [network for network in found if network is not None]

@@ -14,6 +14,7 @@ from contentmotion.config.common import (
     require_not_negative,
     require_positive,
 )
+from contentmotion.config.conditions import CONDITION_NAMES, MAP_NAMES, ConditionConfig, MapName
 from contentmotion.config.data import ClipConfig, EncodeConfig, FolderConfig, InspectConfig
 from contentmotion.config.train import (
     DistillConfig,
@@ -23,7 +24,9 @@ from contentmotion.config.train import (
     TrainContentConfig,
     TrainDenoiserConfig,
     TrainMotionConfig,
+    TrainUNetConfig,
     TrainVAEConfig,
+    TrainVideoConfig,
 )
 from contentmotion.config.use import (
     BenchmarkConfig,
@@ -45,6 +48,10 @@ __all__ = [
     "parse_bucket",
     "require_positive",
     "require_not_negative",
+    "CONDITION_NAMES",
+    "MAP_NAMES",
+    "MapName",
+    "ConditionConfig",
     "FolderConfig",
     "ClipConfig",
     "InspectConfig",
@@ -62,7 +69,9 @@ __all__ = [
     "TrainAutoencoderConfig",
     "TrainDenoiserConfig",
     "TrainContentConfig",
+    "TrainUNetConfig",
     "TrainMotionConfig",
+    "TrainVideoConfig",
     "DistillConfig",
     "ScheduledEvaluationConfig",
 ]

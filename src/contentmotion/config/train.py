@@ -14,6 +14,7 @@ from contentmotion.config.common import (
     require_not_negative,
     require_positive,
 )
+from contentmotion.config.conditions import ConditionName
 from contentmotion.config.data import ClipConfig
 
 
@@ -240,14 +241,11 @@ class TrainDenoiserConfig(ScheduledEvaluationConfig, TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainContentConfig(TrainDenoiserConfig):
-    """Train the content model: fine-tune a Stable Diffusion UNet on content frames, with no new parameter
-    (CMD Eq. 7), or train one from scratch. The output is a Stable Diffusion folder.
+class TrainUNetConfig(TrainDenoiserConfig):
+    """What training a UNet with text has, of images or of videos.
 
     Attributes:
         vae: Image VAE of a model trained from scratch (none: pixels).
-        eval_autoencoder: With eval_steps: the autoencoder that filled the cache, for the true content frames.
-        architecture: Of a model trained from scratch: "unet" (text) or "dit" (classes).
         block_out_channels: UNet from scratch: channels per resolution.
         layers_per_block: UNet from scratch: residual blocks per resolution.
         num_attention_heads: UNet from scratch: attention heads.
@@ -255,17 +253,10 @@ class TrainContentConfig(TrainDenoiserConfig):
         text_num_layers: Text encoder from scratch: depth.
         vocab_size: Text encoder from scratch: size of the vocabulary, learned from the captions.
         train_text_encoder: Train the text encoder too (always so when it is made from scratch).
-        hidden_size: DiT from scratch: width.
-        depth: DiT from scratch: blocks.
-        num_heads: DiT from scratch: attention heads.
-        patch_size: DiT from scratch: patch size.
-        learn_sigma: DiT from scratch: learn the variance (DiT's hybrid loss).
         validation_prompts: Prompts of the preview pictures; captions of the cache when not given.
     """
 
     vae: str | None = None
-    eval_autoencoder: str | None = None
-    architecture: Literal["unet", "dit"] = "unet"
     block_out_channels: tuple[int, ...] = (96, 128, 128)
     layers_per_block: int = 1
     num_attention_heads: int = 4
@@ -273,11 +264,6 @@ class TrainContentConfig(TrainDenoiserConfig):
     text_num_layers: int = 2
     vocab_size: int = 1024
     train_text_encoder: bool = False
-    hidden_size: int = 1152
-    depth: int = 28
-    num_heads: int = 16
-    patch_size: int = 2
-    learn_sigma: bool = False
     validation_prompts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -286,13 +272,71 @@ class TrainContentConfig(TrainDenoiserConfig):
         width = self.text_hidden_size
         require(width > 0 and width % 32 == 0, f"text_hidden_size must be a multiple of 32, got {width}")
         require(
-            not self.eval_steps or self.eval_autoencoder is not None,
-            "eval_steps of train-content needs --eval_autoencoder: it says what the true content frames are",
-        )
-        require(
             not (self.pretrained_model_name_or_path and self.prediction_type),
             "prediction_type is for models from scratch: a pretrained one keeps its own",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainContentConfig(TrainUNetConfig):
+    """Train the content model: fine-tune a Stable Diffusion UNet on content frames, with no new parameter
+    (CMD Eq. 7), or train one from scratch. The output is a Stable Diffusion folder.
+
+    Attributes:
+        eval_autoencoder: With eval_steps: the autoencoder that filled the cache, for the true content frames.
+        architecture: Of a model trained from scratch: "unet" (text) or "dit" (classes).
+        hidden_size: DiT from scratch: width.
+        depth: DiT from scratch: blocks.
+        num_heads: DiT from scratch: attention heads.
+        patch_size: DiT from scratch: patch size.
+        learn_sigma: DiT from scratch: learn the variance (DiT's hybrid loss).
+    """
+
+    eval_autoencoder: str | None = None
+    architecture: Literal["unet", "dit"] = "unet"
+    hidden_size: int = 1152
+    depth: int = 28
+    num_heads: int = 16
+    patch_size: int = 2
+    learn_sigma: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            not self.eval_steps or self.eval_autoencoder is not None,
+            "eval_steps of train-content needs --eval_autoencoder: it says what the true content frames are",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainVideoConfig(TrainUNetConfig):
+    """Train a video UNet on whole clips, as VideoLCM's teacher is: inflated from a Stable Diffusion UNet, continued
+    from a video model (ModelScope's folder, or the output of this command), or from scratch. With --conditions it
+    learns to follow depth, sketches, masks and first frames, any of them or none. The output is a pipeline folder.
+
+    Example: contentmotion train-video --cache_dir outputs/latents --vae outputs/vae --output_dir outputs/video
+
+    Attributes:
+        pretrained_model_name_or_path: Stable Diffusion or video pipeline folder or hub id; none trains from scratch.
+        cache_dir: Latents of whole clips, made by `encode --latents_only true`; depth and sketches must be in it.
+        conditions: Conditions to learn: depth, sketch, mask, first_frame.
+        condition_hidden_channels: Width of the condition encoder.
+        condition_channels: Channels that it adds to the noisy latents.
+        condition_dropout_prob: Share of items that do without a condition, drawn for each one by itself; that all
+            are dropped, or all are kept, is drawn besides.
+    """
+
+    block_out_channels: tuple[int, ...] = (64, 96, 128)
+    conditions: tuple[ConditionName, ...] = ()
+    condition_hidden_channels: int = 64
+    condition_channels: int = 8
+    condition_dropout_prob: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "condition_hidden_channels", "condition_channels")
+        share = self.condition_dropout_prob
+        require(0 <= share <= 1, f"condition_dropout_prob must be in [0, 1], got {share}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -147,7 +147,7 @@ class Studio:
         self.limits = Limits(max_pixels=MAX_PIXELS, max_seconds=READING_SECONDS, max_bytes=2**30)
         device = resolve_device(config.device)
         first = config.pretrained_model_name_or_path
-        self.models = [Model(_short(first), first, load_for_sampling(config, device))]
+        self.models = [Model(_short(first), first, self._load(config, device))]
         if config.compare_with is not None:
             other = dataclasses.replace(
                 config,
@@ -157,7 +157,15 @@ class Studio:
             )
             name = _short(config.compare_with)
             name = f"{name} (2)" if name == self.models[0].name else name
-            self.models.append(Model(name, config.compare_with, load_for_sampling(other, device)))
+            self.models.append(Model(name, config.compare_with, self._load(other, device)))
+
+    @staticmethod
+    def _load(config: DemoConfig, device: torch.device) -> ContentMotionPipeline:
+        pipe = load_for_sampling(config, device)
+        if not isinstance(pipe, ContentMotionPipeline):
+            name = config.pretrained_model_name_or_path
+            raise ValueError(f"{name} is a video model: the page shows models of content and motion")
+        return pipe
 
     @property
     def main(self) -> Model:

@@ -13,6 +13,7 @@ from contentmotion.image_vae import decode_frames, encode_frames, to_float, to_u
 from contentmotion.pipeline import ContentMotionPipeline
 from contentmotion.pipeline_checks import num_classes
 from contentmotion.run_dir import seeded_generator
+from contentmotion.video_pipeline import VideoLatentPipeline
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Renderer:
 
     def __init__(
         self,
-        pipeline: ContentMotionPipeline,
+        pipeline: ContentMotionPipeline | VideoLatentPipeline,
         clips: Clips,
         config: EvaluateConfig,
         autocast: Callable[[], Any],
@@ -87,6 +88,8 @@ class Renderer:
         wanted = set(self.config.components)
         if self.pipeline.vae is None:
             wanted.discard("vae")  # its picture of a frame would be the frame
+        if isinstance(self.pipeline, VideoLatentPipeline):
+            wanted &= {"vae", "full"}  # it makes all frames at once
         if "content" in wanted:
             wanted.add("frozen")  # what generated content frames are compared with
         seeds = range(self.config.seed, self.config.seed + self.config.num_seeds)
@@ -105,7 +108,10 @@ class Renderer:
             ]
         parts = [part for part in parts if part.name in wanted]
         if not parts:
-            raise ValueError("no component is left to score: a model that works on pixels has no image VAE")
+            raise ValueError(
+                "no component is left to score: a model that works on pixels has no image VAE, a video model neither "
+                "content frame nor motion"
+            )
         return parts
 
     def _on_frames(self, render: Callable[[Tensor], Tensor]) -> Callable[[list[int], Tensor], Tensor]:
@@ -173,12 +179,18 @@ class Renderer:
         frames: Tensor,
         seed: int,
         pipeline: ContentMotionPipeline | None = None,
-        **inputs: Tensor,
+        **inputs: Any,
     ) -> Any:
         if self.pipeline.text_encoder is not None:
             condition = {"prompt": [self.clips.caption(i) for i in indices]}
         else:
             condition = {"class_labels": [self.clips.label(i) for i in indices]}
+        if not isinstance(self.pipeline, VideoLatentPipeline):
+            inputs |= {
+                "motion_num_inference_steps": self.config.motion_num_inference_steps,
+                "motion_guidance_scale": self.config.motion_guidance_scale,
+                "decode_content_frame": pipeline is not None,
+            }
         with self.autocast():
             return (pipeline or self.pipeline)(
                 **condition,
@@ -187,10 +199,7 @@ class Renderer:
                 height=frames.shape[3],
                 width=frames.shape[4],
                 num_inference_steps=self.config.num_inference_steps,
-                motion_num_inference_steps=self.config.motion_num_inference_steps,
                 guidance_scale=self.config.guidance_scale,
-                motion_guidance_scale=self.config.motion_guidance_scale,
-                decode_content_frame=pipeline is not None,
                 generator=[seeded_generator(seed, i) for i in indices],
                 output_type="pt",
             )

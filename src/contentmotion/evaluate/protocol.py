@@ -22,7 +22,7 @@ from contentmotion.evaluate.measures import THUMBNAIL_FRAMES, THUMBNAIL_SIZE, Me
 from contentmotion.evaluate.parts import Part
 from contentmotion.evaluate.scores import NUM_HALVINGS
 from contentmotion.evaluate.store import digest, file_digest
-from contentmotion.pipeline import ContentMotionPipeline
+from contentmotion.pipeline_base import LatentPipeline
 from contentmotion.run_dir import describe_hardware
 from contentmotion.sampling import resolve_sampling
 
@@ -40,7 +40,7 @@ def describe_protocol(
     config: EvaluateConfig,
     clips: Clips,
     generated: Clips | None,
-    pipeline: ContentMotionPipeline | None,
+    pipeline: LatentPipeline | None,
     measures: Measures,
     dtype: str,
     device: torch.device,
@@ -117,12 +117,16 @@ def describe_protocol(
             "compute_dtype": dtype,
             "device_type": device.type,
         }
-        if pipeline.scheduler is not None or pipeline.motion_scheduler is not None:
+        if any(_schedulers(pipeline)):
             protocol["sampling"] = _describe_sampling(pipeline, config)
     return protocol
 
 
-def _describe_sampling(pipeline: ContentMotionPipeline, config: EvaluateConfig) -> dict[str, Any]:
+def _schedulers(pipeline: LatentPipeline) -> list[Any]:
+    return [pipeline.components.get(name) for name in ("scheduler", "motion_scheduler")]
+
+
+def _describe_sampling(pipeline: LatentPipeline, config: EvaluateConfig) -> dict[str, Any]:
     sampling = resolve_sampling(
         pipeline,
         config.num_inference_steps,
@@ -136,9 +140,7 @@ def _describe_sampling(pipeline: ContentMotionPipeline, config: EvaluateConfig) 
         "guidance_scale": sampling.guidance_scale,
         "motion_guidance_scale": sampling.motion_guidance_scale,
         "schedulers": [
-            f"{type(s).__name__} {digest(dict(s.config))[:16]}"
-            for s in (pipeline.scheduler, pipeline.motion_scheduler)
-            if s is not None
+            f"{type(s).__name__} {digest(dict(s.config))[:16]}" for s in _schedulers(pipeline) if s is not None
         ],
         "noise": "one generator per clip, from (seed, index)",
         "seeds": list(range(config.seed, config.seed + config.num_seeds)),
@@ -181,7 +183,7 @@ def part_protocol(part: Part, protocol: dict[str, Any]) -> dict[str, Any]:
     return own
 
 
-def _weights_digests(pipeline: ContentMotionPipeline) -> dict[str, str]:
+def _weights_digests(pipeline: LatentPipeline) -> dict[str, str]:
     """sha256 over every tensor and setting of each network, whatever files they came from."""
     digests = {}
     for name, component in sorted(pipeline.components.items()):

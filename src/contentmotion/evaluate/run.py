@@ -30,11 +30,13 @@ from contentmotion.evaluate.protocol import describe_protocol, part_protocol
 from contentmotion.evaluate.report import compare, print_scores, write_sheets
 from contentmotion.evaluate.scores import Measured, notes_on, score
 from contentmotion.evaluate.store import PartStore
-from contentmotion.image_vae import vae_scale_factor
-from contentmotion.loading import load_autoencoder, load_pipeline, load_vae
+from contentmotion.loading import load_any_pipeline, load_autoencoder, load_vae
 from contentmotion.pipeline import ContentMotionPipeline
 from contentmotion.run_dir import prepare_output_dir, resolve_device, resolve_dtype
 from contentmotion.saving import write_json
+from contentmotion.video_pipeline import VideoLatentPipeline
+
+AnyPipeline = ContentMotionPipeline | VideoLatentPipeline
 
 MIN_CLIPS = 4  # two in each half of the real clips
 MANY_SHOWN, FEW_SHOWN = 64, 8  # videos kept: to compare seeds with, or for the sheet alone
@@ -74,7 +76,7 @@ def _source(config: EvaluateConfig) -> str:
     return ", ".join(whole + [f"{name} {path}" for name, path in parts.items() if path])
 
 
-def load_networks(config: EvaluateConfig) -> ContentMotionPipeline:
+def load_networks(config: EvaluateConfig) -> AnyPipeline:
     """What the components need: an autoencoder with its image VAE where no denoiser is asked for, else all.
 
     Raises:
@@ -89,11 +91,11 @@ def load_networks(config: EvaluateConfig) -> ContentMotionPipeline:
         return pipeline
     if config.vae:
         raise ValueError("--vae goes with --autoencoder and components that need no denoiser; a pipeline has its own")
-    return load_pipeline(config.pretrained_model_name_or_path, config.autoencoder, config.motion_transformer)
+    return load_any_pipeline(config.pretrained_model_name_or_path, config.autoencoder, config.motion_transformer)
 
 
 def score_pipeline(
-    pipeline: ContentMotionPipeline | None, config: EvaluateConfig, output: Path, source: str | None
+    pipeline: AnyPipeline | None, config: EvaluateConfig, output: Path, source: str | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Scores networks that are in memory, such as those in training; or, without any, the videos of generated_dir.
 
@@ -142,7 +144,7 @@ def score_pipeline(
     return scores, {part.name: part.title for part in parts}
 
 
-def open_data(config: EvaluateConfig, pipeline: ContentMotionPipeline | None) -> tuple[Clips, Clips | None]:
+def open_data(config: EvaluateConfig, pipeline: AnyPipeline | None) -> tuple[Clips, Clips | None]:
     """The real clips and, where they lie in a folder, the generated ones; both of the same length and size.
 
     Raises:
@@ -152,9 +154,7 @@ def open_data(config: EvaluateConfig, pipeline: ContentMotionPipeline | None) ->
     # All splits: `Clips` chooses, and scores the one held out as well.
     folder = open_folder(str(config.data_dir), replace(config, split=None))
     if pipeline is not None:
-        size, factor = pipeline.autoencoder.config, vae_scale_factor(pipeline.vae)
-        own = (size.num_frames, size.sample_height * factor, size.sample_width * factor)
-        num_frames, height, width = (a or b for a, b in zip(_asked(config), own, strict=True))
+        num_frames, height, width = (a or b for a, b in zip(_asked(config), pipeline.clip_shape, strict=True))
         return Clips(folder, config, num_frames, height, width), None
     plain = replace(config, split=None, metadata_path=None, layout="auto", class_prompts=None)
     given = open_folder(str(config.generated_dir), plain)

@@ -1,4 +1,4 @@
-"""Training a denoiser, of content or of motion: one loss, one set of schedules, one way through the data."""
+"""Training a denoiser, of content, motion or whole videos: one loss, one set of schedules, one way through the data."""
 
 from __future__ import annotations
 
@@ -81,10 +81,12 @@ def train_denoiser(
     scheduler: DDIMScheduler,
     preview: Callable[[int], None] | None,
     evaluate: Callable[[int], dict[str, float]] | None,
+    prepare: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> None:
-    """Trains what requires a gradient in ``denoiser`` on a latent cache."""
+    """Trains what requires a gradient in ``denoiser`` on a latent cache; ``prepare`` adds what it wants to a batch."""
 
     def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        batch = prepare(batch)
         dropout_prob = config.conditioning_dropout_prob
         return diffusion_loss(model, batch, clean_sample(batch), scheduler, dropout_prob)
 

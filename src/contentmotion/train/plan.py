@@ -25,8 +25,10 @@ from contentmotion.config import (
     TrainContentConfig,
     TrainMotionConfig,
     TrainVAEConfig,
+    TrainVideoConfig,
 )
 from contentmotion.data.cache import open_cache
+from contentmotion.denoisers import encode_conditions
 from contentmotion.evaluate.cost import count_cost
 from contentmotion.image_vae import vae_latent_channels, vae_scale_factor
 from contentmotion.loading import resolve_name
@@ -35,6 +37,7 @@ from contentmotion.run_dir import resolve_device, resolve_dtype
 from contentmotion.train.autoencoder import make_autoencoder
 from contentmotion.train.content import make_content_parts
 from contentmotion.train.motion import make_motion_transformer
+from contentmotion.train.video import make_video_parts
 
 GIB, TERA = 2**30, 1e12
 META = torch.device("meta")
@@ -97,6 +100,8 @@ def plan_run(config: TrainConfig) -> Plan:
         return _plan_content(config)
     if isinstance(config, TrainMotionConfig):
         return _plan_motion(config)
+    if isinstance(config, TrainVideoConfig):
+        return _plan_video(config)
     assert isinstance(config, DistillConfig)
     return _plan_distillation(config)
 
@@ -163,7 +168,8 @@ def _plan(trained: nn.Module, forward: Callable[[], Any], frozen: dict[nn.Module
     """A plan from what is trained, one item's forward pass, and the FLOPs of each frozen network per item."""
     trained.train()
     if config.gradient_checkpointing:
-        trained.enable_gradient_checkpointing()  # type: ignore[operator]
+        networks = trained if isinstance(trained, nn.ModuleList) else [trained]
+        networks[0].enable_gradient_checkpointing()  # type: ignore[operator]
     return Plan(
         trained=sum(p.numel() for p in trained.parameters()),
         frozen=sum(p.numel() for network in frozen for p in network.parameters()),
@@ -291,6 +297,33 @@ def motion_pass(motion: Any, autoencoder: Any) -> Any:
     if motion.config.text_dim is None:
         return motion(z, times, content, class_labels=times)
     return motion(z, times, content, pooled_text=_empty(1, motion.config.text_dim))
+
+
+def _plan_video(config: TrainVideoConfig) -> Plan:
+    cache = open_cache(config.cache_dir, config.max_bad_fraction)
+    parts = make_video_parts(config, cache)
+    unet, text, encoder = (parts[name] for name in ("unet", "text_encoder", "condition_encoder"))
+    trained = nn.ModuleList([part.to(META) for part in (unet, encoder) if part is not None])
+    shape = tuple(cache[0]["latents"].shape)
+
+    def forward() -> Any:
+        return video_pass(unet, encoder, text, shape)
+
+    return _plan(trained, forward, _frozen_text(text.to(META)), config)
+
+
+def video_pass(unet: Any, encoder: Any, text: Any, shape: tuple[int, ...]) -> Any:
+    """One clip's latents (t, c, h, w) through a video UNet, with all conditions where there are any."""
+    t, c, h, w = shape
+    x = _empty(1, *shape)
+    if encoder is not None:
+        factor = encoder.config.vae_scale_factor
+        shapes = {"mask": (t, 1 + c, h, w), "first_frame": (1, c, h, w)}
+        given = {n: _empty(1, *shapes.get(n, (t, 1, h * factor, w * factor))) for n in encoder.config.conditions}
+        x = torch.cat([x, encode_conditions(encoder, given, x.shape)], dim=2)
+    tokens = _empty(1, text.config.max_position_embeddings, text.config.hidden_size)
+    times = torch.ones(1, dtype=torch.long, device=META)
+    return unet(x.transpose(1, 2), times, encoder_hidden_states=tokens).sample
 
 
 def _plan_distillation(config: DistillConfig) -> Plan:

@@ -10,18 +10,21 @@ import numpy as np
 import torch
 
 from contentmotion.data.cache import LatentCache
+from contentmotion.data.conditions import training_conditions
 from contentmotion.pipeline import ContentMotionPipeline
 from contentmotion.video_io import write_contact_sheet
+from contentmotion.video_pipeline import VideoLatentPipeline
+
+AnyPipeline = ContentMotionPipeline | VideoLatentPipeline
 
 NUM_PREVIEWS = 8
 
 
-def write_previews(
-    pipe: ContentMotionPipeline, cache: LatentCache, prompts: Sequence[str], seed: int, path: Path
-) -> None:
+def write_previews(pipe: AnyPipeline, cache: LatentCache, prompts: Sequence[str], seed: int, path: Path) -> None:
     """Generates from the prompts (or the cache's first items), and writes a contact sheet.
 
-    A content model shows content frames; a motion model moves the cache's true content frames.
+    A content model shows content frames; a motion model moves the cache's true content frames; a video model
+    with conditions follows those of the cache's clips.
 
     Args:
         pipe: With the networks being trained inside.
@@ -35,24 +38,53 @@ def write_previews(
 
 
 def make_previews(
-    pipe: ContentMotionPipeline, cache: LatentCache, prompts: Sequence[str], seed: int, **sampling: Any
+    pipe: AnyPipeline, cache: LatentCache, prompts: Sequence[str], seed: int, **sampling: Any
 ) -> tuple[list[np.ndarray], list[str]]:
     """Preview videos, uint8 (t, h, w, 3) each, and their captions; ``sampling`` goes to the pipeline."""
     stride = max(1, len(cache) // NUM_PREVIEWS)
     items = [cache[i] for i in range(0, len(cache), stride)][:NUM_PREVIEWS]
+    pipe.set_progress_bar_config(disable=True)
+    if isinstance(pipe, VideoLatentPipeline):
+        return _preview_whole(pipe, items, prompts, seed, sampling)
     moving = pipe.motion_transformer is not None
     captions = list(prompts) if prompts and not moving else [item["caption"] for item in items]
     text = pipe.text_encoder is not None
-    pipe.set_progress_bar_config(disable=True)
     output: Any = pipe(
         prompt=captions if text else None,
         class_labels=None if text else [item["label"] for item in items],
         content_latents=torch.stack([item["content"] for item in items]) if moving else None,
-        generator=[torch.Generator().manual_seed(seed + i) for i in range(len(captions))],
+        generator=_generators(seed, len(captions)),
         output_type="np",
         **sampling,
     )
     videos: Any = output.frames if moving else output.content_frame[:, None]
     if not text:
         captions = [f"class {item['label']}" for item in items]
-    return [(255 * v).round().astype(np.uint8) for v in videos], captions
+    return _to_bytes(videos), captions
+
+
+def _preview_whole(
+    pipe: VideoLatentPipeline, items: list[dict[str, Any]], prompts: Sequence[str], seed: int, sampling: dict[str, Any]
+) -> tuple[list[np.ndarray], list[str]]:
+    """Videos of a video model; one with conditions follows the first it knows, taken from the cache's items."""
+    names = pipe.condition_names[:1]
+    captions = list(prompts) if prompts and not names else [item["caption"] for item in items]
+    batch = {key: torch.stack([item[key] for item in items]) for key in ("latents", *names) if key in items[0]}
+    generator = torch.Generator().manual_seed(seed)
+    conditions, _ = training_conditions(batch, names, generator, keep_all_prob=1.0, drop_all_prob=0.0)
+    output: Any = pipe(
+        prompt=captions,
+        conditions=conditions,
+        generator=_generators(seed, len(captions)),
+        output_type="np",
+        **sampling,
+    )
+    return _to_bytes(output.frames), captions
+
+
+def _generators(seed: int, count: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed + i) for i in range(count)]
+
+
+def _to_bytes(videos: Any) -> list[np.ndarray]:
+    return [(255 * video).round().astype(np.uint8) for video in videos]

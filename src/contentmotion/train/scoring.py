@@ -10,7 +10,7 @@ from contentmotion.config.use import Component
 from contentmotion.evaluate.i3d import load_i3d
 from contentmotion.evaluate.run import open_data, score_pipeline
 from contentmotion.evaluate.weights import find_weights
-from contentmotion.pipeline import ContentMotionPipeline
+from contentmotion.pipeline_base import LatentPipeline
 
 
 class ScoredConfig(ScheduledEvaluationConfig, TrainConfig):
@@ -18,7 +18,7 @@ class ScoredConfig(ScheduledEvaluationConfig, TrainConfig):
 
 
 def make_scorer(
-    pipe: ContentMotionPipeline, config: ScoredConfig, component: Component, run_dir: Path
+    pipe: LatentPipeline, config: ScoredConfig, component: Component, run_dir: Path
 ) -> Callable[[int], dict[str, float]] | None:
     """What ``fit`` calls every ``eval_steps``; None where no scores are wanted.
 
