@@ -14,6 +14,7 @@ from contentmotion.config.common import (
     require_not_negative,
     require_positive,
 )
+from contentmotion.config.conditions import CONDITION_NAMES, MAP_NAMES, ConditionConfig, MapName
 from contentmotion.config.data import ClipConfig, EncodeConfig, FolderConfig, InspectConfig
 from contentmotion.config.train import (
     DistillConfig,
@@ -45,6 +46,10 @@ __all__ = [
     "parse_bucket",
     "require_positive",
     "require_not_negative",
+    "CONDITION_NAMES",
+    "MAP_NAMES",
+    "MapName",
+    "ConditionConfig",
     "FolderConfig",
     "ClipConfig",
     "InspectConfig",
