@@ -9,6 +9,7 @@ from safetensors import safe_open
 
 import contentmotion
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
+from contentmotion.models.condition_encoder import ConditionEncoder
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.models.patch_vae import PatchVAE
 
@@ -67,6 +68,9 @@ def test_module_paths_are_those_in_checkpoints() -> None:
     index = json.loads((EMOJI / "model_index.json").read_text())
     for name, cls in (("autoencoder", ContentMotionAutoencoder), ("motion_transformer", MotionDiT), ("vae", PatchVAE)):
         assert index[name] == [cls.__module__, cls.__name__]
+    # In folders of models with conditions, which no shipped one is.
+    where = (ConditionEncoder.__module__, ConditionEncoder.__name__)
+    assert where == ("contentmotion.models.condition_encoder", "ConditionEncoder")
 
 
 @pytest.mark.parametrize(

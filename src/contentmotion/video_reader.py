@@ -42,11 +42,13 @@ class Clip:
         frames: uint8 RGB, (t, h, w, 3).
         times: Seconds from the start of the video at which each frame is first shown, float64 (t,).
         fps: Frames per second of the clip: the video's divided by the stride, or the ones asked for.
+        indices: The frames' numbers in the video, int64 (t,).
     """
 
     frames: np.ndarray
     times: np.ndarray
     fps: float
+    indices: np.ndarray
 
 
 def probe_video(source: Source, *, limits: Limits = _LIMITS) -> VideoInfo:
@@ -76,6 +78,7 @@ def read_clip(
     resize_mode: ResizeMode = "center",
     crop: tuple[float, float] | None = (0.5, 0.5),
     limits: Limits = _LIMITS,
+    indices: np.ndarray | None = None,
 ) -> Clip:
     """Decode one clip: seeks to it, and converts no frame that is not returned.
 
@@ -93,6 +96,8 @@ def read_clip(
         resize_mode: "center", "random": fill the frame and cut the rest off; "pad": show all, between black bars.
         crop: Where "random" cuts, (0, 0) top left to (1, 1) bottom right; None: it does not cut yet.
         limits: What the file may cost.
+        indices: Return the frames with these rising numbers, whatever `num_frames`, `frame_stride`, `fps` and
+            `position` say: another clip's, to read what goes with it.
 
     Raises:
         OSError: No such file, or not readable.
@@ -106,17 +111,21 @@ def read_clip(
         # By what the header says first; where the frames prove it wrong, by all packets' timestamps.
         for exact in (False, True):
             timeline = video.timeline(exact=exact or num_frames is None)
-            if num_frames is None:
-                indices, clip_fps = np.arange(timeline.num_frames), timeline.fps
+            if indices is not None:
+                chosen, clip_fps = indices, timeline.fps
+                if indices[-1] >= timeline.num_frames:
+                    raise VideoError(f"{timeline.num_frames} frames, {indices[-1] + 1} needed")
+            elif num_frames is None:
+                chosen, clip_fps = np.arange(timeline.num_frames), timeline.fps
             else:
-                indices, clip_fps = choose_frames(timeline, num_frames, frame_stride, fps, position)
+                chosen, clip_fps = choose_frames(timeline, num_frames, frame_stride, fps, position)
             try:
-                frames = _gather(video.frames(indices, timeline), video, height, width, resize_mode, crop, limits)
+                frames = _gather(video.frames(chosen, timeline), video, height, width, resize_mode, crop, limits)
             except TimelineError as error:
                 if exact:
                     raise VideoError(str(error)) from None
                 continue
-            return Clip(frames, timeline.times_of(indices), clip_fps)
+            return Clip(frames, timeline.times_of(chosen), clip_fps, chosen)
     raise AssertionError("unreachable")
 
 

@@ -12,6 +12,7 @@ from contentmotion.config.common import (
     require_not_negative,
     require_positive,
 )
+from contentmotion.config.conditions import MAP_NAMES, MapName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,14 @@ class EncodeConfig(ClipConfig):
     Attributes:
         autoencoder: Folder of the trained ContentMotionAutoencoder; the motion statistics are written into its config.
         vae: The image VAE it was trained with (none: pixels).
-        latents_only: Cache the VAE's latents of all frames instead, for `train-autoencoder --cache_dir`.
+        latents_only: Cache the VAE's latents of all frames instead, for `train-autoencoder --cache_dir` and video
+            UNets.
+        conditions: With latents_only, cache maps of the clips, too, for models with conditions: sketch (edges, taken
+            from the clip), depth (by `depth_model` or of `depth_dir`). Without these, maps are those that the list of
+            videos names (columns `depth_file_name` and `sketch_file_name`).
+        depth_model: Folder or hub id of a depth-estimation model of transformers, such as
+            depth-anything/Depth-Anything-V2-Small-hf.
+        depth_dir: Folder of ready-made depth (grey, white = near) under the videos' names, frame by frame theirs.
         pretrained_model_name_or_path: Stable Diffusion folder or hub id: cache its text features of the captions, too.
         text_features: "pooled": one feature per caption (what train-motion needs); "tokens": one per token as well
             (train-content, too); for Stable Diffusion 2.1 2 KB or 160 KB per caption.
@@ -137,6 +145,9 @@ class EncodeConfig(ClipConfig):
     autoencoder: str | None = None
     vae: str | None = None
     latents_only: bool = False
+    conditions: tuple[MapName, ...] = ()
+    depth_model: str | None = None
+    depth_dir: str | None = None
     pretrained_model_name_or_path: str | None = None
     text_features: Literal["pooled", "tokens"] = "pooled"
     output_dir: str
@@ -159,3 +170,9 @@ class EncodeConfig(ClipConfig):
             self.latents_only == (self.autoencoder is None),
             "give --autoencoder, or --latents_only true (exactly one of the two)",
         )
+        for name in self.conditions:
+            require(name in MAP_NAMES, f"--conditions {name}: only {' and '.join(MAP_NAMES)} are cached")
+        require(self.latents_only or not self.conditions, "--conditions needs --latents_only true")
+        for name in ("depth_model", "depth_dir"):
+            require(getattr(self, name) is None or "depth" in self.conditions, f"--{name} needs --conditions depth")
+        require(not (self.depth_model and self.depth_dir), "give --depth_model or --depth_dir, not both")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from contentmotion.config.common import SHIPPED_MODEL, MixedPrecision, require, require_not_negative, require_positive
+from contentmotion.config.conditions import ConditionConfig
 from contentmotion.config.data import FolderConfig
 
 
@@ -45,12 +46,13 @@ class SamplingConfig:
     enable_model_cpu_offload: bool = False
 
     def __post_init__(self) -> None:
+        getattr(super(), "__post_init__", lambda: None)()  # of the other settings that a command has
         require_positive(self, "num_inference_steps", "motion_num_inference_steps", "batch_size")
         require_not_negative(self, "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(SamplingConfig):
+class GenerateConfig(SamplingConfig, ConditionConfig):
     """Generate videos from prompts: mp4 and gif files and one PNG contact sheet.
 
     Example: contentmotion generate "a crying cat" "rocket" --seed 7 --output_dir outputs

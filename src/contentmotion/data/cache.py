@@ -4,6 +4,7 @@ A cache folder holds ``shard-00000.safetensors``, ..., ``manifest.json`` (what i
 (clips, bytes and hash of each shard; written when all are there). A shard is complete or absent; of n clips it holds
 
 * "content" (n, c, h, w) and "motion" (n, D, t, s), or for training the autoencoder "latents" (n, t, c, h, w);
+* where `--conditions` asked for them, "depth" and "sketch", uint8 (n, t, 1, H, W) at the pixels' size;
 * "label", "item" (the clip's number in the data it was made from) and "weight", each (n,);
 * "texts", JSON lines with the path and the captions of each clip as bytes, and where each line ends, "text_ends" (n,);
 * where a text encoder was given, features of all captions, "pooled" (m, p) and perhaps "tokens" (m, l, d), and where
@@ -25,12 +26,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from contentmotion.config import MAP_NAMES
 from contentmotion.saving import hash_weights
 
 MANIFEST, INDEX = "manifest.json", "index.json"
 FORMAT = 2
 MAX_OPEN_SHARDS = 64
 LATENTS = ("content", "motion", "latents")
+MAPS = MAP_NAMES  # uint8, as they are
 
 
 class LatentCache(Dataset):
@@ -126,7 +129,7 @@ class LatentCache(Dataset):
         Returns:
             "content" (c, h, w) and "motion" (D, t, s) not standardised, or "latents" (t, c, h, w), all float32;
             "label", "caption", "captions", "path", "index", "skipped"; where they were cached, the caption's features
-            "pooled" (p,) and "tokens" (l, d).
+            "pooled" (p,) and "tokens" (l, d), and the maps "depth" and "sketch" uint8 (t, 1, H, W).
 
         Raises:
             ValueError: Too much of the cache is lost.
@@ -150,6 +153,7 @@ class LatentCache(Dataset):
         shard = self._shard(number)
         names = set(shard.keys())
         read: dict[str, Any] = {name: shard.get_slice(name)[row].float() for name in LATENTS if name in names}
+        read |= {name: shard.get_slice(name)[row] for name in MAPS if name in names}
         end = int(shard.get_slice("text_ends")[row : row + 1])
         start = int(shard.get_slice("text_ends")[row - 1 : row]) if row else 0
         text = json.loads(bytes(shard.get_slice("texts")[start:end].numpy()))
@@ -216,7 +220,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 def collate_latents(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Items of a ``LatentCache`` as a batch: tensors stacked, captions as lists, "skipped" as one flat list."""
-    names = [name for name in (*LATENTS, "pooled", "tokens") if name in items[0]]
+    names = [name for name in (*LATENTS, *MAPS, "pooled", "tokens") if name in items[0]]
     stacked: dict[str, Tensor] = {name: torch.stack([item[name] for item in items]) for name in names}
     numbers = {name: torch.tensor([item[name] for item in items]) for name in ("label", "index")}
     skipped = [line for item in items for line in item["skipped"]]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset
 from contentmotion.config import ClipConfig, parse_bucket
 from contentmotion.data.buckets import Bucket, BucketSampler, assign_buckets
 from contentmotion.data.formats import ClipFolder, open_folder
+from contentmotion.data.map_files import RecordsWithMaps, read_map
 from contentmotion.data.records import ClipRecord, Records, Source
 from contentmotion.data.resize import ResizeMode, crop_frames, resize_and_crop
 from contentmotion.data.step_sampler import StepSampler
@@ -78,6 +80,7 @@ def make_clip(
     index: int = 0,
     position: float | None = None,
     source: Source | str | bytes | None = None,
+    maps: Sequence[str] = (),
 ) -> dict[str, Any]:
     """One training item: a clip cut from one video, with a caption of it.
 
@@ -91,10 +94,11 @@ def make_clip(
         index: The item's number; drawn from together with the seed, and passed on.
         position: Where the clip starts without a seed, from 0 (earliest) to 1 (latest); None: in the middle.
         source: What to read in place of `record.path`, such as the file's bytes.
+        maps: Names of the record's `conditions` ("depth", "sketch") to read, too, where it has them.
 
     Returns:
         "frames" uint8 (t, 3, h, w); "caption" ("" where there is none); "captions"; "label" (-1 where there is
-        none); "index"; "path"; "weight"; "skipped", an empty list.
+        none); "index"; "path"; "weight"; "skipped", an empty list; each map read, uint8 (t, 1, h, w), by its name.
 
     Raises:
         OSError: No such file, or not readable.
@@ -112,7 +116,14 @@ def make_clip(
         resize_mode=shape.resize_mode,
         crop=draw.crop,
     )
-    return _item(record, clip.frames, draw, index)
+    item = _item(record, clip.frames, draw, index)
+    for name, path in record.conditions:
+        if name in maps:
+            size = (shape.height, shape.width)
+            grey = read_map(path, name, Path(str(record.path)), clip.indices, *size, shape.resize_mode, draw.crop)
+            flipped = grey[:, :, ::-1] if draw.flip else grey
+            item[name] = torch.from_numpy(np.ascontiguousarray(flipped[:, None]))
+    return item
 
 
 @dataclass(frozen=True)
@@ -167,6 +178,7 @@ class ClipDataset(Dataset):
         buckets: (frames, height, width) of groups of videos, in place of the one size above.
         bucket_of: Which bucket each video is in, int (number of videos,), -1 for none (`assign_buckets`).
         cache_in_memory: Keep whole videos, resized, in memory (for small folders).
+        maps: Of the records' `conditions`, those that items have (see `make_clip`); not from memory.
 
     Raises:
         ValueError: A size or the stride is not positive, or the folder has no record.
@@ -186,6 +198,7 @@ class ClipDataset(Dataset):
         buckets: Sequence[Bucket] = (),
         bucket_of: np.ndarray | None = None,
         cache_in_memory: bool = False,
+        maps: Sequence[str] = (),
     ) -> None:
         if not folder.records:
             raise ValueError(f"{folder.root}: no videos")
@@ -194,8 +207,8 @@ class ClipDataset(Dataset):
         sizes = buckets or [(num_frames, height, width)]
         self.shapes = [ClipShape(*size, frame_stride, fps, resize_mode, random_flip) for size in sizes]
         self.bucket_of = bucket_of
-        self.folder = folder
-        self.cache_in_memory = cache_in_memory
+        self.folder, self.maps = folder, tuple(maps)
+        self.cache_in_memory = cache_in_memory and not maps
         self._cache: dict[int, Clip] = {}
         self._bad: dict[int, str] = {}  # index -> "path: reason", so that a bad file is tried once
 
@@ -262,7 +275,7 @@ class ClipDataset(Dataset):
             raise ValueError("fits no bucket")
         shape = self.shapes[bucket]
         if not self.cache_in_memory:
-            return make_clip(record, shape, seed=seed, index=index)
+            return make_clip(record, shape, seed=seed, index=index, maps=self.maps)
         if index not in self._cache:
             self._cache[index] = read_clip(
                 record.path,
@@ -278,19 +291,31 @@ class ClipDataset(Dataset):
         return _item(record, crop_frames(whole.frames[chosen], shape.height, shape.width, draw.crop), draw, index)
 
 
-def open_clips(config: ClipConfig, *, num_frames: int | None = None, cache_in_memory: bool = False) -> ClipDataset:
+def open_clips(
+    config: ClipConfig,
+    *,
+    num_frames: int | None = None,
+    cache_in_memory: bool = False,
+    maps: Sequence[str] = (),
+    depth_dir: str | None = None,
+) -> ClipDataset:
     """The clips that a command's settings name; what is wrong with the folder's list is printed, line by line.
 
     Args:
         config: Folder, split and sizes; its `buckets`, where it has some, make every video's header be read first.
         num_frames: Frames per clip, when not the config's.
         cache_in_memory: See `ClipDataset`.
+        maps: See `ClipDataset`.
+        depth_dir: Folder of the videos' depth (see `RecordsWithMaps`).
 
     Raises:
         ValueError: Nothing in the folder is usable.
         OSError: No such folder.
     """
     folder = open_folder(config.train_data_dir, config)
+    if depth_dir is not None:
+        records = RecordsWithMaps(folder.records, folder.root, "depth", Path(depth_dir))
+        folder = replace(folder, records=records)
     for problem in folder.problems[:MAX_PROBLEMS]:
         print(f"{config.train_data_dir}: {problem}", file=sys.stderr)
     if len(folder.problems) > MAX_PROBLEMS:
@@ -314,6 +339,7 @@ def open_clips(config: ClipConfig, *, num_frames: int | None = None, cache_in_me
         buckets=buckets,
         bucket_of=bucket_of,
         cache_in_memory=cache_in_memory,
+        maps=maps,
     )
 
 

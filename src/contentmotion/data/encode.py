@@ -29,6 +29,7 @@ from torch import Tensor
 from contentmotion.conditioning import NULL_PROMPT, encode_prompts
 from contentmotion.config import ClipConfig, EncodeConfig
 from contentmotion.data.cache import FORMAT, INDEX, MANIFEST, read_header
+from contentmotion.data.condition_maps import depth_of, load_depth_model, sketch_of
 from contentmotion.data.limits import require_few_bad
 from contentmotion.data.sources import ClipSource, open_source
 from contentmotion.image_vae import encode_frames, to_float
@@ -88,19 +89,20 @@ class Encoder:
         if config.pretrained_model_name_or_path:
             self.tokenizer, self.text_encoder = load_text_encoder(config.pretrained_model_name_or_path)
             self.text_encoder.to(device)
+        self.depth_model = load_depth_model(config.depth_model, device) if config.depth_model else None
 
     @torch.no_grad()
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Encodes a batch.
 
         Args:
-            items: Clips with "frames" uint8 (t, 3, h, w), "captions", "path".
+            items: Clips with "frames" uint8 (t, 3, h, w), "captions", "path", and maps that were read from files.
 
         Returns:
             The tensors that a shard holds, on the CPU, in the cache's number format.
 
         Raises:
-            ValueError: A value that this format does not hold.
+            ValueError: A value that this format does not hold, or a clip without the depth that is to be cached.
         """
         frames = torch.stack([item["frames"] for item in items]).to(self.device)
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
@@ -122,7 +124,17 @@ class Encoder:
                     f"{name} of a clip among {items[0]['path']} ... {items[-1]['path']} is not finite in "
                     f"{self.config.cache_dtype}: --cache_dtype bf16, or --mixed_precision no"
                 )
-        return tensors
+        return tensors | {name: torch.stack([self._map(name, item) for item in items]) for name in self.config.conditions}
+
+    def _map(self, name: str, item: dict[str, Any]) -> Tensor:
+        """A map of a clip, uint8 (t, 1, h, w): the one read from a file, else one taken from its frames."""
+        if name == "depth" and self.depth_model is not None:
+            return depth_of(item["frames"], self.depth_model)
+        if name in item:
+            return item[name]
+        if name == "sketch":
+            return sketch_of(item["frames"])
+        raise ValueError(f"{item['path']}: no depth file is named for it: give --depth_dir or --depth_model")
 
 
 def _encode_shards(
@@ -143,7 +155,8 @@ def _encode_shards(
             continue
         if batch.items:
             tensors[number].append(encoder(batch.items))
-        items[number] += [{k: v for k, v in item.items() if k != "frames"} for item in batch.items]
+        heavy = ("frames", *config.conditions)
+        items[number] += [{k: v for k, v in item.items() if k not in heavy} for item in batch.items]
         skipped[number] += batch.skipped
         for line in batch.skipped:
             if line not in bad:
@@ -246,6 +259,8 @@ def _manifest(config: EncodeConfig, encoder: Encoder, source: ClipSource) -> dic
         "precision": str(encoder.autocast or torch.float32),
         **{name: getattr(config, name) for name in dict.fromkeys(names)},
         **source.describe(),
+        "conditions": sorted(config.conditions),
+        "depth_model": hash_weights(encoder.depth_model.model) if encoder.depth_model else None,
     }
     return json.loads(json.dumps(manifest))
 
@@ -253,7 +268,7 @@ def _manifest(config: EncodeConfig, encoder: Encoder, source: ClipSource) -> dic
 def _require_same(cache_dir: Path, manifest: dict[str, Any]) -> None:
     path = cache_dir / MANIFEST
     begun = path.exists() and any(cache_dir.glob("shard-*"))
-    old = json.loads(path.read_text()) if begun else manifest
+    old = {"conditions": [], "depth_model": None} | json.loads(path.read_text()) if begun else manifest
     changed = [key for key in manifest if old.get(key) != manifest[key]]
     if changed:
         raise ValueError(

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -61,7 +62,11 @@ def open_source(config: EncodeConfig) -> ClipSource:
     """
     from contentmotion.data.streaming import StreamSource, is_stream
 
-    return StreamSource(config) if is_stream(config.train_data_dir) else ListSource(config)
+    if not is_stream(config.train_data_dir):
+        return ListSource(config)
+    if config.depth_dir:
+        raise ValueError("--depth_dir needs a list of the videos: a stream has none (--depth_model works)")
+    return StreamSource(config)
 
 
 class ListSource:
@@ -69,7 +74,8 @@ class ListSource:
 
     def __init__(self, config: EncodeConfig) -> None:
         self.config = config
-        self.clips = open_clips(config)
+        maps = [name for name in config.conditions if not (name == "depth" and config.depth_model)]
+        self.clips = open_clips(config, maps=maps, depth_dir=config.depth_dir)
         self.num_items = len(self.clips) * config.num_clips_per_video
         self.num_shards = -(-self.num_items // config.clips_per_shard)
 
@@ -89,7 +95,10 @@ class ListSource:
         folder, digest = self.clips.folder, hashlib.sha256()
         for record in folder.records:
             path = str(record.path).removeprefix(f"{folder.root}/")
-            digest.update(json.dumps([path, record.captions, record.label, record.weight]).encode())
+            row = [path, record.captions, record.label, record.weight]
+            # Where a map is taken from decides what is cached of it.
+            row += [[name, Path(file).name] for name, file in record.conditions if name in self.clips.maps]
+            digest.update(json.dumps(row).encode())
         return {"items": self.num_items, "data": digest.hexdigest(), "class_names": folder.class_names}
 
     def _keys(self, shards: Sequence[int]) -> Iterator[list[tuple[int, int, bool]]]:

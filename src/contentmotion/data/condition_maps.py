@@ -1,0 +1,133 @@
+"""Maps that are taken from a clip's own frames: its sketch (OpenCV's Canny), its depth (a depth-estimation model)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from contentmotion.loading import quiet, resolve_name
+
+# Canny's thresholds are on |dx| + |dy| of 3x3 Sobel filters, where a vertical step of s grey levels measures 4 s.
+FAINTEST = 4.0 * 10  # weaker is noise: codecs leave as much on flat ground
+WEAK = 0.4  # of the threshold: what is above that belongs to an edge that is above it elsewhere
+# Models that predict metres, not nearness; others say so in `depth_estimation_type`.
+DISTANCE_MODELS = ("depth_pro", "glpn", "zoedepth", "prompt_depth_anything")
+
+
+def sketch_of(frames: Tensor) -> Tensor:
+    """The edges of a clip, by Canny's detector.
+
+    A gradient is that of the colour channel where it is steepest, so red on an equally light green is an edge too. The
+    threshold is Otsu's, over the gradients of the whole clip: one for all frames, so that lines do not flicker.
+
+    Source: Canny 1986; Otsu 1979.
+
+    Args:
+        frames: uint8 (t, 3, H, W).
+
+    Returns:
+        uint8 (t, 1, H, W): 255 on lines, else 0.
+    """
+    gradients = [_gradient(frame) for frame in frames.permute(0, 2, 3, 1).cpu().numpy()]
+    strength = np.stack([np.abs(dx.astype(np.int32)) + np.abs(dy) for dx, dy in gradients])
+    threshold = max(_otsu(strength), FAINTEST)
+    edges = [cv2.Canny(dx, dy, WEAK * threshold, threshold) for dx, dy in gradients]
+    return torch.from_numpy(np.stack(edges))[:, None]
+
+
+def _gradient(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sobel derivatives int16 (h, w) along x and y, at each pixel those of the steepest channel."""
+    dx, dy = (cv2.Sobel(frame, cv2.CV_16S, *order, ksize=3) for order in ((1, 0), (0, 1)))
+    steepest = (np.abs(dx) + np.abs(dy)).argmax(axis=-1)[..., None]
+    return tuple(np.ascontiguousarray(np.take_along_axis(d, steepest, axis=-1)[..., 0]) for d in (dx, dy))  # type: ignore[return-value]
+
+
+def _otsu(values: np.ndarray) -> float:
+    """The threshold that parts values (>= 0) into the two most different groups."""
+    scale = max(float(values.max()), 1.0) / 255
+    levels = (values / scale).astype(np.uint8).reshape(-1, 1)
+    return cv2.threshold(levels, 0, 255, cv2.THRESH_OTSU)[0] * scale
+
+
+@dataclass(frozen=True)
+class DepthEstimator:
+    """A depth-estimation model of transformers and what prepares pictures for it.
+
+    Attributes:
+        model: The network, frozen.
+        processor: Its image processor.
+        gives_distance: Whether larger numbers mean farther away.
+    """
+
+    model: Any
+    processor: Any
+    gives_distance: bool
+
+
+def load_depth_model(name_or_path: str, device: torch.device | str = "cpu") -> DepthEstimator:
+    """A depth-estimation model by hub id or folder: Depth Anything, DPT (MiDaS), ZoeDepth, Depth Pro, GLPN, ...
+
+    Raises:
+        ValueError: There is none, or the folder holds something else; one line.
+    """
+    from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+
+    path = resolve_name(name_or_path)
+    try:
+        with quiet():
+            model = AutoModelForDepthEstimation.from_pretrained(path, use_safetensors=True)
+            processor = AutoImageProcessor.from_pretrained(path)
+    except Exception as error:  # transformers, safetensors, json and the hub each raise their own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"cannot load a depth model from {path}: {reason}") from error
+    kind = getattr(model.config, "depth_estimation_type", None)
+    distance = kind == "metric" or model.config.model_type in DISTANCE_MODELS
+    return DepthEstimator(model.eval().requires_grad_(False).to(device), processor, distance)
+
+
+@torch.no_grad()
+def depth_of(frames: Tensor, depth_model: DepthEstimator, chunk_size: int = 8) -> Tensor:
+    """The depth of a clip, frame by frame, at the clip's size.
+
+    One scale for the whole clip, from its farthest to its nearest place: nothing pumps when a thing comes or goes.
+
+    Args:
+        frames: uint8 (t, 3, H, W).
+        depth_model: Of `load_depth_model`.
+        chunk_size: Frames at once.
+
+    Returns:
+        uint8 (t, 1, H, W): 255 the nearest, 0 the farthest place; all 0 where the model sees no difference.
+    """
+    size = (frames.shape[-2], frames.shape[-1])
+    parts = [_predict(chunk, depth_model, size) for chunk in frames.split(chunk_size)]
+    nearness = torch.cat(parts)  # (t, H, W)
+    if depth_model.gives_distance:
+        nearness = 1 / nearness.clamp_min(1e-4)
+    return spread(nearness)[:, None]
+
+
+def spread(nearness: Tensor) -> Tensor:
+    """Any scale to uint8, the least to 0 and the greatest to 255, over all of a clip at once (constant: all 0)."""
+    low, high = nearness.min(), nearness.max()
+    return ((nearness - low) / (high - low).clamp_min(1e-12) * 255).round().to(torch.uint8)
+
+
+def _predict(frames: Tensor, depth_model: DepthEstimator, size: tuple[int, int]) -> Tensor:
+    """What the model says of some frames, float32 (t, H, W)."""
+    pictures = list(frames.permute(0, 2, 3, 1).cpu().numpy())
+    inputs = depth_model.processor(images=pictures, return_tensors="pt").to(depth_model.model.device)
+    outputs = depth_model.model(**inputs)
+    if hasattr(depth_model.processor, "post_process_depth_estimation"):
+        # ZoeDepth's takes off its padding, Depth Pro's applies the focal length.
+        sizes = [size] * len(pictures)
+        found = depth_model.processor.post_process_depth_estimation(outputs, target_sizes=sizes)
+        return torch.stack([each["predicted_depth"].float().cpu() for each in found])
+    predicted = outputs.predicted_depth.float()[:, None]
+    return F.interpolate(predicted, size, mode="bicubic", align_corners=False)[:, 0].cpu()
