@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -89,9 +90,9 @@ def make_text_encoder(
     Returns:
         Tokenizer and text encoder (untrained; initialised from torch's global generator).
     """
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel
 
-    tokenizer = CLIPTokenizer().train_new_from_iterator([list(captions)], vocab_size=vocab_size)
+    tokenizer = _train_tokenizer(list(captions), vocab_size)
     tokenizer.model_max_length = max_length
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -106,3 +107,28 @@ def make_text_encoder(
         pad_token_id=tokenizer.pad_token_id,
     )
     return tokenizer, CLIPTextModel(config).to(torch.float32)
+
+
+def _train_tokenizer(captions: Sequence[str], vocab_size: int) -> Any:
+    """CLIP's tokenizer with a vocabulary learned from captions; the same captions give the same one."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from tokenizers.trainers import BpeTrainer
+    from transformers import CLIPTokenizer
+
+    empty = CLIPTokenizer()
+    backend = empty.backend_tokenizer
+    words = (backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text)) for text in captions)
+    ends = sorted({word[-1] for found in words for word, _ in found})
+    # Letters that end words would be numbered in the order of a hash table, and so would what is merged of them.
+    numbered = [empty.bos_token, empty.eos_token, *(f"{letter}</w>" for letter in ends)]
+    alphabet = ByteLevel.alphabet()
+    trainer = BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=numbered,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    backend.train_from_iterator(captions, trainer=trainer)
+    model = json.loads(backend.to_str())["model"]
+    return CLIPTokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])

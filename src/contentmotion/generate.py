@@ -90,7 +90,10 @@ def generate(config: GenerateConfig) -> None:
 
 
 def load_for_sampling(config: SamplingConfig, device: torch.device) -> Any:
-    """The pipeline (of content and motion, or of whole videos) that the settings name, on its device, with the switches that ``generate`` has.
+    """The pipeline that the settings name, on its device, with the switches that ``generate`` has.
+
+    Returns:
+        A ContentMotionPipeline or a VideoLatentPipeline.
 
     Raises:
         ValueError: A part is missing, damaged or does not fit; or a switch does not apply here.

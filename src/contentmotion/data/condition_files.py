@@ -84,7 +84,9 @@ def read_conditions(
             conditions[name] = _extract(name, driving, config, device)
         if config.mask is not None:
             latents = encode_frames(vae, to_float(driving)[None].to(device)).float()
-            conditions["mask"] = known_latents(latents, _read_mask(config.mask, *size, vae_scale_factor(vae)).to(latents))
+            conditions["mask"] = known_latents(
+                latents, _read_mask(config.mask, *size, vae_scale_factor(vae)).to(latents)
+            )
     if config.first_frame is not None:
         first = _read_frames("first_frame", config.first_frame, 1, height, width)
         conditions["first_frame"] = encode_frames(vae, to_float(first)[None].to(device)).float()

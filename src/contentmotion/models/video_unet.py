@@ -16,6 +16,7 @@ from diffusers import UNet2DConditionModel, UNet3DConditionModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import TextTimeEmbedding
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.resnet import TemporalConvLayer
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from jaxtyping import Float, Int
@@ -35,7 +36,7 @@ OTHER_SETTINGS = (
 )  # fmt: skip
 
 
-class VideoUNet(UNet3DConditionModel):
+class VideoUNet(UNet3DConditionModel, ModelMixin):  # pipelines load a class only where its module knows ModelMixin
     """``UNet3DConditionModel`` with what a Stable Diffusion UNet may have and it has not.
 
     Args:

@@ -1,0 +1,130 @@
+"""Training video UNets: from scratch, inflated, with conditions; resume, bad input."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
+
+from contentmotion.config import EncodeConfig, TrainVideoConfig
+from contentmotion.data.encode import encode
+from contentmotion.loading import load_video_pipeline
+from contentmotion.train.content import load_content_parts
+from contentmotion.train.video import add_conditions, train_video
+
+STEPS: dict[str, Any] = {
+    "max_train_steps": 2, "train_batch_size": 2, "logging_steps": 1, "checkpointing_steps": 1,
+    "validation_steps": 0, "report_to": "none", "mixed_precision": "no", "lr_warmup_steps": 1, "learning_rate": 1e-3,
+    "block_out_channels": (32, 32), "num_attention_heads": 2, "text_hidden_size": 32, "text_num_layers": 1,
+    "vocab_size": 600,
+}  # fmt: skip
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def cache(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pixels of whole clips, 4 frames of 16x16."""
+    folder = tmp_path_factory.mktemp("video") / "latents"
+    sizes = {"num_frames": 4, "height": 16, "width": 16}
+    encode(EncodeConfig(train_data_dir=str(clip_folder), latents_only=True, output_dir=str(folder), **sizes))
+    return folder
+
+
+def settings(cache: Path, folder: Path, **changes: Any) -> TrainVideoConfig:
+    return TrainVideoConfig(**STEPS | {"cache_dir": str(cache), "output_dir": str(folder)} | changes)
+
+
+def test_from_scratch_with_conditions(cache: Path, tmp_path: Path) -> None:
+    train_video(settings(cache, tmp_path / "run", conditions=("mask", "first_frame"), validation_steps=2))
+    pipe = load_video_pipeline(str(tmp_path / "run/video"))
+    assert pipe.condition_names == ("mask", "first_frame") and pipe.clip_shape == (4, 16, 16)
+    assert (tmp_path / "run/preview-000002.png").exists()
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    # and on from there: the condition encoder is trained on, not made anew
+    again = settings(
+        cache, tmp_path / "again", conditions=("mask", "first_frame"), max_train_steps=1, learning_rate=1e-9,
+        pretrained_model_name_or_path=str(tmp_path / "run/video"),
+    )  # fmt: skip
+    train_video(again)
+    files = [
+        tmp_path / f"{run}/video/condition_encoder/diffusion_pytorch_model.safetensors" for run in ("run", "again")
+    ]
+    first, second = (load_file(file) for file in files)
+    assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
+
+
+def test_resumed_is_the_same_as_not_stopped(cache: Path, tmp_path: Path) -> None:
+    train_video(settings(cache, tmp_path / "whole", conditions=("mask",)))
+    train_video(settings(cache, tmp_path / "parts", conditions=("mask",), max_train_steps=1))
+    train_video(settings(cache, tmp_path / "parts", conditions=("mask",)))
+    whole, parts = (load_file(tmp_path / run / "video" / WEIGHTS) for run in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_inflated_from_an_image_model(cache: Path, tmp_path: Path, tiny_pipeline_dir: Path) -> None:
+    name = str(tiny_pipeline_dir)  # 8-group norms, 3 channels: a Stable Diffusion UNet of pixels
+    train_video(
+        settings(cache, tmp_path / "run", pretrained_model_name_or_path=name, max_train_steps=1, learning_rate=1e-9)
+    )
+    pipe, parts = load_video_pipeline(str(tmp_path / "run/video")), load_content_parts(name)
+    x, hidden = torch.randn(1, 3, 4, 16, 16), torch.randn(1, 5, 32)
+    unet: UNet2DConditionModel = parts["unet"]
+    with torch.no_grad():
+        found = pipe.unet(x, 7, encoder_hidden_states=hidden).sample
+        wanted = torch.stack([unet(f, 7, encoder_hidden_states=hidden).sample for f in x.unbind(2)], dim=2)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-3)
+    # its conditions come later
+    wide = settings(
+        cache, tmp_path / "wide", pretrained_model_name_or_path=str(tmp_path / "run/video"), conditions=("mask",)
+    )
+    train_video(wide)
+    assert load_video_pipeline(str(tmp_path / "wide/video")).condition_names == ("mask",)
+    other = settings(
+        cache, tmp_path / "no", pretrained_model_name_or_path=str(tmp_path / "wide/video"), conditions=("first_frame",)
+    )
+    with pytest.raises(ValueError, match="takes mask: give --conditions the same names"):
+        train_video(other)
+
+
+def test_conditions_come_from_the_batch_alone() -> None:
+    batch = {"latents": torch.randn(3, 4, 3, 8, 8), "generator": torch.Generator().manual_seed(5)}
+    same = batch | {"generator": torch.Generator().manual_seed(5)}
+    one, two = (add_conditions(b, ("mask", "first_frame"), 0.5) for b in (batch, same))
+    assert torch.equal(one["conditions"]["mask"], two["conditions"]["mask"])
+    assert torch.equal(one["present"]["mask"], two["present"]["mask"])
+    assert add_conditions(batch, (), 0.5) is batch
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"conditions": ("sketch",)}, "holds no sketch: run `contentmotion encode --latents_only true --conditions"),
+        ({"pretrained_model_name_or_path": "./nowhere"}, "no such checkpoint"),
+        ({"vae": "emoji"}, "was not made with this vae"),
+    ],
+)
+def test_bad_input(cache: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train_video(settings(cache, tmp_path / "run", **changes))
+
+
+def test_a_cache_of_content_frames_is_refused(clip_folder: Path, tmp_path: Path, tiny_pipeline_dir: Path) -> None:
+    shutil.copytree(tiny_pipeline_dir / "autoencoder", tmp_path / "ae")
+    encode(
+        EncodeConfig(
+            train_data_dir=str(clip_folder), autoencoder=str(tmp_path / "ae"), output_dir=str(tmp_path / "cache"),
+            num_frames=4, height=16, width=16,
+        )
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="holds no latents of whole clips"):
+        train_video(settings(tmp_path / "cache", tmp_path / "run"))
+
+
+def test_dry_run_counts(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train_video(settings(cache, tmp_path / "run", dry_run=True, conditions=("mask",), gradient_checkpointing=True))
+    assert "trained parameters" in capsys.readouterr().out and not (tmp_path / "run").exists()
