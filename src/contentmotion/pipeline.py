@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -46,11 +47,11 @@ class ContentMotionPipelineOutput(BaseOutput):
     content_frame: list[Image.Image] | np.ndarray | Tensor | None
 
 
-class ContentMotionPipeline(DiffusionPipeline):
+class ContentMotionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     """Text- or class-to-video generation through a content frame and a motion latent.
 
     The content half is a Stable Diffusion pipeline with its own component names, so a Stable Diffusion folder loads as
-    it is, and whatever acts on its UNet or scheduler (LoRA weights, other schedulers) acts here.
+    it is, and whatever acts on its UNet or scheduler (``load_lora_weights``, other schedulers) acts here.
 
     Args:
         vae: Image VAE, or None for models of pixels.

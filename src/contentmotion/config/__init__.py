@@ -15,8 +15,8 @@ from contentmotion.config.common import (
     require_positive,
 )
 from contentmotion.config.data import ClipConfig, EncodeConfig, FolderConfig, InspectConfig
+from contentmotion.config.distill import DistillConfig
 from contentmotion.config.train import (
-    DistillConfig,
     ScheduledEvaluationConfig,
     TrainAutoencoderConfig,
     TrainConfig,
