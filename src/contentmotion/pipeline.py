@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import BaseOutput
 from jaxtyping import Float
@@ -40,11 +41,11 @@ class ContentMotionPipelineOutput(BaseOutput):
     content_frame: list[Image.Image] | np.ndarray | Tensor | None
 
 
-class ContentMotionPipeline(LatentPipeline):
+class ContentMotionPipeline(LatentPipeline, StableDiffusionLoraLoaderMixin):
     """Text- or class-to-video generation through a content frame and a motion latent.
 
     The content half is a Stable Diffusion pipeline with its own component names, so a Stable Diffusion folder loads as
-    it is, and whatever acts on its UNet or scheduler (LoRA weights, other schedulers) acts here.
+    it is, and whatever acts on its UNet or scheduler (``load_lora_weights``, other schedulers) acts here.
 
     Args:
         vae: Image VAE, or None for models of pixels.

@@ -47,9 +47,8 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     it back.
     """
     path = Path(path)
-    partial, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
-    if old.exists() and not path.exists():
-        os.replace(old, path)
+    partial, old = path.with_name(f".{path.name}.partial"), _old(path)
+    restore_folder(path)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -61,6 +60,17 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def restore_folder(path: str | Path) -> None:
+    """Puts back what stepped aside for a ``replacing_folder`` that was killed."""
+    path = Path(path)
+    if _old(path).exists() and not path.exists():
+        os.replace(_old(path), path)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
 
 
 def save_model(model: SavePretrained, path: str | Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,58 +13,15 @@ from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from contentmotion import diffusion
-from contentmotion.config import (
-    DistillConfig,
-    EncodeConfig,
-    ExportConfig,
-    TrainAutoencoderConfig,
-    TrainContentConfig,
-    TrainMotionConfig,
-)
-from contentmotion.data.encode import encode
-from contentmotion.export import export
+from contentmotion.config import DistillConfig
 from contentmotion.loading import load_pipeline
 from contentmotion.sampling import _warn_once, resolve_sampling
-from contentmotion.train.autoencoder import train_autoencoder
-from contentmotion.train.content import train_content
-from contentmotion.train.distill import consistency_loss, distill, make_lcm_scheduler
-from contentmotion.train.motion import train_motion
+from contentmotion.train.consistency import consistency_loss, make_lcm_scheduler
+from contentmotion.train.distill import distill
 
-STEPS: dict[str, Any] = {
-    "max_train_steps": 2, "train_batch_size": 2, "logging_steps": 1, "checkpointing_steps": 1,
-    "validation_steps": 0, "report_to": "none", "mixed_precision": "no", "lr_warmup_steps": 1,
-}  # fmt: skip
+Configure = Callable[..., DistillConfig]
+SEED = 12  # of a batch whose times include both ends of the schedule
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def root(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher of pixels (``teacher``) and a cache, each part trained for two steps."""
-    root = tmp_path_factory.mktemp("distill")
-    data = {"train_data_dir": str(clip_folder), "num_frames": 4, "height": 16, "width": 16}
-    sizes = {"hidden_size": 16, "depth": 1, "num_heads": 2}
-    train_autoencoder(TrainAutoencoderConfig(**data, **STEPS, **sizes, head_dim=8, output_dir=f"{root}/ae"))
-    encode(EncodeConfig(**data, autoencoder=f"{root}/ae/autoencoder", output_dir=f"{root}/cache"))
-    common = STEPS | {"cache_dir": f"{root}/cache", "learning_rate": 1e-2}
-    train_content(
-        TrainContentConfig(
-            **common, output_dir=f"{root}/content", block_out_channels=(32, 32), text_hidden_size=32,
-            text_num_layers=1, vocab_size=600,
-        )
-    )  # fmt: skip
-    parts = {"pretrained_model_name_or_path": f"{root}/content/content", "autoencoder": f"{root}/ae/autoencoder"}
-    train_motion(TrainMotionConfig(**common, **parts, **sizes, content_patch_size=2, output_dir=f"{root}/motion"))
-    motion = f"{root}/motion/motion_transformer"
-    export(ExportConfig(**parts, motion_transformer=motion, output_dir=f"{root}/teacher", dtype="fp32"))
-    return root
-
-
-def distill_config(root: Path, name: str, part: str, **changes: Any) -> DistillConfig:
-    settings: dict[str, Any] = STEPS | {
-        "pretrained_model_name_or_path": f"{root}/teacher", "cache_dir": f"{root}/cache", "part": part,
-        "output_dir": f"{root}/{name}", "learning_rate": 1e-3, "guidance_scale": 3.0,
-    }  # fmt: skip
-    return DistillConfig(**settings | changes)
 
 
 class LinearDenoiser(torch.nn.Module):
@@ -77,22 +36,25 @@ class LinearDenoiser(torch.nn.Module):
         return torch.where(diffusion.expand_to(dropped, noisy) > 0, self.null_factor, self.factor) * noisy
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_loss_is_what_diffusers_schedulers_give(prediction_type: str) -> None:
+@pytest.mark.parametrize(
+    ("prediction_type", "zero_snr"),
+    [("epsilon", False), ("v_prediction", False), ("v_prediction", True), ("sample", False), ("sample", True)],
+)
+def test_loss_is_what_diffusers_schedulers_give(prediction_type: str, zero_snr: bool) -> None:
     """VideoLCM Eq. 4-5 item by item: DDIM's step of the guided teacher, LCM's output at both ends."""
     kind = {"prediction_type": prediction_type, "clip_sample": False, "beta_schedule": "scaled_linear"}
-    if prediction_type == "v_prediction":
-        kind |= {"rescale_betas_zero_snr": True}
+    kind |= {"rescale_betas_zero_snr": zero_snr}
     scheduler = DDIMScheduler(**kind, timestep_spacing="trailing", steps_offset=1)
     config = DistillConfig(part="content", cache_dir="c", output_dir="o", guidance_scale=3.0, huber_c=0.01)
     student, target, teacher = LinearDenoiser(0.9), LinearDenoiser(0.7), LinearDenoiser(0.8, null_factor=0.5)
     x0 = torch.randn(6, 2, 4, 4, generator=torch.Generator().manual_seed(1))
-    batch = {"generator": torch.Generator().manual_seed(7)}
+    batch = {"generator": torch.Generator().manual_seed(SEED)}
     loss = consistency_loss(student, target, teacher, batch, x0, scheduler, config)["loss"]
 
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(SEED)
     noise = torch.randn(x0.shape, generator=generator)
     starts = (torch.randint(50, (6,), generator=generator) + 1) * 20 - 1
+    assert 999 in starts and 19 in starts, "both ends of the schedule are among the times"
     lcm = make_lcm_scheduler(scheduler, 50)
     torch.testing.assert_close(lcm.alphas_cumprod, scheduler.alphas_cumprod)
     lcm.set_timesteps(50)
@@ -140,9 +102,9 @@ def test_consistency_function_starts_at_the_identity() -> None:
 
 
 @pytest.mark.parametrize("part", ["content", "motion"])
-def test_student_samples_in_few_steps(root: Path, part: str) -> None:
+def test_student_samples_in_few_steps(root: Path, distill_config: Configure, part: str) -> None:
     teacher_files = {path: path.read_bytes() for path in (root / "teacher").rglob("*") if path.is_file()}
-    distill(distill_config(root, f"student-{part}", part, validation_steps=2, validation_prompts=("square",)))
+    distill(distill_config(f"student-{part}", part, validation_steps=2, validation_prompts=("square",)))
     assert {path: path.read_bytes() for path in teacher_files} == teacher_files
     assert (root / f"student-{part}/preview-000002.png").exists()
     lines = [json.loads(line) for line in (root / f"student-{part}/metrics.jsonl").read_text().splitlines()]
@@ -167,7 +129,9 @@ def test_student_samples_in_few_steps(root: Path, part: str) -> None:
     assert len(passes) == 4
 
 
-def test_teacher_is_frozen_and_target_is_the_average(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_teacher_is_frozen_and_target_is_the_average(
+    root: Path, distill_config: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from contentmotion.train import distill as module
 
     seen: list[tuple] = []
@@ -178,7 +142,7 @@ def test_teacher_is_frozen_and_target_is_the_average(root: Path, monkeypatch: py
         return original(student, target, teacher, *args)
 
     monkeypatch.setattr(module, "consistency_loss", spy)
-    distill(distill_config(root, "spied", "motion", max_train_steps=4, checkpointing_steps=4, ema_decay=0.5))
+    distill(distill_config("spied", "motion", max_train_steps=4, checkpointing_steps=4, ema_decay=0.5))
     first = seen[0][0]
     average = first
     for step, (student, target, teacher) in enumerate(seen):
@@ -192,14 +156,14 @@ def test_teacher_is_frozen_and_target_is_the_average(root: Path, monkeypatch: py
     assert not torch.equal(seen[-1][0], first)
 
 
-def test_resume_is_exact(root: Path) -> None:
+def test_resume_is_exact(root: Path, distill_config: Configure) -> None:
     settings = {"max_train_steps": 4, "checkpoints_total_limit": 9, "content_noise": 0.1}
-    distill(distill_config(root, "whole", "motion", **settings))
+    distill(distill_config("whole", "motion", **settings))
     out = root / "whole"
     expected = load_file(out / "motion_transformer" / WEIGHTS)
     for step in (3, 4):  # as if it had been killed after step 2
         (out / f"checkpoint-{step:06d}").rename(out / f"gone-{step}")
-    distill(distill_config(root, "whole", "motion", **settings))
+    distill(distill_config("whole", "motion", **settings))
     again = load_file(out / "motion_transformer" / WEIGHTS)
     assert all(torch.equal(again[key], expected[key]) for key in expected)
 
@@ -246,15 +210,63 @@ def test_defaults_and_one_warning(root: Path, caplog: pytest.LogCaptureFixture) 
     ]
 
 
-def test_bad_input(root: Path) -> None:
+def test_a_stable_diffusion_folder_is_a_teacher(root: Path, distill_config: Configure) -> None:
+    """Content alone, without autoencoder and motion model: what `train-content` writes, or the hub has."""
+    folder = f"{root}/content/content"
+    distill(distill_config("from-sd", "content", pretrained_model_name_or_path=folder, validation_steps=2))
+    assert json.loads((root / "from-sd/content/model_index.json").read_text())["scheduler"][1] == "LCMScheduler"
+    assert (root / "from-sd/preview-000002.png").exists()
+    with pytest.raises(ValueError, match="content model has a LCMScheduler; a teacher is a model with a DDIMScheduler"):
+        distill(distill_config("bad", "content", pretrained_model_name_or_path=f"{root}/from-sd/content"))
+    with pytest.raises(ValueError, match="eval_steps needs an autoencoder"):
+        distill(distill_config(
+            "bad", "content", pretrained_model_name_or_path=folder, eval_steps=1, eval_data_dir="x"
+        ))  # fmt: skip
+
+
+def test_bad_input(root: Path, distill_config: Configure) -> None:
     with pytest.raises(ValueError, match="no such checkpoint: nowhere"):
-        distill(distill_config(root, "bad", "content", pretrained_model_name_or_path="nowhere"))
+        distill(distill_config("bad", "content", pretrained_model_name_or_path="nowhere"))
     with pytest.raises(ValueError, match="no latent cache"):
-        distill(distill_config(root, "bad", "content", cache_dir=f"{root}/teacher"))
+        distill(distill_config("bad", "content", cache_dir=f"{root}/teacher"))
     with pytest.raises(ValueError, match="ema_decay must be positive"):
-        distill_config(root, "bad", "content", ema_decay=0.0)
+        distill_config("bad", "content", ema_decay=0.0)
     pipe = load_pipeline(f"{root}/teacher")
     pipe.scheduler = make_lcm_scheduler(pipe.scheduler, 50)
     pipe.save_pretrained(root / "distilled")
     with pytest.raises(ValueError, match="content model has a LCMScheduler; a teacher is a model with a DDIMScheduler"):
-        distill(distill_config(root, "bad", "content", pretrained_model_name_or_path=f"{root}/distilled"))
+        distill(distill_config("bad", "content", pretrained_model_name_or_path=f"{root}/distilled"))
+
+
+@pytest.mark.parametrize("part", ["content", "motion"])
+def test_bad_teachers(root: Path, distill_config: Configure, tmp_path: Path, part: str) -> None:
+    """One line for each: a student, no scheduler, no scheduler's config, epsilon on a schedule that ends in noise."""
+    name = "scheduler" if part == "content" else "motion_scheduler"
+
+    def refuse(change: Callable[[Path], Any], match: str) -> None:
+        folder = shutil.copytree(root / "teacher", tmp_path / "teacher", dirs_exist_ok=True)
+        change(folder)
+        with pytest.raises(ValueError, match=match) as error:
+            distill(distill_config("bad", part, pretrained_model_name_or_path=str(folder)))
+        assert "\n" not in str(error.value) and len(str(error.value)) < 400
+        shutil.rmtree(folder)
+
+    def edit(path: str, **changes: Any) -> Callable[[Path], Any]:
+        def change(folder: Path) -> None:
+            values = json.loads((folder / path).read_text()) | changes
+            (folder / path).write_text(json.dumps(values))
+
+        return change
+
+    refuse(lambda folder: shutil.rmtree(folder / name), "cannot load .*scheduler|scheduler_config.json")
+    refuse(edit("model_index.json", **{name: [None, None]}), f"no {name}|{part} model has no scheduler")
+    config = f"{name}/scheduler_config.json"
+    refuse(edit(config, prediction_type="epsilon", rescale_betas_zero_snr=True), r"predicts the noise \(epsilon\)")
+
+
+def test_cache_of_another_autoencoder(root: Path, distill_config: Configure, tmp_path: Path) -> None:
+    other = shutil.copytree(root / "cache", tmp_path / "other")
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps(manifest | {"autoencoder": "another"}))
+    with pytest.raises(ValueError, match="was not made with this autoencoder"):
+        distill(distill_config("bad", "motion", cache_dir=str(other)))

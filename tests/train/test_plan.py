@@ -9,7 +9,9 @@ from torch import nn
 from contentmotion.cli import main
 from contentmotion.config import DistillConfig, TrainAutoencoderConfig, TrainContentConfig, TrainMotionConfig
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
+from contentmotion.train.distill_parts import PARTS
 from contentmotion.train.plan import count_activations, plan_run
+from contentmotion.train.plan import part as part_of
 
 SD21 = "stabilityai/stable-diffusion-2-1-base"
 
@@ -74,6 +76,24 @@ def test_a_distillation_has_three_networks() -> None:
     assert plan.flops_per_item / alone.flops_per_item == pytest.approx(6 / 5, rel=0.1)
 
 
+@pytest.mark.parametrize("part", ["content", "motion"])
+def test_lora_trains_adapters_alone(part: str) -> None:
+    """Adapters' parameters by hand; the base is held once, not three times, and takes no gradient."""
+    settings = {"part": part, "cache_dir": "x", "output_dir": "x"}
+    full = plan_run(DistillConfig(**settings))  # type: ignore[arg-type]
+    config = DistillConfig(**settings, lora_rank=4)  # type: ignore[arg-type]
+    lora = plan_run(config)
+    network = part_of("emoji", PARTS[part].network)
+    ends = tuple(f".{end}" for end in PARTS[part].lora_targets)
+    layers = [m for n, m in network.named_modules() if n.endswith(ends) and isinstance(m, nn.Linear)]
+    assert len(layers) > 4
+    assert lora.trained == sum(4 * (m.in_features + m.out_features) for m in layers)
+    text = sum(p.numel() for p in part_of("emoji", "text_encoder").parameters())
+    assert lora.frozen == text + full.trained + lora.trained
+    assert lora.flops_per_item < full.flops_per_item
+    assert lora.memory(config, half=False)["optimizer"] == pytest.approx(8 * lora.trained / 2**30)
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -82,6 +102,7 @@ def test_a_distillation_has_three_networks() -> None:
         ["train-content", "--cache_dir=nowhere", "--pretrained_model_name_or_path=emoji"],
         ["train-motion", "--cache_dir=nowhere", "--autoencoder=emoji", "--pretrained_model_name_or_path=emoji"],
         ["distill", "--part=content", "--cache_dir=nowhere"],
+        ["distill", "--part=motion", "--cache_dir=nowhere", "--lora_rank=4", "--eval_cache_dir=nowhere"],
     ],
 )
 def test_every_command_prints_and_writes_nothing(

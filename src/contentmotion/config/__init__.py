@@ -16,8 +16,8 @@ from contentmotion.config.common import (
 )
 from contentmotion.config.conditions import CONDITION_NAMES, MAP_NAMES, ConditionConfig, MapName
 from contentmotion.config.data import ClipConfig, EncodeConfig, FolderConfig, InspectConfig
+from contentmotion.config.distill import DistillConfig
 from contentmotion.config.train import (
-    DistillConfig,
     ScheduledEvaluationConfig,
     TrainAutoencoderConfig,
     TrainConfig,

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from contentmotion.config.common import (
-    SHIPPED_MODEL,
     MixedPrecision,
     PredictionType,
     parse_bucket,
@@ -369,41 +368,4 @@ class TrainMotionConfig(TrainDenoiserConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "content_patch_size")
-        require_not_negative(self, "content_noise")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillConfig(ScheduledEvaluationConfig, TrainConfig):
-    """Distil the content model or the motion model of a pipeline into one that samples in 1 to 8 steps (consistency
-    distillation, VideoLCM). `export` and `generate` take the result in the teacher's place.
-
-    Example: contentmotion distill --part content --cache_dir outputs/cache --output_dir outputs/content-lcm
-
-    Attributes:
-        pretrained_model_name_or_path: The teacher: a pipeline folder or hub id; "emoji" is the model shipped with the
-            package.
-        part: Which of its two models.
-        cache_dir: Latent cache, made by encode with the teacher's autoencoder.
-        guidance_scale: Guidance of the teacher that the student learns to do without, `null + g * (cond - null)`;
-            VideoLCM's w of 9 is 10. Take what the teacher is sampled with.
-        num_ddim_steps: Steps of the teacher's solver over the whole schedule.
-        huber_c: Below this, the loss is quadratic.
-        content_noise: Of the motion model: noise on its content frames, see train-motion.
-        validation_prompts: Prompts of the preview pictures; captions of the cache when not given, and for motion.
-    """
-
-    pretrained_model_name_or_path: str = SHIPPED_MODEL
-    part: Literal["content", "motion"]
-    cache_dir: str
-    guidance_scale: float = 10.0
-    num_ddim_steps: int = 50
-    huber_c: float = 0.001
-    content_noise: float = 0.0
-    validation_prompts: tuple[str, ...] = ()
-    learning_rate: float = 1e-5
-    ema_decay: float = 0.95
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(self, "num_ddim_steps", "huber_c", "ema_decay")
         require_not_negative(self, "content_noise")

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from diffusers import DDIMScheduler, LCMScheduler
+from accelerate import PartialState
+from diffusers import DiffusionPipeline, LCMScheduler
 from torch import Tensor, nn
 
-from contentmotion import diffusion
 from contentmotion.config import DistillConfig
 from contentmotion.data.cache import LatentCache, collate_latents, open_cache
-from contentmotion.denoisers import ContentDenoiser, MotionDenoiser, perturb
-from contentmotion.loading import load_pipeline, require_checkpoints
-from contentmotion.pipeline import ContentMotionPipeline
+from contentmotion.loading import require_checkpoints
 from contentmotion.run_dir import prepare_output_dir, resolve_device
-from contentmotion.train.content import save_content
+from contentmotion.train.consistency import consistency_loss, make_lcm_scheduler, require_teacher
 from contentmotion.train.denoiser import use_plain_attention
+from contentmotion.train.distill_parts import PARTS, Part
+from contentmotion.train.held_out import BEST, Alarms, BestStudent, HeldOut
 from contentmotion.train.loop import Batch, fit
-from contentmotion.train.motion import save_motion
-from contentmotion.train.previews import make_previews
+from contentmotion.train.lora import add_adapters, merge_adapters, share_weights
 from contentmotion.train.scoring import make_scorer
 from contentmotion.video_io import write_contact_sheet
 
@@ -28,154 +30,176 @@ PREVIEW_STEPS = (1, 2, 4, 8)
 
 
 def distill(config: DistillConfig) -> None:
-    """Distils the content model or the motion model of a pipeline.
+    """Distils a model of a pipeline (see ``PARTS``) into a folder of ``output_dir``, with an LCMScheduler.
 
-    ``output_dir/content`` (a Stable Diffusion folder) or ``output_dir/motion_transformer`` is the result, with an
-    LCMScheduler.
+    The result is the last student, or with held-out clips the best one, which ``best.json`` then names.
 
     Raises:
-        ValueError: A part is missing, or the cache does not fit the teacher.
+        ValueError: A part is missing, or a cache does not fit the teacher.
     """
     if config.dry_run:
         from contentmotion.train.plan import print_plan  # it knows all commands
 
         return print_plan(config)
     require_checkpoints(pretrained_model_name_or_path=config.pretrained_model_name_or_path)
-    run_dir = prepare_output_dir(config.output_dir, "distill", config)
-    cache = open_cache(config.cache_dir, config.max_bad_fraction)
-    device = resolve_device("auto")
-    teacher = load_pipeline(config.pretrained_model_name_or_path)
+    run_dir, part = prepare_output_dir(config.output_dir, "distill", config), PARTS[config.part]
+    teacher: Any = part.open_teacher(config)
     teacher.set_progress_bar_config(disable=True)
-    cache.require_made_with(autoencoder=teacher.autoencoder, vae=teacher.vae)
-    for part in teacher.components.values():
-        if isinstance(part, nn.Module):
-            part.requires_grad_(False).to(device)
-    moving = config.part == "motion"
-    name = "motion_transformer" if moving else "unet"
-    scheduler = teacher.motion_scheduler if moving else teacher.scheduler
-    if not isinstance(scheduler, DDIMScheduler):
-        raise ValueError(
-            f"{config.pretrained_model_name_or_path}: its {config.part} model has a {type(scheduler).__name__}; "
-            "a teacher is a model with a DDIMScheduler, not one that was distilled"
-        )
-    networks = {role: copy.deepcopy(getattr(teacher, name)) for role in ("student", "target")}
-    networks["student"].requires_grad_(True)
-    if config.gradient_checkpointing:
-        networks["student"].enable_gradient_checkpointing()
-    wrap = MotionDenoiser if moving else ContentDenoiser
-    networks["teacher"] = getattr(teacher, name)
-    denoisers = {role: wrap(net, teacher.text_encoder, teacher.tokenizer) for role, net in networks.items()}
+    what = f"{config.pretrained_model_name_or_path}: its {config.part} model"
+    scheduler = require_teacher(getattr(teacher, part.scheduler), what, config.num_ddim_steps)
+    cache, unseen = open_caches(config, part, teacher)
+    device = resolve_device("auto")
+    for component in teacher.components.values():
+        if isinstance(component, nn.Module):
+            component.requires_grad_(False).to(device)
+    lcm = make_lcm_scheduler(scheduler, config.num_ddim_steps)
+    roles = make_roles(teacher, part, config, lcm)
+    denoisers = {role: part.wrap(components) for role, components in roles.items()}
     if device.type == "cpu":
         use_plain_attention(denoisers["student"])
-    lcm = make_lcm_scheduler(scheduler, config.num_ddim_steps)
-    own = {name: networks["student"], "motion_scheduler" if moving else "scheduler": lcm}
-    student = ContentMotionPipeline(**(teacher.components | own))
-    scored = ContentMotionPipeline(**(teacher.components | own))
-    reference = ContentMotionPipeline(**teacher.components)
-    if not moving:  # previews are content frames
-        for pipe in (student, reference):
-            pipe.register_modules(autoencoder=None, motion_transformer=None, motion_scheduler=None)
+    alarms, folder = Alarms(), run_dir / part.folder
 
     def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        x0 = batch["content"]
-        if moving:
-            x0 = teacher.autoencoder.standardize_motion(batch["motion"])
-            batch = batch | {"content": perturb(batch["content"], config.content_noise, batch)}
-        return consistency_loss(model, denoisers["target"], denoisers["teacher"], batch, x0, scheduler, config)
+        batch = part.prepare(batch, config)
+        x0 = part.clean_sample(teacher, batch)
+        losses = consistency_loss(
+            model, denoisers["target"], denoisers["teacher"], batch, x0, scheduler, config, part.time_axis
+        )
+        alarms.watch(batch["step"], losses)
+        return losses
 
     def preview(step: int) -> None:
-        compare_steps(reference, student, cache, config, run_dir / f"preview-{step:06d}.png")
+        compare_steps(part, roles, type(teacher), cache, config, run_dir / f"preview-{step:06d}.png")
 
+    def save() -> None:
+        save_student(part, roles["student"], type(teacher), run_dir)
+
+    score = make_scorer(type(teacher)(**roles["student"]), config, config.part, run_dir)
+    best = BestStudent(run_dir, folder, save, unseen, config) if unseen is not None else None
+    held_out = HeldOut(part, teacher, denoisers, unseen, scheduler, lcm, config) if unseen is not None else None
+
+    def score_held_out(step: int) -> dict[str, float]:
+        if held_out is None or best is None or not PartialState().is_main_process:
+            return {}
+        scores = held_out.score()
+        best.offer(step, scores["student_error"])
+        return scores
+
+    schedule = {score_held_out: heldout_schedule(config)} | ({score: config.eval_steps} if score else {})
     fit(
         denoisers["student"], loss, cache, config,
         collate=collate_latents, preview=preview, target=denoisers["target"],
-        evaluate=make_scorer(scored, config, config.part, run_dir), eval_steps=config.eval_steps,
+        evaluate=run_on_schedule(schedule, config.max_train_steps), eval_steps=tuple(schedule.values()),
     )  # fmt: skip
-    if moving:
-        save_motion(networks["student"], lcm, Path(config.output_dir) / "motion_transformer")
-    else:
-        save_content(student, Path(config.output_dir) / "content")
+    if best is not None and best.last_step != config.max_train_steps:
+        score_held_out(config.max_train_steps)  # it was stopped between its last checkpoint and this
+    if best is None and PartialState().is_main_process:
+        save()
+        (run_dir / BEST).unlink(missing_ok=True)
 
 
-def consistency_loss(
-    student: nn.Module,
-    target: nn.Module,
-    teacher: nn.Module,
-    batch: Batch,
-    x0: Tensor,
-    scheduler: DDIMScheduler,
-    config: DistillConfig,
-) -> dict[str, Tensor]:
-    """Consistency distillation: the student at a time must say what its average says one teacher's step later.
+def heldout_schedule(config: DistillConfig) -> int:
+    """Steps between two scores on the held-out clips; 0 without any."""
+    return (config.heldout_steps or config.validation_steps) if config.eval_cache_dir else 0
 
-    The three networks are denoisers (``contentmotion.denoisers``); see there for their arguments.
 
-    Args:
-        student: What is trained.
-        target: The student's moving average.
-        teacher: Frozen.
-        batch: "generator" is the source of all randomness.
-        x0: Clean samples (b, c, ...).
-        scheduler: The teacher's noise schedule and prediction type.
-        config: Guidance, steps of the teacher's solver, Huber's c.
+def run_on_schedule(
+    schedule: dict[Callable[[int], dict[str, float]], int], last_step: int
+) -> Callable[[int], dict[str, float]]:
+    """One ``evaluate`` of several, each every so many steps (0: never) and at the end."""
 
-    Source: VideoLCM Eq. 4-5; Luo et al. 2023 (LCM), Algorithm 1 with a fixed guidance scale.
+    def evaluate(step: int) -> dict[str, float]:
+        scores: dict[str, float] = {}
+        for score, every in schedule.items():
+            if every and (step % every == 0 or step == last_step):
+                scores |= score(step)
+        return scores
+
+    return evaluate
+
+
+def open_caches(config: DistillConfig, part: Part, teacher: Any) -> tuple[LatentCache, LatentCache | None]:
+    """The clips to train on and the held-out ones.
+
+    Raises:
+        ValueError: A cache is missing, or does not fit the teacher or the other one.
     """
-    generator, b = batch["generator"], len(x0)
-    kind, alphas = scheduler.config.prediction_type, scheduler.alphas_cumprod.to(x0.device)
-    skip = scheduler.config.num_train_timesteps // config.num_ddim_steps
-    noise = torch.randn(x0.shape, generator=generator).to(x0)
-    start = (torch.randint(config.num_ddim_steps, (b,), generator=generator) + 1) * skip - 1
-    start, end = start.to(x0.device), (start - skip).clamp(min=0).to(x0.device)
-    noisy = diffusion.add_noise(x0, noise, alphas[start])
-    kept, dropped = torch.zeros(b, dtype=torch.bool), torch.ones(b, dtype=torch.bool)
-
-    def network(denoiser: nn.Module, x: Tensor, t: Tensor, drop: Tensor = kept) -> Tensor:
-        return denoiser(x, t, batch, drop).float()[:, : x0.shape[1]]  # without a learned variance
-
-    def consistency(denoiser: nn.Module, x: Tensor, t: Tensor) -> Tensor:
-        c_skip, c_out = (diffusion.expand_to(c, x) for c in diffusion.consistency_scalings(t))
-        return c_skip * x + c_out * diffusion.predict_x0(kind, network(denoiser, x, t), x, alphas[t])
-
-    with torch.no_grad():
-        output = network(teacher, noisy, start)
-        if config.guidance_scale != 1:
-            output = diffusion.guide(network(teacher, noisy, start, dropped), output, config.guidance_scale)
-        clean = diffusion.predict_x0(kind, output, noisy, alphas[start])
-        implied = diffusion.predict_noise(kind, output, noisy, alphas[start])
-        earlier = diffusion.ddim_step(clean, implied, alphas[end])
-        aim = consistency(target, earlier, end)
-    said = consistency(student, noisy, start)
-    return {"loss": diffusion.pseudo_huber(said, aim, config.huber_c)}
+    cache = open_cache(config.cache_dir, config.max_bad_fraction)
+    part.check_cache(cache, teacher)
+    if config.eval_cache_dir is None:
+        return cache, None
+    if Path(config.eval_cache_dir).resolve() == Path(config.cache_dir).resolve():
+        raise ValueError("eval_cache_dir is cache_dir: held-out clips are clips that are not trained on")
+    unseen = open_cache(config.eval_cache_dir, config.max_bad_fraction)
+    part.check_cache(unseen, teacher)
+    shapes = [tuple(c[0][part.field].shape) for c in (cache, unseen)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{config.eval_cache_dir} holds clips of another size than {config.cache_dir}: {part.field} of "
+            f"{shapes[1]}, not {shapes[0]}"
+        )
+    return cache, unseen
 
 
-def make_lcm_scheduler(scheduler: DDIMScheduler, num_ddim_steps: int) -> LCMScheduler:
-    """The student's scheduler: the teacher's noise schedule, sampled as a consistency model."""
-    # All values by name: from_config leaves those out that are the teacher class's defaults, and LCM's differ.
-    settings = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
-    lcm = LCMScheduler.from_config(settings, original_inference_steps=num_ddim_steps)
-    assert isinstance(lcm, LCMScheduler)
-    return lcm
+def make_roles(teacher: Any, part: Part, config: DistillConfig, lcm: LCMScheduler) -> dict[str, dict[str, Any]]:
+    """Components of the pipelines of the "student", its average (the "target") and the "teacher".
+
+    With LoRA the three share all weights but the adapters.
+    """
+    everything: dict[str, Any] = teacher.components
+    if config.lora_rank:
+        torch.manual_seed(config.seed)
+        network = share_weights(everything[part.network])
+        add_adapters(network, config.lora_rank, config.lora_alpha, config.lora_target_modules or part.lora_targets)
+        own, averages = {part.network: network}, {part.network: share_weights(network)}
+    else:
+        names = [name for name in (part.network, *part.besides) if everything[name] is not None]
+        own = {name: copy.deepcopy(everything[name]).requires_grad_(True) for name in names}
+        averages = {name: copy.deepcopy(everything[name]) for name in names}
+    if config.gradient_checkpointing:
+        own[part.network].enable_gradient_checkpointing()
+    return {
+        "student": everything | own | {part.scheduler: lcm},
+        "target": everything | averages,
+        "teacher": everything,
+    }
+
+
+def save_student(part: Part, components: dict[str, Any], pipeline: type[DiffusionPipeline], run_dir: Path) -> None:
+    """Writes the student's folder, and with LoRA the adapters alone to ``lora`` where a format for them exists."""
+    network = components[part.network]
+    if hasattr(network, "peft_config"):
+        if part.save_adapters is not None:
+            part.save_adapters(network, components[part.scheduler], run_dir / "lora")
+        components = components | {part.network: merge_adapters(network)}
+    part.save(pipeline(**components), run_dir / part.folder)
 
 
 def compare_steps(
-    teacher: ContentMotionPipeline,
-    student: ContentMotionPipeline,
+    part: Part,
+    roles: dict[str, dict[str, Any]],
+    pipeline: type[DiffusionPipeline],
     cache: LatentCache,
     config: DistillConfig,
     path: Path,
 ) -> None:
-    """A contact sheet: the same prompts and noise, by the teacher at 50 steps and the student at 1, 2, 4 and 8."""
-    key = "motion_guidance_scale" if config.part == "motion" else "guidance_scale"
-    runs = [("teacher, 50 steps", make_previews(teacher, cache, config.validation_prompts, config.seed, **{
-        "num_inference_steps": 50, key: config.guidance_scale,
-    }))]  # fmt: skip
-    for steps in PREVIEW_STEPS:
-        sampling = {"num_inference_steps": steps, key: 1.0}
-        made = make_previews(student, cache, config.validation_prompts, config.seed, **sampling)
-        runs.append((f"student, {steps} step{'s' * (steps > 1)}", made))
-    rows, names = [], []
-    for i, caption in enumerate(runs[0][1][1]):
-        rows += [videos[i] for _, (videos, _) in runs]
-        names += [f"{caption}: {who}" for who, _ in runs]
-    write_contact_sheet(path, rows, names)
+    """A contact sheet: the same prompts and noise, by the teacher at 50 steps and the student at 1, 2, 4 and 8.
+
+    Videos have a row each; single pictures stand side by side, a row for each prompt.
+    """
+    without = dict.fromkeys(part.hidden)
+    reference, student = (pipeline(**(roles[role] | without)) for role in ("teacher", "student"))
+
+    def make(pipe: DiffusionPipeline, steps: int, guidance: float) -> tuple[list[np.ndarray], list[str]]:
+        sampling = {"num_inference_steps": steps, part.guidance: guidance}
+        return part.previews(pipe, cache, config.validation_prompts, config.seed, **sampling)
+
+    teachers, captions = make(reference, 50, config.guidance_scale)
+    runs = [("teacher, 50 steps", teachers)]
+    runs += [(f"student, {n} step{'s' * (n > 1)}", make(student, n, 1.0)[0]) for n in PREVIEW_STEPS]
+    if len(teachers[0]) == 1:
+        order = f"teacher, 50 steps | student, {', '.join(map(str, PREVIEW_STEPS))} steps"
+        rows = [np.concatenate([videos[i] for _, videos in runs]) for i in range(len(captions))]
+        return write_contact_sheet(path, rows, [f"{caption}: {order}" for caption in captions])
+    rows = [videos[i] for i in range(len(captions)) for _, videos in runs]
+    write_contact_sheet(path, rows, [f"{caption}: {who}" for caption in captions for who, _ in runs])

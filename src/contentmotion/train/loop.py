@@ -47,7 +47,7 @@ def fit(
     collate: Callable[[list[Batch]], Batch],
     preview: Callable[[int], None] | None = None,
     evaluate: Callable[[int], dict[str, float]] | None = None,
-    eval_steps: int = 0,
+    eval_steps: int | tuple[int, ...] = 0,
     target: nn.Module | None = None,
 ) -> None:
     """Trains the parameters of ``model`` that require a gradient; on return they are the averaged (EMA) ones.
@@ -66,7 +66,7 @@ def fit(
         collate: Items to batch.
         preview: Called with the step number while the averaged weights are in place.
         evaluate: The same, every ``eval_steps`` and at the end, by all processes; gives scores to log.
-        eval_steps: 0 calls it never.
+        eval_steps: 0 calls it never; several numbers call it on each one's schedule.
         target: A copy of ``model`` that is kept at the averaged weights (what consistency distillation aims at).
 
     Raises:
@@ -74,6 +74,7 @@ def fit(
             does not fit.
     """
     run_dir = Path(config.output_dir)
+    schedules = (eval_steps,) if isinstance(eval_steps, int) else eval_steps
     accelerator = _make_accelerator(config, run_dir)
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     parameters = [model.get_parameter(name) for name in trained]
@@ -128,7 +129,7 @@ def fit(
                     if accelerator.is_main_process:
                         preview(step)
                 accelerator.wait_for_everyone()
-            if evaluate and eval_steps and (step % eval_steps == 0 or last):
+            if evaluate and any(every and (step % every == 0 or last) for every in schedules):
                 with _averaged(ema, parameters), _evaluating(model):
                     metrics.write(step, {f"eval/{name}": value for name, value in evaluate(step).items()})
                 accelerator.wait_for_everyone()

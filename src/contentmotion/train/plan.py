@@ -36,6 +36,8 @@ from contentmotion.models.patch_vae import PatchVAE
 from contentmotion.run_dir import resolve_device, resolve_dtype
 from contentmotion.train.autoencoder import make_autoencoder
 from contentmotion.train.content import make_content_parts
+from contentmotion.train.distill_parts import PARTS
+from contentmotion.train.lora import add_adapters
 from contentmotion.train.motion import make_motion_transformer
 from contentmotion.train.video import make_video_parts
 
@@ -171,8 +173,9 @@ def _plan(trained: nn.Module, forward: Callable[[], Any], frozen: dict[nn.Module
         networks = trained if isinstance(trained, nn.ModuleList) else [trained]
         networks[0].enable_gradient_checkpointing()  # type: ignore[operator]
     return Plan(
-        trained=sum(p.numel() for p in trained.parameters()),
-        frozen=sum(p.numel() for network in frozen for p in network.parameters()),
+        trained=sum(p.numel() for p in trained.parameters() if p.requires_grad),
+        frozen=sum(p.numel() for p in trained.parameters() if not p.requires_grad)
+        + sum(p.numel() for network in frozen for p in network.parameters()),
         flops_per_item=3 * count_cost(forward).flops + sum(frozen.values()),
         activation_bytes=count_activations(trained, forward),
     )
@@ -327,20 +330,36 @@ def video_pass(unet: Any, encoder: Any, text: Any, shape: tuple[int, ...]) -> An
 
 
 def _plan_distillation(config: DistillConfig) -> Plan:
-    names = ("unet", "motion_transformer", "autoencoder", "text_encoder")
-    name = config.pretrained_model_name_or_path
-    unet, motion, autoencoder, text = (part(name, n) for n in names)
-    own: Any = autoencoder.config
-    student = motion if config.part == "motion" else unet
-    shape = (own.in_channels, own.sample_height, own.sample_width)
-
-    def forward() -> Any:
-        return motion_pass(student, own) if config.part == "motion" else unet_pass(student, text, shape)
-
-    plan = _plan(student, forward, _frozen_text(text), config)
+    """With all weights trained, target and teacher are copies; with LoRA the three share all but the adapters."""
+    name, kind = config.pretrained_model_name_or_path, PARTS[config.part]
+    student, text = part(name, kind.network), part(name, "text_encoder")
+    forward = DISTILLED_PASSES[config.part](student, text, name)
     once = count_cost(forward).flops
-    # The target, a copy, and the teacher, with guidance twice a step.
+    # The target, and the teacher, with guidance twice a step.
     passes = 2 if config.guidance_scale == 1 else 3
-    return Plan(
-        plan.trained, plan.frozen + 2 * plan.trained, plan.flops_per_item + passes * once, plan.activation_bytes
-    )
+    if not config.lora_rank:
+        plan = _plan(student, forward, _frozen_text(text), config)
+        frozen, flops = plan.frozen + 2 * plan.trained, plan.flops_per_item + passes * once
+        return Plan(plan.trained, frozen, flops, plan.activation_bytes)
+    with META:
+        add_adapters(student, config.lora_rank, config.lora_alpha, config.lora_target_modules or kind.lora_targets)
+    plan = _plan(student, forward, _frozen_text(text), config)
+    adapted = count_cost(forward).flops
+    # Frozen weights take no gradient: their share of the backward pass is one forward pass's worth, not two.
+    flops = plan.flops_per_item - once + once * (passes - 1) + adapted
+    return Plan(plan.trained, plan.frozen + plan.trained, flops, plan.activation_bytes)
+
+
+def _content_pass(unet: Any, text: Any, name: str) -> Callable[[], Any]:
+    side = unet.config.sample_size
+    shape = (unet.config.in_channels, *((side, side) if isinstance(side, int) else side))
+    return lambda: unet_pass(unet, text, shape)
+
+
+def _motion_pass(motion: Any, text: Any, name: str) -> Callable[[], Any]:
+    own: Any = part(name, "autoencoder").config
+    return lambda: motion_pass(motion, own)
+
+
+# One item through a network that is distilled: network, text encoder, teacher's folder -> the pass.
+DISTILLED_PASSES = {"content": _content_pass, "motion": _motion_pass}

@@ -1,0 +1,74 @@
+"""Settings of distillation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from contentmotion.config.common import SHIPPED_MODEL, require, require_not_negative, require_positive
+from contentmotion.config.train import ScheduledEvaluationConfig, TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(ScheduledEvaluationConfig, TrainConfig):
+    """Distil a model of a pipeline into one that samples in 1 to 8 steps (consistency distillation, VideoLCM;
+    docs/distillation.md). `export` and `generate` take the result in the teacher's place.
+
+    Example: contentmotion distill --part content --cache_dir outputs/cache --output_dir outputs/content-lcm
+
+    Attributes:
+        pretrained_model_name_or_path: The teacher: a pipeline folder or hub id, for the content model a Stable
+            Diffusion folder too; "emoji" is the model shipped with the package.
+        part: Which of its models.
+        cache_dir: Latent cache, made by encode with the teacher's image VAE and autoencoder.
+        guidance_scale: Guidance of the teacher that the student learns to do without, `null + g * (cond - null)`;
+            VideoLCM's w of 9 is 10. Take what the teacher is sampled with.
+        num_ddim_steps: Steps of the teacher's solver over the whole schedule.
+        huber_c: Below this, the loss is quadratic.
+        content_noise: Of the motion model: noise on its content frames, see train-motion.
+        lora_rank: Train low-rank adapters of this rank (PEFT) instead of all weights; 0 trains all.
+        lora_alpha: Scale of the adapters, over lora_rank; lora_rank when not given.
+        lora_target_modules: Ends of the names of the layers with an adapter; when not given the attention's and the
+            feed-forward ones.
+        eval_cache_dir: Latent cache of clips that are not trained on: scores the student on them (heldout_loss,
+            student_error), and makes the best one the result.
+        heldout_steps: Score on these clips every n steps; validation_steps when not given.
+        heldout_items: Score on this many of them, evenly spaced; the teacher samples each once in 50 steps.
+        validation_prompts: Prompts of the preview pictures; captions of the cache when not given, and for motion.
+    """
+
+    pretrained_model_name_or_path: str = SHIPPED_MODEL
+    part: Literal["content", "motion"]
+    cache_dir: str
+    guidance_scale: float = 10.0
+    num_ddim_steps: int = 50
+    huber_c: float = 0.001
+    content_noise: float = 0.0
+    lora_rank: int = 0
+    lora_alpha: float | None = None
+    lora_target_modules: tuple[str, ...] = ()
+    eval_cache_dir: str | None = None
+    heldout_steps: int | None = None
+    heldout_items: int = 16
+    validation_prompts: tuple[str, ...] = ()
+    learning_rate: float = 1e-5
+    ema_decay: float = 0.95
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "num_ddim_steps", "huber_c", "ema_decay", "lora_alpha", "heldout_steps", "heldout_items")
+        require_not_negative(self, "content_noise", "lora_rank")
+        require(
+            8 <= self.num_ddim_steps <= 1000,
+            f"num_ddim_steps must be between 8 (the most steps a student is shown with) and 1000, got "
+            f"{self.num_ddim_steps}",
+        )
+        require(
+            self.lora_rank > 0 or not (self.lora_alpha or self.lora_target_modules),
+            "lora_alpha and lora_target_modules need --lora_rank",
+        )
+        require(self.heldout_steps is None or self.eval_cache_dir is not None, "heldout_steps needs --eval_cache_dir")
+        require(
+            self.eval_cache_dir is None or bool(self.heldout_steps or self.validation_steps),
+            "eval_cache_dir needs --heldout_steps where validation_steps is 0",
+        )

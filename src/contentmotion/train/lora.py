@@ -1,0 +1,77 @@
+"""Low-rank adapters (Hu et al. 2022) through PEFT: a student that is its teacher and a few million weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import LCMScheduler, StableDiffusionPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
+from torch import nn
+
+from contentmotion.saving import replacing_folder
+
+ADAPTER = "default"
+
+
+def share_weights(network: nn.Module) -> nn.Module:
+    """A copy of a network whose frozen weights are the network's own, not copies of them."""
+    return copy.deepcopy(network, {id(p): p for p in network.parameters() if not p.requires_grad})
+
+
+def add_adapters(network: nn.Module, rank: int, alpha: float | None, target_modules: Sequence[str]) -> None:
+    """Puts adapters, which start as nothing, beside layers of a network; they alone require a gradient from then on.
+
+    Args:
+        network: Changed in place; the names in its state dict change too.
+        rank: Rank of the adapters.
+        alpha: The adapters' output is scaled by ``alpha / rank``; ``rank`` when None.
+        target_modules: Ends of the names of the layers, linear or convolutions.
+
+    Raises:
+        ImportError: PEFT is not installed.
+        ValueError: No layer has such a name.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ImportError('--lora_rank needs PEFT: pip install "contentmotion[lora]"') from error
+    config = LoraConfig(
+        r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=list(target_modules),
+        init_lora_weights=True,
+    )  # fmt: skip
+    ends = tuple(f".{end}" for end in target_modules)
+    if not any(f".{name}".endswith(ends) for name, _ in network.named_modules()):
+        raise ValueError(f"no layer of the {type(network).__name__} is called {' or '.join(target_modules)}")
+    inject_adapter_in_model(config, network, ADAPTER)
+
+
+def merge_adapters(network: nn.Module) -> nn.Module:
+    """A copy of a network with its adapters added to the weights beside them: the network's own class again."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    merged = copy.deepcopy(network)
+    for name, module in list(merged.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            merged.set_submodule(name, module.get_base_layer())
+    del merged.peft_config
+    return merged
+
+
+def save_adapters(unet: nn.Module, scheduler: LCMScheduler, path: Path) -> None:
+    """The adapters of a Stable Diffusion UNet in diffusers' format, for ``load_lora_weights`` of any pipeline that has
+    the UNet; the scheduler that they need beside them.
+    """
+    from peft import get_peft_model_state_dict
+
+    layers: dict[str, torch.Tensor] = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+    settings: Any = unet.peft_config[ADAPTER]  # type: ignore[index]
+    with replacing_folder(path) as folder:
+        StableDiffusionPipeline.save_lora_weights(
+            folder, unet_lora_layers=layers, unet_lora_adapter_metadata=settings.to_dict()
+        )
+        scheduler.save_pretrained(folder)
