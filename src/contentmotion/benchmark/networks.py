@@ -15,8 +15,10 @@ from torch.overrides import TorchFunctionMode
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
+from contentmotion.models.condition_encoder import ConditionEncoder
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.models.patch_vae import PatchVAE
+from contentmotion.models.video_unet import VideoUNet
 
 # Of a decoder's 12 blocks 8 attend inside windows of 16x16 patches: what the few-step system takes to stay cheap.
 CHEAP_DECODER_WINDOW = 16
@@ -144,7 +146,7 @@ def _random_block(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
 def skeletons(folder: Path) -> dict[str, nn.Module | None]:
     """The networks of a pipeline folder by part, made from its configs on the meta device; no weights are read."""
     parts: dict[str, nn.Module | None] = {}
-    for name in ("text_encoder", "unet", "motion_transformer", "autoencoder", "vae"):
+    for name in ("text_encoder", "unet", "motion_transformer", "autoencoder", "vae", "condition_encoder"):
         file = folder / name / "config.json"
         parts[name] = skeleton(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
     return parts
@@ -153,7 +155,7 @@ def skeletons(folder: Path) -> dict[str, nn.Module | None]:
 def skeleton(config: dict) -> nn.Module:
     """The network that a ``config.json`` describes, on the meta device."""
     name = config.get("_class_name")
-    own = {cls.__name__: cls for cls in (ContentMotionAutoencoder, MotionDiT, PatchVAE)}
+    own = {cls.__name__: cls for cls in (ContentMotionAutoencoder, MotionDiT, PatchVAE, VideoUNet, ConditionEncoder)}
     with torch.device("meta"):
         if name is None:
             return CLIPTextModel(CLIPTextConfig.from_dict(config)).eval()

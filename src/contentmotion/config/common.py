@@ -40,6 +40,13 @@ def require_positive(config: object, *names: str) -> None:
         require(value is None or value > 0, f"{name} must be positive, got {value}")
 
 
+def require_share(config: object, *names: str) -> None:
+    """Raises ``ValueError`` for a field outside [0, 1]."""
+    for name in names:
+        value = getattr(config, name)
+        require(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
+
+
 def require_not_negative(config: object, *names: str) -> None:
     """Raise ``ValueError`` for the first named field that is below zero."""
     for name in names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from contentmotion.config.common import SHIPPED_MODEL, require, require_not_negative, require_positive
+from contentmotion.config.common import SHIPPED_MODEL, require, require_not_negative, require_positive, require_share
 from contentmotion.config.train import ScheduledEvaluationConfig, TrainConfig
 
 
@@ -19,13 +19,15 @@ class DistillConfig(ScheduledEvaluationConfig, TrainConfig):
     Attributes:
         pretrained_model_name_or_path: The teacher: a pipeline folder or hub id, for the content model a Stable
             Diffusion folder too; "emoji" is the model shipped with the package.
-        part: Which of its models.
-        cache_dir: Latent cache, made by encode with the teacher's image VAE and autoencoder.
+        part: Which of its models; "video" of a video model (train-video, ModelScope's folder).
+        cache_dir: Latent cache, made by encode with the teacher's image VAE and autoencoder; for a video model with
+            `--latents_only true`, and with the maps that the model follows.
         guidance_scale: Guidance of the teacher that the student learns to do without, `null + g * (cond - null)`;
             VideoLCM's w of 9 is 10. Take what the teacher is sampled with.
         num_ddim_steps: Steps of the teacher's solver over the whole schedule.
         huber_c: Below this, the loss is quadratic.
         content_noise: Of the motion model: noise on its content frames, see train-motion.
+        condition_dropout_prob: Of a video model with conditions: see train-video.
         lora_rank: Train low-rank adapters of this rank (PEFT) instead of all weights; 0 trains all.
         lora_alpha: Scale of the adapters, over lora_rank; lora_rank when not given.
         lora_target_modules: Ends of the names of the layers with an adapter; when not given the attention's and the
@@ -38,12 +40,13 @@ class DistillConfig(ScheduledEvaluationConfig, TrainConfig):
     """
 
     pretrained_model_name_or_path: str = SHIPPED_MODEL
-    part: Literal["content", "motion"]
+    part: Literal["content", "motion", "video"]
     cache_dir: str
     guidance_scale: float = 10.0
     num_ddim_steps: int = 50
     huber_c: float = 0.001
     content_noise: float = 0.0
+    condition_dropout_prob: float = 0.5
     lora_rank: int = 0
     lora_alpha: float | None = None
     lora_target_modules: tuple[str, ...] = ()
@@ -58,6 +61,7 @@ class DistillConfig(ScheduledEvaluationConfig, TrainConfig):
         super().__post_init__()
         require_positive(self, "num_ddim_steps", "huber_c", "ema_decay", "lora_alpha", "heldout_steps", "heldout_items")
         require_not_negative(self, "content_noise", "lora_rank")
+        require_share(self, "condition_dropout_prob")
         require(
             8 <= self.num_ddim_steps <= 1000,
             f"num_ddim_steps must be between 8 (the most steps a student is shown with) and 1000, got "

@@ -12,6 +12,7 @@ from contentmotion.config.common import (
     require,
     require_not_negative,
     require_positive,
+    require_share,
 )
 from contentmotion.config.conditions import ConditionName
 from contentmotion.config.data import ClipConfig
@@ -234,8 +235,7 @@ class TrainDenoiserConfig(ScheduledEvaluationConfig, TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        share = self.conditioning_dropout_prob
-        require(0 <= share <= 1, f"conditioning_dropout_prob must be in [0, 1], got {share}")
+        require_share(self, "conditioning_dropout_prob")
         require_positive(self, *(n for n in ("hidden_size", "depth", "num_heads", "patch_size") if hasattr(self, n)))
 
 
@@ -334,8 +334,7 @@ class TrainVideoConfig(TrainUNetConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "condition_hidden_channels", "condition_channels")
-        share = self.condition_dropout_prob
-        require(0 <= share <= 1, f"condition_dropout_prob must be in [0, 1], got {share}")
+        require_share(self, "condition_dropout_prob")
 
 
 @dataclass(frozen=True, kw_only=True)

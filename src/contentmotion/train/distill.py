@@ -60,7 +60,7 @@ def distill(config: DistillConfig) -> None:
     alarms, folder = Alarms(), run_dir / part.folder
 
     def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        batch = part.prepare(batch, config)
+        batch = part.prepare(teacher, batch, config)
         x0 = part.clean_sample(teacher, batch)
         losses = consistency_loss(
             model, denoisers["target"], denoisers["teacher"], batch, x0, scheduler, config, part.time_axis
@@ -74,7 +74,7 @@ def distill(config: DistillConfig) -> None:
     def save() -> None:
         save_student(part, roles["student"], type(teacher), run_dir)
 
-    score = make_scorer(type(teacher)(**roles["student"]), config, config.part, run_dir)
+    score = make_scorer(type(teacher)(**roles["student"]), config, part.component, run_dir)
     best = BestStudent(run_dir, folder, save, unseen, config) if unseen is not None else None
     held_out = HeldOut(part, teacher, denoisers, unseen, scheduler, lcm, config) if unseen is not None else None
 

@@ -11,9 +11,11 @@ from diffusers import DiffusionPipeline, LCMScheduler
 from torch import Tensor, nn
 
 from contentmotion.config import DistillConfig
+from contentmotion.config.use import Component
 from contentmotion.data.cache import LatentCache
-from contentmotion.denoisers import ContentDenoiser, MotionDenoiser, perturb
-from contentmotion.loading import load_pipeline, resolve_name
+from contentmotion.data.conditions import require_conditions
+from contentmotion.denoisers import ContentDenoiser, MotionDenoiser, VideoDenoiser, perturb
+from contentmotion.loading import load_pipeline, load_video_pipeline, resolve_name
 from contentmotion.pipeline import ContentMotionPipeline
 from contentmotion.train.consistency import require_teacher
 from contentmotion.train.content import load_content_parts, save_content
@@ -21,6 +23,7 @@ from contentmotion.train.loop import Batch
 from contentmotion.train.lora import save_adapters
 from contentmotion.train.motion import save_motion
 from contentmotion.train.previews import make_previews
+from contentmotion.train.video import add_conditions, save_video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +34,15 @@ class Part:
         network: The pipeline's component that denoises.
         besides: Components that are trained with it, where the pipeline has them (not with LoRA).
         scheduler: The pipeline's component that is its scheduler.
+        component: What ``evaluate`` scores of it.
         guidance: The argument of the pipeline's call that guides it.
         field: What a cache must hold of each clip.
         made_with: Components that must have made the cache.
         open_teacher: The teacher's pipeline.
         wrap: Components -> the network's ``Denoiser``.
         clean_sample: Teacher's pipeline and batch -> clean samples (b, c, ...).
-        prepare: Draws what the three networks must see alike, such as noise on their conditions.
+        prepare: Teacher's pipeline, batch and config -> the batch with what the three networks must see alike, such as
+            conditions, or noise on them.
         time_axis: Axis of the clean samples that counts frames.
         folder: Where in the output folder the student goes.
         save: Writes it: pipeline with the student inside, and folder.
@@ -49,6 +54,7 @@ class Part:
 
     network: str
     scheduler: str
+    component: Component
     guidance: str
     field: str
     made_with: tuple[str, ...]
@@ -59,7 +65,7 @@ class Part:
     save: Callable[[Any, Path], None]
     lora_targets: tuple[str, ...]
     besides: tuple[str, ...] = ()
-    prepare: Callable[[Batch, DistillConfig], Batch] = lambda batch, config: batch
+    prepare: Callable[[Any, Batch, DistillConfig], Batch] = lambda teacher, batch, config: batch
     time_axis: int | None = None
     save_adapters: Callable[[nn.Module, LCMScheduler, Path], None] | None = None
     hidden: tuple[str, ...] = ()
@@ -73,6 +79,7 @@ class Part:
         cache.require_made_with(**{k: v for k, v in makers.items() if v is not None or k == "vae"})
         if self.field not in cache[0]:
             raise ValueError(f"the latent cache {cache.cache_dir} holds no {self.field}, which is what is distilled")
+        require_conditions(getattr(teacher, "condition_names", ()), list(cache[0]))
         cache.use_text_features(teacher.text_encoder)
 
 
@@ -96,7 +103,7 @@ def open_content_teacher(config: DistillConfig) -> ContentMotionPipeline:
     return ContentMotionPipeline(**load_content_parts(name))
 
 
-def perturb_content(batch: Batch, config: DistillConfig) -> Batch:
+def perturb_content(teacher: ContentMotionPipeline, batch: Batch, config: DistillConfig) -> Batch:
     """The batch with noise on its content frames (see ``content_noise``)."""
     return batch | {"content": perturb(batch["content"], config.content_noise, batch)}
 
@@ -107,6 +114,7 @@ PARTS: dict[str, Part] = {
     "content": Part(
         network="unet",
         scheduler="scheduler",
+        component="content",
         guidance="guidance_scale",
         field="content",
         made_with=("vae", "autoencoder"),
@@ -122,6 +130,7 @@ PARTS: dict[str, Part] = {
     "motion": Part(
         network="motion_transformer",
         scheduler="motion_scheduler",
+        component="motion",
         guidance="motion_guidance_scale",
         field="motion",
         made_with=("vae", "autoencoder"),
@@ -133,5 +142,26 @@ PARTS: dict[str, Part] = {
         folder="motion_transformer",
         save=lambda pipe, path: save_motion(pipe.motion_transformer, pipe.motion_scheduler, path),
         lora_targets=("attn.qkv", "attn.proj", "mlp.0", "mlp.2"),
+    ),
+    "video": Part(
+        network="unet",
+        besides=("condition_encoder",),
+        scheduler="scheduler",
+        component="full",
+        guidance="guidance_scale",
+        field="latents",
+        made_with=("vae",),
+        open_teacher=lambda config: load_video_pipeline(config.pretrained_model_name_or_path),
+        wrap=lambda parts: VideoDenoiser(
+            parts["unet"], parts["text_encoder"], parts["tokenizer"], parts["condition_encoder"]
+        ),
+        clean_sample=lambda teacher, batch: batch["latents"],
+        prepare=lambda teacher, batch, config: add_conditions(
+            batch, teacher.condition_names, config.condition_dropout_prob
+        ),
+        time_axis=1,  # (b, t, c, h, w)
+        folder="video",
+        save=save_video,
+        lora_targets=ATTENTION_AND_FEED_FORWARD,
     ),
 }

@@ -96,7 +96,7 @@ class HeldOut:
         device = self.teacher.device
         batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.batches[number].items()}
         batch["generator"] = seeded_generator(self.config.seed, draw * len(self.batches) + number)
-        batch = self.part.prepare(batch, self.config)
+        batch = self.part.prepare(self.teacher, batch, self.config)
         return batch, self.part.clean_sample(self.teacher, batch)
 
 

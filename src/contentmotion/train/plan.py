@@ -361,5 +361,15 @@ def _motion_pass(motion: Any, text: Any, name: str) -> Callable[[], Any]:
     return lambda: motion_pass(motion, own)
 
 
+def _video_pass(unet: Any, text: Any, name: str) -> Callable[[], Any]:
+    folder = Path(resolve_name(name))
+    encoder = skeletons(folder)["condition_encoder"] if folder.is_dir() else None
+    height, width = (
+        (unet.config.sample_size,) * 2 if isinstance(unet.config.sample_size, int) else unet.config.sample_size
+    )
+    shape = (unet.config.get("num_frames", 16), unet.config.out_channels, height, width)
+    return lambda: video_pass(unet, encoder, text, shape)
+
+
 # One item through a network that is distilled: network, text encoder, teacher's folder -> the pass.
-DISTILLED_PASSES = {"content": _content_pass, "motion": _motion_pass}
+DISTILLED_PASSES = {"content": _content_pass, "motion": _motion_pass, "video": _video_pass}
