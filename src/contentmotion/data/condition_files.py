@@ -84,7 +84,9 @@ def read_conditions(
             conditions[name] = _extract(name, driving, config, device)
         if config.mask is not None:
             latents = encode_frames(vae, to_float(driving)[None].to(device)).float()
-            conditions["mask"] = known_latents(latents, _read_mask(config.mask, *size, vae_scale_factor(vae)).to(latents))
+            conditions["mask"] = known_latents(
+                latents, _read_mask(config.mask, *size, vae_scale_factor(vae)).to(latents)
+            )
     if config.first_frame is not None:
         first = _read_frames("first_frame", config.first_frame, 1, height, width)
         conditions["first_frame"] = encode_frames(vae, to_float(first)[None].to(device)).float()
@@ -113,7 +115,7 @@ def _extract(name: str, driving: Tensor, config: ConditionConfig, device: torch.
 
 
 def _read_mask(path: str, num_frames: int, height: int, width: int, factor: int) -> Tensor:
-    """A mask at the latents' size, (1, t, 1, h, w): 1 where any pixel is to be made. A still picture is for all frames."""
+    """A mask at the latents' size, (1, t, 1, h, w), 1 where any pixel is to be made; a still picture for all frames."""
     still = probe_video(path).num_frames == 1
     frames = _read_frames("mask", path, 1 if still else num_frames, height, width)
     marked = torch.from_numpy(to_grey(_to_numpy(frames), path)) >= 128
