@@ -12,6 +12,7 @@ such as "a large red square moves left over a blue background". Three splits:
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,14 +98,22 @@ def draw(things: list[Thing], background: str, time: float, size: int) -> np.nda
     return np.asarray(picture.resize((size, size), Image.Resampling.BOX))
 
 
+def pairs_of(split: str, shapes: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs of colour and shape that a split shows: those of "test" are in no other."""
+    return [
+        (colour, shape)
+        for i, colour in enumerate(COLOURS)
+        for j, shape in enumerate(shapes)
+        if ((i + 2 * j) % HELD_OUT == 0) == (split == "test")
+    ]
+
+
 def draw_lots(split: str, number: int, draw_from: np.random.Generator) -> tuple[list[Thing], str]:
     """A scene of a split: its things and its background. Every third scene holds two things."""
-    names = list(COLOURS)
-    pairs = [(c, s) for i, c in enumerate(names) for j, s in enumerate(SHAPES)
-             if ((i + 2 * j) % HELD_OUT == 0) == (split == "test")]  # fmt: skip
+    pairs = pairs_of(split, SHAPES)
     count = 2 if number % 3 == 0 else 1
     chosen = [pairs[k] for k in draw_from.choice(len(pairs), count, replace=False)]
-    background = str(draw_from.choice([name for name in names if name not in {c for c, _ in chosen}]))
+    background = str(draw_from.choice([name for name in COLOURS if name not in {c for c, _ in chosen}]))
     things = []
     for place, (colour, shape) in enumerate(chosen):
         middle = 0.5 if count == 1 else (0.3, 0.7)[place]

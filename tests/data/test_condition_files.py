@@ -153,10 +153,7 @@ def test_what_the_model_does_not_know_is_refused_before_any_file_is_read() -> No
         ({"driving_video": "v.mp4"}, "does nothing by itself"),
         ({"driving_video": "v.mp4", "extract": ("depth",)}, "--extract depth needs --depth_model"),
         ({"driving_video": "v.mp4", "extract": ("pose",)}, "--extract pose: only depth and sketch"),
-        (
-            {"driving_video": "v.mp4", "extract": ("sketch",), "sketch": "s.mp4"},
-            "--sketch is given and --extract sketch",
-        ),
+        ({"driving_video": "v.mp4", "extract": ("sketch",), "sketch": "s.mp4"}, "--sketch is given and --extract"),
     ],
 )
 def test_settings_that_do_not_fit(settings: dict[str, Any], message: str) -> None:

@@ -15,8 +15,9 @@ MAP_NAMES: tuple[str, ...] = get_args(MapName)
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionConfig:
-    """Files that say what a video has to follow, for models trained with conditions. Of videos the first frames count;
-    what is larger than the clip, or of another aspect ratio, is resized and cut like training clips.
+    """Files that a video has to follow, for models trained with conditions.
+
+    Of videos the first frames count; what has another size or aspect ratio is resized and cut like training clips.
 
     Attributes:
         depth: Depth to follow: a grey video, gif or folder of frames, white = near.

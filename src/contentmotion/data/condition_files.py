@@ -115,7 +115,7 @@ def _extract(name: str, driving: Tensor, config: ConditionConfig, device: torch.
 
 
 def _read_mask(path: str, num_frames: int, height: int, width: int, factor: int) -> Tensor:
-    """A mask at the latents' size, (1, t, 1, h, w): 1 where any pixel is to be made. A still picture is for all frames."""
+    """A mask at the latents' size, (1, t, 1, h, w), 1 where any pixel is to be made; a still picture for all frames."""
     still = probe_video(path).num_frames == 1
     frames = _read_frames("mask", path, 1 if still else num_frames, height, width)
     marked = torch.from_numpy(to_grey(_to_numpy(frames), path)) >= 128

@@ -124,9 +124,9 @@ class Encoder:
                     f"{name} of a clip among {items[0]['path']} ... {items[-1]['path']} is not finite in "
                     f"{self.config.cache_dtype}: --cache_dtype bf16, or --mixed_precision no"
                 )
-        return tensors | {
-            name: torch.stack([self._map(name, item) for item in items]) for name in self.config.conditions
-        }
+        for name in self.config.conditions:
+            tensors[name] = torch.stack([self._map(name, item) for item in items])
+        return tensors
 
     def _map(self, name: str, item: dict[str, Any]) -> Tensor:
         """A map of a clip, uint8 (t, 1, h, w): the one read from a file, else one taken from its frames."""
