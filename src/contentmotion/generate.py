@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import contentmotion
 from contentmotion.config import GenerateConfig, SamplingConfig
+from contentmotion.data.condition_files import read_conditions as read_conditions_of
 from contentmotion.data.prompts import read_prompts
 from contentmotion.loading import load_any_pipeline, load_vae, require_checkpoints
 from contentmotion.pipeline_base import LatentPipeline
@@ -62,6 +63,7 @@ def generate(config: GenerateConfig) -> None:
     pipe = load_for_sampling(config, device)
 
     conditions = [condition for condition in conditions for _ in range(config.num_videos_per_prompt)]
+    follow = read_followed(pipe, config)
     sampling = resolve_sampling(
         pipe,
         config.num_inference_steps,
@@ -74,7 +76,9 @@ def generate(config: GenerateConfig) -> None:
     with _progress() as progress:
         batches = math.ceil(len(conditions) / config.batch_size)
         task = progress.add_task("generating", total=(sampling.steps + sampling.motion_steps) * batches)
-        for drawn in sample_all(pipe, config, conditions, lambda: progress.advance(task), content_frames=False):
+        for drawn in sample_all(
+            pipe, config, conditions, lambda: progress.advance(task), content_frames=False, follow=follow
+        ):
             number = len(videos)
             name = f"{number:03d}-{slug(conditions[number])}-seed{config.seed}"
             metadata = provenance(config, conditions[number], number)
@@ -127,6 +131,25 @@ def load_for_sampling(config: SamplingConfig, device: torch.device) -> Any:
     if switches and switches.compile:
         compile_networks(pipe, device)
     return pipe
+
+
+def read_followed(pipe: LatentPipeline, config: GenerateConfig) -> dict[str, torch.Tensor] | None:
+    """What the videos have to follow besides their prompts: the files that the settings name, read.
+
+    Raises:
+        ValueError: A file that cannot be used, or a condition that the model does not take.
+        OSError: No such file.
+    """
+    if not config.condition_names:
+        return None
+    known = pipe.condition_names if isinstance(pipe, VideoLatentPipeline) else ()
+    asked = (config.num_frames, config.height, config.width)
+    num_frames, height, width = (a or b for a, b in zip(asked, pipe.clip_shape, strict=True))
+    vae = pipe.vae
+    place = pipe._execution_device if vae is None else vae.device  # with CPU offload it rests on the CPU
+    return read_conditions_of(
+        config, num_frames=num_frames, height=height, width=width, vae=vae, known=known, device=place
+    )
 
 
 def _require_video_settings(config: SamplingConfig) -> None:

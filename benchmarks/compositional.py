@@ -1,0 +1,180 @@
+"""VideoLCM's compositional model in miniature: does what it makes follow depth, sketches, masks and first frames?
+
+    python benchmarks/compositional.py --output_dir outputs/compositional
+
+Trains a video UNet with four conditions on procedural scenes with exact depth (runs/prepare_scenes.py), distils it, and
+gives both each condition of clips that neither has seen (their pairs of colour and solid are in no training clip).
+Everything goes through the commands that users run; what is finished is not done again. Writes following.json: for each
+condition by itself, how far the output follows it (`contentmotion.evaluate.following`), of the teacher, of the student
+at 4, 2 and 1 steps, of the teacher without the condition, and of the true clips (after the image VAE); and sheet.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from paper_in_miniature import ROOT, run
+from torch import Tensor
+
+from contentmotion.config import CONDITION_NAMES
+from contentmotion.data.cache import collate_latents, open_cache
+from contentmotion.data.conditions import training_conditions
+from contentmotion.evaluate.following import first_frame_psnr, known_region_psnr, outline_recall, sketch_following
+from contentmotion.image_vae import decode_frames, to_uint8
+from contentmotion.loading import load_video_pipeline
+from contentmotion.run_dir import describe_hardware, seeded_generator
+from contentmotion.saving import write_json
+from contentmotion.video_io import write_contact_sheet
+from contentmotion.video_pipeline import VideoLatentPipeline
+
+TRAINING = {"lr_scheduler": "cosine", "report_to": "none", "checkpointing_steps": 100}
+VAE = {
+    "num_downsamples": 3, "latent_channels": 24, "num_frames": 4, "train_batch_size": 4, "max_train_steps": 500,
+    "learning_rate": 1e-3, "validation_steps": 500,
+}  # fmt: skip
+TEACHER = {
+    "block_out_channels": "[64,64,96]", "train_batch_size": 16, "learning_rate": 1e-3, "ema_decay": 0.99,
+    "validation_steps": 200,
+}  # fmt: skip
+STUDENT = {
+    "train_batch_size": 8, "learning_rate": 3e-4, "guidance_scale": 2.0, "adam_beta2": 0.99, "validation_steps": 100,
+    "heldout_items": 8,
+}  # fmt: skip
+TEACHER_STEPS, GUIDANCE = 25, 2.0
+# How far an output follows a condition: heading, and (condition as cached or made, output, true clip) -> one a clip.
+MEASURES: dict[str, tuple[str, Callable[[Any, Tensor, Tensor], Tensor]]] = {
+    "sketch": ("F1 of edges, within 1 pixel", lambda given, made, real: sketch_following(given, made)["f1"]),
+    "depth": ("share of depth's rims with an edge", lambda given, made, real: outline_recall(given, made)),
+    "mask": ("PSNR of what was given (dB)", lambda given, made, real: known_region_psnr(made, real, given)),
+    "first_frame": ("PSNR of frame 0 (dB)", lambda given, made, real: first_frame_psnr(made, real[:, :1])),
+}
+
+
+def prepare(root: Path) -> None:
+    """Scenes, image VAE, and caches of the training and the test clips."""
+    clips = {"train_data_dir": root / "scenes"}
+    if not (root / "scenes/metadata.jsonl").exists():
+        script = [sys.executable, str(ROOT / "runs/prepare_scenes.py"), str(root / "scenes")]
+        subprocess.run([*script, "--num_train", "768", "--num_test", "96", "--num_frames", "16"], check=True)
+    if not (root / "vae/vae/config.json").exists():
+        run("train-vae", **clips, **TRAINING, **VAE, output_dir=root / "vae")
+    for split in ("train", "test"):
+        if not (root / f"latents-{split}/index.json").exists():
+            run(
+                "encode", **clips, split=split, vae=root / "vae/vae", latents_only="true",
+                conditions=("sketch", "depth"), output_dir=root / f"latents-{split}",
+            )  # fmt: skip
+
+
+def train(root: Path, steps: int, student_steps: int) -> None:
+    """Teacher and student."""
+    caches = {"cache_dir": root / "latents-train"}
+    if not (root / "teacher/video/model_index.json").exists():
+        run(
+            "train-video", **caches, **TRAINING, **TEACHER, vae=root / "vae/vae", conditions=CONDITION_NAMES,
+            max_train_steps=steps, output_dir=root / "teacher",
+        )  # fmt: skip
+    last = root / "student" / f"checkpoint-{student_steps:06d}"
+    if not last.is_dir():
+        run(
+            "distill", **caches, **TRAINING, **STUDENT, part="video", eval_cache_dir=root / "latents-test",
+            pretrained_model_name_or_path=root / "teacher/video", max_train_steps=student_steps,
+            output_dir=root / "student",
+        )  # fmt: skip
+
+
+def follow(root: Path, num_clips: int) -> dict[str, Any]:
+    """Samples with each condition by itself, and scores."""
+    cache = open_cache(str(root / "latents-test"), 0.0)
+    batch = collate_latents([cache[i] for i in range(min(num_clips, len(cache)))])
+    pipes = {name: load_video_pipeline(str(root / name / "video")) for name in ("teacher", "student")}
+    vae = pipes["teacher"].vae
+    real = to_uint8(decode_frames(vae, batch["latents"]))
+    runs = [(f"teacher, {TEACHER_STEPS} steps", "teacher", TEACHER_STEPS, GUIDANCE, True)]
+    runs += [(f"student, {n} step{'s' * (n > 1)}", "student", n, 1.0, True) for n in (4, 2, 1)]
+    table: dict[str, dict[str, Any]] = {name: {} for name in CONDITION_NAMES}
+    rows: list[tuple[str, np.ndarray]] = []
+    free, seconds = sample(pipes["teacher"], batch, {}, TEACHER_STEPS, GUIDANCE)
+    for name in CONDITION_NAMES:
+        generator = torch.Generator().manual_seed(0)
+        conditions, _ = training_conditions(batch, (name,), generator, keep_all_prob=1.0, drop_all_prob=0.0)
+        given: Any = batch.get(name)
+        if name == "mask":  # a latent counts as to be made: so do all its pixels
+            factor = real.shape[-1] // batch["latents"].shape[-1]
+            given = conditions["mask"][:, :, :1].repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+        measure = MEASURES[name][1]
+        made = {"true clips": real, "teacher without it": free}
+        for title, who, steps, guidance, _ in runs:
+            made[title], seconds = sample(pipes[who], batch, conditions, steps, guidance)
+            table[name][f"{title}, seconds a clip"] = seconds / len(real)
+        for title, videos in made.items():
+            values = measure(given, videos, real)
+            values = values[torch.isfinite(values)]
+            table[name][title] = {
+                "mean": values.mean().item(),
+                "standard_error": (values.std() / len(values) ** 0.5).item(),
+            }
+        shown = {"sketch": given, "depth": given, "mask": None, "first_frame": None}[name]
+        if name == "mask":
+            shown = (real * (given == 0)).to(torch.uint8)
+        if name == "first_frame":
+            shown = torch.cat([real[:, :1], torch.zeros_like(real[:, 1:])], dim=1)
+        made = {f"the {name.replace('_', ' ')}": shown.expand_as(real)} | made
+        rows += [
+            (f"{name}: {title}", videos[k].permute(0, 2, 3, 1).numpy()) for k in (1,) for title, videos in made.items()
+        ]
+    captions, videos = zip(*rows, strict=True)
+    write_contact_sheet(root / "sheet.png", list(videos), list(captions))
+    return {"clips": len(real), "measures": {name: title for name, (title, _) in MEASURES.items()}, "scores": table}
+
+
+def sample(
+    pipe: VideoLatentPipeline, batch: dict[str, Any], conditions: dict[str, Tensor], steps: int, guidance: float
+) -> tuple[Tensor, float]:
+    """Videos uint8 (b, t, 3, H, W) for a batch's captions, and seconds in all; the same noise whatever the model."""
+    pipe.set_progress_bar_config(disable=True)
+    started, videos = perf_counter(), []
+    for start in range(0, len(batch["caption"]), 8):
+        part = slice(start, start + 8)
+        with torch.autocast("cpu", torch.bfloat16):
+            output: Any = pipe(
+                batch["caption"][part],
+                conditions={name: value[part] for name, value in conditions.items()},
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=[seeded_generator(0, start + k) for k in range(len(batch["caption"][part]))],
+                output_type="pt",
+            )
+        videos.append((output.frames * 255).round().to(torch.uint8))
+    return torch.cat(videos), perf_counter() - started
+
+
+def main() -> None:
+    """Trains, scores, reports."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/compositional"))
+    parser.add_argument("--steps", type=int, default=600, help="training steps of the teacher (default 600)")
+    parser.add_argument("--student_steps", type=int, default=300, help="steps of distillation (default 300)")
+    parser.add_argument("--num_clips", type=int, default=32, help="test clips to sample (default 32)")
+    arguments = parser.parse_args()
+    root = arguments.output_dir
+    prepare(root)
+    train(root, arguments.steps, arguments.student_steps)
+    settings = {"vae": VAE, "teacher": TEACHER, "student": STUDENT, "training": TRAINING}
+    settings |= {"steps": arguments.steps, "student_steps": arguments.student_steps}
+    settings |= {"teacher_sampling": {"num_inference_steps": TEACHER_STEPS, "guidance_scale": GUIDANCE}}
+    facts = {"hardware": describe_hardware(torch.device("cpu")), "settings": settings, "seed": 0}
+    write_json(root / "following.json", facts | follow(root, arguments.num_clips))
+    print(root / "following.json")
+
+
+if __name__ == "__main__":
+    main()
