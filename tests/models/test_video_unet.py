@@ -83,8 +83,11 @@ def test_more_channels_change_nothing_until_trained(cls: type) -> None:
     ("changes", "named"),
     [
         ({"time_cond_proj_dim": 8}, "time_cond_proj_dim"),
-        ({"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 64},
-         "addition_time_embed_dim"),
+        (
+            {"addition_embed_type": "text_time", "addition_time_embed_dim": 8,
+             "projection_class_embeddings_input_dim": 64},
+            "addition_time_embed_dim",
+        ),
         ({"transformer_layers_per_block": (1, 2)}, "transformer_layers_per_block"),
     ],
 )  # fmt: skip

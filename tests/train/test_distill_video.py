@@ -1,0 +1,105 @@
+"""Distilling a video model: with conditions, with LoRA, resumed; what the student is."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import LCMScheduler
+from safetensors.torch import load_file
+
+from contentmotion.config import DistillConfig, EncodeConfig, TrainVideoConfig
+from contentmotion.data.encode import encode
+from contentmotion.loading import load_video_pipeline
+from contentmotion.train.distill import distill
+from contentmotion.train.video import train_video
+
+STEPS: dict[str, Any] = {
+    "max_train_steps": 2, "train_batch_size": 2, "logging_steps": 1, "checkpointing_steps": 1,
+    "validation_steps": 0, "report_to": "none", "mixed_precision": "no", "lr_warmup_steps": 1, "learning_rate": 1e-3,
+}  # fmt: skip
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+ENCODER = "condition_encoder/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def root(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher of pixels that takes sketches and masks, and its caches, 4 frames of 16x16."""
+    root = tmp_path_factory.mktemp("distill-video")
+    data = {"train_data_dir": str(clip_folder), "num_frames": 4, "height": 16, "width": 16, "latents_only": True}
+    for split, name in (("train", "cache"), ("test", "unseen")):
+        encode(EncodeConfig(**data, split=split, conditions=("sketch",), output_dir=f"{root}/{name}"))
+    train_video(
+        TrainVideoConfig(
+            **STEPS, cache_dir=f"{root}/cache", conditions=("sketch", "mask"), block_out_channels=(32, 32),
+            num_attention_heads=2, text_hidden_size=32, text_num_layers=1, vocab_size=600, output_dir=f"{root}/run",
+        )
+    )  # fmt: skip
+    return root
+
+
+def run(root: Path, name: str, **changes: Any) -> Path:
+    given = {"pretrained_model_name_or_path": f"{root}/run/video", "cache_dir": f"{root}/cache", "guidance_scale": 3.0}
+    distill(DistillConfig(**STEPS | given | {"part": "video", "output_dir": f"{root}/{name}"} | changes))
+    return root / name
+
+
+def test_student_follows_conditions_in_few_steps(root: Path) -> None:
+    before = {path: path.read_bytes() for path in (root / "run/video").rglob("*") if path.is_file()}
+    folder = run(root, "student", validation_steps=2, eval_cache_dir=f"{root}/unseen")
+    assert {path: path.read_bytes() for path in before} == before
+    assert (folder / "preview-000002.png").exists()
+    assert json.loads((folder / "best.json").read_text())["step"] == 2
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if "loss" in line]
+    assert all(line["motion_ratio"] > 0 and line["x0_std_ratio"] > 0 for line in trained)
+    pipe = load_video_pipeline(str(folder / "video"))
+    pipe.set_progress_bar_config(disable=True)
+    assert isinstance(pipe.scheduler, LCMScheduler) and pipe.condition_names == ("sketch", "mask")
+    sketch = torch.ones(1, 4, 1, 16, 16)
+    videos: Any = pipe("a square", conditions={"sketch": sketch}, output_type="pt", generator=torch.Generator())
+    assert videos.frames.shape == (1, 4, 3, 16, 16)
+    teacher = load_file(root / "run/video" / WEIGHTS)
+    student = load_file(folder / "video" / WEIGHTS)
+    assert any(not torch.equal(teacher[name], student[name]) for name in teacher)
+    parts = [load_file(f / "video" / ENCODER) for f in (root / "run", folder)]
+    assert any(not torch.equal(parts[0][name], parts[1][name]) for name in parts[0])  # trained with it
+
+
+def test_lora_leaves_the_condition_encoder_alone(root: Path) -> None:
+    folder = run(root, "lora", lora_rank=2)
+    parts = [load_file(f / "video" / ENCODER) for f in (root / "run", folder)]
+    assert all(torch.equal(parts[0][name], parts[1][name]) for name in parts[0])
+    teacher, student = (load_file(f / "video" / WEIGHTS) for f in (root / "run", folder))
+    changed = {name for name in teacher if not torch.equal(teacher[name], student[name])}
+    assert changed and all(".to_" in name or ".ff." in name for name in changed)
+
+
+def test_resumed_is_the_same_as_not_stopped(root: Path) -> None:
+    whole = run(root, "whole")
+    run(root, "parts", max_train_steps=1)
+    parts = run(root, "parts")
+    one, other = (load_file(folder / "video" / WEIGHTS) for folder in (whole, parts))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_bad_input(root: Path, tiny_pipeline_dir: Path, clip_folder: Path) -> None:
+    with pytest.raises(ValueError, match="is not a video model"):
+        run(root, "bad", pretrained_model_name_or_path=str(tiny_pipeline_dir))
+    with pytest.raises(ValueError, match="was distilled|one that was distilled"):
+        run(root, "bad", pretrained_model_name_or_path=f"{root}/student/video")
+    encode(
+        EncodeConfig(
+            train_data_dir=str(clip_folder), num_frames=4, height=16, width=16, latents_only=True,
+            output_dir=f"{root}/plain",
+        )
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="holds no sketch"):
+        run(root, "bad", cache_dir=f"{root}/plain")
+
+
+def test_dry_run_counts(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(root, "dry", dry_run=True)
+    run(root, "dry", dry_run=True, lora_rank=2)
+    assert capsys.readouterr().out.count("trained parameters") == 2 and not (root / "dry").exists()
