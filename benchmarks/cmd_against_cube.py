@@ -51,8 +51,8 @@ TRAINING = {
     "learning_rate": 1e-3, "lr_scheduler": "cosine", "lr_warmup_steps": 50, "ema_decay": 0.99, "validation_steps": 0,
     "checkpointing_steps": 200, "report_to": "none",
 }  # fmt: skip
-GUIDANCE, STEPS = 4.0, 50
-NUM_VIDEOS = 128  # of each split
+GUIDANCE, STEPS = 4.0, 25
+NUM_VIDEOS = 64  # of each split
 
 
 def train(command: str, budget: float, **settings: Any) -> None:

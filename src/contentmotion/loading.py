@@ -15,7 +15,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from contentmotion.config import SHIPPED_MODEL
+from contentmotion.config import SHIPPED_MODEL, SHIPPED_STUDENT
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.models.patch_vae import PatchVAE
@@ -28,13 +28,13 @@ Model = TypeVar("Model", bound=ModelMixin)
 
 
 def resolve_name(name_or_path: str) -> str:
-    """The folder of the model shipped with the package ("emoji"), an existing folder, or a hub id as it is.
+    """The folder of a model shipped with the package ("emoji", "emoji-lcm"), an existing folder, or a hub id as it is.
 
     Raises:
         ValueError: A path that does not exist.
     """
-    if name_or_path == SHIPPED_MODEL:  # a folder of that name is ./emoji
-        name_or_path = str(ASSETS / SHIPPED_MODEL)
+    if name_or_path in (SHIPPED_MODEL, SHIPPED_STUDENT):  # a folder of that name is ./emoji
+        name_or_path = str(ASSETS / name_or_path)
     is_hub_id = name_or_path.count("/") == 1 and not name_or_path.startswith((".", "/", "~"))
     if not Path(name_or_path).exists() and not is_hub_id:
         raise ValueError(f"no such checkpoint: {name_or_path}")
@@ -137,7 +137,7 @@ def load_pipeline(
     """A whole pipeline: a folder that has every part, or a Stable Diffusion folder completed by ours.
 
     Args:
-        name_or_path: Pipeline folder or hub id; "emoji" is the shipped model.
+        name_or_path: Pipeline folder or hub id; "emoji" is the shipped model, "emoji-lcm" its student.
         autoencoder: Folder that replaces (or adds) the autoencoder.
         motion_transformer: Folder that replaces (or adds) the motion model and its scheduler.
         dtype: Precision of the weights; float32 when None.
@@ -156,6 +156,9 @@ def load_pipeline(
     if motion_transformer:
         parts["motion_transformer"], parts["motion_scheduler"] = load_motion(motion_transformer, dtype)
     path = resolve_name(name_or_path)
+    if name_or_path == SHIPPED_STUDENT:  # what it shares with its teacher is stored once
+        parts = _student_parts(Path(path), dtype) | parts
+        path = resolve_name(SHIPPED_MODEL)
     index = Path(path) / "model_index.json"
     if Path(path).is_dir() and not index.exists():
         raise ValueError(f"{name_or_path} is not a pipeline folder: it has no model_index.json")
@@ -178,6 +181,16 @@ def load_pipeline(
         pipe.scheduler = to_ddim(pipe.scheduler.config)
     pipe.check_parts()
     return pipe
+
+
+def _student_parts(folder: Path, dtype: torch.dtype | None) -> dict[str, Any]:
+    motion, motion_scheduler = load_motion(str(folder), dtype)
+    return {
+        "unet": _load(AutoModel, str(folder), "unet", "a content model", dtype),
+        "scheduler": load_scheduler(folder / "scheduler"),
+        "motion_transformer": motion,
+        "motion_scheduler": motion_scheduler,
+    }
 
 
 def is_video_model(name_or_path: str) -> bool:

@@ -6,6 +6,7 @@ is its line under ``Attributes:``; jsonargparse turns it into the flag's help. F
 
 from contentmotion.config.common import (
     SHIPPED_MODEL,
+    SHIPPED_STUDENT,
     Layout,
     MixedPrecision,
     PredictionType,
@@ -41,6 +42,7 @@ from contentmotion.config.use import (
 
 __all__ = [
     "SHIPPED_MODEL",
+    "SHIPPED_STUDENT",
     "MixedPrecision",
     "PredictionType",
     "Layout",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 SHIPPED_MODEL = "emoji"
+SHIPPED_STUDENT = "emoji-lcm"  # the same, distilled
 MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 Layout = Literal[

@@ -127,6 +127,8 @@ class EncodeConfig(ClipConfig):
         depth_model: Folder or hub id of a depth-estimation model of transformers, such as
             depth-anything/Depth-Anything-V2-Small-hf.
         depth_dir: Folder of ready-made depth (grey, white = near) under the videos' names, frame by frame theirs.
+        measure_motion: Write the motion's statistics into the autoencoder's config. Turn it off for caches of clips
+            that are not trained on, and where the autoencoder has its statistics already (that of a whole pipeline).
         pretrained_model_name_or_path: Stable Diffusion folder or hub id: cache its text features of the captions, too.
         text_features: "pooled": one feature per caption (what train-motion needs); "tokens": one per token as well
             (train-content, too); for Stable Diffusion 2.1 2 KB or 160 KB per caption.
@@ -145,6 +147,7 @@ class EncodeConfig(ClipConfig):
     autoencoder: str | None = None
     vae: str | None = None
     latents_only: bool = False
+    measure_motion: bool = True
     conditions: tuple[MapName, ...] = ()
     depth_model: str | None = None
     depth_dir: str | None = None

@@ -15,7 +15,8 @@ class SamplingConfig:
     """How a pipeline samples.
 
     Attributes:
-        pretrained_model_name_or_path: Pipeline folder or hub id; "emoji" is the model shipped with the package.
+        pretrained_model_name_or_path: Pipeline folder or hub id; "emoji" is the model shipped with the package,
+            "emoji-lcm" its distilled student, which samples in 1 to 8 steps.
         autoencoder: Folder of a ContentMotionAutoencoder that replaces the pipeline's (or completes a Stable
             Diffusion folder).
         motion_transformer: Folder of a MotionDiT that replaces the pipeline's (or completes a Stable Diffusion folder).

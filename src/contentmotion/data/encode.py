@@ -51,7 +51,7 @@ def encode(config: EncodeConfig) -> None:
     # Processes finish hours apart: waiting for the last one is no failure.
     processes = PartialState(cpu=config.device == "cpu", timeout=timedelta(weeks=4))
     device = processes.device if processes.num_processes > 1 else resolve_device(config.device)
-    target = _statistics_file(config.autoencoder) if config.autoencoder else None
+    target = _statistics_file(config.autoencoder) if config.autoencoder and config.measure_motion else None
     encoder = Encoder(config, device)
     source = open_source(config)
     cache_dir = prepare_output_dir(config.output_dir, "encode", config)

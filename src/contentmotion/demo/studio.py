@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from contentmotion.config import SHIPPED_MODEL, DemoConfig, GenerateConfig, SamplingConfig
+from contentmotion.config import SHIPPED_MODEL, SHIPPED_STUDENT, DemoConfig, GenerateConfig, SamplingConfig
 from contentmotion.generate import Drawn, load_for_sampling, provenance, sample_all, sample_motions, slug
 from contentmotion.loading import require_checkpoints
 from contentmotion.pipeline import ContentMotionPipeline
@@ -182,7 +182,7 @@ class Studio:
         """Prompts to offer."""
         if self.config.examples is not None:
             return self.config.examples
-        return list(SHIPPED_EXAMPLES) if self.main.source == SHIPPED_MODEL else []
+        return list(SHIPPED_EXAMPLES) if self.main.source in (SHIPPED_MODEL, SHIPPED_STUDENT) else []
 
     def model(self, name: str) -> Model:
         """A loaded model by its name on the page.
