@@ -24,7 +24,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
         assert main([str(word) for word in words]) == status
         captured = capsys.readouterr()
         assert captured.out == ""
-        assert captured.err.startswith("contentmotion: error: ")
+        assert captured.err.startswith("contentmotion: error: "), captured.err
         assert captured.err.count("\n") == 1, captured.err
         return captured.err.removeprefix("contentmotion: error: ").rstrip("\n")
 

@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoModel, DDIMScheduler, LCMScheduler, SchedulerMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import hf_hub_download
 from transformers.utils import logging as transformers_logging
 
 from contentmotion.config import SHIPPED_MODEL, SHIPPED_STUDENT
@@ -201,9 +202,13 @@ def is_video_model(name_or_path: str) -> bool:
         return False
     try:
         with quiet():
-            return VideoLatentPipeline.load_config(path).get("unet", [None, None])[1] in VIDEO_UNETS
-    except (OSError, ValueError) as error:
+            index = index if Path(path).is_dir() else Path(hf_hub_download(path, index.name))
+    except (OSError, ValueError) as error:  # the hub's are OSErrors
         raise ValueError(_explain(name_or_path, path, error)) from error
+    try:
+        return json.loads(index.read_text()).get("unet", [None, None])[1] in VIDEO_UNETS
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{index} is not a pipeline's index: {error}") from error
 
 
 def load_video_pipeline(name_or_path: str, dtype: torch.dtype | None = None) -> VideoLatentPipeline:
