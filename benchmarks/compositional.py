@@ -46,7 +46,7 @@ TEACHER = {
 }  # fmt: skip
 STUDENT = {
     "train_batch_size": 8, "learning_rate": 3e-4, "guidance_scale": 2.0, "adam_beta2": 0.99, "validation_steps": 100,
-    "heldout_items": 8,
+    "heldout_items": 8, "num_ddim_steps": 10,
 }  # fmt: skip
 TEACHER_STEPS, GUIDANCE = 25, 2.0
 # How far an output follows a condition: heading, and (condition as cached or made, output, true clip) -> one a clip.

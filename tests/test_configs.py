@@ -90,6 +90,18 @@ PAPER: dict[str, dict[str, Any]] = {
     | DIT_XL2
     | DIT_OBJECTIVE
     | {"content_patch_size": 8, "pretrained_model_name_or_path": SD21},
+    # VideoLCM section 4.1 and Eq. 4-5; its w of 9 is a guidance_scale of 10.
+    "videolcm/encode": {"latents_only": True, "num_frames": 16, "height": 256, "width": 448},
+    "videolcm/video": {"pretrained_model_name_or_path": SD21},
+    "videolcm/distill": {
+        "part": "video",
+        "guidance_scale": 10.0,
+        "num_ddim_steps": 50,
+        "huber_c": 0.001,
+        "ema_decay": 0.95,
+        "learning_rate": 1e-5,
+        "max_train_steps": 4000,
+    },
 }
 
 
@@ -99,8 +111,9 @@ def name_of(path: Path) -> str:
 
 
 def command_of(path: Path) -> str:
-    """The command that a recipe's file is for: `motion.yaml` -> "train-motion", `encode.yaml` -> "encode"."""
-    return path.stem if path.stem in COMMANDS else f"train-{path.stem}"
+    """The command that a recipe's file is for: `motion.yaml` -> "train-motion", `distill-motion.yaml` -> "distill"."""
+    command = path.stem.split("-")[0]
+    return command if command in COMMANDS else f"train-{path.stem}"
 
 
 def load(path: Path) -> Any:
@@ -112,7 +125,7 @@ def load(path: Path) -> Any:
         field.name
         for field in dataclasses.fields(config_class)
         if field.default is dataclasses.MISSING and field.name not in given
-    ] + ["autoencoder"] * (command == "encode")
+    ] + ["autoencoder"] * (command == "encode" and not given.get("latents_only"))
     words = [word for name in missing for word in (f"--{name}", REQUIRED.get(name, "x"))]
     return parse_config(command, config_class, COMMANDS[command].positional, ["--config", str(path), *words])
 
@@ -141,7 +154,9 @@ def test_paper_recipe_holds_the_papers_numbers(name: str) -> None:
     assert {key: values[key] for key in expected} == expected
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name in (*PAPER_RECIPES, "tiny")], ids=name_of)
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if p.parent.name in (*PAPER_RECIPES, "videolcm", "tiny")], ids=name_of
+)
 def test_file_holds_only_what_differs_from_the_defaults(path: Path) -> None:
     fields = {f.name: f.default for f in dataclasses.fields(COMMANDS[command_of(path)].config_class)}
     given = yaml.safe_load(path.read_text())
@@ -168,10 +183,24 @@ with open({log!r}, "a") as log:
 """
 
 
+CMD_STAGES = "train-autoencoder encode train-content train-motion export evaluate generate"
+LCM_STAGES = "encode encode train-video distill evaluate generate"
+
+
 @pytest.mark.parametrize(
-    ("script", "recipe"), [("ucf101", "ucf101"), ("webvid", "webvid-sd15"), ("webvid", "webvid-sd21")]
+    ("script", "settings", "stages"),
+    [
+        ("ucf101", {}, CMD_STAGES),
+        ("webvid", {"RECIPE": "webvid-sd15"}, CMD_STAGES),
+        ("webvid", {}, CMD_STAGES),
+        ("videolcm", {}, LCM_STAGES),
+        ("videolcm", {"CONDITIONS": "depth sketch mask first_frame"}, LCM_STAGES),
+        ("videolcm", {"TEACHER": "damo-vilab/text-to-video-ms-1.7b"}, LCM_STAGES.replace("train-video ", "")),
+    ],
 )
-def test_script_calls_every_stage_with_flags_that_exist(tmp_path: Path, script: str, recipe: str) -> None:
+def test_script_calls_every_stage_with_flags_that_exist(
+    tmp_path: Path, script: str, settings: dict[str, str], stages: str
+) -> None:
     log, parser, command = (tmp_path / name for name in ("log", "parse.py", "contentmotion"))
     parser.write_text(PARSE_ONLY.format(log=str(log)))
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{parser}" "$@"\n')
@@ -180,18 +209,16 @@ def test_script_calls_every_stage_with_flags_that_exist(tmp_path: Path, script: 
         "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT / "src"),
         "DATA": str(tmp_path),
-        "RECIPE": recipe,
         "OUT": str(tmp_path / "out"),
     }
     done = subprocess.run(
         ["bash", str(ROOT / "runs" / f"{script}.sh")],
-        env=os.environ | variables,
+        env=os.environ | variables | settings,
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    stages = "train-autoencoder encode train-content train-motion export evaluate generate"
     assert log.read_text().split() == stages.split()
 
 
