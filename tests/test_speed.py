@@ -1,5 +1,7 @@
 """Every switch that makes a pipeline faster leaves its videos as they are, bit for bit or within a stated tolerance."""
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,14 @@ from contentmotion.conditioning import TextFeatures, encode_prompts
 from contentmotion.evaluate.cost import count_cost
 from contentmotion.loading import load_pipeline
 from contentmotion.models.autoencoder import ContentMotionAutoencoder, cut_windows, join_windows
-from contentmotion.speed import compile_networks, enable_tiling, quantize_networks, use_channels_last, use_vae
+from contentmotion.speed import (
+    compile_networks,
+    draw_side_by_side,
+    enable_tiling,
+    quantize_networks,
+    use_channels_last,
+    use_vae,
+)
 
 CPU = torch.device("cpu")
 
@@ -237,3 +246,30 @@ def test_switches_of_the_command(tiny_pipeline_dir: Path, tmp_path: Path, capsys
     assert "takes latents of 4 channels" in capsys.readouterr().err
     assert main([*words, "--vae_decoder=./nowhere"]) == 1
     assert "--vae_decoder: no such checkpoint: ./nowhere" in capsys.readouterr().err
+
+
+def test_batches_side_by_side(pipe: ContentMotionPipeline) -> None:
+    """Each batch as by itself, in order, though their schedulers' steps interleave; an error ends all of them."""
+    threads, steps = set(), []
+
+    def draw(pipe: ContentMotionPipeline, start: int, on_step: Callable[[], object]) -> np.ndarray:
+        threads.add(threading.get_ident())
+        if start == 7:
+            raise ValueError("the eighth")
+        return run(
+            pipe, ["rocket", "a crying cat"], num_inference_steps=2 + start % 2,
+            generator=[torch.Generator().manual_seed(start + k) for k in range(2)],
+            callback_on_step_end=lambda pipe, step, t, tensors: (on_step(), tensors)[1],
+        )  # fmt: skip
+
+    alone = list(draw_side_by_side(pipe, draw, range(5), lambda: steps.append(1), workers=1))
+    assert threads == {threading.get_ident()}
+    before, count = torch.get_num_threads(), len(steps)
+    together = list(draw_side_by_side(pipe, draw, range(5), lambda: steps.append(1), workers=2))
+    assert len(threads) == 3 and len(steps) == 2 * count and torch.get_num_threads() == before
+    np.testing.assert_allclose(together, alone, atol=1e-5)  # a thread's share of cores splits sums elsewhere
+    drawn = draw_side_by_side(pipe, draw, [0, 7, *range(100, 200)], lambda: steps.append(1), workers=2)
+    np.testing.assert_allclose(next(drawn), alone[0], atol=1e-5)
+    with pytest.raises(ValueError, match="the eighth"):
+        next(drawn)
+    assert len(steps) < 3 * count, "the batches that nobody waits for are given up"

@@ -98,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Words after ``contentmotion``; those of the process when not given.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no word about parts that nothing here uses
     debug = os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
     if "--debug" in words:
         words.remove("--debug")

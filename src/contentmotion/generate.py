@@ -22,7 +22,14 @@ from contentmotion.loading import load_any_pipeline, load_vae, require_checkpoin
 from contentmotion.pipeline_base import LatentPipeline
 from contentmotion.run_dir import prepare_output_dir, resolve_device, resolve_dtype, seeded_generator
 from contentmotion.sampling import resolve_sampling
-from contentmotion.speed import compile_networks, enable_tiling, quantize_networks, use_channels_last, use_vae
+from contentmotion.speed import (
+    compile_networks,
+    draw_side_by_side,
+    enable_tiling,
+    quantize_networks,
+    use_channels_last,
+    use_vae,
+)
 from contentmotion.video_io import write_contact_sheet, write_video
 from contentmotion.video_pipeline import VideoLatentPipeline
 
@@ -207,7 +214,7 @@ def sample_all(
     content_frames: bool = True,
     follow: Mapping[str, torch.Tensor] | None = None,
 ) -> Iterator[Drawn]:
-    """Generates one video per condition, ``config.batch_size`` at once.
+    """Generates one video per condition, ``config.batch_size`` at once; on a CPU two batches side by side.
 
     Args:
         pipe: On its device.
@@ -217,10 +224,17 @@ def sample_all(
         content_frames: Whether to decode the content frames too.
         follow: Conditions beside the prompts, by name, for video models that take some.
     """
-    given: dict[str, Any] = {"content_frames": content_frames, "follow": follow}
-    for start in range(0, len(conditions), config.batch_size):
+
+    def draw(pipe: LatentPipeline, start: int, on_step: Callable[[], object]) -> list[Drawn]:
         batch = conditions[start : start + config.batch_size]
-        yield from sample(pipe, config, batch, start, lambda step, latents: on_step(), **given)
+        return sample(
+            pipe, config, batch, start, lambda step, latents: on_step(), content_frames=content_frames, follow=follow
+        )
+
+    starts = range(0, len(conditions), config.batch_size)
+    together = pipe._execution_device.type == "cpu" and not config.compile  # a compiler's threads are its own affair
+    for drawn in draw_side_by_side(pipe, draw, starts, on_step, workers=min(2, len(starts)) if together else 1):
+        yield from drawn
 
 
 def sample_motions(
