@@ -1,11 +1,11 @@
-"""What each switch of sampling is worth: the same clips with everything as `generate` has it, and with one thing changed.
+"""What each switch of sampling is worth: the same clips as `generate` makes them, and with one thing changed.
 
     python benchmarks/switches.py --output_dir outputs/switches
     python benchmarks/switches.py --model emoji --num_inference_steps 50 --guidance_scale 4
 
-Variants take turns, so that a slow moment of the machine hits them all; seconds are medians over the rounds, of one clip by
-itself (prompt to pixels, networks loaded) and, per clip, of many in batches. switches.json has all. The tests of
-tests/test_speed.py hold that the clips stay the same.
+Variants take turns, so that a slow moment of the machine hits them all; seconds are medians over the rounds, of one
+clip by itself (prompt to pixels, networks loaded) and, per clip, of many in batches. switches.json has all.
+tests/test_speed.py holds that the clips stay the same.
 """
 
 from __future__ import annotations
@@ -88,13 +88,8 @@ def main() -> None:
         for variant, config, pipe in loaded:
             one[variant.title].append(clock(variant, config, pipe, 1))
             many[variant.title].append(clock(variant, config, pipe, arguments.num_videos))
-    rows = {
-        title: {
-            "one_clip_s": one[title][1:],
-            "of_many_s": [seconds / arguments.num_videos for seconds in many[title][1:]],
-        }
-        for title in one
-    }
+    count = arguments.num_videos
+    rows = {t: {"one_clip_s": one[t][1:], "of_many_s": [seconds / count for seconds in many[t][1:]]} for t in one}
     facts = {"hardware": describe_hardware(device), "settings": {k: str(v) for k, v in vars(arguments).items()}}
     facts["settings"].pop("output_dir")
     write_json(arguments.output_dir / "switches.json", facts | {"rows": rows})
