@@ -112,8 +112,7 @@ def load_for_sampling(config: SamplingConfig, device: torch.device) -> Any:
     """
     if config.enable_model_cpu_offload and device.type == "cpu":
         raise ValueError("enable_model_cpu_offload needs a GPU, and this run is on the CPU")
-    # On a GPU, autocast would make half-precision copies of the weights anyway.
-    dtype = resolve_dtype(config.mixed_precision, device) if device.type == "cuda" else None
+    dtype = resolve_dtype(config.mixed_precision, device)  # autocast alone would copy all weights at every step
     parts = (config.pretrained_model_name_or_path, config.autoencoder, config.motion_transformer)
     pipe = load_any_pipeline(*parts, dtype=dtype)
     if isinstance(pipe, VideoLatentPipeline):
