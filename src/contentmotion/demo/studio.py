@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -21,6 +22,9 @@ from contentmotion.run_dir import resolve_device
 from contentmotion.sampling import MOST_DISTILLED_STEPS, Sampling, is_distilled, resolve_sampling
 from contentmotion.video_io import write_picture, write_video
 from contentmotion.video_timeline import Limits
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_SEED = 2**31 - 1
 MAX_GUIDANCE = 20.0
