@@ -41,11 +41,11 @@ VAE = {
     "learning_rate": 1e-3, "validation_steps": 500,
 }  # fmt: skip
 TEACHER = {
-    "block_out_channels": "[64,64,96]", "train_batch_size": 16, "learning_rate": 1e-3, "ema_decay": 0.99,
-    "validation_steps": 200,
+    "block_out_channels": "[64,64,96]", "train_batch_size": 4, "learning_rate": 6e-4, "ema_decay": 0.995,
+    "prediction_type": "v_prediction", "adam_beta2": 0.99, "validation_steps": 300,
 }  # fmt: skip
 STUDENT = {
-    "train_batch_size": 8, "learning_rate": 3e-4, "guidance_scale": 2.0, "adam_beta2": 0.99, "validation_steps": 100,
+    "train_batch_size": 4, "learning_rate": 2e-4, "guidance_scale": 2.0, "adam_beta2": 0.99, "validation_steps": 100,
     "heldout_items": 8, "num_ddim_steps": 10,
 }  # fmt: skip
 TEACHER_STEPS, GUIDANCE = 25, 2.0
@@ -161,9 +161,9 @@ def main() -> None:
     """Trains, scores, reports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/compositional"))
-    parser.add_argument("--steps", type=int, default=600, help="training steps of the teacher (default 600)")
-    parser.add_argument("--student_steps", type=int, default=300, help="steps of distillation (default 300)")
-    parser.add_argument("--num_clips", type=int, default=32, help="test clips to sample (default 32)")
+    parser.add_argument("--steps", type=int, default=1500, help="training steps of the teacher (default 1500)")
+    parser.add_argument("--student_steps", type=int, default=200, help="steps of distillation (default 200)")
+    parser.add_argument("--num_clips", type=int, default=16, help="test clips to sample (default 16)")
     arguments = parser.parse_args()
     root = arguments.output_dir
     prepare(root)
