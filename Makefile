@@ -1,6 +1,7 @@
 # make demo   set up, then videos from four prompts with the shipped model
 # make test   set up, then the default test suite
 # make lint   ruff and pyright
+# make docs   the documentation as a web site, in site/
 # make clean  remove the environment and what the tools left behind (not outputs/)
 #
 # Set-up happens once, into .venv, with the versions of constraints.txt. Where nvidia-smi finds no GPU, Linux gets
@@ -16,7 +17,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 WANTS_CPU_TORCH := $(shell test "$$(uname -s)" = Linux && ! nvidia-smi -L >/dev/null 2>&1 && echo yes)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -32,8 +33,12 @@ lint: .venv/installed-dev
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m pyright --pythonpath $(BIN)/python
 
+docs: .venv/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The documentation is in $(CURDIR)/site: open index.html"
+
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/torch: constraints.txt

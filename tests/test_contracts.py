@@ -39,9 +39,11 @@ LAYERS = (
     ("pipeline", "video_pipeline"),
     ("loading",),
     ("data", "evaluate", "train", "benchmark"),
-    ("generate", "reconstruct", "info", "export"),
+    ("generate", "reconstruct", "info"),
+    ("card", "push"),
+    ("export",),
     ("demo",),
-    ("arguments", "cli", "__main__", "__init__"),
+    ("arguments", "cli", "completion", "__main__", "__init__"),
 )
 
 

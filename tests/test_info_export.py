@@ -63,6 +63,36 @@ def test_info_of_a_cache(table, tmp_path: Path) -> None:
         assert words in text
 
 
+def test_info_as_json(tiny_pipeline_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(tiny_pipeline_dir), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"] == sum(part["parameters"] for part in found["parts"].values()) > 1000
+    assert found["parts"]["unet"]["class"] == "UNet2DConditionModel"
+    assert found["flow"].startswith("4 frames of 16 x 16 pixels = content frame")
+    (tmp_path / "manifest.json").write_text(json.dumps({"seed": 5}))
+    assert main(["info", str(tmp_path), "--json"]) == 0
+    cache = json.loads(capsys.readouterr().out)
+    assert (cache["clips"], cache["shards"], cache["manifest"]) == (0, 0, {"seed": 5})
+
+
+def test_info_of_a_generated_file(tmp_path: Path, make_frames, capsys: pytest.CaptureFixture[str], table) -> None:
+    from contentmotion.video_io import write_video
+
+    said = {"generated": "by a model", "model": "emoji", "prompt": "a [red] heart", "seed": "7"}
+    for suffix in ("mp4", "webm", "gif"):
+        write_video(tmp_path / f"a.{suffix}", make_frames(4, 16, 16), 8, said)
+        text = table(tmp_path / f"a.{suffix}")
+        assert all(value in text for value in said.values()), suffix
+    assert main(["info", str(tmp_path / "a.mp4"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == said
+    write_video(tmp_path / "camera.mp4", make_frames(4, 16, 16), 8)
+    (tmp_path / "letter.mp4").write_text("no video")
+    for name, message in (("camera.mp4", "does not say that contentmotion made it"), ("letter.mp4", "not a readable")):
+        assert main(["info", str(tmp_path / name)]) == 1
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+
 def test_info_points_to_what_is_near(tiny_pipeline_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(tiny_pipeline_dir.parent)]) == 1
     assert f"look at {tiny_pipeline_dir}" in capsys.readouterr().err

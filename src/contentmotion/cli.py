@@ -76,6 +76,7 @@ COMMANDS = {
         config.DistillConfig, "contentmotion.train.distill:distill", "a model of 50 steps -> one of 1 to 8 steps"
     ),
     "export": Command(config.ExportConfig, "contentmotion.export:export", "5. the parts -> one pipeline folder"),
+    "push": Command(config.PushConfig, "contentmotion.push:push", "a finished folder -> the hub", "folder"),
     "evaluate": Command(
         config.EvaluateConfig,
         "contentmotion.evaluate.run:evaluate",
@@ -133,6 +134,11 @@ def run(words: list[str]) -> int:
     if words[0] == "--version":
         print(f"contentmotion {contentmotion.__version__}")
         return 0
+    if words[0] == "--print_completion":
+        if len(words) != 2:
+            raise UsageError("--print_completion needs a shell: bash, zsh or tcsh")
+        print(import_module("contentmotion.completion").completion_script(words[1]))
+        return 0
     name = words[0]
     if name not in COMMANDS:
         kind = "option" if name.startswith("-") else "command"
@@ -157,6 +163,7 @@ commands:
 
   contentmotion COMMAND --help    explains a command and its settings
   contentmotion --version         prints the version
+  contentmotion --print_completion SHELL  prints a script that completes commands in bash, zsh or tcsh
   --debug (or {DEBUG_VARIABLE}=1)  shows where an error comes from
 
 Example: contentmotion generate "a crying cat" "rocket" --seed 7"""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from contentmotion.card import read_scores, write_card
 from contentmotion.config import ExportConfig
 from contentmotion.loading import load_pipeline, quiet
 from contentmotion.run_dir import write_config
@@ -19,12 +20,13 @@ def export(config: ExportConfig) -> None:
     """Writes a folder that ``generate`` and ``ContentMotionPipeline.from_pretrained`` load, or nothing.
 
     Raises:
-        ValueError: A part is missing, damaged or does not fit the others, or the folder is already in use.
+        ValueError: A part is missing, damaged or does not fit the others, the scores are none, or the folder is in use.
         OSError: The folder cannot be written.
     """
     output_dir = Path(config.output_dir)
     if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
         raise ValueError(f"output folder {output_dir} is already in use: choose a new one")
+    scores = read_scores(config.scores) if config.scores else None
     pipe = load_pipeline(
         config.pretrained_model_name_or_path,
         config.autoencoder,
@@ -36,6 +38,7 @@ def export(config: ExportConfig) -> None:
             pipe.save_pretrained(folder)
             for path in folder.rglob("*.json"):
                 _forget_origin(path)
+            write_card(folder, config, scores)
             write_config(folder / "config.yaml", "export", config)
     except OSError as error:
         raise OSError(f"output folder {output_dir} is not writable: {error.strerror or error}") from error

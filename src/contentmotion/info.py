@@ -1,4 +1,4 @@
-"""Command ``info``: what a checkpoint or a latent cache holds, read from its files without their weights."""
+"""Command ``info``: what a checkpoint or a latent cache holds, or where a generated file is from; no weight is read."""
 
 from __future__ import annotations
 
@@ -31,12 +31,19 @@ SHOWN = (
 
 
 def info(config: InfoConfig) -> None:
-    """Prints a table: of a pipeline its parts, of one network its settings, of a cache its clips.
+    """Prints a table, or JSON: of a pipeline its parts, of one network its settings, of a cache its clips, of a
+    generated video or picture the model, the prompt and the seed.
 
     Raises:
-        ValueError: The folder is none of these, or a file in it is damaged.
+        ValueError: It is none of these, or damaged.
     """
+    if Path(config.checkpoint).is_file():
+        _print_provenance(Path(config.checkpoint), as_json=config.json)
+        return
     folder = local_folder(config.checkpoint)
+    if config.json:
+        print(json.dumps(describe(folder), indent=2))
+        return
     console = Console(highlight=False)
     if (folder / CACHE).exists():
         console.print(cache_table(folder))
@@ -57,6 +64,54 @@ def info(config: InfoConfig) -> None:
     console.print(f"{total:,} parameters in all")
     if "autoencoder" in parts:
         console.print(describe_flow(parts), markup=False, soft_wrap=True)
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What the tables say, for programs: "cache", or "parts", "parameters" and perhaps "flow".
+
+    Args:
+        folder: Of a checkpoint or a latent cache.
+
+    Raises:
+        ValueError: It is none of these, or damaged.
+    """
+    if (folder / CACHE).exists():
+        shards = [read_shapes(shard) for shard in sorted(folder.glob("shard-*.safetensors"))]
+        clips = sum(shapes["label"][0][0] for shapes in shards)
+        return {"cache": str(folder), "clips": clips, "shards": len(shards), "manifest": _read_json(folder / CACHE)}
+    parts = {}
+    found = find_parts(folder)
+    for name, part in found.items():
+        class_name, settings = read_settings(part)
+        parameters, size, dtypes = count_parameters(part)
+        parts[name] = {"class": class_name, "parameters": parameters, "bytes": size, "dtypes": dtypes, **settings}
+    whole = {"folder": str(folder), "parts": parts, "parameters": sum(part["parameters"] for part in parts.values())}
+    return whole | ({"flow": describe_flow(found)} if "autoencoder" in found else {})
+
+
+def _print_provenance(path: Path, *, as_json: bool) -> None:
+    """Prints what a generated file says of itself.
+
+    Raises:
+        ValueError: It is no video and no picture, or says nothing.
+    """
+    import av  # here alone: checkpoints are described without it
+
+    from contentmotion.video_io import read_metadata
+
+    try:
+        found = read_metadata(path)
+    except (OSError, av.FFmpegError) as error:
+        raise ValueError(f"{path}: not a checkpoint folder, and not a readable video or picture") from error
+    if "generated" not in found:
+        raise ValueError(f"{path} does not say that contentmotion made it (copies that were re-encoded do not)")
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    table = Table("generated file", escape(str(path)))
+    for key, value in found.items():
+        table.add_row(key, Text(value))
+    Console(highlight=False).print(table)
 
 
 def local_folder(name_or_path: str) -> Path:

@@ -16,6 +16,7 @@ from torch import Tensor
 from contentmotion.diffusion import guide
 
 logger = logging.getLogger(__name__)
+DEFAULT_STEPS, DISTILLED_STEPS = 50, 4
 MOST_DISTILLED_STEPS = 8  # beyond these, a consistency model only adds noise and removes it again
 
 
@@ -75,9 +76,10 @@ def resolve_sampling(
             raise ValueError(f"{name} must be positive, got {given}")
     motion_scheduler = getattr(pipe, "motion_scheduler", None)
     distilled, motion_distilled = is_distilled(pipe.scheduler), is_distilled(motion_scheduler)
-    steps = num_inference_steps or (4 if distilled else 50)
+    steps = num_inference_steps or (DISTILLED_STEPS if distilled else DEFAULT_STEPS)
     same_kind = distilled == motion_distilled or motion_scheduler is None
-    motion_steps = motion_num_inference_steps or (steps if same_kind else 4 if motion_distilled else 50)
+    own_steps = steps if same_kind else DISTILLED_STEPS if motion_distilled else DEFAULT_STEPS
+    motion_steps = motion_num_inference_steps or own_steps
     if motion_scheduler is None:
         motion_steps = 0
     if guidance_scale is None:

@@ -1,5 +1,6 @@
 """The page in a real Chromium, as a visitor sees it."""
 
+import importlib.util
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,6 +17,17 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
 ]
 SECOND = 1000
+SCREENSHOTS = Path(__file__).resolve().parents[2] / "docs/screenshots.py"
+
+
+@pytest.fixture(scope="module")
+def open_tab():
+    """`open_tab(visitor, "Tab")`, as the pictures of the docs are taken."""
+    spec = importlib.util.spec_from_file_location("screenshots", SCREENSHOTS)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.open_tab
 
 
 @pytest.fixture(scope="module")
@@ -150,26 +162,15 @@ def test_nothing_is_asked_of_other_servers(browser, page) -> None:
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_no_tab_is_wider_than_the_screen(width: int, browser, page) -> None:
+def test_no_tab_is_wider_than_the_screen(width: int, browser, page, open_tab) -> None:
     context = browser.new_context(viewport={"width": width, "height": 900})
     visitor = context.new_page()
     visitor.goto(page.url)
     for tab in ("Generate", "Decompose", "Compare", "Checkpoint"):
         open_tab(visitor, tab)
+        visitor.wait_for_timeout(500)
         assert visitor.evaluate("document.documentElement.scrollWidth") <= width, tab
     context.close()
-
-
-def open_tab(visitor, name: str) -> None:
-    """Goes to a tab, which on a narrow screen may be in the menu of those that found no room."""
-    visitor.get_by_role("tab").first.wait_for()
-    tab = visitor.get_by_role("tab", name=name).locator("visible=true")
-    if tab.count():
-        tab.first.click()
-    else:
-        visitor.locator(".overflow-menu > button").first.click()
-        visitor.locator(".overflow-dropdown button", has_text=name).click()
-    visitor.wait_for_timeout(500)
 
 
 def test_a_video_made_here_plays_in_this_browser(browser, tmp_path: Path, make_frames) -> None:
@@ -181,3 +182,20 @@ def test_a_video_made_here_plays_in_this_browser(browser, tmp_path: Path, make_f
     visitor.goto((tmp_path / "page.html").as_uri())
     plays(visitor, "#v")
     context.close()
+
+
+def test_stop_ends_a_run(browser, serve_page, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    """A run of two thousand steps, stopped as soon as it shows progress."""
+    model = f"--pretrained_model_name_or_path={tiny_pipeline_dir}"
+    with serve_page(tmp_path, model, "--max_steps=1000", "--num_inference_steps=1000") as slow:
+        context = browser.new_context()
+        visitor = context.new_page()
+        visitor.set_default_timeout(90 * SECOND)
+        visitor.goto(slow.url)
+        visitor.get_by_label("Prompt", exact=True).fill("a crying cat")
+        visitor.get_by_role("button", name="Generate").click()
+        visitor.get_by_text(re.compile("denoising")).first.wait_for()
+        visitor.get_by_role("button", name="Stop", exact=True).click()
+        says(visitor, "stopped")
+        assert visitor.locator("#generated video").count() == 0
+        context.close()

@@ -59,7 +59,7 @@ def benchmark(config: BenchmarkConfig) -> None:
     )
     title = f"contentmotion benchmark, {date.today()}, {hardware}, torch {torch.__version__}"
     console = Console(highlight=False)
-    if results:
+    if results and not config.json:
         console.print(report.rich_table(report.HEADINGS, report.stage_rows(results), "Stages of one clip"))
         console.print(report.rich_table(report.SUMMARY_HEADINGS, report.summary_rows(results), title))
         console.print(report.NOTES)
@@ -67,10 +67,14 @@ def benchmark(config: BenchmarkConfig) -> None:
     if training:
         rows = training_rows(training)
         shown = f"One training step, batch 1, {size.frames} x {size.height} x {size.width}"
-        console.print(report.rich_table(TRAINING_HEADINGS, rows, shown))
+        if not config.json:
+            console.print(report.rich_table(TRAINING_HEADINGS, rows, shown))
         extra = f"\n{shown}:\n\n{report.markdown_table(TRAINING_HEADINGS, rows)}"
     facts = {"title": title, "date": str(date.today()), "hardware": hardware, "torch": torch.__version__}
     report.write_report(output_dir, title, results, facts | {"training": training_json(training)}, extra)
+    if config.json:
+        print((output_dir / "benchmark.json").read_text(encoding="utf-8"), end="")
+        return
     print(output_dir / "benchmark.md", output_dir / "benchmark.json", output_dir / "benchmark.png", sep="\n")
 
 

@@ -18,6 +18,7 @@ from contentmotion.config.common import (
 from contentmotion.config.conditions import CONDITION_NAMES, MAP_NAMES, ConditionConfig, MapName
 from contentmotion.config.data import ClipConfig, EncodeConfig, FolderConfig, InspectConfig
 from contentmotion.config.distill import DistillConfig
+from contentmotion.config.publish import PushConfig
 from contentmotion.config.train import (
     ScheduledEvaluationConfig,
     TrainAutoencoderConfig,
@@ -65,6 +66,7 @@ __all__ = [
     "EvaluateConfig",
     "InfoConfig",
     "ExportConfig",
+    "PushConfig",
     "BenchmarkConfig",
     "TrainConfig",
     "TrainVAEConfig",

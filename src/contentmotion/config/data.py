@@ -90,6 +90,7 @@ class InspectConfig(ClipConfig):
         cache_dtype: Number format of the cache.
         num_workers: Processes; one per core when not given.
         output_dir: Folder for `inspect.json` and `inspect.png`.
+        json: Print what inspect.json holds, for programs, instead of a table.
     """
 
     takes_any_recipe = True  # settings of other commands are ignored in its YAML files
@@ -104,6 +105,7 @@ class InspectConfig(ClipConfig):
     cache_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     num_workers: int | None = None
     output_dir: str = "outputs/inspect"
+    json: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

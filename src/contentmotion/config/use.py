@@ -109,7 +109,7 @@ class DemoConfig(SamplingConfig):
 
     Attributes:
         compare_with: A second pipeline folder or hub id, to compare with; a distilled one is what the page's few-step
-            switch turns to.
+            switch turns to. For the shipped model it is its student when not given.
         examples: Prompts that the page offers; for the shipped model some that it knows.
         server_name: Address to listen on; "0.0.0.0" lets the whole network in.
         server_port: Port to listen on.
@@ -223,6 +223,7 @@ class EvaluateConfig(FolderConfig, SamplingConfig):
         output_dir: Folder for `scores.json`, `sheet.png` and `nearest.png`.
         compare: Print these scores.json side by side instead; refuses what was not measured alike.
         compare_unlike: Compare it all the same.
+        json: Print what scores.json holds, for programs, instead of a table.
     """
 
     data_dir: str | None = None
@@ -250,6 +251,7 @@ class EvaluateConfig(FolderConfig, SamplingConfig):
     output_dir: str = "outputs/evaluate"
     compare: tuple[str, ...] = ()
     compare_unlike: bool = False
+    json: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -275,18 +277,23 @@ class EvaluateConfig(FolderConfig, SamplingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class InfoConfig:
-    """Show what a checkpoint holds: its parts, parameters, shapes and noise schedules.
+    """Show what a checkpoint holds: its parts, parameters, shapes and noise schedules; or of a generated video or
+    picture which model made it, from which prompt and seed.
 
     Attributes:
-        checkpoint: Folder of a pipeline, an autoencoder, a motion model or a latent cache; or a hub id.
+        checkpoint: Folder of a pipeline, an autoencoder, a motion model or a latent cache; a hub id; or a generated
+            mp4, webm, gif or png.
+        json: Print JSON, for programs.
     """
 
     checkpoint: str = SHIPPED_MODEL
+    json: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Assemble parts into one pipeline folder that `generate` and diffusers load.
+    """Assemble parts into one pipeline folder that `generate` and diffusers load, with a model card (README.md) of what
+    is known: parts, data and settings of their training runs, cost, scores.
 
     Attributes:
         pretrained_model_name_or_path: Pipeline folder or hub id: Stable Diffusion, or the output of train-content.
@@ -294,6 +301,8 @@ class ExportConfig:
         motion_transformer: Folder of the MotionDiT.
         output_dir: The new folder; must not exist or be empty.
         dtype: Precision of the saved weights.
+        scores: scores.json of `evaluate` for the model card.
+        license: Licence for the model card, as the hub writes it ("apache-2.0", "openrail++", ...).
     """
 
     pretrained_model_name_or_path: str
@@ -301,6 +310,8 @@ class ExportConfig:
     motion_transformer: str | None = None
     output_dir: str
     dtype: Literal["fp32", "fp16", "bf16"] = "fp16"
+    scores: str | None = None
+    license: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,6 +339,7 @@ class BenchmarkConfig:
         training: One training step of each stage, too (CMD Table 8, which has 512x512 pixels).
         device: "auto", "cpu", "cuda", ...
         output_dir: Folder for `benchmark.md`, `benchmark.json` and `benchmark.png`.
+        json: Print what benchmark.json holds, for programs, instead of tables.
     """
 
     systems: tuple[str, ...] = (
@@ -346,6 +358,7 @@ class BenchmarkConfig:
     training: bool = False
     device: str = "auto"
     output_dir: str = "outputs/benchmark"
+    json: bool = False
 
     def __post_init__(self) -> None:
         require_positive(self, "height", "width", "num_frames", "steps", "repeats")

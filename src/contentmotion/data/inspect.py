@@ -55,6 +55,9 @@ def inspect(config: InspectConfig) -> None:
     report = make_report(config, folder, facts, captions)
     write_json(output / "inspect.json", report)
     _draw(output / "inspect.png", report, folder, facts, captions, clip)
+    if config.json:
+        print((output / "inspect.json").read_text(encoding="utf-8"), end="")
+        return
     _print(report, output)
 
 

@@ -19,9 +19,10 @@ MODEL = {"concurrency_id": "model", "concurrency_limit": 1}  # one run through t
 def add_generate_tab(studio: Studio) -> gr.State:
     """Lays out the tab, inside a ``gr.Tab``; returns the session's history, newest video first."""
     history = gr.State([])
+    stopped: set[str] = set()  # sessions whose run is to end after the step it is at
     with gr.Row():
         with gr.Column(min_width=300):
-            inputs, button = _add_settings(studio)
+            inputs, button, stop = _add_settings(studio)
         with gr.Column(min_width=300):
             with gr.Row():
                 video = gr.Video(
@@ -52,6 +53,7 @@ def add_generate_tab(studio: Studio) -> gr.State:
         num_videos: float,
         same_content: bool,
         history: list,
+        visitor: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  Gradio finds it by its default
     ) -> tuple[str, str, list[str], str, list]:
         """Make videos from a prompt.
@@ -80,15 +82,22 @@ def add_generate_tab(studio: Studio) -> gr.State:
             num_videos=num_videos,
             same_content=same_content,
         )
-        take = studio.generate(
-            request,
-            _choose(studio, few_steps),
-            lambda done, total: progress((done, total), desc="denoising", unit="steps"),
-        )
+        session = str(visitor.session_hash)
+        stopped.discard(session)
+
+        def on_step(done: int, total: int) -> None:
+            progress((done, total), desc="denoising", unit="steps")
+            if session in stopped:
+                raise gr.Error("stopped", title="Stopped", duration=3, print_exception=False)
+
+        take = studio.generate(request, _choose(studio, few_steps), on_step)
         rows = [[str(path) for path in row] for row in zip(take.videos, take.gifs, take.contents, strict=True)]
         entries = [{"files": row, "caption": take.caption, "summary": take.summary} for row in rows]
         written = [path for row in rows for path in row]
         return rows[0][0], rows[0][2], written, take.summary, (entries + history)[:MAX_HISTORY]
+
+    def ask_to_stop(visitor: gr.Request) -> None:
+        stopped.add(str(visitor.session_hash))
 
     def show_history(history: list) -> list:
         return [(entry["files"][1], entry["caption"]) for entry in _alive(history)]
@@ -109,13 +118,14 @@ def add_generate_tab(studio: Studio) -> gr.State:
         **MODEL,
     )
     private: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+    stop.click(ask_to_stop, None, None, **private)
     done.success(show_history, history, gallery, **private)
     gallery.select(show_again, history, shown, **private)
     return history
 
 
-def _add_settings(studio: Studio) -> tuple[list[Any], gr.Button]:
-    """The left half: what ``generate`` takes, in its order, and the button."""
+def _add_settings(studio: Studio) -> tuple[list[Any], gr.Button, gr.Button]:
+    """The left half: what ``generate`` takes, in its order, and the buttons that start and stop it."""
     model, config = studio.main, studio.config
     usual = model.sampling(config)
     prompt = gr.Textbox(
@@ -130,7 +140,9 @@ def _add_settings(studio: Studio) -> tuple[list[Any], gr.Button]:
     with gr.Row():
         seed = gr.Number(config.seed, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=120)
         gr.Button("New seed", min_width=90, size="sm", elem_id="new-seed").click(None, None, seed, js=NEW_SEED)
-    button = gr.Button("Generate", variant="primary")
+    with gr.Row():
+        button = gr.Button("Generate", variant="primary", scale=3, min_width=150)
+        stop = gr.Button("Stop", variant="stop", scale=1, min_width=70)
     with gr.Row():
         num_videos = gr.Slider(1, config.max_videos, 1, step=1, label="Videos", min_width=130)
         same_content = gr.Checkbox(
@@ -156,7 +168,7 @@ def _add_settings(studio: Studio) -> tuple[list[Any], gr.Button]:
 
     few_steps.input(turn, few_steps, [steps, guidance], api_visibility="private", queue=False)
     order = [prompt, negative_prompt, seed, steps, guidance, motion_guidance, few_steps, num_videos, same_content]
-    return order, button
+    return order, button, stop
 
 
 def _few_step_switch(studio: Studio) -> gr.Checkbox:

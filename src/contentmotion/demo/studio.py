@@ -146,22 +146,25 @@ class Studio:
             motion_transformer=config.motion_transformer,
             compare_with=config.compare_with,
         )
+        own_parts = config.autoencoder or config.motion_transformer
+        shipped = config.pretrained_model_name_or_path == SHIPPED_MODEL and not own_parts
+        second = config.compare_with or (SHIPPED_STUDENT if shipped else None)
         self.config = config
         self.folder = folder
         self.limits = Limits(max_pixels=MAX_PIXELS, max_seconds=READING_SECONDS, max_bytes=2**30)
         device = resolve_device(config.device)
         first = config.pretrained_model_name_or_path
         self.models = [Model(_short(first), first, self._load(config, device))]
-        if config.compare_with is not None:
+        if second is not None:
             other = dataclasses.replace(
                 config,
-                pretrained_model_name_or_path=config.compare_with,
+                pretrained_model_name_or_path=second,
                 autoencoder=None,
                 motion_transformer=None,
             )
-            name = _short(config.compare_with)
+            name = _short(second)
             name = f"{name} (2)" if name == self.models[0].name else name
-            self.models.append(Model(name, config.compare_with, self._load(other, device)))
+            self.models.append(Model(name, second, self._load(other, device)))
 
     @staticmethod
     def _load(config: DemoConfig, device: torch.device) -> ContentMotionPipeline:

@@ -62,7 +62,9 @@ def evaluate(config: EvaluateConfig) -> None:
     pipeline = None if config.generated_dir else load_networks(config)
     output = prepare_output_dir(config.output_dir, "evaluate", config)
     scores, titles = score_pipeline(pipeline, config, output, None if pipeline is None else _source(config))
-    if PartialState().is_main_process:
+    if PartialState().is_main_process and config.json:
+        print((output / "scores.json").read_text(encoding="utf-8"), end="")
+    elif PartialState().is_main_process:
         print_scores(scores, titles)
         Console().print(f"{output / 'scores.json'}, and pictures beside it", markup=False)
 

@@ -37,14 +37,14 @@ OTHER_SETTINGS = (
 
 
 class VideoUNet(UNet3DConditionModel, ModelMixin):  # pipelines load a class only where its module knows ModelMixin
-    """``UNet3DConditionModel`` with what a Stable Diffusion UNet may have and it has not.
+    """``UNet3DConditionModel`` with what a Stable Diffusion UNet may have and it has not; its other settings are that
+    class's.
 
     Args:
         num_spatial_heads: Attention heads of each resolution (Stable Diffusion 1.5: 8 everywhere); when None, as many
             as ``attention_head_dim`` channels go into the resolution's width.
         addition_embed_type: "text": the whole prompt is added to the timestep's embedding.
         addition_embed_type_num_heads: Heads of that embedding.
-        **settings: See ``UNet3DConditionModel``.
     """
 
     _supports_gradient_checkpointing = True
