@@ -23,6 +23,7 @@ LAYERS = (
         "saving",
         "run_dir",
         "diffusion",
+        "draws",
         "image_vae",
         "models",
         "video_io",
@@ -39,7 +40,7 @@ LAYERS = (
     ("pipeline", "video_pipeline"),
     ("loading",),
     ("data", "evaluate", "train", "benchmark"),
-    ("generate", "reconstruct", "info", "export"),
+    ("generate", "reconstruct", "info", "export", "report"),
     ("demo",),
     ("arguments", "cli", "__main__", "__init__"),
 )

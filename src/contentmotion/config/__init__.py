@@ -37,6 +37,7 @@ from contentmotion.config.use import (
     GenerateConfig,
     InfoConfig,
     ReconstructConfig,
+    ReportConfig,
     SamplingConfig,
 )
 
@@ -62,6 +63,7 @@ __all__ = [
     "GenerateConfig",
     "DemoConfig",
     "ReconstructConfig",
+    "ReportConfig",
     "EvaluateConfig",
     "InfoConfig",
     "ExportConfig",
