@@ -222,6 +222,50 @@ def test_script_calls_every_stage_with_flags_that_exist(
     assert log.read_text().split() == stages.split()
 
 
+def fake(folder: Path, name: str, script: str) -> None:
+    """A program that only notes how it was called."""
+    program = folder / name
+    program.write_text(f"#!/bin/bash\n{script.format(log=folder / 'log')}\n")
+    program.chmod(0o755)
+
+
+def run_script(folder: Path, name: str, *words: str, **variables: str) -> list[str]:
+    """Lines that the fake programs wrote while a script of runs/ ran."""
+    given = {
+        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
+        "DATA": "clips",
+        "OUT": str(folder / "out"),
+        **variables,
+    }
+    command = ["bash", str(ROOT / "runs" / name), *words]
+    done = subprocess.run(command, env=os.environ | given, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return (folder / "log").read_text().splitlines()
+
+
+def test_content_and_motion_share_a_node(tmp_path: Path) -> None:
+    for name in ("contentmotion", "torchrun"):
+        fake(tmp_path, name, 'echo "$CUDA_VISIBLE_DEVICES|{name} $*" >> {log}'.replace("{name}", name))
+    lines = run_script(tmp_path, "webvid.sh", GPUS="8")
+    stages = [line for line in lines if "-m contentmotion train-" in line]
+    places = {line.split(" -m contentmotion ")[1].split()[0]: line for line in stages}
+    assert places["train-content"].startswith("0,1,2,3|torchrun --standalone --nproc_per_node 4 ")
+    assert places["train-motion"].startswith("4,5,6,7|torchrun --standalone --nproc_per_node 4 ")
+    # The paper's batches of 24 and 256, shared out.
+    for stage, times in (("train-autoencoder", 1), ("train-content", 16), ("train-motion", 8)):
+        assert places[stage].endswith(f"--gradient_accumulation_steps {times}"), places[stage]
+
+
+def test_slurm_jobs_wait_for_what_they_need(tmp_path: Path) -> None:
+    fake(tmp_path, "sbatch", 'echo "$*" >> {log}; cat | bash -n && wc -l < {log}')
+    lines = run_script(tmp_path, "webvid_slurm.sh", "--partition", "gpu")
+    names = [re.search(r"--job-name contentmotion-(\w+)", line)[1] for line in lines]  # type: ignore[index]
+    assert names == ["autoencoder", "encode", "content", "motion", "finish"]
+    waits = [re.findall(r"afterok:([\d:]+)", line) for line in lines]
+    assert waits == [[], ["1"], ["2"], ["2"], ["3:4"]]
+    assert all("--signal TERM@120 --requeue" in line and line.endswith("--partition gpu") for line in lines)
+
+
 @pytest.mark.parametrize("script", sorted((ROOT / "runs").glob("*.sh")), ids=lambda path: path.name)
 def test_script_names_configs_that_are_there(script: Path) -> None:
     text = script.read_text()

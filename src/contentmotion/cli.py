@@ -88,6 +88,7 @@ COMMANDS = {
         "FLOPs, seconds and memory of a clip, beside other systems",
         "systems",
     ),
+    "report": Command(config.ReportConfig, "contentmotion.report:report", "a training run as one HTML page", "run"),
     "info": Command(config.InfoConfig, "contentmotion.info:info", "what a checkpoint or a cache holds", "checkpoint"),
 }
 

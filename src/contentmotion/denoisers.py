@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from contentmotion.conditioning import NULL_PROMPT, drop_prompts, encode_prompts
+from contentmotion.draws import randn, std
 from contentmotion.models.condition_encoder import ConditionEncoder
 from contentmotion.models.motion_dit import MotionDiT
 
@@ -141,8 +142,8 @@ def perturb(content: Tensor, strength: float, batch: dict[str, Any]) -> Tensor:
     """Content frames with noise of ``strength`` times their deviation, from the batch's generator."""
     if not strength:
         return content
-    noise = torch.randn(content.shape, generator=batch["generator"]).to(content)
-    return content + strength * content.std() * noise
+    noise = randn(content.shape, batch["generator"]).to(content)
+    return content + strength * std(content, batch["generator"]) * noise
 
 
 def drop_labels(labels: Int[Tensor, " b"], dropped: Bool[Tensor, " b"], num_classes: int) -> Int[Tensor, " b"]:

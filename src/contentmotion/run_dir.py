@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import platform
 import sys
+from contextlib import suppress
+from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +16,11 @@ import yaml
 
 from contentmotion.saving import replacing_file
 
+ENVIRONMENT = "environment.json"  # in a training run's folder
+
 if TYPE_CHECKING:
     import torch
+    from accelerate import PartialState
 
 
 def prepare_output_dir(path: str | Path, command: str, config: Any) -> Path:
@@ -30,12 +37,36 @@ def prepare_output_dir(path: str | Path, command: str, config: Any) -> Path:
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
+        if not is_main_process():
+            return path
         if any(path.glob("checkpoint-*")):
             _tell_changes(path / "config.yaml", config)
         write_config(path / "config.yaml", command, config)
     except OSError as error:
         raise OSError(f"output folder {path} is not writable: {error.strerror}") from error
     return path
+
+
+def is_main_process() -> bool:
+    """Whether this process speaks for all that a launcher started, on all machines: it prints and writes for them."""
+    return int(os.environ.get("RANK") or 0) == 0
+
+
+def join_processes(device: str = "auto", timeout: timedelta = timedelta(hours=6)) -> PartialState:
+    """Where this process stands among those that ``torchrun`` or ``accelerate launch`` started, and its device.
+
+    Args:
+        device: "auto", or one's name. On CPUs accelerate joins processes only when told that they are CPUs.
+        timeout: How long processes wait for one another; of the first call only.
+
+    Raises:
+        ValueError: No such device on this machine.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or resolve_device(device).type == "cpu"
+    return PartialState(cpu=cpu, timeout=timeout)
 
 
 def _tell_changes(path: Path, config: Any) -> None:
@@ -52,6 +83,22 @@ def _tell_changes(path: Path, config: Any) -> None:
             "Adam and the moving average are set to, stay as its checkpoint has them.",
             file=sys.stderr,
         )
+
+
+def describe_environment(device: torch.device, num_processes: int) -> dict[str, Any]:
+    """Versions and hardware that a run's numbers depend on."""
+    names = ("contentmotion", "torch", "accelerate", "diffusers", "transformers")
+    versions = {}
+    for name in names:
+        with suppress(PackageNotFoundError):  # a checkout that is not installed
+            versions[name] = version(name)
+    return {
+        "hardware": describe_hardware(device),
+        "processes": num_processes,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        **versions,
+    }
 
 
 def write_config(path: Path, command: str, config: Any) -> None:

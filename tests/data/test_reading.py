@@ -158,12 +158,12 @@ import torch
 from accelerate import Accelerator
 from contentmotion.config import TrainMotionConfig
 from contentmotion.data.cache import LatentCache, collate_latents
-from contentmotion.train import loop
+from contentmotion.train.batches import make_batches
 settings = json.loads(sys.argv[1])
 for name, window in (("everything", None), ("shards", 6)):
     config = TrainMotionConfig(**settings | {"shuffle_window": window})
     accelerator = Accelerator(cpu=True)
-    batches = loop._batches(LatentCache(config.cache_dir), config, accelerator, 0, collate_latents)
+    batches = make_batches(LatentCache(config.cache_dir), config, accelerator, 0, collate_latents)
     mine = torch.cat([next(batches)["index"] for _ in range(4)])  # 24 clips = 2 processes x 4 batches x 3
     both = accelerator.gather(mine[None])
     if accelerator.is_main_process:

@@ -76,6 +76,18 @@ def test_a_distillation_has_three_networks() -> None:
     assert plan.flops_per_item / alone.flops_per_item == pytest.approx(6 / 5, rel=0.1)
 
 
+def test_what_saves_memory() -> None:
+    settings = {"cache_dir": "nowhere", "output_dir": "x", "pretrained_model_name_or_path": "emoji"}
+    plain, adapted, some = (
+        plan_run(TrainContentConfig(**settings, **changes))  # type: ignore[arg-type]
+        for changes in ({}, {"lora_rank": 4}, {"trainable_modules": ("attn2",)})
+    )
+    assert adapted.trained < some.trained < plain.trained
+    lean = TrainContentConfig(**settings, use_8bit_adam=True, offload_ema=True)
+    before, after = plain.memory(TrainContentConfig(**settings), half=True), plain.memory(lean, half=True)
+    assert after["optimizer"] == before["optimizer"] / 4 and before["moving average"] > after["moving average"] == 0
+
+
 @pytest.mark.parametrize("part", ["content", "motion"])
 def test_lora_trains_adapters_alone(part: str) -> None:
     """Adapters' parameters by hand; the base is held once, not three times, and takes no gradient."""

@@ -1,5 +1,7 @@
-"""The recipes through the command line: the paper's at reduced size, one step each; the tiny one as it is."""
+"""The recipes through the command line: the paper's with all their layers, narrow and on small clips, three steps each;
+the tiny one as it is."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,10 @@ from contentmotion.models.motion_dit import MotionDiT
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SIZE = "--num_frames 4 --height 16 --width 16"
 STEP = (
-    "--max_train_steps 1 --train_batch_size 2 --gradient_accumulation_steps 1 --logging_steps 1 --validation_steps 1"
+    "--max_train_steps 3 --train_batch_size 2 --gradient_accumulation_steps 1 --logging_steps 1 --validation_steps 0"
     " --report_to none --mixed_precision no --dataloader_num_workers 0"
 )
-NARROW = "--hidden_size 16 --depth 1 --num_heads 2"
+NARROW = "--hidden_size 16 --num_heads 2"
 
 
 def run(command: str, recipe: str, stage: str, *flags: str) -> None:
@@ -38,7 +40,7 @@ def tiny(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("recipe", ["ucf101", "webvid-sd15", "webvid-sd21"])
-def test_paper_recipe_takes_a_step(recipe: str, clip_folder: Path, tiny: Path, tmp_path: Path) -> None:
+def test_paper_recipe_takes_steps(recipe: str, clip_folder: Path, tiny: Path, tmp_path: Path) -> None:
     data = f"--train_data_dir {clip_folder} {SIZE}"
     text = recipe != "ucf101"
     vae = f"--vae {tiny}/vae/vae" if text else ""
@@ -54,6 +56,9 @@ def test_paper_recipe_takes_a_step(recipe: str, clip_folder: Path, tiny: Path, t
         "train-motion", recipe, "motion", STEP, cache, image_model, NARROW, ae, content_patch,
         f"--output_dir {tmp_path}/motion",
     )  # fmt: skip
+    for stage in ("ae", "content", "motion"):
+        lines = [json.loads(line) for line in (tmp_path / stage / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == [1, 2, 3], stage
     parts = (tmp_path / "content/content", tmp_path / "motion/motion_transformer")
     assert all(any(part.rglob("*.safetensors")) for part in parts)
 

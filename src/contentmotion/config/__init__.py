@@ -38,6 +38,7 @@ from contentmotion.config.use import (
     GenerateConfig,
     InfoConfig,
     ReconstructConfig,
+    ReportConfig,
     SamplingConfig,
 )
 
@@ -63,6 +64,7 @@ __all__ = [
     "GenerateConfig",
     "DemoConfig",
     "ReconstructConfig",
+    "ReportConfig",
     "EvaluateConfig",
     "InfoConfig",
     "ExportConfig",

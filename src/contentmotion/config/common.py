@@ -48,6 +48,14 @@ def require_share(config: object, *names: str) -> None:
         require(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
 
 
+def require_lora(config: object) -> None:
+    """Raises ``ValueError`` for settings of low-rank adapters that do not go together."""
+    require_positive(config, "lora_alpha")
+    require_not_negative(config, "lora_rank")
+    rank, alpha, targets = (getattr(config, name) for name in ("lora_rank", "lora_alpha", "lora_target_modules"))
+    require(rank > 0 or not (alpha or targets), "lora_alpha and lora_target_modules need --lora_rank")
+
+
 def require_not_negative(config: object, *names: str) -> None:
     """Raise ``ValueError`` for the first named field that is below zero."""
     for name in names:

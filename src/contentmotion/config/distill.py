@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from contentmotion.config.common import SHIPPED_MODEL, require, require_not_negative, require_positive, require_share
+from contentmotion.config.common import (
+    SHIPPED_MODEL,
+    require,
+    require_lora,
+    require_not_negative,
+    require_positive,
+    require_share,
+)
 from contentmotion.config.train import ScheduledEvaluationConfig, TrainConfig
 
 
@@ -59,17 +66,14 @@ class DistillConfig(ScheduledEvaluationConfig, TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "num_ddim_steps", "huber_c", "ema_decay", "lora_alpha", "heldout_steps", "heldout_items")
-        require_not_negative(self, "content_noise", "lora_rank")
+        require_positive(self, "num_ddim_steps", "huber_c", "ema_decay", "heldout_steps", "heldout_items")
+        require_not_negative(self, "content_noise")
+        require_lora(self)
         require_share(self, "condition_dropout_prob")
         require(
             8 <= self.num_ddim_steps <= 1000,
             f"num_ddim_steps must be between 8 (the most steps a student is shown with) and 1000, got "
             f"{self.num_ddim_steps}",
-        )
-        require(
-            self.lora_rank > 0 or not (self.lora_alpha or self.lora_target_modules),
-            "lora_alpha and lora_target_modules need --lora_rank",
         )
         require(self.heldout_steps is None or self.eval_cache_dir is not None, "heldout_steps needs --eval_cache_dir")
         require(

@@ -10,6 +10,7 @@ from contentmotion.config.common import (
     PredictionType,
     parse_bucket,
     require,
+    require_lora,
     require_not_negative,
     require_positive,
     require_share,
@@ -34,8 +35,14 @@ class TrainConfig:
         adam_beta2: Adam's second decay rate.
         adam_weight_decay: Decoupled weight decay.
         max_grad_norm: Clip the gradient's norm to this; 0 does not clip.
+        use_8bit_adam: Adam's moments in 8 bits (bitsandbytes): a quarter of their memory.
+        fsdp: Share weights, gradients, Adam's moments and the average out among the processes (FSDP2), instead of a
+            copy of all in each.
+        torch_compile: Compile the networks' blocks; the first step takes minutes.
+        offload_ema: Keep the moving average in the CPU's memory: less of the GPU's, slower.
         ema_decay: Decay of the weights' moving average, which is what gets saved at the end; 0 turns it off.
         mixed_precision: "auto" takes bf16 where the processor or the GPU has it, else full precision.
+        max_train_time: Stop after so many minutes of training, with a checkpoint to go on from; none: no limit.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third slower.
         checkpointing_steps: Save a checkpoint every n steps.
         checkpoints_total_limit: Keep only the last k checkpoints.
@@ -53,6 +60,7 @@ class TrainConfig:
 
     output_dir: str
     max_train_steps: int = 1000
+    max_train_time: float | None = None
     train_batch_size: int = 8
     gradient_accumulation_steps: int = 1
     learning_rate: float = 1e-4
@@ -62,6 +70,10 @@ class TrainConfig:
     adam_beta2: float = 0.999
     adam_weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    use_8bit_adam: bool = False
+    fsdp: bool = False
+    torch_compile: bool = False
+    offload_ema: bool = False
     ema_decay: float = 0.999
     mixed_precision: MixedPrecision = "auto"
     gradient_checkpointing: bool = False
@@ -81,6 +93,7 @@ class TrainConfig:
         require_positive(
             self, "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "learning_rate",
             "checkpointing_steps", "checkpoints_total_limit", "logging_steps", "shuffle_window",
+            "max_train_time",
         )  # fmt: skip
         require_not_negative(
             self, "lr_warmup_steps", "validation_steps", "dataloader_num_workers", "adam_weight_decay", "seed",
@@ -226,16 +239,23 @@ class TrainDenoiserConfig(ScheduledEvaluationConfig, TrainConfig):
         conditioning_dropout_prob: Share of items trained with the empty prompt (or the null class).
         prediction_type: What a network made from scratch predicts; v_prediction when not given. A pretrained one keeps
             its own.
+        snr_gamma: Weigh the loss by min(SNR, gamma) instead of the SNR that predicting the noise implies (Hang et al.
+            2023, who take 5); none: the papers' plain loss.
+        trainable_modules: Train only what has one of these words in its name, such as temp_ or attn2; all when not
+            given.
     """
 
     cache_dir: str
     pretrained_model_name_or_path: str | None = None
     conditioning_dropout_prob: float = 0.1
     prediction_type: PredictionType | None = None
+    snr_gamma: float | None = None
+    trainable_modules: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_share(self, "conditioning_dropout_prob")
+        require_positive(self, "snr_gamma")
         require_positive(self, *(n for n in ("hidden_size", "depth", "num_heads", "patch_size") if hasattr(self, n)))
 
 
@@ -252,6 +272,10 @@ class TrainUNetConfig(TrainDenoiserConfig):
         text_num_layers: Text encoder from scratch: depth.
         vocab_size: Text encoder from scratch: size of the vocabulary, learned from the captions.
         train_text_encoder: Train the text encoder too (always so when it is made from scratch).
+        lora_rank: Train low-rank adapters of this rank (PEFT) beside a pretrained UNet's weights; 0 trains these.
+        lora_alpha: Scale of the adapters, over lora_rank; lora_rank when not given.
+        lora_target_modules: Ends of the names of the layers with an adapter; when not given the attention's and the
+            feed-forward ones.
         validation_prompts: Prompts of the preview pictures; captions of the cache when not given.
     """
 
@@ -263,6 +287,9 @@ class TrainUNetConfig(TrainDenoiserConfig):
     text_num_layers: int = 2
     vocab_size: int = 1024
     train_text_encoder: bool = False
+    lora_rank: int = 0
+    lora_alpha: float | None = None
+    lora_target_modules: tuple[str, ...] = ()
     validation_prompts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -270,6 +297,12 @@ class TrainUNetConfig(TrainDenoiserConfig):
         require_positive(self, "layers_per_block", "num_attention_heads", "text_num_layers", "vocab_size")
         width = self.text_hidden_size
         require(width > 0 and width % 32 == 0, f"text_hidden_size must be a multiple of 32, got {width}")
+        require_lora(self)
+        require(
+            not self.lora_rank or bool(self.pretrained_model_name_or_path and not self.train_text_encoder),
+            "lora_rank is for a pretrained UNet: it needs --pretrained_model_name_or_path, without train_text_encoder",
+        )
+        require(not (self.lora_rank and self.trainable_modules), "lora_rank goes without trainable_modules")
         require(
             not (self.pretrained_model_name_or_path and self.prediction_type),
             "prediction_type is for models from scratch: a pretrained one keeps its own",

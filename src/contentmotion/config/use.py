@@ -291,6 +291,21 @@ class InfoConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Show a training run as one page: curves, preview pictures, settings, environment, and what looks wrong.
+
+    Example: contentmotion report outputs/motion
+
+    Attributes:
+        run: The run's folder.
+        output: The page; report.html in the run's folder when not given.
+    """
+
+    run: str
+    output: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """Assemble parts into one pipeline folder that `generate` and diffusers load, with a model card (README.md) of what
     is known: parts, data and settings of their training runs, cost, scores.

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from contentmotion.config import MAP_NAMES
+from contentmotion.run_dir import is_main_process
 from contentmotion.saving import hash_weights
 
 MANIFEST, INDEX = "manifest.json", "index.json"
@@ -203,7 +204,7 @@ def open_cache(cache_dir: str | Path, max_bad_fraction: float) -> LatentCache:
         ValueError: No finished cache, or too much of it is lost.
     """
     cache = LatentCache(cache_dir, max_bad_fraction)
-    for line in cache.problems:
+    for line in cache.problems if is_main_process() else ():
         print(f"skipped: {line}", file=sys.stderr)
     return cache
 

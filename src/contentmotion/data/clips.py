@@ -20,6 +20,7 @@ from contentmotion.data.map_files import RecordsWithMaps, read_map
 from contentmotion.data.records import ClipRecord, Records, Source
 from contentmotion.data.resize import ResizeMode, crop_frames, resize_and_crop
 from contentmotion.data.step_sampler import StepSampler
+from contentmotion.run_dir import is_main_process
 from contentmotion.video_reader import Clip, read_clip, source_name
 from contentmotion.video_timeline import Timeline, choose_frames
 
@@ -316,17 +317,17 @@ def open_clips(
     if depth_dir is not None:
         records = RecordsWithMaps(folder.records, folder.root, "depth", Path(depth_dir))
         folder = replace(folder, records=records)
-    for problem in folder.problems[:MAX_PROBLEMS]:
-        print(f"{config.train_data_dir}: {problem}", file=sys.stderr)
+    lines = [f"{config.train_data_dir}: {problem}" for problem in folder.problems[:MAX_PROBLEMS]]
     if len(folder.problems) > MAX_PROBLEMS:
         more = len(folder.problems) - MAX_PROBLEMS
-        print(f"{config.train_data_dir}: {more} more such lines; `contentmotion inspect` counts them", file=sys.stderr)
+        lines.append(f"{config.train_data_dir}: {more} more such lines; `contentmotion inspect` counts them")
     buckets = [parse_bucket(text) for text in getattr(config, "buckets", ())]
     bucket_of = None
     if buckets:
         bucket_of, problems = assign_buckets(folder.records, buckets, config.frame_stride, config.fps)
-        for problem in problems:
-            print(problem, file=sys.stderr)
+        lines += problems
+    for line in lines if is_main_process() else ():
+        print(line, file=sys.stderr)
     return ClipDataset(
         folder,
         num_frames=num_frames or config.num_frames,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from contentmotion.config import CONDITION_NAMES, MAP_NAMES
 from contentmotion.data.condition_maps import DepthEstimator, depth_of, load_depth_model, sketch_of
+from contentmotion.draws import Source, rand
 
 __all__ = [
     "CONDITION_NAMES",
@@ -55,7 +56,7 @@ def require_conditions(names: Sequence[str], fields: Sequence[str]) -> None:
 def training_conditions(
     batch: Mapping[str, Any],
     names: Sequence[str],
-    generator: torch.Generator,
+    generator: Source,
     dropout_prob: float = 0.5,
     drop_all_prob: float = 0.1,
     keep_all_prob: float = 0.1,
@@ -114,7 +115,7 @@ def known_latents(latents: Tensor, mask: Tensor) -> Tensor:
 def draw_present(
     names: Sequence[str],
     batch_size: int,
-    generator: torch.Generator,
+    generator: Source,
     dropout_prob: float,
     drop_all_prob: float,
     keep_all_prob: float,
@@ -128,14 +129,14 @@ def draw_present(
         raise ValueError(
             f"conditions are dropped with probabilities, got {dropout_prob}, {drop_all_prob}, {keep_all_prob}"
         )
-    kept = torch.rand(len(names), batch_size, generator=generator) >= dropout_prob
-    lot = torch.rand(batch_size, generator=generator)
+    kept = rand((len(names), batch_size), generator, batch_dim=1) >= dropout_prob
+    lot = rand((batch_size,), generator)
     kept &= lot >= drop_all_prob
     kept |= lot >= 1 - keep_all_prob
     return dict(zip(names, kept, strict=True))
 
 
-def random_tubes(batch_size: int, num_frames: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+def random_tubes(batch_size: int, num_frames: int, height: int, width: int, generator: Source) -> Tensor:
     """Masks to train inpainting with, one of three kinds each.
 
     * half of them a rectangle that glides across the clip, a quarter to three quarters of each side: inpainting;
@@ -152,7 +153,7 @@ def random_tubes(batch_size: int, num_frames: int, height: int, width: int, gene
     Returns:
         float32 (b, t, 1, h, w): 1 is to be made, 0 is known. Every mask has something to be made.
     """
-    lots = torch.rand(batch_size, 8, generator=generator)
+    lots = rand((batch_size, 8), generator)
     kind = lots[:, 0]
     rectangle = _between(height, num_frames, lots[:, 1:4])[..., :, None]
     rectangle = rectangle & _between(width, num_frames, lots[:, 4:7])[..., None, :]  # (b, t, h, w)

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from rich.progress import track
 from safetensors import SafetensorError
 from safetensors.torch import save
@@ -34,7 +33,7 @@ from contentmotion.data.limits import require_few_bad
 from contentmotion.data.sources import ClipSource, open_source
 from contentmotion.image_vae import encode_frames, to_float
 from contentmotion.loading import ASSETS, load_autoencoder, load_text_encoder, load_vae, resolve_name
-from contentmotion.run_dir import prepare_output_dir, resolve_device, resolve_dtype
+from contentmotion.run_dir import join_processes, prepare_output_dir, resolve_device, resolve_dtype
 from contentmotion.saving import hash_weights, replacing_file, write_json
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -49,7 +48,7 @@ def encode(config: EncodeConfig) -> None:
         ValueError: Too few usable videos, or the folder holds a cache made with other networks or settings.
     """
     # Processes finish hours apart: waiting for the last one is no failure.
-    processes = PartialState(cpu=config.device == "cpu", timeout=timedelta(weeks=4))
+    processes = join_processes(config.device, timeout=timedelta(weeks=4))
     device = processes.device if processes.num_processes > 1 else resolve_device(config.device)
     target = _statistics_file(config.autoencoder) if config.autoencoder and config.measure_motion else None
     encoder = Encoder(config, device)

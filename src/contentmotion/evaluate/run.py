@@ -32,7 +32,7 @@ from contentmotion.evaluate.scores import Measured, notes_on, score
 from contentmotion.evaluate.store import PartStore
 from contentmotion.loading import load_any_pipeline, load_autoencoder, load_vae
 from contentmotion.pipeline import ContentMotionPipeline
-from contentmotion.run_dir import prepare_output_dir, resolve_device, resolve_dtype
+from contentmotion.run_dir import join_processes, prepare_output_dir, resolve_device, resolve_dtype
 from contentmotion.saving import write_json
 from contentmotion.video_pipeline import VideoLatentPipeline
 
@@ -114,7 +114,7 @@ def score_pipeline(
         ValueError: The data cannot be used, or the weights are of another network.
         OSError: Files are missing, or the folder is not writable.
     """
-    processes = PartialState(cpu=config.device == "cpu")
+    processes = join_processes(config.device)
     alone = processes.num_processes == 1
     device = resolve_device(config.device if alone else str(processes.device))
     output.mkdir(parents=True, exist_ok=True)

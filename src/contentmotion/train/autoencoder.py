@@ -19,6 +19,7 @@ from contentmotion.data.cache import collate_latents, hash_weights, open_cache
 from contentmotion.data.clips import ClipDataset, collate, open_clips
 from contentmotion.data.limits import require_few_bad
 from contentmotion.data.streaming import is_stream, open_stream
+from contentmotion.draws import Source, rand
 from contentmotion.evaluate.lpips import load_lpips
 from contentmotion.image_vae import (
     decode_frames,
@@ -31,9 +32,10 @@ from contentmotion.image_vae import (
 from contentmotion.loading import load_autoencoder, load_vae
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.pipeline import ContentMotionPipeline
-from contentmotion.run_dir import prepare_output_dir, resolve_device
+from contentmotion.run_dir import is_main_process, prepare_output_dir
 from contentmotion.saving import save_model
 from contentmotion.train.loop import Batch, fit
+from contentmotion.train.processes import this_process
 from contentmotion.train.scoring import make_scorer
 from contentmotion.video_io import write_contact_sheet
 
@@ -50,13 +52,13 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
         from contentmotion.train.plan import print_plan  # it knows all commands
 
         return print_plan(config)
-    vae = load_vae(config.vae).to(resolve_device("auto")) if config.vae else None
+    vae = load_vae(config.vae).to(this_process().device) if config.vae else None
     model = make_autoencoder(config, vae)
     run_dir = prepare_output_dir(config.output_dir, "train-autoencoder", config)
     dataset, join, shown = open_training_clips(config, vae)
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    lpips = load_lpips(config.lpips).to(resolve_device("auto")) if config.perceptual_weight else None
+    lpips = load_lpips(config.lpips).to(this_process().device) if config.perceptual_weight else None
 
     pipe = ContentMotionPipeline(vae=vae, autoencoder=model)
 
@@ -95,11 +97,13 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
         eval_steps=config.eval_steps,
     )
     path = Path(config.output_dir) / "autoencoder"
-    if not (path.is_dir() and hash_weights(load_autoencoder(str(path))) == hash_weights(model)):
-        save_model(model, path)  # else the run was finished before: leave it, with the statistics that encode added
+    # A run that was finished before: leave it, with the statistics that encode added.
+    finished = path.is_dir() and hash_weights(load_autoencoder(str(path))) == hash_weights(model)
+    if this_process().is_main_process and not finished:
+        save_model(model, path)
 
 
-def draw_frames(videos: tuple[Tensor, ...], num_frames: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+def draw_frames(videos: tuple[Tensor, ...], num_frames: int, generator: Source) -> tuple[Tensor, ...]:
     """The same random frames, all different, of each clip.
 
     Args:
@@ -111,7 +115,7 @@ def draw_frames(videos: tuple[Tensor, ...], num_frames: int, generator: torch.Ge
         Each (b, n, c, h, w).
     """
     b, t = videos[0].shape[:2]
-    chosen = torch.rand(b, t, generator=generator).argsort(dim=1)[:, :num_frames].to(videos[0].device)  # (b, n)
+    chosen = rand((b, t), generator).argsort(dim=1)[:, :num_frames].to(videos[0].device)  # (b, n)
     rows = torch.arange(b, device=chosen.device)[:, None]
     return tuple(video[rows, chosen] for video in videos)
 
@@ -195,7 +199,8 @@ class CachedLatents(Dataset):
         self.items: list[dict[str, Any]] = []
         self.weights: list[float] = []
         bad: dict[str, None] = {}
-        for index in track(range(len(clips)), description="encoding clips", transient=True):
+        bar = {"description": "encoding clips", "transient": True, "disable": not is_main_process()}
+        for index in track(range(len(clips)), **bar):
             clip = clips[index]
             if clip["skipped"]:  # the file is bad, and another clip came in its place
                 bad |= dict.fromkeys(clip["skipped"][:1])
@@ -204,7 +209,7 @@ class CachedLatents(Dataset):
             kept = {name: clip[name] for name in ("label", "caption")}
             self.items.append({"latents": latents, "index": len(self.items), "skipped": [], **kept})
             self.weights.append(clip["weight"])
-        for line in bad:
+        for line in bad if is_main_process() else ():
             print(f"skipped: {line}", file=sys.stderr)
         require_few_bad(len(bad), len(clips), max_bad_fraction, len(clips))
 

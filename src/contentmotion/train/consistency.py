@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from contentmotion import diffusion
 from contentmotion.config import DistillConfig
+from contentmotion.draws import randint, randn
 from contentmotion.sampling import denoise
 from contentmotion.train.loop import Batch
 
@@ -47,8 +48,8 @@ def consistency_loss(
     generator, b = batch["generator"], len(x0)
     kind, alphas = scheduler.config.prediction_type, scheduler.alphas_cumprod.to(x0.device)
     skip = scheduler.config.num_train_timesteps // config.num_ddim_steps
-    noise = torch.randn(x0.shape, generator=generator).to(x0)
-    start = (torch.randint(config.num_ddim_steps, (b,), generator=generator) + 1) * skip - 1
+    noise = randn(x0.shape, generator).to(x0)
+    start = (randint(config.num_ddim_steps, (b,), generator) + 1) * skip - 1
     start, end = start.to(x0.device), (start - skip).clamp(min=0).to(x0.device)
     noisy = diffusion.add_noise(x0, noise, alphas[start])
     kept, dropped = torch.zeros(b, dtype=torch.bool), torch.ones(b, dtype=torch.bool)

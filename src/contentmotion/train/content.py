@@ -25,12 +25,16 @@ from contentmotion.pipeline import ContentMotionPipeline
 from contentmotion.run_dir import prepare_output_dir
 from contentmotion.saving import replacing_folder
 from contentmotion.train.denoiser import make_scheduler, train_denoiser
+from contentmotion.train.lora import adapt_unet, merge_adapters, save_adapters
 from contentmotion.train.previews import write_previews
+from contentmotion.train.processes import this_process
 from contentmotion.train.scoring import make_scorer
 
 
 def train_content(config: TrainContentConfig) -> None:
     """Fine-tunes a Stable Diffusion UNet, or trains a model from scratch; ``output_dir/content`` is the result.
+
+    With adapters (``lora_rank``) these are merged there, and alone in ``output_dir/lora``.
 
     Raises:
         ValueError: Something needed is missing or does not fit.
@@ -51,6 +55,7 @@ def train_content(config: TrainContentConfig) -> None:
     else:
         parts = make_content_parts(config, cache)
     _check_fit(parts["unet"], cache)
+    adapt_unet(parts["unet"], config)
     cache.require_made_with(vae=parts["vae"])
     pipe = ContentMotionPipeline(**parts)
     denoiser = ContentDenoiser(parts["unet"], parts["text_encoder"], parts["tokenizer"])
@@ -71,7 +76,11 @@ def train_content(config: TrainContentConfig) -> None:
         cache.require_made_with(autoencoder=scored.autoencoder)
     score = make_scorer(scored, config, "content", run_dir)
     train_denoiser(config, cache, denoiser, lambda batch: batch["content"], parts["scheduler"], preview, score)
-    save_content(pipe, Path(config.output_dir) / "content")
+    if this_process().is_main_process:
+        if config.lora_rank:
+            save_adapters(parts["unet"], parts["scheduler"], run_dir / "lora")
+            pipe = ContentMotionPipeline(**parts | {"unet": merge_adapters(parts["unet"])})
+        save_content(pipe, run_dir / "content")
 
 
 def load_content_parts(name_or_path: str) -> dict[str, Any]:

@@ -9,20 +9,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from diffusers import DiffusionPipeline, LCMScheduler
 from torch import Tensor, nn
 
 from contentmotion.config import DistillConfig
 from contentmotion.data.cache import LatentCache, collate_latents, open_cache
 from contentmotion.loading import require_checkpoints
-from contentmotion.run_dir import prepare_output_dir, resolve_device
+from contentmotion.run_dir import prepare_output_dir
 from contentmotion.train.consistency import consistency_loss, make_lcm_scheduler, require_teacher
 from contentmotion.train.denoiser import use_plain_attention
 from contentmotion.train.distill_parts import PARTS, Part
 from contentmotion.train.held_out import BEST, Alarms, BestStudent, HeldOut
 from contentmotion.train.loop import Batch, fit
 from contentmotion.train.lora import add_adapters, merge_adapters, share_weights
+from contentmotion.train.processes import this_process
 from contentmotion.train.scoring import make_scorer
 from contentmotion.video_io import write_contact_sheet
 
@@ -48,7 +48,7 @@ def distill(config: DistillConfig) -> None:
     what = f"{config.pretrained_model_name_or_path}: its {config.part} model"
     scheduler = require_teacher(getattr(teacher, part.scheduler), what, config.num_ddim_steps)
     cache, unseen = open_caches(config, part, teacher)
-    device = resolve_device("auto")
+    device = this_process().device
     for component in teacher.components.values():
         if isinstance(component, nn.Module):
             component.requires_grad_(False).to(device)
@@ -58,6 +58,7 @@ def distill(config: DistillConfig) -> None:
     if device.type == "cpu":
         use_plain_attention(denoisers["student"])
     alarms, folder = Alarms(), run_dir / part.folder
+    is_main = this_process().is_main_process
 
     def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         batch = part.prepare(teacher, batch, config)
@@ -65,7 +66,8 @@ def distill(config: DistillConfig) -> None:
         losses = consistency_loss(
             model, denoisers["target"], denoisers["teacher"], batch, x0, scheduler, config, part.time_axis
         )
-        alarms.watch(batch["step"], losses)
+        if is_main:
+            alarms.watch(batch["step"], losses)
         return losses
 
     def preview(step: int) -> None:
@@ -75,11 +77,11 @@ def distill(config: DistillConfig) -> None:
         save_student(part, roles["student"], type(teacher), run_dir)
 
     score = make_scorer(type(teacher)(**roles["student"]), config, part.component, run_dir)
-    best = BestStudent(run_dir, folder, save, unseen, config) if unseen is not None else None
-    held_out = HeldOut(part, teacher, denoisers, unseen, scheduler, lcm, config) if unseen is not None else None
+    best = BestStudent(run_dir, folder, save, unseen, config) if unseen is not None and is_main else None
+    held_out = HeldOut(part, teacher, denoisers, unseen, scheduler, lcm, config) if best is not None else None
 
     def score_held_out(step: int) -> dict[str, float]:
-        if held_out is None or best is None or not PartialState().is_main_process:
+        if held_out is None or best is None:
             return {}
         scores = held_out.score()
         best.offer(step, scores["student_error"])
@@ -93,7 +95,7 @@ def distill(config: DistillConfig) -> None:
     )  # fmt: skip
     if best is not None and best.last_step != config.max_train_steps:
         score_held_out(config.max_train_steps)  # it was stopped between its last checkpoint and this
-    if best is None and PartialState().is_main_process:
+    if unseen is None and is_main:
         save()
         (run_dir / BEST).unlink(missing_ok=True)
 

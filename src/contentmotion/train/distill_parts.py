@@ -20,7 +20,7 @@ from contentmotion.pipeline import ContentMotionPipeline
 from contentmotion.train.consistency import require_teacher
 from contentmotion.train.content import load_content_parts, save_content
 from contentmotion.train.loop import Batch
-from contentmotion.train.lora import save_adapters
+from contentmotion.train.lora import ATTENTION_AND_FEED_FORWARD, save_adapters
 from contentmotion.train.motion import save_motion
 from contentmotion.train.previews import make_previews
 from contentmotion.train.video import add_conditions, save_video
@@ -107,8 +107,6 @@ def perturb_content(teacher: ContentMotionPipeline, batch: Batch, config: Distil
     """The batch with noise on its content frames (see ``content_noise``)."""
     return batch | {"content": perturb(batch["content"], config.content_noise, batch)}
 
-
-ATTENTION_AND_FEED_FORWARD = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
 PARTS: dict[str, Part] = {
     "content": Part(

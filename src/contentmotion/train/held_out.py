@@ -18,9 +18,10 @@ from contentmotion.config import DistillConfig
 from contentmotion.data.cache import INDEX, LatentCache, collate_latents
 from contentmotion.run_dir import seeded_generator
 from contentmotion.saving import restore_folder, write_json
+from contentmotion.train.checkpoints import latest_checkpoint
 from contentmotion.train.consistency import consistency_loss, sample
 from contentmotion.train.distill_parts import Part
-from contentmotion.train.loop import Batch, latest_checkpoint
+from contentmotion.train.loop import Batch
 
 TEACHER_STEPS, STUDENT_STEPS = 50, 4
 MIN_POINTS = 64  # times and noises that the held-out loss averages over, at least

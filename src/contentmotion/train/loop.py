@@ -4,37 +4,35 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import ProjectConfiguration
-from diffusers.optimization import get_scheduler
+from accelerate.utils import ProjectConfiguration, gather_object, parse_flag_from_env
 from diffusers.training_utils import EMAModel
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from contentmotion.config import TrainConfig
-from contentmotion.data.limits import require_few_bad
-from contentmotion.data.shard_sampler import ShardSampler
-from contentmotion.data.step_sampler import StepSampler
-from contentmotion.data.streaming import StreamingClips
-from contentmotion.run_dir import resolve_dtype
-from contentmotion.saving import replacing_file
+from contentmotion.run_dir import ENVIRONMENT, describe_environment, resolve_dtype
+from contentmotion.saving import write_json
+from contentmotion.train.batches import Batch, make_batches
+from contentmotion.train.checkpoints import latest_checkpoint, register_weights, resume, save_checkpoint
+from contentmotion.train.metrics import Metrics
+from contentmotion.train.optimizers import make_optimizer
+from contentmotion.train.processes import agree, mean_of, on_main, this_process
+from contentmotion.train.sharding import blocks, gather, load_sharded, load_whole, save_sharded, shard, whole
+from contentmotion.train.stopping import OUT_OF_TIME, TERMINATED, StopRequests
 
-Batch = dict[str, Any]
+__all__ = ["Batch", "Loss", "fit"]
+
 Loss = Callable[[nn.Module, Batch], dict[str, Tensor]]
+SHARDS, SCHEDULE = "sharded", "schedule.json"
 _PRECISION_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "no"}
 
 
@@ -52,19 +50,21 @@ def fit(
 ) -> None:
     """Trains the parameters of ``model`` that require a gradient; on return they are the averaged (EMA) ones.
 
-    Batches and noise are functions of (seed, step, process), so a run resumed from a checkpoint continues bit for bit
-    on one machine.
+    Under ``torchrun`` or ``accelerate launch`` the processes share each batch. Batches and noise are functions of
+    (seed, step), so a run resumed from a checkpoint continues bit for bit on one machine, and with another number of
+    processes it continues with the same numbers where the items of a step stay as many (but for rounding; streams and
+    ``shuffle_window`` deal the data anew).
 
     Args:
         model: What is trained; stays in float32, forward passes run under autocast.
         loss: ``loss(model, batch)`` gives "loss" and whatever else is worth logging. ``batch["generator"]`` is the
-            only source of randomness it may use, ``batch["step"]`` counts from 1.
+            only source of randomness it may use (``contentmotion.draws``), ``batch["step"]`` counts from 1.
         dataset: Indexed by (index, seed) pairs (see ``StepSampler``), with ``shard_sizes`` where ``shuffle_window`` is
             set; or a ``StreamingClips``. Its items may name bad files in "skipped"; it may have ``weights``, how often
             each item is drawn.
         config: Steps, learning rate and so on; the run lives in ``config.output_dir``.
         collate: Items to batch.
-        preview: Called with the step number while the averaged weights are in place.
+        preview: Called with the step number while the averaged weights are in place, by the first process.
         evaluate: The same, every ``eval_steps`` and at the end, by all processes; gives scores to log.
         eval_steps: 0 calls it never; several numbers call it on each one's schedule.
         target: A copy of ``model`` that is kept at the averaged weights (what consistency distillation aims at).
@@ -72,229 +72,292 @@ def fit(
     Raises:
         ValueError: ``target`` without an average, a loss that is not finite, too many bad files, or a checkpoint that
             does not fit.
+        OSError: A checkpoint cannot be written.
+        SystemExit: The run was stopped before its end, by SIGTERM or ``max_train_time``; its checkpoint is written.
     """
     run_dir = Path(config.output_dir)
     schedules = (eval_steps,) if isinstance(eval_steps, int) else eval_steps
-    accelerator = _make_accelerator(config, run_dir)
-    trained = [name for name, p in model.named_parameters() if p.requires_grad]
-    parameters = [model.get_parameter(name) for name in trained]
-    optimizer, schedule = _make_optimizer(parameters, config)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    accelerator.register_for_checkpointing(schedule)
-    ema = EMAModel(parameters, decay=config.ema_decay) if config.ema_decay else None
-    targets = [] if target is None else [target.to(accelerator.device).get_parameter(name) for name in trained]
-    if targets and ema is None:
-        raise ValueError("the target is the weights' moving average: ema_decay must be above 0")
-    if ema is not None:
-        accelerator.register_for_checkpointing(ema)
-    first_step = _resume(accelerator, config, run_dir)
-    if ema is not None:
-        ema.to(accelerator.device)  # accelerate loads registered objects on the CPU
-        ema.copy_to(targets)
-    metrics = _Metrics(accelerator, config, run_dir, first_step, dataset)
-    batches = _batches(dataset, config, accelerator, first_step, collate)
-
+    run = _Run(model, loss, config, target)
+    first_step = run.resume()
+    metrics = Metrics(run.accelerator, config, run_dir, first_step, dataset)
+    batches = make_batches(dataset, config, run.accelerator, first_step, collate)
     model.train()
-    with metrics.progress:
+    with _explained(run_dir), metrics.progress, StopRequests(config.max_train_time) as stop:
         for step in range(first_step + 1, config.max_train_steps + 1):
-            averages: dict[str, float] = {}
-            waited, started = 0.0, time.perf_counter()
-            for _ in range(config.gradient_accumulation_steps):
-                asked = time.perf_counter()
-                batch = next(batches)
-                waited += time.perf_counter() - asked
-                metrics.note_bad_files(batch.pop("skipped", []), len(batch["index"]))
-                with accelerator.autocast():
-                    losses = loss(model, batch)
-                _require_finite("loss", losses["loss"], step, batch, run_dir)
-                accelerator.backward(losses["loss"] / config.gradient_accumulation_steps)
-                for name, value in losses.items():
-                    averages[name] = averages.get(name, 0.0) + value.item() / config.gradient_accumulation_steps
-            norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
-            if accelerator.scaler is None:  # fp16's scaler skips such a step by itself
-                _require_finite("gradient norm", norm, step, batch, run_dir)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
-            if ema is not None:
-                ema.step(parameters)
-                ema.copy_to(targets)
-            averages["data_wait"] = waited / (time.perf_counter() - started)
-            metrics.log(step, averages | {"grad_norm": float(norm), "lr": schedule.get_last_lr()[0]})
+            values, stopping = run.step(step, batches, metrics, stop)
+            metrics.log(step, values | run.watch(step))
             last = step == config.max_train_steps
-            if step % config.checkpointing_steps == 0 or last:
-                _save(accelerator, run_dir, step, config.checkpoints_total_limit)
+            if step % config.checkpointing_steps == 0 or last or stopping:
+                save_checkpoint(run.write, run_dir, step, config.checkpoints_total_limit)
+            if stopping and not last:
+                run.stop_early(step, stop)
             if preview and config.validation_steps and (step % config.validation_steps == 0 or last):
-                with _averaged(ema, parameters), _evaluating(model):
-                    if accelerator.is_main_process:
-                        preview(step)
-                accelerator.wait_for_everyone()
+                with run.averaged(), _evaluating(model):
+                    on_main(lambda step=step: preview(step))
             if evaluate and any(every and (step % every == 0 or last) for every in schedules):
-                with _averaged(ema, parameters), _evaluating(model):
+                with run.averaged(), _evaluating(model):
                     metrics.write(step, {f"eval/{name}": value for name, value in evaluate(step).items()})
-                accelerator.wait_for_everyone()
-    if ema is not None:
-        ema.copy_to(parameters)
+                run.accelerator.wait_for_everyone()
+    run.finish()
     model.eval()
-    accelerator.end_training()
 
 
-def _make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> tuple[torch.optim.Optimizer, LambdaLR]:
-    optimizer = torch.optim.AdamW(
-        parameters,
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        weight_decay=config.adam_weight_decay,
-        fused=True,
-    )
-    schedule = get_scheduler(
-        config.lr_scheduler,
-        optimizer,
-        num_warmup_steps=config.lr_warmup_steps,
-        num_training_steps=config.max_train_steps,
-    )
-    return optimizer, schedule
+class _Objective(nn.Module):
+    """What is wrapped for several processes: the loss too, so that whatever it calls of the model, gradients are
+    shared.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model, self._loss = model, loss
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return self._loss(self.model, batch)
+
+
+class _Run:
+    """A model with all that trains it: optimizer, schedule, average, and the processes that share the work."""
+
+    def __init__(self, model: nn.Module, loss: Loss, config: TrainConfig, target: nn.Module | None) -> None:
+        self.config, self.run_dir = config, Path(config.output_dir)
+        if target is not None and not config.ema_decay:
+            raise ValueError("the target is the weights' moving average: ema_decay must be above 0")
+        self.accelerator = _make_accelerator(config, self.run_dir)
+        device, count = self.accelerator.device, self.accelerator.num_processes
+        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
+        if config.torch_compile:
+            for block in blocks(model):
+                block.compile()
+        self.objective: Any = _Objective(model, loss)
+        self.sharded = config.fsdp and count > 1
+        if self.sharded:
+            shard(self.objective, device, count)
+        else:
+            self.objective = self.accelerator.prepare(self.objective)
+        self.parameters = [model.get_parameter(name) for name in self.names]
+        optimizer, self.schedule = make_optimizer(self.parameters, config)
+        self.optimizer = self.accelerator.prepare(optimizer)
+        self.ema = EMAModel(self.parameters, decay=config.ema_decay) if config.ema_decay else None
+        self.targets = [] if target is None else [target.to(device).get_parameter(name) for name in self.names]
+        register_weights(self.accelerator, model)
+        self.accelerator.register_for_checkpointing(self.schedule)
+        if self.ema is not None:
+            self.accelerator.register_for_checkpointing(self.ema)
+
+    def resume(self) -> int:
+        """Goes to where the config says; returns the steps that are done."""
+        first_step = resume(self.read, self.config, self.run_dir)
+        if self.ema is not None:
+            # accelerate loads registered objects on the CPU
+            self.ema.to("cpu" if self.config.offload_ema else self.accelerator.device)
+            self._move_targets()
+        return first_step
+
+    def write(self, folder: Path) -> None:
+        """Writes all that a run goes on from; in every process."""
+        if not self.sharded:
+            self.accelerator.save_state(str(folder))
+            return
+        save_sharded(folder / SHARDS, self.objective, self.optimizer.optimizer, self.ema, self.names)
+        if self.accelerator.is_main_process:
+            write_json(folder / SCHEDULE, self.schedule.state_dict())
+
+    def read(self, folder: Path) -> None:
+        """Reads what ``write`` wrote, in this number of processes or in another one."""
+        if (folder / SHARDS).is_dir():
+            load_sharded(folder / SHARDS, self.objective, self.optimizer.optimizer, self.ema, self.names)
+            self.schedule.load_state_dict(json.loads((folder / SCHEDULE).read_text(encoding="utf-8")))
+        elif self.sharded:
+            load_whole(folder, self.objective, self.optimizer.optimizer, self.ema, self.names)
+            schedule = torch.load(folder / "custom_checkpoint_0.pkl", weights_only=True)
+            self.schedule.load_state_dict(schedule)
+        else:
+            self.accelerator.load_state(str(folder))
+
+    def step(
+        self, step: int, batches: Iterator[Batch], metrics: Metrics, stop: StopRequests
+    ) -> tuple[dict[str, float], bool]:
+        """One step of the optimizer.
+
+        Returns:
+            Numbers to log; and whether any process is asked to stop.
+
+        Raises:
+            ValueError: A loss or a gradient that is not finite, or too many bad files.
+        """
+        accumulation = self.config.gradient_accumulation_steps
+        averages: dict[str, float] = {}
+        waited, started = 0.0, time.perf_counter()
+        asked_to_stop = False
+        for micro_step in range(accumulation):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            metrics.note_bad_files(batch.pop("skipped", []), len(batch["index"]))
+            with self._sharing(micro_step == accumulation - 1):
+                with self.accelerator.autocast():
+                    losses = self.objective(batch)
+                # What any process must hear of, in one message.
+                signs = {"_bad": float(bool(metrics.unsaid)), "_stop": float(stop.terminated or stop.out_of_time)}
+                values = mean_of(losses | signs)
+                metrics.check_bad_files(values.pop("_bad") > 0)
+                asked_to_stop = values.pop("_stop") > 0
+                self._require_finite("loss", values["loss"], losses["loss"], step, batch)
+                self.accelerator.backward(losses["loss"] / accumulation)
+            for name, value in values.items():
+                averages[name] = averages.get(name, 0.0) + value / accumulation
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm or math.inf)
+        norm = whole(norm).item()
+        if self.accelerator.scaler is None:  # fp16's scaler skips such a step by itself
+            self._require_finite("gradient norm", norm, norm, step, batch)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self._update_average()
+        averages["data_wait"] = waited / (time.perf_counter() - started)
+        return averages | {"grad_norm": norm, "lr": self.schedule.get_last_lr()[0]}, asked_to_stop
+
+    @contextmanager
+    def _sharing(self, gradients: bool) -> Iterator[None]:
+        """Whether backward passes share gradients with the other processes: at the end of a step is enough."""
+        if self.sharded:
+            self.objective.set_requires_gradient_sync(gradients)
+            yield
+            return
+        with nullcontext() if gradients else self.accelerator.no_sync(self.objective):
+            yield
+
+    def _require_finite(self, what: str, everywhere: float, here: Tensor | float, step: int, batch: Batch) -> None:
+        """Raises ``ValueError``, in all processes, where a number is not finite in one of them."""
+        if math.isfinite(everywhere):
+            return
+        mine = float(here.detach() if isinstance(here, Tensor) else here)
+        found = gather_object([None if math.isfinite(mine) else (mine, batch["index"].tolist())])
+        value, items = next(entry for entry in found if entry is not None)
+        kept = latest_checkpoint(self.run_dir)
+        agree(
+            ValueError(
+                f"{what} is {value} at step {step} (items {items}); "
+                + (f"the last good checkpoint is {kept}" if kept else "no checkpoint was written yet")
+                + ". A lower learning rate or full precision (--mixed_precision no) usually helps."
+            )
+        )
+
+    def stop_early(self, step: int, stop: StopRequests) -> None:
+        """Ends the process after a checkpoint; raises ``SystemExit``."""
+        terminated = mean_of({"_stop": float(stop.terminated)})["_stop"] > 0
+        why = "SIGTERM" if terminated else f"max_train_time of {self.config.max_train_time:g} minutes"
+        if self.accelerator.is_main_process:
+            print(
+                f"Stopped by {why} after step {step} of {self.config.max_train_steps}, with a checkpoint in "
+                f"{self.run_dir}: the same command goes on from there.",
+                file=sys.stderr,
+            )
+        self.accelerator.end_training()
+        raise SystemExit(TERMINATED if terminated else OUT_OF_TIME)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Puts the averaged weights in place for a while, whole ones in every process."""
+        if self.sharded:
+            undo = gather(self.objective, self._averages())
+            try:
+                yield
+            finally:
+                undo()
+            return
+        if self.ema is None:
+            yield
+            return
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(self.parameters)
+
+    def finish(self) -> None:
+        """Leaves the averaged weights in the model, and ends the work in common."""
+        if self.sharded:
+            gather(self.objective, self._averages())
+        elif self.ema is not None:
+            self.ema.copy_to(self.parameters)
+        self.accelerator.end_training()
+
+    def watch(self, step: int) -> dict[str, float]:
+        """How far the average lags behind: its distance to the weights over their norm, where a line is written."""
+        if self.ema is None or (step % self.config.logging_steps and step != self.config.max_train_steps):
+            return {}
+        distance = norm = torch.zeros((), device=self.accelerator.device)
+        with torch.no_grad():
+            for shadow, parameter in zip(self.ema.shadow_params, self.parameters, strict=True):
+                distance = distance + (shadow.to(parameter.device) - parameter).float().square().sum()
+                norm = norm + parameter.float().square().sum()
+        return {"ema_distance": (whole(distance) / whole(norm).clamp(min=1e-30)).sqrt().item()}
+
+    def _averages(self) -> dict[str, Tensor]:
+        """The averages by the parameters' names in the objective."""
+        shadows = [] if self.ema is None else self.ema.shadow_params
+        return {f"model.{name}": shadow for name, shadow in zip(self.names, shadows, strict=self.ema is not None)}
+
+    def _update_average(self) -> None:
+        assert self.ema is not None
+        parameters = self.parameters
+        if self.config.offload_ema:
+            parameters = [p.detach().cpu().requires_grad_() for p in parameters]
+        self.ema.step(parameters)
+        self._move_targets()
+
+    def _move_targets(self) -> None:
+        assert self.ema is not None
+        for parameter, shadow in zip(self.targets, self.ema.shadow_params, strict=False):  # there may be no target
+            parameter.data.copy_(whole(shadow))
 
 
 def _make_accelerator(config: TrainConfig, run_dir: Path) -> Accelerator:
-    dtype = resolve_dtype(config.mixed_precision, PartialState().device)
+    dtype = resolve_dtype(config.mixed_precision, this_process().device)
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise ValueError("sharding is asked for with --fsdp true; launch without accelerate's own --use_fsdp")
+    if config.fsdp and dtype is torch.float16:
+        raise ValueError("--fsdp goes with bf16 or full precision, not with fp16")
     AcceleratorState._reset_state()  # a process may train several models, each at its own precision
     accelerator = Accelerator(
         mixed_precision=_PRECISION_NAMES[dtype],
         log_with=None if config.report_to == "none" else config.report_to,
         project_config=ProjectConfiguration(project_dir=str(run_dir), logging_dir=str(run_dir / "logs")),
     )
-    run_dir.mkdir(parents=True, exist_ok=True)
+
+    def prepare() -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_json(run_dir / ENVIRONMENT, describe_environment(accelerator.device, accelerator.num_processes))
+
+    on_main(prepare)
     if config.report_to != "none":
         accelerator.init_trackers("contentmotion")
     return accelerator
 
 
-def _batches(
-    dataset: Dataset, config: TrainConfig, accelerator: Accelerator, first_step: int, collate: Callable
-) -> Iterator[Batch]:
-    """This process's batches, each with a generator that depends on (seed, micro-step, process) alone."""
-    accumulation = config.gradient_accumulation_steps
-    first, stop = first_step * accumulation, config.max_train_steps * accumulation
-    loader = DataLoader(
-        **_order(dataset, config, accelerator, first, stop),
-        collate_fn=collate,
-        num_workers=config.dataloader_num_workers,
-        pin_memory=accelerator.device.type == "cuda",
-    )
-    for micro_step, batch in enumerate(loader, start=first):
-        seed = (config.seed * 1_000_003 + micro_step) * 1_009 + accelerator.process_index
-        batch["generator"] = torch.Generator().manual_seed(seed)
-        batch["step"] = micro_step // accumulation + 1
-        torch.manual_seed(seed)  # for modules that draw by themselves, such as dropout
-        yield {k: v.to(accelerator.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
-
-
-def _order(dataset: Dataset, config: TrainConfig, accelerator: Accelerator, first: int, stop: int) -> dict[str, Any]:
-    """Which items this process's micro-batches ``first``, ..., ``stop`` - 1 have, as arguments of a ``DataLoader``."""
-    place = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
-    if isinstance(dataset, StreamingClips):
-        stream = dataset.placed(seed=config.seed, batch_size=config.train_batch_size, first_batch=first, **place)
-        return {"dataset": stream, "batch_size": config.train_batch_size}
-    run = {"seed": config.seed, "start_step": first, "num_steps": stop}
-    weights, everyone = getattr(dataset, "weights", None), config.train_batch_size * accelerator.num_processes
-    if config.shuffle_window is not None:
-        if not hasattr(dataset, "shard_sizes"):
-            raise ValueError("shuffle_window is for caches and streams: these clips are not in shards")
-        sizes, window = dataset.shard_sizes, config.shuffle_window
-        sampler = ShardSampler(sizes, config.train_batch_size, window=window, weights=weights, **run, **place)
-        return {"dataset": dataset, "batch_sampler": sampler}
-    if hasattr(dataset, "sampler"):  # it has an order of its own: batches of one size each
-        batches = dataset.sampler(everyone, **run)
-    else:
-        batches = StepSampler(len(dataset), everyone, weights=weights, **run)  # type: ignore[arg-type]
-    mine = (batch[accelerator.process_index :: accelerator.num_processes] for batch in batches)
-    return {"dataset": dataset, "batch_sampler": mine}
-
-
-def _require_finite(what: str, value: Tensor, step: int, batch: Batch, run_dir: Path) -> None:
-    if torch.isfinite(value):
-        return
-    kept = latest_checkpoint(run_dir)
-    raise ValueError(
-        f"{what} is {value.item()} at step {step} (items {batch['index'].tolist()}); "
-        + (f"the last good checkpoint is {kept}" if kept else "no checkpoint was written yet")
-        + ". A lower learning rate or full precision (--mixed_precision no) usually helps."
-    )
-
-
-# Checkpoints: written under another name and renamed, so that a folder called checkpoint-N is always whole.
-
-
-def checkpoints(run_dir: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
-    found = [p for p in run_dir.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=checkpoint_step)
-
-
-def latest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest whole checkpoint of a run, or None."""
-    return max(checkpoints(run_dir), key=checkpoint_step, default=None)
-
-
-def checkpoint_step(checkpoint: Path) -> int:
-    """The number of optimizer steps behind a checkpoint."""
-    return int(checkpoint.name.removeprefix("checkpoint-"))
-
-
-def _save(accelerator: Accelerator, run_dir: Path, step: int, limit: int) -> None:
-    final = run_dir / f"checkpoint-{step:06d}"
-    partial = run_dir / f"partial-{step:06d}"
-    if accelerator.is_main_process and partial.exists():
-        shutil.rmtree(partial)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
-    if not accelerator.is_main_process:
-        return
-    if final.exists():  # an older run's, being repeated from an earlier step
-        shutil.rmtree(final)
-    os.replace(partial, final)
-    for old in checkpoints(run_dir)[:-limit]:
-        shutil.rmtree(old)
-
-
-def _resume(accelerator: Accelerator, config: TrainConfig, run_dir: Path) -> int:
-    """Loads the checkpoint that the config asks for; returns its step, 0 for a new run."""
-    wanted = config.resume_from_checkpoint
-    checkpoint = latest_checkpoint(run_dir) if wanted in ("latest", "none") else Path(wanted)
-    if checkpoint is None:
-        return 0
-    if wanted == "none":
-        raise ValueError(f"{run_dir} already holds {checkpoint.name}: choose another --output_dir, or resume")
-    if not checkpoint.is_dir():
-        raise ValueError(f"no such checkpoint: {checkpoint}")
-    try:
-        accelerator.load_state(str(checkpoint))
-        step = checkpoint_step(checkpoint)
-    except Exception as error:  # whatever a foreign or damaged checkpoint makes torch and safetensors raise
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{checkpoint} does not fit this model and configuration: {reason}") from error
-    leftovers = [*run_dir.glob("partial-*"), *(p for p in checkpoints(run_dir) if checkpoint_step(p) > step)]
-    if accelerator.is_main_process:
-        for leftover in leftovers:  # later checkpoints are of the branch that is being left
-            shutil.rmtree(leftover)
-    accelerator.print(f"Resuming {run_dir} after step {step}.")
-    return step
-
-
 @contextmanager
-def _averaged(ema: EMAModel | None, parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Puts the averaged weights in place for a while."""
-    if ema is None:
-        yield
-        return
-    ema.store(parameters)
-    ema.copy_to(parameters)
+def _explained(run_dir: Path) -> Iterator[None]:
+    """Says in one line what torch says in many, where not this process but another one is to blame.
+
+    Raises:
+        OSError: A process that reads data, or another one that trains, has ended.
+    """
     try:
         yield
-    finally:
-        ema.restore(parameters)
+    except RuntimeError as error:
+        if "DataLoader worker" in str(error):
+            what = (
+                f"a process that reads data died ({str(error).splitlines()[0]}): if it was for lack of memory, lower "
+                "--dataloader_num_workers; 0 reads in the training process"
+            )
+        elif "onnection" in str(error) and this_process().num_processes > 1:
+            what = f"another process of this run has ended ({str(error).splitlines()[0]})"
+        else:
+            raise
+        raise OSError(f"{what}; the last good checkpoint is {latest_checkpoint(run_dir)}") from error
 
 
 @contextmanager
@@ -304,81 +367,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     with torch.random.fork_rng(), torch.no_grad():
         yield
     model.train()
-
-
-class _Metrics:
-    """Progress line, ``metrics.jsonl``, trackers, and the count of bad files."""
-
-    def __init__(
-        self, accelerator: Accelerator, config: TrainConfig, run_dir: Path, first_step: int, dataset: Dataset
-    ) -> None:
-        self.accelerator, self.config, self.first_step = accelerator, config, first_step
-        self.path = run_dir / "metrics.jsonl"
-        if accelerator.is_main_process:
-            self._forget_steps_after(first_step)
-        self.console = Console(file=sys.stderr)
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:.2f} steps/s"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not (accelerator.is_main_process and self.console.is_terminal),
-        )
-        self.task = self.progress.add_task(
-            run_dir.name, total=config.max_train_steps, completed=first_step, loss=math.nan, speed=0.0
-        )
-        self.values: dict[str, list[float]] = {}  # since the last line
-        self.started = time.perf_counter()
-        self.bad: set[str] = set()
-        self.seen = 0
-        # A cache watches its own losses: one line may stand for many clips there.
-        self.limit = None if hasattr(dataset, "max_bad_fraction") else config.max_bad_fraction
-        sized = not isinstance(dataset, StreamingClips)
-        self.share = len(dataset) / accelerator.num_processes if sized else None  # type: ignore[arg-type]
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        """Averages over ``logging_steps`` steps, then writes one line."""
-        for name, value in values.items():
-            self.values.setdefault(name, []).append(value)
-        speed = (step - self.first_step) / (time.perf_counter() - self.started)
-        self.progress.update(self.task, completed=step, loss=values["loss"], speed=speed)
-        if step % self.config.logging_steps and step != self.config.max_train_steps:
-            return
-        means = {name: sum(seen) / len(seen) for name, seen in self.values.items()}
-        self.values = {}
-        self.write(step, means | {"steps_per_s": speed})
-        show = self.accelerator.is_main_process and not self.console.is_terminal
-        if show and step % (10 * self.config.logging_steps) == 0:
-            left = (self.config.max_train_steps - step) / speed / 60
-            self.console.print(
-                f"step {step}/{self.config.max_train_steps}  loss {means['loss']:.4f}  "
-                f"{speed:.2f} steps/s  {left:.0f} min left"
-            )
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """One line of ``metrics.jsonl``, and the same to the trackers."""
-        if self.accelerator.is_main_process and values:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": step} | values) + "\n")
-        self.accelerator.log(values, step=step)
-
-    def note_bad_files(self, skipped: list[str], num_items: int) -> None:
-        """Names each bad file once; stops the run when there are too many."""
-        self.seen += num_items
-        for line in skipped:
-            if line not in self.bad:
-                self.bad.add(line)
-                self.console.print(f"skipped ({len(self.bad)} so far): {line}", soft_wrap=True, markup=False)
-        if self.limit is not None:
-            require_few_bad(len(self.bad), self.seen, self.limit, self.share)
-
-    def _forget_steps_after(self, step: int) -> None:
-        """Drops lines that a killed run wrote after the checkpoint that is resumed."""
-        if not self.path.exists():
-            return
-        whole = [line for line in self.path.read_text().splitlines() if line.endswith("}")]  # the last may be torn
-        kept = [line for line in whole if json.loads(line)["step"] <= step]
-        with replacing_file(self.path) as partial:
-            partial.write_text("".join(line + "\n" for line in kept))

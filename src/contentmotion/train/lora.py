@@ -1,4 +1,4 @@
-"""Low-rank adapters (Hu et al. 2022) through PEFT: a student that is its teacher and a few million weights."""
+"""Low-rank adapters (Hu et al. 2022) through PEFT: a model that is another one and a few million weights."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import LCMScheduler, StableDiffusionPipeline
+from diffusers import SchedulerMixin, StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from torch import nn
 
+from contentmotion.config.train import TrainUNetConfig
 from contentmotion.saving import replacing_folder
 
 ADAPTER = "default"
+ATTENTION_AND_FEED_FORWARD = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")  # of a UNet
 
 
 def share_weights(network: nn.Module) -> nn.Module:
@@ -49,6 +51,15 @@ def add_adapters(network: nn.Module, rank: int, alpha: float | None, target_modu
     inject_adapter_in_model(config, network, ADAPTER)
 
 
+def adapt_unet(unet: nn.Module, config: TrainUNetConfig) -> None:
+    """Freezes a UNet and puts adapters beside its layers, where a config asks for adapters."""
+    if not config.lora_rank:
+        return
+    unet.requires_grad_(False)
+    targets = config.lora_target_modules or ATTENTION_AND_FEED_FORWARD
+    add_adapters(unet, config.lora_rank, config.lora_alpha, targets)
+
+
 def merge_adapters(network: nn.Module) -> nn.Module:
     """A copy of a network with its adapters added to the weights beside them: the network's own class again."""
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -62,9 +73,9 @@ def merge_adapters(network: nn.Module) -> nn.Module:
     return merged
 
 
-def save_adapters(unet: nn.Module, scheduler: LCMScheduler, path: Path) -> None:
-    """The adapters of a Stable Diffusion UNet in diffusers' format, for ``load_lora_weights`` of any pipeline that has
-    the UNet; the scheduler that they need beside them.
+def save_adapters(unet: nn.Module, scheduler: SchedulerMixin, path: Path) -> None:
+    """The adapters of a Stable Diffusion or video UNet in diffusers' format, for ``load_lora_weights`` of any pipeline
+    that has the UNet; the scheduler that they need beside them.
     """
     from peft import get_peft_model_state_dict
 

@@ -20,6 +20,7 @@ from contentmotion.train.content import load_content_parts
 from contentmotion.train.denoiser import make_scheduler, train_denoiser
 from contentmotion.train.loop import Batch
 from contentmotion.train.previews import write_previews
+from contentmotion.train.processes import this_process
 from contentmotion.train.scoring import make_scorer
 
 
@@ -75,7 +76,8 @@ def train_motion(config: TrainMotionConfig) -> None:
 
     score = make_scorer(pipe, config, "motion", run_dir)
     train_denoiser(config, cache, denoiser, clean_sample, scheduler, preview, score)
-    save_motion(transformer, scheduler, Path(config.output_dir) / "motion_transformer")
+    if this_process().is_main_process:
+        save_motion(transformer, scheduler, Path(config.output_dir) / "motion_transformer")
 
 
 def make_motion_transformer(

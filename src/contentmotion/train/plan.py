@@ -36,8 +36,9 @@ from contentmotion.models.patch_vae import PatchVAE
 from contentmotion.run_dir import resolve_device, resolve_dtype
 from contentmotion.train.autoencoder import make_autoencoder
 from contentmotion.train.content import make_content_parts
+from contentmotion.train.denoiser import freeze_all_but
 from contentmotion.train.distill_parts import PARTS
-from contentmotion.train.lora import add_adapters
+from contentmotion.train.lora import adapt_unet, add_adapters
 from contentmotion.train.motion import make_motion_transformer
 from contentmotion.train.video import make_video_parts
 
@@ -72,16 +73,17 @@ class Plan:
         return self.flops_per_item * config.train_batch_size * config.gradient_accumulation_steps / TERA
 
     def memory(self, config: TrainConfig, half: bool) -> dict[str, float]:
-        """GiB by purpose: trained weights, gradients, Adam and the average in float32, frozen weights as they are
-        loaded (float32), activations of one forward pass; of those, half where autocast computes in 16 bits.
+        """GiB by purpose on the device: trained weights, gradients, Adam (in 8 bits on request) and the average in
+        float32, frozen weights as they are loaded (float32), activations of one forward pass; of those, half where
+        autocast computes in 16 bits.
         """
         weights = 4 * self.trained / GIB
         activations = self.activation_bytes * config.train_batch_size / GIB
         return {
             "weights": weights,
             "gradients": weights,
-            "optimizer": 2 * weights,
-            "moving average": weights if config.ema_decay else 0.0,
+            "optimizer": weights / 2 if config.use_8bit_adam else 2 * weights,
+            "moving average": weights if config.ema_decay and not config.offload_ema else 0.0,
             "frozen networks": 4 * self.frozen / GIB,
             "16-bit copies": weights / 2 if half else 0.0,
             "activations": activations / 2 if half else activations,
@@ -256,6 +258,9 @@ def _plan_content(config: TrainContentConfig) -> Plan:
     else:
         side = unet.config.sample_size
         shape = (unet.config.in_channels, *((side, side) if isinstance(side, int) else side))
+    with META:
+        adapt_unet(unet, config)
+    freeze_all_but(unet, config.trainable_modules)
     return _plan(unet, lambda: unet_pass(unet, text, tuple(shape)), _frozen_text(text), config)
 
 
@@ -289,6 +294,7 @@ def _plan_motion(config: TrainMotionConfig) -> Plan:
             num_classes=1000 if text is None else None,  # an embedding each: it hardly matters how many
             text_dim=None if text is None else text.config.hidden_size,
         )
+    freeze_all_but(motion, config.trainable_modules)
     return _plan(motion, lambda: motion_pass(motion, own), _frozen_text(text), config)
 
 
@@ -307,6 +313,9 @@ def _plan_video(config: TrainVideoConfig) -> Plan:
     parts = make_video_parts(config, cache)
     unet, text, encoder = (parts[name] for name in ("unet", "text_encoder", "condition_encoder"))
     trained = nn.ModuleList([part.to(META) for part in (unet, encoder) if part is not None])
+    with META:
+        adapt_unet(unet, config)
+    freeze_all_but(trained, config.trainable_modules)
     shape = tuple(cache[0]["latents"].shape)
 
     def forward() -> Any:

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from contentmotion.config import TrainVAEConfig
 from contentmotion.data.clips import collate, open_clips
+from contentmotion.draws import Source, randn
 from contentmotion.image_vae import to_float, to_uint8
 from contentmotion.models.patch_vae import PatchVAE
 from contentmotion.run_dir import prepare_output_dir
 from contentmotion.saving import save_model
 from contentmotion.train.loop import Batch, fit
+from contentmotion.train.processes import this_process
 from contentmotion.video_io import write_contact_sheet
 
 COMPONENT_IMAGES = 2048
@@ -55,10 +57,11 @@ def train_vae(config: TrainVAEConfig) -> None:
         write_contact_sheet(run_dir / f"preview-{step:06d}.png", list(pairs), captions, num_columns=2)
 
     fit(vae, loss, frames, config, collate=collate, preview=preview)
-    save_model(vae, Path(config.output_dir) / "vae")
+    if this_process().is_main_process:
+        save_model(vae, Path(config.output_dir) / "vae")
 
 
-def vae_loss(vae: nn.Module, images: Tensor, latent_noise: float, generator: torch.Generator) -> dict[str, Tensor]:
+def vae_loss(vae: nn.Module, images: Tensor, latent_noise: float, generator: Source) -> dict[str, Tensor]:
     """Squared error of decoded images, from latents with a little noise so that the decoder forgives a generator.
 
     Args:
@@ -69,6 +72,6 @@ def vae_loss(vae: nn.Module, images: Tensor, latent_noise: float, generator: tor
     """
     x = to_float(images)
     z = vae.encode(x).latents  # type: ignore[operator]
-    noise = torch.randn(z.shape, generator=generator).to(z)
+    noise = randn(z.shape, generator).to(z)
     decoded = vae.decode(z + latent_noise / vae.config.scaling_factor * noise).sample  # type: ignore[operator]
     return {"loss": F.mse_loss(decoded.float(), x)}

@@ -23,13 +23,17 @@ from contentmotion.saving import replacing_folder
 from contentmotion.train.content import load_content_parts
 from contentmotion.train.denoiser import make_scheduler, train_denoiser
 from contentmotion.train.loop import Batch
+from contentmotion.train.lora import adapt_unet, merge_adapters
 from contentmotion.train.previews import write_previews
+from contentmotion.train.processes import this_process
 from contentmotion.train.scoring import make_scorer
 from contentmotion.video_pipeline import VideoLatentPipeline
 
 
 def train_video(config: TrainVideoConfig) -> None:
     """Trains a video UNet on latents of whole clips; ``output_dir/video`` is the result, a pipeline folder.
+
+    With adapters (``lora_rank``) these are merged there: diffusers' video UNet loads none by itself.
 
     Raises:
         ValueError: Something needed is missing or does not fit.
@@ -47,6 +51,7 @@ def train_video(config: TrainVideoConfig) -> None:
     require_conditions(config.conditions, fields)
     parts = make_video_parts(config, cache)
     cache.require_made_with(vae=parts["vae"])
+    adapt_unet(parts["unet"], config)
     pipe = VideoLatentPipeline(**parts)
     pipe.check_parts()
     train_text = config.train_text_encoder or not config.pretrained_model_name_or_path
@@ -65,7 +70,10 @@ def train_video(config: TrainVideoConfig) -> None:
         make_scorer(VideoLatentPipeline(**parts), config, "full", run_dir),
         prepare=lambda batch: add_conditions(batch, config.conditions, config.condition_dropout_prob),
     )  # fmt: skip
-    save_video(pipe, Path(config.output_dir) / "video")
+    if this_process().is_main_process:
+        if config.lora_rank:
+            pipe = VideoLatentPipeline(**parts | {"unet": merge_adapters(parts["unet"])})
+        save_video(pipe, run_dir / "video")
 
 
 def add_conditions(batch: Batch, names: tuple[str, ...], dropout_prob: float) -> Batch:
@@ -113,7 +121,11 @@ def make_video_parts(config: TrainVideoConfig, cache: LatentCache) -> dict[str, 
         parts["scheduler"] = to_ddim(parts["scheduler"].config)
         if known:
             return parts
+        if config.lora_rank and extra:
+            raise ValueError(f"{name} does not know conditions yet: adapters are not enough to learn them")
         parts["unet"] = widen_input(parts["unet"], extra)
+    elif config.lora_rank:
+        raise ValueError(f"lora_rank adapts a video model; {name} is one of pictures, whose layers in time are new")
     else:
         parts = load_content_parts(name)
         parts["unet"] = inflate_unet(parts["unet"], frames, extra)

@@ -1,0 +1,78 @@
+"""Which items each process's batches hold, and the randomness that goes with them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from contentmotion.config import TrainConfig
+from contentmotion.data.shard_sampler import ShardSampler
+from contentmotion.data.step_sampler import StepSampler
+from contentmotion.data.streaming import StreamingClips
+from contentmotion.draws import BatchGenerator
+
+Batch = dict[str, Any]
+
+
+def make_batches(
+    dataset: Dataset, config: TrainConfig, accelerator: Accelerator, first_step: int, collate: Callable
+) -> Iterator[Batch]:
+    """This process's batches; each one's generator depends on the seed and the micro-step alone, not on how many
+    processes share the batch.
+
+    Args:
+        dataset: See ``fit``.
+        config: Batch size, seed, steps.
+        accelerator: Where this process stands.
+        first_step: Steps that are done.
+        collate: Items to batch.
+    """
+    accumulation = config.gradient_accumulation_steps
+    first, stop = first_step * accumulation, config.max_train_steps * accumulation
+    place, count = accelerator.process_index, accelerator.num_processes
+    loader = DataLoader(
+        **_order(dataset, config, accelerator, first, stop),
+        collate_fn=collate,
+        num_workers=config.dataloader_num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+        worker_init_fn=_leave_stopping_to_the_run,
+    )
+    for micro_step, batch in enumerate(loader, start=first):
+        seed = (config.seed * 1_000_003 + micro_step) * 1_009
+        batch["generator"] = BatchGenerator(torch.Generator().manual_seed(seed), place, count)
+        batch["step"] = micro_step // accumulation + 1
+        torch.manual_seed(seed + place)  # for modules that draw by themselves, such as dropout
+        yield {k: v.to(accelerator.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def _leave_stopping_to_the_run(worker: int) -> None:
+    """A cluster sends SIGTERM to every process; the run still needs its readers to finish its step."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _order(dataset: Dataset, config: TrainConfig, accelerator: Accelerator, first: int, stop: int) -> dict[str, Any]:
+    """Which items this process's micro-batches ``first``, ..., ``stop`` - 1 have, as arguments of a ``DataLoader``."""
+    place = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
+    if isinstance(dataset, StreamingClips):
+        stream = dataset.placed(seed=config.seed, batch_size=config.train_batch_size, first_batch=first, **place)
+        return {"dataset": stream, "batch_size": config.train_batch_size}
+    run = {"seed": config.seed, "start_step": first, "num_steps": stop}
+    weights, everyone = getattr(dataset, "weights", None), config.train_batch_size * accelerator.num_processes
+    if config.shuffle_window is not None:
+        if not hasattr(dataset, "shard_sizes"):
+            raise ValueError("shuffle_window is for caches and streams: these clips are not in shards")
+        sizes, window = dataset.shard_sizes, config.shuffle_window
+        sampler = ShardSampler(sizes, config.train_batch_size, window=window, weights=weights, **run, **place)
+        return {"dataset": dataset, "batch_sampler": sampler}
+    if hasattr(dataset, "sampler"):  # it has an order of its own: batches of one size each
+        batches = dataset.sampler(everyone, **run)
+    else:
+        batches = StepSampler(len(dataset), everyone, weights=weights, **run)  # type: ignore[arg-type]
+    mine = (batch[accelerator.process_index :: accelerator.num_processes] for batch in batches)
+    return {"dataset": dataset, "batch_sampler": mine}

@@ -1,0 +1,133 @@
+"""What a run says of itself: a progress line, ``metrics.jsonl``, trackers, and the bad files that it met."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.data import Dataset
+
+from contentmotion.config import TrainConfig
+from contentmotion.data.limits import require_few_bad
+from contentmotion.data.streaming import StreamingClips
+from contentmotion.saving import replacing_file
+from contentmotion.train.processes import union_of
+
+SUM, COUNT = "#sum", "#count"  # ends of the names of two values whose quotient is to be logged
+
+
+def _divide(values: dict[str, float]) -> dict[str, float]:
+    """Values with sums divided by their counts; those of nothing left out."""
+    divided = {name: value for name, value in values.items() if not name.endswith((SUM, COUNT))}
+    for name in (name.removesuffix(COUNT) for name, count in values.items() if name.endswith(COUNT) and count):
+        divided[name] = values[name + SUM] / values[name + COUNT]
+    return divided
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held so far, in GiB: of its GPU, or without one of the machine."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+class Metrics:
+    """Progress line, ``metrics.jsonl``, trackers, and the count of bad files."""
+
+    def __init__(
+        self, accelerator: Accelerator, config: TrainConfig, run_dir: Path, first_step: int, dataset: Dataset
+    ) -> None:
+        self.accelerator, self.config, self.first_step = accelerator, config, first_step
+        self.path = run_dir / "metrics.jsonl"
+        if accelerator.is_main_process:
+            self._forget_steps_after(first_step)
+        self.console = Console(file=sys.stderr)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:.2f} steps/s"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not (accelerator.is_main_process and self.console.is_terminal),
+        )
+        self.task = self.progress.add_task(
+            run_dir.name, total=config.max_train_steps, completed=first_step, loss=math.nan, speed=0.0
+        )
+        self.values: dict[str, list[float]] = {}  # since the last line
+        self.started = time.perf_counter()
+        self.bad: set[str] = set()
+        self.unsaid: list[str] = []
+        self.seen = 0
+        # A cache watches its own losses: one line may stand for many clips there.
+        self.limit = None if hasattr(dataset, "max_bad_fraction") else config.max_bad_fraction
+        sized = not isinstance(dataset, StreamingClips)
+        self.total = len(dataset) if sized else None  # type: ignore[arg-type]
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Averages over ``logging_steps`` steps, then writes one line."""
+        for name, value in values.items():
+            self.values.setdefault(name, []).append(value)
+        speed = (step - self.first_step) / (time.perf_counter() - self.started)
+        self.progress.update(self.task, completed=step, loss=values["loss"], speed=speed)
+        if step % self.config.logging_steps and step != self.config.max_train_steps:
+            return
+        means = _divide({name: sum(seen) / len(seen) for name, seen in self.values.items()})
+        self.values = {}
+        items = self.config.train_batch_size * self.config.gradient_accumulation_steps * self.accelerator.num_processes
+        self.write(step, means | {"steps_per_s": speed, "items_per_s": speed * items, "memory_gib": peak_memory()})
+        show = self.accelerator.is_main_process and not self.console.is_terminal
+        if show and step % (10 * self.config.logging_steps) == 0:
+            left = (self.config.max_train_steps - step) / speed / 60
+            self.console.print(
+                f"step {step}/{self.config.max_train_steps}  loss {means['loss']:.4f}  "
+                f"{speed:.2f} steps/s  {left:.0f} min left"
+            )
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line of ``metrics.jsonl``, and the same to the trackers."""
+        if self.accelerator.is_main_process and values:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step} | values) + "\n")
+        self.accelerator.log(values, step=step)
+
+    def note_bad_files(self, skipped: list[str], num_items: int) -> None:
+        """Takes note of the bad files that this process met; ``check_bad_files`` acts on them."""
+        self.unsaid += [line for line in skipped if line not in self.bad]
+        self.seen += num_items
+
+    def check_bad_files(self, any_new: bool) -> None:
+        """Names each bad file once, whichever process met it.
+
+        Args:
+            any_new: Whether any process has met one since the last call; the same in all.
+
+        Raises:
+            ValueError: Too many are bad.
+        """
+        for line in union_of(self.unsaid) if any_new else ():
+            if line not in self.bad:
+                self.bad.add(line)
+                if self.accelerator.is_main_process:
+                    self.console.print(f"skipped ({len(self.bad)} so far): {line}", soft_wrap=True, markup=False)
+        self.unsaid = []
+        if self.limit is not None:
+            require_few_bad(len(self.bad), self.seen * self.accelerator.num_processes, self.limit, self.total)
+
+    def _forget_steps_after(self, step: int) -> None:
+        """Drops lines that a killed run wrote after the checkpoint that is resumed."""
+        if not self.path.exists():
+            return
+        whole = [line for line in self.path.read_text().splitlines() if line.endswith("}")]  # the last may be torn
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        with replacing_file(self.path) as partial:
+            partial.write_text("".join(line + "\n" for line in kept))

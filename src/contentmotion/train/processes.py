@@ -1,0 +1,87 @@
+"""What several processes of one training run do together: agree on failures, average numbers, know their place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object, reduce
+from torch import Tensor
+
+from contentmotion.run_dir import join_processes
+
+
+def this_process() -> PartialState:
+    """Where this process stands in the training run, and its device."""
+    return join_processes()
+
+
+def agree(error: Exception | None) -> None:
+    """Every process calls it; where one brings an error, all stop, and one of them says so.
+
+    Raises:
+        Exception: The error itself in the first process, or ``ValueError`` with another process's message.
+        SystemExit: In the other processes.
+    """
+    state = this_process()
+    if state.num_processes == 1:
+        if error is not None:
+            raise error
+        return
+    told = gather_object([None if error is None else _one_line(error)])
+    failed = [(number, message) for number, message in enumerate(told) if message is not None]
+    if not failed:
+        return
+    if not state.is_main_process:
+        raise SystemExit(1)
+    number, message = failed[0]
+    if error is not None:
+        raise error
+    raise ValueError(f"process {number}: {message}")
+
+
+def together(do: Callable[[], object]) -> None:
+    """Calls it in every process; where it fails in one, all stop (see ``agree``)."""
+    error = None
+    try:
+        do()
+    except Exception as caught:
+        error = caught
+    agree(error)
+
+
+def on_main(do: Callable[[], object]) -> None:
+    """Calls it in the first process; the others wait, and stop where it fails."""
+    together(lambda: do() if this_process().is_main_process else None)
+
+
+def from_main(value: Any) -> Any:
+    """The first process's value, in all of them."""
+    if this_process().num_processes == 1:
+        return value
+    return broadcast_object_list([value])[0]
+
+
+def mean_of(values: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """Averages of numbers over the processes, which all bring the same names."""
+    state = this_process()
+    place = {"dtype": torch.float32, "device": state.device}
+    numbers = torch.stack([torch.as_tensor(value, **place).detach() for value in values.values()])
+    if state.num_processes > 1:
+        numbers = reduce(numbers, "mean")
+    return dict(zip(values, numbers.tolist(), strict=True))
+
+
+def union_of(lines: list[str]) -> list[str]:
+    """All processes' lines, each once, in the order of the processes."""
+    if this_process().num_processes == 1:
+        return lines
+    return list(dict.fromkeys(gather_object(lines)))
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,259 @@
+"""Two processes on the CPU: the same losses as one at the same global batch, in every stage; killed, stopped and
+resumed in another number of processes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from contentmotion.cli import main
+from contentmotion.train.checkpoints import checkpoint_step, checkpoints
+from contentmotion.train.stopping import TERMINATED
+
+sys.path.insert(0, str(Path(__file__).parent))
+from launch import Job, finish, run, start, to_words  # noqa: E402
+
+pytestmark = pytest.mark.timeout(2400)  # a dozen processes start, and each imports torch
+# Relative; sums have another order, so rounding differs, which Adam amplifies from step to step. Seen after 4 steps:
+# losses 2e-6, gradient norms 5e-5.
+TOLERANCE = {"loss": 2e-5, "grad_norm": 5e-4}
+NUM_STEPS = 4
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+CLIPS = {"num_frames": 4, "height": 16, "width": 16}
+STEPS: dict[str, Any] = {
+    "max_train_steps": NUM_STEPS, "logging_steps": 1, "checkpointing_steps": 2, "validation_steps": 0,
+    "report_to": "none", "mixed_precision": "no", "lr_warmup_steps": 1, "learning_rate": 1e-3,
+    "checkpoints_total_limit": 9,
+}  # fmt: skip
+NARROW = {"hidden_size": 16, "depth": 1, "num_heads": 2}
+UNET = {
+    "block_out_channels": (32, 32), "text_hidden_size": 32, "text_num_layers": 1, "vocab_size": 600,
+}  # fmt: skip
+
+
+def stages(clips: Path, root: Path, count: int) -> list[Job]:
+    """Every stage in ``count`` processes, from what the stages of one process left; into folders of this count."""
+    data = {"train_data_dir": clips, **CLIPS}
+    train = STEPS | {"train_batch_size": 4 // count}
+    accumulating = train | {"train_batch_size": 2 // count, "gradient_accumulation_steps": 2}
+    ae, vae, cache, latents = f"{root}/ae1/autoencoder", f"{root}/vae1/vae", f"{root}/cache1", f"{root}/latents1"
+    content = {"pretrained_model_name_or_path": f"{root}/content1/content"}
+    return [
+        ("train-vae", train | data | {
+            "output_dir": f"{root}/vae{count}", "validation_steps": NUM_STEPS, "latent_channels": 4,
+            "hidden_channels": 8, "num_layers": 1}),
+        ("train-autoencoder", accumulating | data | NARROW | {
+            "output_dir": f"{root}/ae{count}", "vae": vae, "cache_latents": True, "head_dim": 8, "motion_channels": 2}),
+        ("encode", data | {"output_dir": f"{root}/cache{count}", "autoencoder": ae, "vae": vae, "clips_per_shard": 2}),
+        ("encode", data | {
+            "output_dir": f"{root}/latents{count}", "latents_only": True, "vae": vae, "conditions": ("sketch",)}),
+        ("train-content", train | UNET | {"output_dir": f"{root}/content{count}", "cache_dir": cache, "vae": vae}),
+        ("train-motion", accumulating | NARROW | content | {
+            "output_dir": f"{root}/motion{count}", "cache_dir": cache, "autoencoder": ae, "content_patch_size": 2,
+            "content_noise": 0.1}),
+        ("train-video", train | UNET | {
+            "output_dir": f"{root}/video{count}", "cache_dir": latents, "vae": vae, "conditions": ("sketch", "mask")}),
+        ("distill", train | {
+            "output_dir": f"{root}/distill{count}", "part": "video", "cache_dir": latents, "learning_rate": 1e-4,
+            "pretrained_model_name_or_path": f"{root}/video1/video"}),
+    ]  # fmt: skip
+
+
+def sharded(clips: Path, root: Path) -> list[Job]:
+    """Two stages with FSDP2; one of them is resumed half-way."""
+    jobs = []
+    for command, settings in stages(clips, root, 2):
+        if command in ("train-autoencoder", "train-motion"):
+            folder = {"output_dir": f"{settings['output_dir'][:-1]}-sharded", "fsdp": True}
+            jobs.append((command, settings | folder | {"validation_steps": NUM_STEPS}))
+    half = jobs[1][1] | {"output_dir": f"{root}/halves-sharded"}
+    return [*jobs, ("train-motion", half | {"max_train_steps": NUM_STEPS // 2}), ("train-motion", half)]
+
+
+@pytest.fixture(scope="module")
+def root(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All stages by one process, and by two."""
+    root = tmp_path_factory.mktemp("distributed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.Dropout, "forward", lambda layer, x: x)  # as in launch.py
+        for job in stages(clip_folder, root, 1):
+            assert main(to_words(*job)) == 0, job
+    errors = run([*stages(clip_folder, root, 2), *sharded(clip_folder, root)], 2)
+    (root / "errors.json").write_text(json.dumps(errors))
+    return root
+
+
+def values(folder: Path, name: str) -> list[float]:
+    """A column of metrics.jsonl."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if name in line]
+
+
+@pytest.mark.parametrize("stage", ["vae", "ae", "content", "motion", "video", "distill"])
+def test_two_processes_compute_what_one_does(root: Path, stage: str) -> None:
+    one, two = root / f"{stage}1", root / f"{stage}2"
+    for name, tolerance in TOLERANCE.items():
+        assert values(two, name) == pytest.approx(values(one, name), rel=tolerance), name
+    assert len(values(two, "loss")) == NUM_STEPS
+    assert len(set(values(two, "loss"))) == NUM_STEPS, "it learns"
+    assert (two / f"preview-{NUM_STEPS:06d}.png").exists() == (stage == "vae")
+    for left, right in zip(*(sorted(folder.rglob("*.safetensors")) for folder in (one, two)), strict=True):
+        weights, others = load_file(left), load_file(right)
+        assert weights.keys() == others.keys()
+        for name, value in weights.items():
+            torch.testing.assert_close(others[name], value, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("stage", ["ae", "motion"])
+def test_sharded_is_the_same(root: Path, stage: str) -> None:
+    one, two = root / f"{stage}1", root / f"{stage}-sharded"
+    for name, tolerance in TOLERANCE.items():
+        assert values(two, name) == pytest.approx(values(one, name), rel=tolerance), name
+    assert (two / f"checkpoint-{NUM_STEPS:06d}/sharded/.metadata").exists()
+    assert (two / f"preview-{NUM_STEPS:06d}.png").exists()
+    [config], [other] = ([*folder.glob("*/config.json")] for folder in (one, two))
+    assert json.loads(config.read_text()) == json.loads(other.read_text()) | {
+        name: value for name, value in json.loads(config.read_text()).items() if name.startswith("motion_")
+    }, "an ordinary folder"
+    weights, others = load_file(config.parent / WEIGHTS), load_file(other.parent / WEIGHTS)
+    for name, value in weights.items():
+        torch.testing.assert_close(others[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_sharded_resumes_in_any_number_of_processes(clip_folder: Path, root: Path) -> None:
+    assert values(root / "halves-sharded", "loss") == values(root / "motion-sharded", "loss"), "bit for bit"
+    half = f"checkpoint-{NUM_STEPS // 2:06d}"
+    shutil.copytree(root / "motion-sharded" / half, root / "one-sharded" / half)
+    shutil.copy(root / "motion-sharded/metrics.jsonl", root / "one-sharded")
+    [(command, settings)] = [job for job in stages(clip_folder, root, 1) if job[0] == "train-motion"]
+    settings |= {"output_dir": f"{root}/one-sharded"}
+    assert main(to_words(command, settings)) == 0
+    assert values(root / "one-sharded", "loss") == pytest.approx(
+        values(root / "motion1", "loss"), rel=TOLERANCE["loss"]
+    )
+    final = [load_file(root / name / "motion_transformer" / WEIGHTS) for name in ("one-sharded", "motion-sharded")]
+    for name, value in final[0].items():
+        torch.testing.assert_close(final[1][name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_two_processes_encode_what_one_does(root: Path) -> None:
+    for name in ("cache", "latents"):
+        files = [{p.name: p.read_bytes() for p in (root / f"{name}{n}").glob("shard-*")} for n in (1, 2)]
+        assert files[0] and files[0] == files[1]
+
+
+def said(errors: str) -> list[str]:
+    """What a process wrote on stderr, but for what transformers says when it is imported."""
+    return [line for line in errors.splitlines() if line and not line.startswith("[transformers]")]
+
+
+def test_only_the_first_process_speaks(root: Path) -> None:
+    _, second = json.loads((root / "errors.json").read_text())
+    assert not said(second)
+
+
+def wait_for_step(processes: list[subprocess.Popen], folder: Path, step: int) -> None:
+    """Until a checkpoint of this step or a later one is there."""
+    deadline = time.monotonic() + 600
+    while not (found := checkpoints(folder)) or checkpoint_step(found[-1]) < step:
+        if any(process.poll() is not None for process in processes) or time.monotonic() > deadline:
+            for process in processes:
+                process.kill()
+            raise AssertionError([process.communicate() for process in processes])
+        time.sleep(0.01)
+
+
+def test_stopped_killed_and_resumed_in_another_number_of_processes(clip_folder: Path, root: Path) -> None:
+    def motion(folder: str, count: int, steps: int, **changes: Any) -> Job:
+        [(command, settings)] = [job for job in stages(clip_folder, root, count) if job[0] == "train-motion"]
+        given = {"output_dir": f"{root}/{folder}", "max_train_steps": steps, "checkpointing_steps": 1}
+        return command, settings | given | {"validation_steps": 0, "learning_rate": 1e-4, "ema_decay": 0.9} | changes
+
+    broken = root / "broken"
+    endless = motion("broken", 2, 1_000_000, checkpoints_total_limit=1_000_000)
+
+    # A cluster takes its machine away: every process gets SIGTERM.
+    processes = start([endless], 2)
+    wait_for_step(processes, broken, 2)
+    for process in processes:
+        process.terminate()
+    (status, _, first), (other, _, second) = finish(processes)
+    assert status == other == TERMINATED
+    stopped = checkpoint_step(checkpoints(broken)[-1])
+    assert f"Stopped by SIGTERM after step {stopped} of 1000000" in first and not said(second)
+    assert values(broken, "loss")[-1] and len(values(broken, "loss")) == stopped, "nothing is lost"
+
+    # Then one process is killed outright.
+    processes = start([endless], 2)
+    wait_for_step(processes, broken, stopped + 2)
+    os.kill(processes[1].pid, signal.SIGKILL)
+    (status, output, first), _ = finish(processes)
+    assert status == 1 and f"Resuming {broken} after step {stopped}." in output
+    assert "another process of this run has ended" in first and "the last good checkpoint is" in first, first
+    assert len(said(first)) == 1, first
+
+    killed = checkpoint_step(checkpoints(broken)[-1])
+    early, last = checkpoints(broken)[1], killed + 3
+    for folder in ("fewer", "more"):
+        (root / folder).mkdir()
+        shutil.copy(broken / "metrics.jsonl", root / folder)
+    shutil.copytree(early, root / "fewer" / early.name)
+    for folder in ("alone", "fewer"):
+        assert main(to_words(*motion(folder, 1, last, checkpoints_total_limit=1000))) == 0
+    shutil.copytree(root / "alone" / early.name, root / "more" / early.name)
+    shutil.copytree(root / "more", root / "more-sharded")
+    run(
+        [
+            motion("broken", 2, last),
+            motion("whole", 2, last),
+            motion("more", 2, last),
+            motion("more-sharded", 2, last, fsdp=True),
+        ],
+        2,
+    )
+
+    assert values(broken, "loss") == values(root / "whole", "loss"), "bit for bit"
+    final = [load_file(root / name / "motion_transformer" / WEIGHTS) for name in ("broken", "whole", "fewer", "more")]
+    for name, value in final[0].items():
+        assert torch.equal(value, final[1][name]), name
+    for folder in ("alone", "fewer", "more", "more-sharded"):
+        assert values(root / folder, "loss") == pytest.approx(values(broken, "loss"), rel=TOLERANCE["loss"]), folder
+
+
+SPOILT_RUN = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import torch
+from contentmotion.cli import main
+from contentmotion.config import TrainConfig
+from contentmotion.train.loop import fit
+from test_options import STEPS, Numbers, collate, line_loss
+
+def loss(model, batch):
+    bad = batch["step"] == 3 and os.environ["RANK"] == "1"
+    return {"loss": line_loss(model, batch)["loss"] * (float("nan") if bad else 1.0)}
+
+try:
+    fit(torch.nn.Linear(1, 1), loss, Numbers(), TrainConfig(output_dir=sys.argv[2], **STEPS | {"max_train_steps": 9}),
+        collate=collate)
+except ValueError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_loss_that_is_not_finite_in_one_process_stops_all(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SPOILT_RUN, str(Path(__file__).parent), str(tmp_path)]
+    (status, _, first), (other, _, second) = finish(start([], 2, command=command))
+    assert status == other == 1 and not said(second)
+    assert "loss is nan at step 3 (items [" in first and "the last good checkpoint is" in first, first
+    assert len(said(first)) == 1 and [path.name for path in checkpoints(tmp_path)][-1] == "checkpoint-000002"

@@ -1,0 +1,319 @@
+"""What training can be asked for besides the plain recipe: adapters, parts frozen, weighted losses, time limits; and
+what a run does when something breaks."""
+
+import copy
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers.training_utils import compute_snr
+from safetensors.torch import load_file
+
+from contentmotion.config import (
+    EncodeConfig,
+    TrainAutoencoderConfig,
+    TrainConfig,
+    TrainContentConfig,
+    TrainMotionConfig,
+    TrainVideoConfig,
+)
+from contentmotion.data.encode import encode
+from contentmotion.loading import load_video_pipeline
+from contentmotion.train.autoencoder import train_autoencoder
+from contentmotion.train.checkpoints import checkpoints, latest_checkpoint
+from contentmotion.train.content import load_content_parts, train_content
+from contentmotion.train.denoiser import snr_weights, split_by_time
+from contentmotion.train.loop import fit
+from contentmotion.train.motion import train_motion
+from contentmotion.train.stopping import OUT_OF_TIME, StopRequests
+from contentmotion.train.video import train_video
+
+STEPS: dict[str, Any] = {
+    "max_train_steps": 2, "train_batch_size": 2, "logging_steps": 1, "checkpointing_steps": 1,
+    "validation_steps": 0, "report_to": "none", "mixed_precision": "no", "lr_warmup_steps": 1,
+}  # fmt: skip
+
+
+class Numbers(torch.utils.data.Dataset):
+    """Items that are their own numbers; ``spoil(index)`` is called in the process that reads."""
+
+    def __init__(self, count: int = 8, spoil: Any = lambda index: None) -> None:
+        self.count, self.spoil = count, spoil
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, int]:
+        self.spoil(item[0])
+        return {"index": item[0]}
+
+
+def collate(items: list[dict]) -> dict:
+    return {"index": torch.tensor([item["index"] for item in items])}
+
+
+def line_loss(model: torch.nn.Module, batch: dict) -> dict[str, torch.Tensor]:
+    x = batch["index"].float()[:, None] / 8
+    return {"loss": (model(x) - 2 * x).square().mean()}
+
+
+def small_run(folder: Path, model: torch.nn.Module | None = None, items: Numbers | None = None, **changes: Any) -> None:
+    """A line, fitted."""
+    torch.manual_seed(0)
+    config = TrainConfig(output_dir=str(folder), **STEPS | changes)
+    fit(model or torch.nn.Linear(1, 1), line_loss, items or Numbers(), config, collate=collate)
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_time_limit_stops_with_a_checkpoint_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small_run(tmp_path / "whole", max_train_steps=3)
+    for step in (1, 2):
+        with pytest.raises(SystemExit) as stop:
+            small_run(tmp_path / "parts", max_train_steps=3, max_train_time=1e-9, checkpointing_steps=100)
+        assert stop.value.code == OUT_OF_TIME
+        assert [path.name for path in checkpoints(tmp_path / "parts")][-1] == f"checkpoint-{step:06d}"
+        assert f"Stopped by max_train_time of 1e-09 minutes after step {step} of 3" in capsys.readouterr().err
+    small_run(tmp_path / "parts", max_train_steps=3)
+    assert [line["loss"] for line in lines(tmp_path / "parts")] == [line["loss"] for line in lines(tmp_path / "whole")]
+
+
+def test_sigterm_leaves_a_note_once_and_the_old_handler_after() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequests(None) as stop:
+        assert not stop.terminated and not stop.out_of_time
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.terminated
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "the next one ends the process"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@contextmanager
+def files_no_larger_than(size: int) -> Iterator[None]:
+    """What a disk that is full does to large files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    def model() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Linear(1, 4096), torch.nn.Linear(4096, 1))
+
+    small_run(tmp_path, model(), max_train_steps=1)
+    kept = load_file(tmp_path / "checkpoint-000001/model.safetensors")
+    with files_no_larger_than(8192), pytest.raises(OSError, match=r"checkpoint-000002 could not be written: ") as error:
+        small_run(tmp_path, model(), max_train_steps=2)
+    assert f"the last good checkpoint is {tmp_path}/checkpoint-000001" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["checkpoint-000001"], "nothing half-written"
+    for name, value in load_file(tmp_path / "checkpoint-000001/model.safetensors").items():
+        assert torch.equal(value, kept[name])
+    small_run(tmp_path, model(), max_train_steps=2)
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-000002"
+
+
+def kill_the_reader(index: int) -> None:
+    if index == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_dead_reader_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"a process that reads data died .*--dataloader_num_workers") as error:
+        small_run(tmp_path, items=Numbers(spoil=kill_the_reader), dataloader_num_workers=1, max_train_steps=9)
+    assert "\n" not in str(error.value) and "the last good checkpoint is" in str(error.value)
+
+
+STOPPED_RUN = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from test_options import Numbers, small_run
+small_run(Path(sys.argv[2]), max_train_steps=10**6, dataloader_num_workers=1, checkpointing_steps=10**5,
+          checkpoints_total_limit=99, logging_steps=1)
+"""
+
+
+def test_sigterm_to_the_readers_too_loses_nothing(tmp_path: Path) -> None:
+    """A cluster signals every process of a job."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPED_RUN, str(Path(__file__).parent), str(tmp_path)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "metrics.jsonl").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    last = lines(tmp_path)[-1]["step"]
+    assert [path.name for path in checkpoints(tmp_path)] == [f"checkpoint-{last:06d}"]
+    assert f"Stopped by SIGTERM after step {last} of 1000000" in errors
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_snr_weights_are_those_of_diffusers_scripts(kind: str) -> None:
+    scheduler = DDIMScheduler(prediction_type=kind)
+    times = torch.tensor([0, 10, 300, 600, 999])
+    snr = compute_snr(scheduler, times)
+    expected = snr.clamp(max=5) / (snr if kind == "epsilon" else snr + 1)
+    torch.testing.assert_close(snr_weights(kind, scheduler.alphas_cumprod[times], 5.0), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_losses_by_quarters_of_the_schedule() -> None:
+    found = split_by_time(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 249, 999]), 1000)
+    assert {name: value.item() for name, value in found.items() if value} == {
+        "loss_t0-249#sum": 3, "loss_t0-249#count": 2, "loss_t750-999#sum": 4, "loss_t750-999#count": 1,
+    }  # fmt: skip
+
+
+def test_average_on_the_cpu_is_the_same(tmp_path: Path) -> None:
+    for name, there in (("here", False), ("there", True)):
+        small_run(tmp_path / name, offload_ema=there, ema_decay=0.5, max_train_steps=3)
+    here, there = (load_file(tmp_path / name / "checkpoint-000003/model.safetensors") for name in ("here", "there"))
+    assert all(torch.equal(here[name], there[name]) for name in here)
+    assert 0 < lines(tmp_path / "there")[-1]["ema_distance"] < 1
+
+
+class Blocks(torch.nn.Module):
+    """A line through two blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("default")  # of the compiler
+def test_compiled_blocks_learn_the_same(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Blocks()
+    for name, compiled in (("plain", False), ("compiled", True)):
+        small_run(tmp_path / name, copy.deepcopy(model), torch_compile=compiled)
+    plain, compiled = ([line["loss"] for line in lines(tmp_path / name)] for name in ("plain", "compiled"))
+    assert compiled == pytest.approx(plain, rel=1e-5)
+    keys = [load_file(tmp_path / name / "checkpoint-000002/model.safetensors").keys() for name in ("plain", "compiled")]
+    assert keys[0] == keys[1]
+
+
+def test_8bit_adam_without_its_library_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(ImportError, match=r'--use_8bit_adam needs bitsandbytes: pip install "contentmotion\[8bit\]"'):
+        small_run(tmp_path, use_8bit_adam=True)
+
+
+@pytest.fixture(scope="module")
+def base(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny models of pixels, trained for two steps: autoencoder, content, video; and their caches."""
+    root = tmp_path_factory.mktemp("base")
+    data = {"train_data_dir": str(clip_folder), "num_frames": 4, "height": 16, "width": 16}
+    sizes = {"hidden_size": 16, "depth": 1, "num_heads": 2, "head_dim": 8}
+    train_autoencoder(TrainAutoencoderConfig(**data, **STEPS, **sizes, output_dir=f"{root}/ae"))
+    encode(EncodeConfig(**data, autoencoder=f"{root}/ae/autoencoder", output_dir=f"{root}/cache"))
+    encode(EncodeConfig(**data, latents_only=True, output_dir=f"{root}/latents"))
+    unet = {"block_out_channels": (32, 32), "text_hidden_size": 32, "text_num_layers": 1, "vocab_size": 600}
+    train_content(TrainContentConfig(**STEPS, **unet, cache_dir=f"{root}/cache", output_dir=f"{root}/content"))
+    train_video(TrainVideoConfig(**STEPS, **unet, cache_dir=f"{root}/latents", output_dir=f"{root}/video"))
+    return root
+
+
+def test_content_adapters_load_in_diffusers_and_change_the_picture(base: Path) -> None:
+    name = f"{base}/content/content"
+    settings = STEPS | {"cache_dir": f"{base}/cache", "learning_rate": 0.1, "lora_rank": 4}
+    train_content(TrainContentConfig(**settings, pretrained_model_name_or_path=name, output_dir=f"{base}/adapted"))
+
+    def draw(folder: str, lora: str | None = None) -> torch.Tensor:
+        own = load_content_parts(folder)
+        pipe: Any = StableDiffusionPipeline(
+            None,
+            own["text_encoder"],
+            own["tokenizer"],
+            own["unet"],
+            own["scheduler"],
+            None,
+            None,
+            requires_safety_checker=False,
+        )  # type: ignore[arg-type]
+        pipe.vae_scale_factor = 1
+        pipe.set_progress_bar_config(disable=True)
+        if lora is not None:
+            pipe.load_lora_weights(lora)
+        sampling: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent", "height": 16, "width": 16}
+        return pipe("a square", **sampling, generator=torch.Generator().manual_seed(0)).images
+
+    plain, adapted = draw(name), draw(name, f"{base}/adapted/lora")
+    assert not torch.allclose(plain, adapted, atol=1e-2)
+    torch.testing.assert_close(draw(f"{base}/adapted/content"), adapted, atol=1e-4, rtol=1e-4)
+
+
+def test_video_adapters_are_merged(base: Path) -> None:
+    name = f"{base}/video/video"
+    settings = STEPS | {"cache_dir": f"{base}/latents", "learning_rate": 1e-2, "lora_rank": 2}
+    config = TrainVideoConfig(**settings, pretrained_model_name_or_path=name, output_dir=f"{base}/adapted-video")
+    train_video(config)
+    before, after = (
+        dict(load_video_pipeline(folder).unet.state_dict()) for folder in (name, f"{base}/adapted-video/video")
+    )
+    changed = {key for key, value in before.items() if not torch.equal(value, after[key])}
+    assert before.keys() == after.keys() and changed
+    assert all(
+        key.removesuffix(".weight").endswith(("to_q", "to_k", "to_v", "to_out.0", "proj", "net.2")) for key in changed
+    )
+    pictures = {"pretrained_model_name_or_path": f"{base}/content/content", "output_dir": f"{base}/pictures"}
+    with pytest.raises(ValueError, match="lora_rank adapts a video model"):
+        train_video(TrainVideoConfig(**settings, **pictures))
+    with pytest.raises(ValueError, match="lora_rank is for a pretrained UNet"):
+        TrainVideoConfig(**settings, output_dir=f"{base}/scratch")
+
+
+def test_only_some_layers_are_trained(base: Path) -> None:
+    settings = STEPS | {"cache_dir": f"{base}/cache", "learning_rate": 1e-2, "snr_gamma": 5.0}
+    parts = {"pretrained_model_name_or_path": f"{base}/content/content", "autoencoder": f"{base}/ae/autoencoder"}
+    sizes = {"hidden_size": 16, "depth": 1, "num_heads": 2, "content_patch_size": 2}
+    config = TrainContentConfig(
+        **settings, pretrained_model_name_or_path=f"{base}/content/content", trainable_modules=("attn2",),
+        output_dir=f"{base}/some",
+    )  # fmt: skip
+    train_content(config)
+    before, after = (
+        load_file(f"{base}/{name}/content/unet/diffusion_pytorch_model.safetensors") for name in ("content", "some")
+    )
+    changed = {key for key, value in before.items() if not torch.equal(value, after[key])}
+    assert changed and all("attn2" in key for key in changed)
+    quarters = {name for line in lines(base / "some") for name in line if name.startswith("loss_t")}
+    assert quarters and quarters <= {"loss_t0-249", "loss_t250-499", "loss_t500-749", "loss_t750-999"}
+    with pytest.raises(ValueError, match="no parameter to train has nothing in its name"):
+        train_motion(
+            TrainMotionConfig(**settings, **parts, **sizes, trainable_modules=("nothing",), output_dir=f"{base}/none")
+        )
+
+
+def test_checkpoint_of_another_config_is_one_line(tmp_path: Path) -> None:
+    small_run(tmp_path)
+    with pytest.raises(ValueError, match=r"checkpoint-000002 does not fit this model and configuration: ") as error:
+        small_run(tmp_path, torch.nn.Sequential(torch.nn.Linear(1, 3), torch.nn.Linear(3, 1)))
+    assert "\n" not in str(error.value)
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-000002"
