@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from contentmotion.conditioning import TextFeatures, encode_prompts
 from contentmotion.evaluate.cost import count_cost
 from contentmotion.loading import load_pipeline
 from contentmotion.models.autoencoder import ContentMotionAutoencoder, cut_windows, join_windows
+from contentmotion.models.video_unet import make_video_unet
 from contentmotion.speed import (
     compile_networks,
     draw_side_by_side,
@@ -248,6 +250,20 @@ def test_switches_of_the_command(tiny_pipeline_dir: Path, tmp_path: Path, capsys
     assert "--vae_decoder: no such checkpoint: ./nowhere" in capsys.readouterr().err
 
 
+def test_channels_last_of_a_video_unet() -> None:
+    """Its convolutions in time have five axes and stay as they are."""
+    unet = make_video_unet(
+        latent_channels=3, extra_channels=0, block_out_channels=(32, 32), layers_per_block=1, num_attention_heads=2,
+        cross_attention_dim=16, sample_size=(8, 8), num_frames=2,
+    ).eval()  # fmt: skip
+    x, text = torch.randn(1, 3, 2, 8, 8), torch.randn(1, 5, 16)
+    with torch.no_grad():
+        plain = unet(x, 500, encoder_hidden_states=text).sample
+        use_channels_last(SimpleNamespace(unet=unet, vae=None))
+        assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(unet(x, 500, encoder_hidden_states=text).sample, plain, atol=1e-5, rtol=1e-4)
+
+
 def test_batches_side_by_side(pipe: ContentMotionPipeline) -> None:
     """Each batch as by itself, in order, though their schedulers' steps interleave; an error ends all of them."""
     threads, steps = set(), []
@@ -267,6 +283,10 @@ def test_batches_side_by_side(pipe: ContentMotionPipeline) -> None:
     before, count = torch.get_num_threads(), len(steps)
     together = list(draw_side_by_side(pipe, draw, range(5), lambda: steps.append(1), workers=2))
     assert len(threads) == 3 and len(steps) == 2 * count and torch.get_num_threads() == before
+    fresh: list[int] = []
+    later = threading.Thread(target=lambda: fresh.append(torch.get_num_threads()))
+    later.start(), later.join()
+    assert fresh == [before], "what runs later has all cores again"
     np.testing.assert_allclose(together, alone, atol=1e-5)  # a thread's share of cores splits sums elsewhere
     drawn = draw_side_by_side(pipe, draw, [0, 7, *range(100, 200)], lambda: steps.append(1), workers=2)
     np.testing.assert_allclose(next(drawn), alone[0], atol=1e-5)

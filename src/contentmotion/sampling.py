@@ -59,7 +59,7 @@ def resolve_sampling(
 
     Args:
         pipe: Its ``scheduler`` and ``motion_scheduler`` (a video model has none) say what the models are.
-        num_inference_steps: 50 when None, or 4 of a distilled model.
+        num_inference_steps: 50 when None, or 4 of a distilled model, which takes no more than its solver had.
         motion_num_inference_steps: The content frame's when None, where both models are of one kind.
         guidance_scale: The pipeline's ``default_guidance_scale`` when None, or 1 of a distilled model, whose guidance
             is inside.
@@ -84,17 +84,24 @@ def resolve_sampling(
         motion_steps = 0
     if guidance_scale is None:
         guidance_scale = 1.0 if distilled else pipe.default_guidance_scale
-    sampling = Sampling(steps, motion_steps, guidance_scale, motion_guidance_scale)
-    for what, is_one, n, scale in (
-        ("content", distilled, steps, guidance_scale),
-        ("motion", motion_distilled, motion_steps, motion_guidance_scale),
-    ):
-        if is_one and n and (n > MOST_DISTILLED_STEPS or scale != 1):
-            _warn_once(
-                f"the {what} model was distilled to sample in 1 to {MOST_DISTILLED_STEPS} steps, its guidance built "
-                f"in: {n} steps at guidance {scale:g} cost more and look worse than 4 steps at guidance 1"
-            )
-    return sampling
+    first = "content" if hasattr(pipe, "motion_scheduler") else "video"
+    steps = _check_distilled(first, pipe.scheduler, steps, guidance_scale)
+    motion_steps = _check_distilled("motion", motion_scheduler, motion_steps, motion_guidance_scale)
+    return Sampling(steps, motion_steps, guidance_scale, motion_guidance_scale)
+
+
+def _check_distilled(what: str, scheduler: Any, steps: int, guidance_scale: float) -> int:
+    """The steps that a model takes of those asked for; says once where a distilled one is asked for too much."""
+    if not is_distilled(scheduler) or not steps:
+        return steps
+    most = scheduler.config.original_inference_steps  # it has learned no other times
+    if steps > MOST_DISTILLED_STEPS or guidance_scale != 1:
+        taken = f"; it takes {most}" if steps > most else ""
+        _warn_once(
+            f"the {what} model was distilled to sample in 1 to {MOST_DISTILLED_STEPS} steps, its guidance built in: "
+            f"{steps} steps at guidance {guidance_scale:g} cost more and look worse than 4 steps at guidance 1{taken}"
+        )
+    return min(steps, most)
 
 
 def is_distilled(scheduler: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from threading import Event
 from typing import Any, Literal, TypeVar
 
@@ -20,8 +21,9 @@ T = TypeVar("T")
 def use_channels_last(pipe: Any) -> None:
     """Stores the convolutions' weights in the order that GPUs' convolutions read; results agree to rounding."""
     for network in (pipe.unet, pipe.vae):
-        if network is not None:
-            network.to(memory_format=torch.channels_last)
+        for weight in network.parameters() if network is not None else ():
+            if weight.dim() == 4:  # a video UNet's convolutions in time have five
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
 
 def use_vae(pipe: Any, vae: nn.Module) -> None:
@@ -125,16 +127,22 @@ def draw_side_by_side(
             raise InterruptedError
         on_step()
 
-    share = max(1, torch.get_num_threads() // workers)
+    total = torch.get_num_threads()
+    share = max(1, total // workers)
     pools = [ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(share,)) for _ in range(workers)]
     twins = [_with_own_schedulers(pipe) for _ in range(workers)]
     try:
-        jobs = [pools[k % workers].submit(draw, twins[k % workers], start, step) for k, start in enumerate(starts)]
+        # A page's progress bar finds its event through the context.
+        jobs = [
+            pools[k % workers].submit(copy_context().run, draw, twins[k % workers], start, step)
+            for k, start in enumerate(starts)
+        ]
         yield from (job.result() for job in jobs)
     finally:
         stopped.set()
         for pool in pools:
             pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(total)  # a thread's number is also what later threads begin with
 
 
 def _with_own_schedulers(pipe: Any) -> Any:

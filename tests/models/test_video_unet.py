@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet3DConditionModel
+from diffusers.models.attention_processor import Attention
 
 from contentmotion.models.video_unet import VideoUNet, inflate_unet, make_video_unet, start_still, widen_input
 
@@ -94,6 +95,26 @@ def test_more_channels_change_nothing_until_trained(cls: type) -> None:
 def test_other_unets_are_refused_by_name(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         inflate_unet(make_image_unet(attention_head_dim=4, **changes), num_frames=2)
+
+
+def test_whole_prompt_and_time_reach_the_blocks() -> None:
+    """Both at once, by one sum; and nothing is left behind in a network that others use at the same time."""
+    unet = make_video_unet(
+        latent_channels=3, extra_channels=0, block_out_channels=(64, 64), layers_per_block=1, num_attention_heads=2,
+        cross_attention_dim=16, sample_size=(8, 8), num_frames=2,
+    ).eval()  # fmt: skip
+    x, one, other = torch.randn(1, 3, 2, 8, 8), torch.randn(1, 5, 16), torch.randn(1, 5, 16)
+    seen: list[torch.Tensor] = []
+    unet.time_embedding.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.no_grad():
+        for layer in unet.modules():  # the tokens say nothing: what differs comes through the sum
+            if isinstance(layer, Attention) and layer.cross_attention_dim == 16:
+                layer.to_v.weight.zero_()
+        outputs = [unet(x, 500, encoder_hidden_states=text).sample for text in (one, other, one)]
+        difference = seen[1] - seen[0]
+        torch.testing.assert_close(difference, unet.add_embedding(other) - unet.add_embedding(one))
+    assert torch.equal(outputs[0], outputs[2]) and not torch.allclose(outputs[0], outputs[1], atol=1e-4)
+    assert not torch.allclose(unet(x, 100, encoder_hidden_states=one).sample, outputs[0], atol=1e-4)
 
 
 def test_checkpointed_blocks_give_the_same_gradients() -> None:

@@ -10,10 +10,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
-from contentmotion.config import EncodeConfig, TrainVideoConfig
+from contentmotion.config import DistillConfig, EncodeConfig, TrainVideoConfig
 from contentmotion.data.encode import encode
 from contentmotion.loading import load_video_pipeline
 from contentmotion.train.content import load_content_parts
+from contentmotion.train.distill import distill
 from contentmotion.train.video import add_conditions, train_video
 
 STEPS: dict[str, Any] = {
@@ -89,6 +90,33 @@ def test_inflated_from_an_image_model(cache: Path, tmp_path: Path, tiny_pipeline
     )
     with pytest.raises(ValueError, match="takes mask: give --conditions the same names"):
         train_video(other)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_clips_of_another_size_than_the_image_model(
+    clip_folder: Path, tmp_path: Path, tiny_pipeline_dir: Path, checkpointing: bool
+) -> None:
+    """The model says the size it was trained on, and its previews, conditions included, and students have it too."""
+    wide = {"num_frames": 2, "height": 16, "width": 24, "latents_only": True, "conditions": ("sketch",)}
+    encode(EncodeConfig(train_data_dir=str(clip_folder), output_dir=f"{tmp_path}/cache", **wide))
+    more = {"conditions": ("sketch",), "validation_steps": 1, "max_train_steps": 1}
+    name = str(tiny_pipeline_dir)
+    train_video(
+        settings(
+            tmp_path / "cache", tmp_path / "run", **more, pretrained_model_name_or_path=name,
+            gradient_checkpointing=checkpointing,
+        )
+    )  # fmt: skip
+    assert load_video_pipeline(str(tmp_path / "run/video")).clip_shape == (2, 16, 24)
+    assert (tmp_path / "run/preview-000001.png").exists()
+    distill(
+        DistillConfig(
+            part="video", pretrained_model_name_or_path=f"{tmp_path}/run/video", cache_dir=f"{tmp_path}/cache",
+            output_dir=f"{tmp_path}/student", gradient_checkpointing=checkpointing, max_train_steps=1,
+            train_batch_size=1, validation_steps=1, report_to="none", mixed_precision="no",
+        )
+    )  # fmt: skip
+    assert load_video_pipeline(str(tmp_path / "student/video")).clip_shape == (2, 16, 24)
 
 
 def test_conditions_come_from_the_batch_alone() -> None:

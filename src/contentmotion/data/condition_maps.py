@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,9 +126,10 @@ def _predict(frames: Tensor, depth_model: DepthEstimator, size: tuple[int, int])
     inputs = depth_model.processor(images=pictures, return_tensors="pt").to(depth_model.model.device)
     outputs = depth_model.model(**inputs)
     if hasattr(depth_model.processor, "post_process_depth_estimation"):
-        # ZoeDepth's takes off its padding, Depth Pro's applies the focal length.
-        sizes = [size] * len(pictures)
-        found = depth_model.processor.post_process_depth_estimation(outputs, target_sizes=sizes)
+        # ZoeDepth's takes off its padding, for which it wants the sizes twice; Depth Pro's applies the focal length.
+        process, sizes = depth_model.processor.post_process_depth_estimation, [size] * len(pictures)
+        extra = {"source_sizes": sizes} if "source_sizes" in inspect.signature(process).parameters else {}
+        found = process(outputs, target_sizes=sizes, **extra)
         return torch.stack([each["predicted_depth"].float().cpu() for each in found])
     predicted = outputs.predicted_depth.float()[:, None]
     return F.interpolate(predicted, size, mode="bicubic", align_corners=False)[:, 0].cpu()

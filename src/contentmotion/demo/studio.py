@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -260,12 +261,13 @@ class Studio:
         same = request.same_content and count > 1
         batches = 1 if same else math.ceil(count / config.batch_size)
         total = batches * (sampling.steps + sampling.motion_steps) + same * sampling.motion_steps
-        done = 0
+        done, lock = 0, Lock()
 
-        def step() -> None:
+        def step() -> None:  # batches may be drawn side by side
             nonlocal done
-            done += 1
-            on_step(done, total)
+            with lock:
+                done += 1
+                on_step(done, total)
 
         start = time.perf_counter()
         if same:

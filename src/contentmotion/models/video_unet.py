@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from diffusers import UNet2DConditionModel, UNet3DConditionModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_processor import Attention
-from diffusers.models.embeddings import TextTimeEmbedding
+from diffusers.models.embeddings import TextTimeEmbedding, TimestepEmbedding
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.resnet import TemporalConvLayer
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
@@ -95,6 +95,7 @@ class VideoUNet(UNet3DConditionModel, ModelMixin):  # pipelines load a class onl
         if addition_embed_type == "text":
             width = self.time_embedding.linear_2.out_features
             self.add_embedding = TextTimeEmbedding(cross_attention_dim, width, addition_embed_type_num_heads)
+            self.time_embedding.__class__ = _TextAndTime
         if num_spatial_heads is not None:
             levels = list(zip(self.down_blocks, num_spatial_heads, strict=True))
             levels += zip(self.up_blocks, reversed(num_spatial_heads), strict=True)
@@ -116,19 +117,35 @@ class VideoUNet(UNet3DConditionModel, ModelMixin):  # pipelines load a class onl
             encoder_hidden_states: Text features.
             **options: Those of ``UNet3DConditionModel``.
         """
-        if self.add_embedding is None:
-            return super().forward(sample, timestep, encoder_hidden_states, **options)
-        whole = self.add_embedding(encoder_hidden_states)
-        handle = self.time_embedding.register_forward_hook(lambda module, inputs, output: output + whole)
-        try:
-            return super().forward(sample, timestep, encoder_hidden_states, **options)
-        finally:
-            handle.remove()
+        if self.add_embedding is not None:
+            options["timestep_cond"] = self.add_embedding(encoder_hidden_states)
+        return super().forward(sample, timestep, encoder_hidden_states, **options)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recomputes each block's activations in the backward pass; diffusers' own network has no such switch."""
-        for block in (*self.down_blocks, self.mid_block, *self.up_blocks):
-            block.forward = partial(checkpoint, type(block).forward.__get__(block), use_reentrant=False)
+        """See ``checkpoint_blocks``."""
+        checkpoint_blocks(self)
+
+
+class _TextAndTime(TimestepEmbedding):
+    """Adds to a timestep's embedding; what ``UNet3DConditionModel`` hands it as ``timestep_cond``."""
+
+    def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
+        embedding = super().forward(sample)
+        return embedding if condition is None else embedding + condition
+
+
+def enable_checkpointing(network: Any) -> None:
+    """Trades time for memory: any of diffusers' models or ours recomputes activations in the backward pass."""
+    if isinstance(network, UNet3DConditionModel):
+        checkpoint_blocks(network)
+    else:
+        network.enable_gradient_checkpointing()
+
+
+def checkpoint_blocks(unet: UNet3DConditionModel) -> None:
+    """Recomputes each block's activations in the backward pass; diffusers' own network has no such switch."""
+    for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
+        block.forward = partial(checkpoint, type(block).forward.__get__(block), use_reentrant=False)
 
 
 def _set_heads(attentions: Any, heads: int) -> None:

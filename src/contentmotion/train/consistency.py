@@ -122,10 +122,14 @@ def require_teacher(scheduler: Any, what: str, num_ddim_steps: int) -> DDIMSched
             "(rescale_betas_zero_snr): there its prediction says nothing about the picture. Train it with "
             "v_prediction, or take rescale_betas_zero_snr out of its scheduler_config.json if it was trained without"
         )
-    if num_ddim_steps > scheduler.config.num_train_timesteps:
+    times = scheduler.config.num_train_timesteps
+    if num_ddim_steps > times:
+        raise ValueError(f"num_ddim_steps {num_ddim_steps} is more than the {times} times {what} was trained on")
+    reached = times // num_ddim_steps * num_ddim_steps
+    if reached < 0.95 * times:  # steps are whole numbers of times, as LCMScheduler has them
         raise ValueError(
-            f"num_ddim_steps {num_ddim_steps} is more than the {scheduler.config.num_train_timesteps} times {what} "
-            "was trained on"
+            f"num_ddim_steps {num_ddim_steps} would end at time {reached} of {times}, where the noise begins: take "
+            f"{times // (times // num_ddim_steps)}, or another number that {times} can nearly be divided by"
         )
     return scheduler
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from contentmotion.config import DistillConfig
 from contentmotion.data.cache import LatentCache, collate_latents, open_cache
 from contentmotion.loading import require_checkpoints
+from contentmotion.models.video_unet import enable_checkpointing
 from contentmotion.run_dir import prepare_output_dir
 from contentmotion.train.consistency import consistency_loss, make_lcm_scheduler, require_teacher
 from contentmotion.train.denoiser import use_plain_attention
@@ -24,6 +25,7 @@ from contentmotion.train.loop import Batch, fit
 from contentmotion.train.lora import add_adapters, merge_adapters, share_weights
 from contentmotion.train.processes import this_process
 from contentmotion.train.scoring import make_scorer
+from contentmotion.train.video import fit_to_clips
 from contentmotion.video_io import write_contact_sheet
 
 PREVIEW_STEPS = (1, 2, 4, 8)
@@ -48,6 +50,8 @@ def distill(config: DistillConfig) -> None:
     what = f"{config.pretrained_model_name_or_path}: its {config.part} model"
     scheduler = require_teacher(getattr(teacher, part.scheduler), what, config.num_ddim_steps)
     cache, unseen = open_caches(config, part, teacher)
+    if config.part == "video":
+        fit_to_clips(teacher.components, cache)
     device = this_process().device
     for component in teacher.components.values():
         if isinstance(component, nn.Module):
@@ -159,7 +163,7 @@ def make_roles(teacher: Any, part: Part, config: DistillConfig, lcm: LCMSchedule
         own = {name: copy.deepcopy(everything[name]).requires_grad_(True) for name in names}
         averages = {name: copy.deepcopy(everything[name]) for name in names}
     if config.gradient_checkpointing:
-        own[part.network].enable_gradient_checkpointing()
+        enable_checkpointing(own[part.network])
     return {
         "student": everything | own | {part.scheduler: lcm},
         "target": everything | averages,
@@ -193,7 +197,7 @@ def compare_steps(
     reference, student = (pipeline(**(roles[role] | without)) for role in ("teacher", "student"))
 
     def make(pipe: DiffusionPipeline, steps: int, guidance: float) -> tuple[list[np.ndarray], list[str]]:
-        sampling = {"num_inference_steps": steps, part.guidance: guidance}
+        sampling = {part.steps: steps, part.guidance: guidance}
         return part.previews(pipe, cache, config.validation_prompts, config.seed, **sampling)
 
     teachers, captions = make(reference, 50, config.guidance_scale)

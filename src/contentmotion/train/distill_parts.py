@@ -15,7 +15,7 @@ from contentmotion.config.use import Component
 from contentmotion.data.cache import LatentCache
 from contentmotion.data.conditions import require_conditions
 from contentmotion.denoisers import ContentDenoiser, MotionDenoiser, VideoDenoiser, perturb
-from contentmotion.loading import load_pipeline, load_video_pipeline, resolve_name
+from contentmotion.loading import is_video_model, load_pipeline, load_video_pipeline, resolve_name
 from contentmotion.pipeline import ContentMotionPipeline
 from contentmotion.train.consistency import require_teacher
 from contentmotion.train.content import load_content_parts, save_content
@@ -35,7 +35,8 @@ class Part:
         besides: Components that are trained with it, where the pipeline has them (not with LoRA).
         scheduler: The pipeline's component that is its scheduler.
         component: What ``evaluate`` scores of it.
-        guidance: The argument of the pipeline's call that guides it.
+        steps: The argument of the pipeline's call that says its steps.
+        guidance: The one that guides it.
         field: What a cache must hold of each clip.
         made_with: Components that must have made the cache.
         open_teacher: The teacher's pipeline.
@@ -55,6 +56,7 @@ class Part:
     network: str
     scheduler: str
     component: Component
+    steps: str
     guidance: str
     field: str
     made_with: tuple[str, ...]
@@ -93,6 +95,8 @@ def open_content_teacher(config: DistillConfig) -> ContentMotionPipeline:
     path = resolve_name(name)
     if Path(path).is_dir() and not (Path(path) / "model_index.json").exists():
         raise ValueError(f"{name} is not a pipeline folder: it has no model_index.json")
+    if is_video_model(name):
+        raise ValueError(f"{name} is a video model: give --part video")
     index = ContentMotionPipeline.load_config(path)
     if index.get("autoencoder", [None, None])[0] is not None:
         return load_pipeline(name)
@@ -113,6 +117,7 @@ PARTS: dict[str, Part] = {
         network="unet",
         scheduler="scheduler",
         component="content",
+        steps="num_inference_steps",
         guidance="guidance_scale",
         field="content",
         made_with=("vae", "autoencoder"),
@@ -129,6 +134,7 @@ PARTS: dict[str, Part] = {
         network="motion_transformer",
         scheduler="motion_scheduler",
         component="motion",
+        steps="motion_num_inference_steps",
         guidance="motion_guidance_scale",
         field="motion",
         made_with=("vae", "autoencoder"),
@@ -146,6 +152,7 @@ PARTS: dict[str, Part] = {
         besides=("condition_encoder",),
         scheduler="scheduler",
         component="full",
+        steps="num_inference_steps",
         guidance="guidance_scale",
         field="latents",
         made_with=("vae",),

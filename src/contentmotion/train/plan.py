@@ -33,6 +33,7 @@ from contentmotion.evaluate.cost import count_cost
 from contentmotion.image_vae import vae_latent_channels, vae_scale_factor
 from contentmotion.loading import resolve_name
 from contentmotion.models.patch_vae import PatchVAE
+from contentmotion.models.video_unet import enable_checkpointing
 from contentmotion.run_dir import resolve_device, resolve_dtype
 from contentmotion.train.autoencoder import make_autoencoder
 from contentmotion.train.content import make_content_parts
@@ -173,7 +174,7 @@ def _plan(trained: nn.Module, forward: Callable[[], Any], frozen: dict[nn.Module
     trained.train()
     if config.gradient_checkpointing:
         networks = trained if isinstance(trained, nn.ModuleList) else [trained]
-        networks[0].enable_gradient_checkpointing()  # type: ignore[operator]
+        enable_checkpointing(networks[0])
     return Plan(
         trained=sum(p.numel() for p in trained.parameters() if p.requires_grad),
         frozen=sum(p.numel() for p in trained.parameters() if not p.requires_grad)
@@ -342,7 +343,7 @@ def _plan_distillation(config: DistillConfig) -> Plan:
     """With all weights trained, target and teacher are copies; with LoRA the three share all but the adapters."""
     name, kind = config.pretrained_model_name_or_path, PARTS[config.part]
     student, text = part(name, kind.network), part(name, "text_encoder")
-    forward = DISTILLED_PASSES[config.part](student, text, name)
+    forward = DISTILLED_PASSES[config.part](student, text, config)
     once = count_cost(forward).flops
     # The target, and the teacher, with guidance twice a step.
     passes = 2 if config.guidance_scale == 1 else 3
@@ -359,26 +360,30 @@ def _plan_distillation(config: DistillConfig) -> Plan:
     return Plan(plan.trained, plan.frozen + plan.trained, flops, plan.activation_bytes)
 
 
-def _content_pass(unet: Any, text: Any, name: str) -> Callable[[], Any]:
-    side = unet.config.sample_size
-    shape = (unet.config.in_channels, *((side, side) if isinstance(side, int) else side))
+def _clip_shape(config: DistillConfig, field: str, unet: Any, *first: int) -> tuple[int, ...]:
+    """Shape of a cached clip's ``field``; where there is no cache yet, of what the UNet was made for."""
+    if (Path(config.cache_dir) / "index.json").exists():
+        return tuple(open_cache(config.cache_dir, config.max_bad_fraction)[0][field].shape)
+    side = unet.config.sample_size or 64
+    return (*first, *((side, side) if isinstance(side, int) else side))
+
+
+def _content_pass(unet: Any, text: Any, config: DistillConfig) -> Callable[[], Any]:
+    shape = _clip_shape(config, "content", unet, unet.config.in_channels)
     return lambda: unet_pass(unet, text, shape)
 
 
-def _motion_pass(motion: Any, text: Any, name: str) -> Callable[[], Any]:
-    own: Any = part(name, "autoencoder").config
+def _motion_pass(motion: Any, text: Any, config: DistillConfig) -> Callable[[], Any]:
+    own: Any = part(config.pretrained_model_name_or_path, "autoencoder").config
     return lambda: motion_pass(motion, own)
 
 
-def _video_pass(unet: Any, text: Any, name: str) -> Callable[[], Any]:
-    folder = Path(resolve_name(name))
+def _video_pass(unet: Any, text: Any, config: DistillConfig) -> Callable[[], Any]:
+    folder = Path(resolve_name(config.pretrained_model_name_or_path))
     encoder = skeletons(folder)["condition_encoder"] if folder.is_dir() else None
-    height, width = (
-        (unet.config.sample_size,) * 2 if isinstance(unet.config.sample_size, int) else unet.config.sample_size
-    )
-    shape = (unet.config.get("num_frames", 16), unet.config.out_channels, height, width)
+    shape = _clip_shape(config, "latents", unet, unet.config.get("num_frames", 16), unet.config.out_channels)
     return lambda: video_pass(unet, encoder, text, shape)
 
 
-# One item through a network that is distilled: network, text encoder, teacher's folder -> the pass.
+# One item through a network that is distilled: network, text encoder, config -> the pass.
 DISTILLED_PASSES = {"content": _content_pass, "motion": _motion_pass, "video": _video_pass}

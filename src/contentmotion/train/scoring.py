@@ -42,6 +42,7 @@ def make_scorer(
         split=config.eval_split,
         num_videos=config.eval_num_videos,
         num_inference_steps=config.eval_num_inference_steps,
+        motion_num_inference_steps=config.eval_num_inference_steps if component == "motion" else None,
         components=(component,),
         i3d=config.i3d,
         seed=config.seed,

@@ -16,7 +16,7 @@ from contentmotion.denoisers import VideoDenoiser
 from contentmotion.image_vae import vae_scale_factor
 from contentmotion.loading import is_video_model, load_vae, load_video_pipeline, require_checkpoints, to_ddim
 from contentmotion.models.condition_encoder import ConditionEncoder
-from contentmotion.models.video_unet import inflate_unet, make_video_unet, widen_input
+from contentmotion.models.video_unet import enable_checkpointing, inflate_unet, make_video_unet, widen_input
 from contentmotion.run_dir import prepare_output_dir
 from contentmotion.sampling import is_distilled
 from contentmotion.saving import replacing_folder
@@ -58,7 +58,7 @@ def train_video(config: TrainVideoConfig) -> None:
     parts["text_encoder"].requires_grad_(train_text)
     cache.use_text_features(None if train_text else parts["text_encoder"])
     if config.gradient_checkpointing:
-        parts["unet"].enable_gradient_checkpointing()
+        enable_checkpointing(parts["unet"])
     denoiser = VideoDenoiser(parts["unet"], parts["text_encoder"], parts["tokenizer"], parts["condition_encoder"])
 
     def preview(step: int) -> None:
@@ -120,7 +120,7 @@ def make_video_parts(config: TrainVideoConfig, cache: LatentCache) -> dict[str, 
             raise ValueError(f"{name} was distilled: train on from its teacher, and distil that")
         parts["scheduler"] = to_ddim(parts["scheduler"].config)
         if known:
-            return parts
+            return fit_to_clips(parts, cache)
         if config.lora_rank and extra:
             raise ValueError(f"{name} does not know conditions yet: adapters are not enough to learn them")
         parts["unet"] = widen_input(parts["unet"], extra)
@@ -138,7 +138,16 @@ def make_video_parts(config: TrainVideoConfig, cache: LatentCache) -> dict[str, 
             hidden_channels=config.condition_hidden_channels,
             out_channels=extra,
         )
-    return parts | {"condition_encoder": encoder}
+    return fit_to_clips(parts | {"condition_encoder": encoder}, cache)
+
+
+def fit_to_clips(parts: dict[str, Any], cache: LatentCache) -> dict[str, Any]:
+    """The parts, their UNet's config saying the size of the clips that it learns: previews and pipelines ask for it."""
+    frames, _, height, width = cache[0]["latents"].shape
+    parts["unet"].register_to_config(sample_size=(height, width))
+    if "num_frames" in parts["unet"].config:
+        parts["unet"].register_to_config(num_frames=frames)
+    return parts
 
 
 def save_video(pipe: VideoLatentPipeline, path: Path) -> None:
