@@ -1,8 +1,8 @@
-"""The figures of "How it works": python docs/figures.py [OUT]
+"""The figures of the documentation: python docs/figures.py [OUT]
 
-Writes decomposition.png (an example clip of the page through the shipped autoencoder), architecture.svg and
-cost-stages.svg (from benchmarks/results/2026-11-21-benchmark-counted.json) into docs/images, or into OUT. Needs
-matplotlib.
+Writes decomposition.png (an example clip of the page through the shipped autoencoder), architecture.svg,
+cost-stages.svg (from benchmarks/results/2026-11-21-benchmark-counted.json) and, for "Few steps", distillation.svg (the
+training logs of the shipped student) into docs/images, or into OUT. Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ ROOT = Path(__file__).resolve().parents[1]
 COUNTED = ROOT / "benchmarks/results/2026-11-21-benchmark-counted.json"
 SHOWN_FRAMES = (0, 3, 6, 9, 12, 15)
 CONTENT, MOTION, BOTH, FROZEN = "#d5e8f7", "#fbe3cd", "#e4e0f3", "#e8e8e8"
+LOGS = {
+    "content, 8 solver steps (shipped)": "content.jsonl", "content, 50 solver steps": "content-50-solver-steps.jsonl",
+    "motion, 50 solver steps (shipped)": "motion.jsonl",
+}  # fmt: skip
 STAGES = {
     "text": "text encoder", "content": "content model", "motion": "motion model", "denoiser": "denoiser",
     "autoencoder": "autoencoder", "image decoder": "image decoder", "video decoder": "video decoder",
@@ -46,6 +50,7 @@ def main() -> None:
         ("decomposition.png", draw_decomposition),
         ("architecture.svg", draw_architecture),
         ("cost-stages.svg", draw_cost),
+        ("distillation.svg", draw_distillation),
     ):
         figure = draw()
         suffix = Path(name).suffix[1:]
@@ -167,6 +172,23 @@ def draw_cost() -> plt.Figure:
     axes.legend(loc="upper center", bbox_to_anchor=(0.3, -0.1), ncols=3, frameon=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+    return figure
+
+
+def draw_distillation() -> plt.Figure:
+    """What to expect of a distillation: loss, and deviation of the student's pictures over the guided teacher's."""
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3))
+    for name, file in LOGS.items():
+        text = (ROOT / "src/contentmotion/assets/emoji-lcm/training_log" / file).read_text(encoding="utf-8")
+        lines = [line for line in map(json.loads, text.splitlines()) if "loss" in line]
+        for axes, key in zip(panels, ("loss", "x0_std_ratio"), strict=True):
+            values = np.array([line.get(key, np.nan) for line in lines])
+            width = max(1, len(values) // 40)
+            smooth = np.convolve(values, np.ones(width) / width, mode="valid")
+            axes.plot([line["step"] for line in lines][width - 1 :], smooth, label=name)
+            axes.set(title=key, xlabel="step", xscale="log")
+    panels[0].set_yscale("log")
+    panels[0].legend(fontsize=7)
     return figure
 
 
