@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from diffusers import AutoModel, DDIMScheduler, LCMScheduler, SchedulerMixin
+from diffusers import AutoModel, DDIMScheduler, LCMScheduler, SchedulerMixin, UNet3DConditionModel
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import hf_hub_download
@@ -20,10 +20,11 @@ from contentmotion.config import SHIPPED_MODEL, SHIPPED_STUDENT
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.models.patch_vae import PatchVAE
+from contentmotion.models.video_unet import VideoUNet  # diffusers loads no class whose module is not imported
 from contentmotion.pipeline import ContentMotionPipeline
 from contentmotion.video_pipeline import VideoLatentPipeline
 
-VIDEO_UNETS = ("VideoUNet", "UNet3DConditionModel")
+VIDEO_UNETS = (VideoUNet.__name__, UNet3DConditionModel.__name__)
 ASSETS = Path(__file__).parent / "assets"
 Model = TypeVar("Model", bound=ModelMixin)
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,9 @@ def test_from_scratch_with_conditions(cache: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run/preview-000002.png").exists()
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
+    # In a process that has trained nothing, too: diffusers loads no class whose module is not imported.
+    code = "import sys; from contentmotion.loading import load_any_pipeline; load_any_pipeline(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "run/video")], check=True)
     # and on from there: the condition encoder is trained on, not made anew
     again = settings(
         cache, tmp_path / "again", conditions=("mask", "first_frame"), max_train_steps=1, learning_rate=1e-9,
