@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import httpx
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
@@ -57,7 +56,7 @@ def push(config: PushConfig) -> None:
         )
     except HfHubHTTPError as error:
         raise OSError(f"the hub refused {config.repo_id}: {' '.join(str(error).split())}") from error
-    except httpx.HTTPError as error:
+    except Exception as error:  # which HTTP library raises it depends on the hub client's version
         raise OSError(f"the hub could not be reached: {' '.join(str(error).split())}") from error
     print(f"{api.endpoint}/{'datasets/' if is_cache else ''}{config.repo_id}")
 
