@@ -12,6 +12,7 @@ from importlib import import_module
 import contentmotion
 from contentmotion import config
 from contentmotion.arguments import UsageError, did_you_mean, parse_config
+from contentmotion.run_dir import leave_processes
 
 DEBUG_VARIABLE = "CONTENTMOTION_DEBUG"
 
@@ -149,6 +150,7 @@ def run(words: list[str]) -> int:
     settings = parse_config(name, command.config_class, command.positional, words[1:])
     module, _, function = command.function.partition(":")
     getattr(import_module(module), function)(settings)
+    leave_processes()
     return 0
 
 

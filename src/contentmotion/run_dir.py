@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import platform
 import sys
@@ -67,6 +68,14 @@ def join_processes(device: str = "auto", timeout: timedelta = timedelta(hours=6)
 
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or resolve_device(device).type == "cpu"
     return PartialState(cpu=cpu, timeout=timeout)
+
+
+def leave_processes() -> None:
+    """Ends what ``join_processes`` began, once the networks that used it are gone."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        gc.collect()
+        distributed.destroy_process_group()
 
 
 def _tell_changes(path: Path, config: Any) -> None:

@@ -254,7 +254,7 @@ class _Run:
                 f"{self.run_dir}: the same command goes on from there.",
                 file=sys.stderr,
             )
-        self.accelerator.end_training()
+        self.close_trackers()
         raise SystemExit(TERMINATED if terminated else OUT_OF_TIME)
 
     @contextmanager
@@ -283,7 +283,14 @@ class _Run:
             gather(self.objective, self._averages())
         elif self.ema is not None:
             self.ema.copy_to(self.parameters)
-        self.accelerator.end_training()
+        self.close_trackers()
+
+    def close_trackers(self) -> None:
+        """The process group stays (``run_dir.leave_processes``), where accelerate's ``end_training`` destroys it: DDP's
+        reducer would then hold it last and free it under Python's lock, for which gloo's thread may wait (torch 2.13).
+        """
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     def watch(self, step: int) -> dict[str, float]:
         """How far the average lags behind: its distance to the weights over their norm, where a line is written."""
