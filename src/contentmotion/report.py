@@ -98,7 +98,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     for number, text in enumerate(texts, start=1):
         try:
             line = json.loads(text)
-            line["step"] + 0
+            _ = line["step"] + 0
         except (ValueError, KeyError, TypeError) as error:
             if number == len(texts):
                 break

@@ -16,7 +16,7 @@ from contentmotion.data.cache import LatentCache, collate_latents
 from contentmotion.draws import rand, randint, randn
 from contentmotion.train.loop import Batch, fit
 from contentmotion.train.metrics import COUNT, SUM
-from contentmotion.train.processes import this_process
+from contentmotion.train.processes import is_on_cpu
 
 
 def diffusion_loss(
@@ -137,7 +137,7 @@ def train_denoiser(
 
     freeze_all_but(denoiser, config.trainable_modules)
 
-    if this_process().device.type == "cpu":
+    if is_on_cpu():
         use_plain_attention(denoiser)
     fit(
         denoiser, loss, cache, config,

@@ -23,7 +23,7 @@ from contentmotion.train.distill_parts import PARTS, Part
 from contentmotion.train.held_out import BEST, Alarms, BestStudent, HeldOut
 from contentmotion.train.loop import Batch, fit
 from contentmotion.train.lora import add_adapters, merge_adapters, share_weights
-from contentmotion.train.processes import this_process
+from contentmotion.train.processes import is_on_cpu, this_process
 from contentmotion.train.scoring import make_scorer
 from contentmotion.train.video import fit_to_clips
 from contentmotion.video_io import write_contact_sheet
@@ -59,7 +59,7 @@ def distill(config: DistillConfig) -> None:
     lcm = make_lcm_scheduler(scheduler, config.num_ddim_steps)
     roles = make_roles(teacher, part, config, lcm)
     denoisers = {role: part.wrap(components) for role, components in roles.items()}
-    if device.type == "cpu":
+    if is_on_cpu():
         use_plain_attention(denoisers["student"])
     alarms, folder = Alarms(), run_dir / part.folder
     is_main = this_process().is_main_process
