@@ -17,7 +17,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from prepare_shapes import COLOURS, pairs_of  # the script beside this one
+from prepare_shapes import COLOURS, pairs_of, write_metadata  # the script beside this one
 from rich.progress import track
 
 from contentmotion.saving import replacing_file
@@ -241,9 +241,7 @@ def main() -> None:
             "split": split,
         }
         lines.append(json.dumps(row) + "\n")
-    with replacing_file(arguments.output_dir / "metadata.jsonl") as partial:
-        partial.write_text("".join(lines), encoding="utf-8")
-    print(f"{len(lines)} clips in {arguments.output_dir}")
+    write_metadata(arguments.output_dir, lines)
 
 
 if __name__ == "__main__":

@@ -152,9 +152,14 @@ def main() -> None:
         what = " and ".join(thing.caption(moving=moving) for thing in things)
         row = {"file_name": f"videos/{index:05d}.mp4", "text": f"{what} over a {background} background", "split": split}
         lines.append(json.dumps(row) + "\n")
-    with replacing_file(arguments.output_dir / "metadata.jsonl") as partial:
+    write_metadata(arguments.output_dir, lines)
+
+
+def write_metadata(folder: Path, lines: list[str]) -> None:
+    """Writes the list of clips, last of all, and says how many there are."""
+    with replacing_file(folder / "metadata.jsonl") as partial:
         partial.write_text("".join(lines), encoding="utf-8")
-    print(f"{len(lines)} clips in {arguments.output_dir}")
+    print(f"{len(lines)} clips in {folder}")
 
 
 if __name__ == "__main__":

@@ -56,7 +56,9 @@ def push(config: PushConfig) -> None:
         )
     except HfHubHTTPError as error:
         raise OSError(f"the hub refused {config.repo_id}: {' '.join(str(error).split())}") from error
-    except Exception as error:  # which HTTP library raises it depends on the hub client's version
+    except Exception as error:
+        if not type(error).__module__.startswith("httpx"):  # httpx or httpx2, by the hub client's version
+            raise
         raise OSError(f"the hub could not be reached: {' '.join(str(error).split())}") from error
     print(f"{api.endpoint}/{'datasets/' if is_cache else ''}{config.repo_id}")
 

@@ -139,7 +139,7 @@ def test_command_is_understood(words: list[str]) -> None:
         del words[words.index("--config") : words.index("--config") + 2]
         words.insert(1, "prompt")
     command = COMMANDS[words[0]]
-    parse_config(words[0], command.config_class, command.positional, words[1:])
+    assert isinstance(parse_config(words[0], command.config_class, command.positional, words[1:]), command.config_class)
 
 
 @pytest.fixture(scope="module")
