@@ -9,7 +9,8 @@ VAE, and are trained from scratch by the commands that users run. "The cube" is 
 as SHARES says. Budgets are separate runs, each with a learning rate schedule of its own.
 
 What is finished is not done again. At the end it writes scores.json: FVD and caption accuracy of the captions in the
-training split and of those held out, TFLOPs and seconds per clip, parameters.
+training split and of those held out, TFLOPs, seconds and memory per clip, parameters and memory of training. Memory is
+the peak of a process of its own (two training steps; one clip), the libraries' part included, which "libraries" tells.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
@@ -61,23 +63,45 @@ def train(command: str, budget: float, **settings: Any) -> None:
     The number of steps is what --dry_run says a step costs, rounded down.
     """
     folder = Path(str(settings["output_dir"]))
-    if any(folder.glob("*/config.json")) or any(folder.glob("*/model_index.json")):
-        return
+    facts = folder.with_suffix(".json")
     settings = TRAINING | settings
     if command == "train-autoencoder":
         settings |= {"adam_beta1": 0.9}
+    if any(folder.glob("*/config.json")) or any(folder.glob("*/model_index.json")):
+        return measure_training(command, settings, facts)
     line = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     config = parse_config(command, COMMANDS[command].config_class, None, line)
     plan = plan_run(config)
     steps = int(budget / plan.tflops_per_step(config))
-    write_json(folder.with_suffix(".json"), {
+    write_json(facts, {
         "parameters": plan.trained, "tflops_per_step": plan.tflops_per_step(config), "steps": steps,
         "items": steps * config.train_batch_size,
     })  # fmt: skip
     started = perf_counter()
     run(command, **settings, max_train_steps=steps)
-    done = json.loads(folder.with_suffix(".json").read_text())
-    write_json(folder.with_suffix(".json"), done | {"seconds": perf_counter() - started})
+    write_json(facts, json.loads(facts.read_text()) | {"seconds": perf_counter() - started})
+    measure_training(command, settings, facts)
+
+
+def measure_training(command: str, settings: dict[str, Any], facts: Path) -> None:
+    """Adds the memory that two steps take to what is known of a training."""
+    known = json.loads(facts.read_text())
+    if "memory_gib" in known:
+        return
+    with TemporaryDirectory() as scratch:
+        short = settings | {"output_dir": Path(scratch) / "run", "max_train_steps": 2}
+        line = [word for name, value in short.items() for word in (f"--{name}", str(value))]
+        memory = peak_memory_gib("-m", "contentmotion", command, *line)
+    write_json(facts, known | {"memory_gib": memory})
+
+
+def peak_memory_gib(*words: str) -> float:
+    """Runs Python with some arguments, and returns the most memory that it held."""
+    process = subprocess.Popen([sys.executable, *words])
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"python {' '.join(words)} failed")
+    return usage.ru_maxrss / 2**20
 
 
 def train_cube(root: Path, shared: Path, budget: float, seed: int) -> Path:
@@ -139,7 +163,13 @@ def sampling_cost(folder: Path, rounds: int = 3) -> dict[str, float]:
         started = perf_counter()
         clip()
         seconds.append(perf_counter() - started)
-    return {"tflops": flops / 1e12, "seconds": median(seconds)}
+    with TemporaryDirectory() as scratch:
+        memory = peak_memory_gib(
+            "-m", "contentmotion", "generate", "--prompt", "a red star", "--output_dir", scratch,
+            "--pretrained_model_name_or_path", str(folder), "--num_inference_steps", str(STEPS),
+            "--guidance_scale", str(GUIDANCE),
+        )  # fmt: skip
+    return {"tflops": flops / 1e12, "seconds": median(seconds), "memory_gib": memory}
 
 
 def score(folder: Path, root: Path, shared: Path, i3d: str) -> dict[str, Any]:
@@ -188,7 +218,11 @@ def main() -> None:
     if arguments.only is None:
         settings = {"cube": CUBE, "autoencoder": AUTOENCODER, "content": CONTENT, "motion": MOTION, "shares": SHARES}
         facts = {"hardware": describe_hardware(torch.device("cpu")), "settings": settings | {"training": TRAINING}}
-        write_json(shared / "scores.json", facts | {"seed": arguments.seed, "budgets_tflops": report})
+        memory = peak_memory_gib(
+            "-c", "import torch, diffusers, transformers, accelerate; diffusers.UNet3DConditionModel"
+        )
+        facts |= {"seed": arguments.seed, "libraries": {"memory_gib": memory}}
+        write_json(shared / "scores.json", facts | {"budgets_tflops": report})
         print(shared / "scores.json")
 
 

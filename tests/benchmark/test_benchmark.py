@@ -141,6 +141,11 @@ def test_memory_of_a_call_is_seen() -> None:
         assert timing.peak_bytes == pytest.approx(200 * 2**20, rel=0.1)
 
 
+def test_command_prints_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", "emoji", "--meta", "--json", f"--output_dir={tmp_path}"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "benchmark.json").read_text())
+
+
 def test_command_times_a_folder(tiny_pipeline_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--steps=2", "--num_frames=4", "--device=cpu", "--repeats=1", f"--output_dir={tmp_path / 'out'}"]
     assert main(["benchmark", str(tiny_pipeline_dir), *words]) == 0

@@ -86,8 +86,10 @@ def test_headers_only(mixed_folder: Path, tmp_path: Path) -> None:
     assert {entry["reason"] for entry in report["too_short"]} == {"4 frames, 15 needed", "10 frames, 15 needed"}
 
 
-def test_part_of_a_data_set(clip_folder: Path, tmp_path: Path) -> None:
-    report = run(clip_folder, tmp_path, "--num_videos", "2", "--num_clips_per_video", "3", "--split", "null")
+def test_part_of_a_data_set(clip_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--num_videos", "2", "--num_clips_per_video", "3", "--split", "null", "--json"]
+    report = run(clip_folder, tmp_path, *words)
+    assert json.loads(capsys.readouterr().out) == report, "for programs: nothing else is printed"
     assert report["data"]["looked_at"] == 2
     assert report["recipe"]["estimated"]
     assert report["recipe"]["clips"] == 15

@@ -307,10 +307,14 @@ def test_two_folders(config: EvaluateConfig, data: Path, tmp_path: Path) -> None
         evaluate(dataclasses.replace(config, **changes))
 
 
-def test_an_autoencoder_alone(config: EvaluateConfig, scores: dict, checkpoint: Path, tmp_path: Path) -> None:
-    changes = {"autoencoder": str(checkpoint / "autoencoder"), "components": ("reconstruction",)}
+def test_an_autoencoder_alone(
+    config: EvaluateConfig, scores: dict, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"autoencoder": str(checkpoint / "autoencoder"), "components": ("reconstruction",), "json": True}
     evaluate(dataclasses.replace(config, output_dir=str(tmp_path), pretrained_model_name_or_path="emoji", **changes))
-    parts = json.loads((tmp_path / "scores.json").read_text())["parts"]
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert json.loads(capsys.readouterr().out) == written, "for programs: nothing else is printed"
+    parts = written["parts"]
     assert parts.keys() == {"real", "real_halves", "reconstruction"}
     assert parts["reconstruction"] == pytest.approx(scores["parts"]["reconstruction"], rel=1e-4)
 

@@ -90,6 +90,17 @@ def test_frames_see_one_another_and_know_their_places() -> None:
     assert not torch.allclose(first[:, 3], encoder({"first_frame": given["first_frame"] + 1}, 4, 4, 4)[:, 3])
 
 
+@pytest.mark.parametrize("name", ["sketch", "depth"])
+@torch.no_grad()
+def test_a_map_is_heard_from_the_start(name: str) -> None:
+    """Before any training, a few lines move the output by a good part of its size."""
+    torch.manual_seed(0)
+    encoder = ConditionEncoder((name,), vae_scale_factor=8, hidden_channels=64, out_channels=8).eval()
+    lines = (torch.rand(2, 3, 1, 32, 32, generator=torch.Generator().manual_seed(1)) < 0.05).float()
+    blank = encoder({name: torch.zeros_like(lines)}, 3, 4, 4)
+    assert (encoder({name: lines}, 3, 4, 4) - blank).std() > 0.2
+
+
 def test_gradient_reaches_every_parameter() -> None:
     encoder, given = make_encoder(), make_conditions(2, 3, 4, 4)
     encoder(given, 3, 4, 4).square().sum().backward()

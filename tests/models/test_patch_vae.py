@@ -14,12 +14,12 @@ from contentmotion.image_vae import (
 from contentmotion.models.patch_vae import PatchVAE
 
 
-def fitted(latent_channels: int) -> tuple[PatchVAE, torch.Tensor]:
+def fitted(latent_channels: int, whitening: float = 0.0) -> tuple[PatchVAE, torch.Tensor]:
     """A VAE of 2x2 patches whose components were measured on smooth random images, and those images."""
     torch.manual_seed(0)
     images = torch.nn.functional.interpolate(torch.rand(64, 3, 4, 4), (8, 8), mode="bilinear") * 2 - 1
     vae = PatchVAE(latent_channels=latent_channels, block_out_channels=(8, 8), num_layers=1).eval()
-    vae.fit_components(images)
+    vae.fit_components(images, whitening)
     return vae, images
 
 
@@ -41,6 +41,17 @@ def test_components_are_orthonormal_sorted_and_best() -> None:
     assert lost == pytest.approx(singular[5:].square().sum().item(), rel=1e-3)
 
 
+@pytest.mark.parametrize("whitening", [0.5, 1.0])
+def test_whitened_components_differ_less_and_say_the_same(whitening: float) -> None:
+    plain, images = fitted(5)
+    white, _ = fitted(5, whitening)
+    before = plain.encode(images).latents.std((0, 2, 3))
+    scaled = white.encode(images).latents.std((0, 2, 3)) * white.config.scaling_factor
+    torch.testing.assert_close(scaled / scaled[0], (before / before[0]) ** (1 - whitening), atol=1e-3, rtol=1e-2)
+    assert scaled.square().mean().item() == pytest.approx(1, rel=0.02)
+    torch.testing.assert_close(white(images), plain(images), atol=1e-5, rtol=0)
+
+
 def test_frames_round_trip_through_the_vae() -> None:
     vae, images = fitted(12)
     frames = images.view(2, 32, 3, 8, 8)
@@ -53,9 +64,10 @@ def test_frames_round_trip_through_the_vae() -> None:
 
 
 def test_saved_and_loaded(tmp_path) -> None:
-    vae, images = fitted(5)
+    vae, images = fitted(5, 0.5)
     vae.save_pretrained(tmp_path)
     again = PatchVAE.from_pretrained(tmp_path)
+    torch.testing.assert_close(again.encode(images).latents, vae.encode(images).latents)
     torch.testing.assert_close(again(images), vae(images))
     assert again.config.scaling_factor == vae.config.scaling_factor
 

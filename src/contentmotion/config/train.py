@@ -142,6 +142,9 @@ class TrainVAEConfig(ClipConfig, TrainConfig):
         num_layers: Residual blocks of the refining network.
         latent_noise: Standard deviation of noise added to the (unit-scale) latents in training, so that the decoder
             forgives the small errors that a diffusion model makes.
+        latent_whitening: How much alike the channels' variances are made, for models that denoise the latents:
+            0 leaves the principal components as they are, 1 gives each unit variance, 0.5 is half way (of the
+            exponent).
     """
 
     latent_channels: int = 12
@@ -149,11 +152,13 @@ class TrainVAEConfig(ClipConfig, TrainConfig):
     hidden_channels: int = 96
     num_layers: int = 4
     latent_noise: float = 0.03
+    latent_whitening: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "latent_channels", "num_downsamples", "hidden_channels", "num_layers")
         require_not_negative(self, "latent_noise")
+        require_share(self, "latent_whitening")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,8 +60,13 @@ class SpatioTemporalEncoder(nn.Module):
         layers.append(nn.Conv2d(widths[-1], hidden_channels, 3, padding=1))
         self.spatial = nn.Sequential(*layers)
         self.temporal = TemporalBlock(hidden_channels, num_heads)
-        self.norm_out = nn.LayerNorm(hidden_channels)
         self.proj_out = nn.Linear(hidden_channels, out_channels)
+        # PyTorch's own start shrinks what passes by a factor of 3 and more per convolution: a sparse map would drown
+        # in the biases and in the embedding of the frames' places, and be learned late or never.
+        for layer in (*self.spatial, self.proj_out):
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
 
     def forward(self, x: Float[Tensor, "b t c H W"]) -> Float[Tensor, "b t out h w"]:
         """Returns features, ``downsampling`` times smaller along each side."""
@@ -71,7 +76,7 @@ class SpatioTemporalEncoder(nn.Module):
         x = x.view(b, t, d, h, w).permute(0, 3, 4, 1, 2).reshape(b * h * w, t, d)
         x = x + sincos_embedding(d, torch.arange(t, device=x.device)).to(x.dtype)
         x = torch.cat([self.temporal(part) for part in x.split(MAX_SEQUENCES)])
-        x = self.proj_out(self.norm_out(x))  # (b h w, t, out)
+        x = self.proj_out(x)  # (b h w, t, out)
         return x.view(b, h, w, t, -1).permute(0, 3, 4, 1, 2)
 
 
@@ -176,7 +181,9 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         wanted = shapes.get(name, (t, 1, h * f, w * f))
         if tuple(x.shape[1:]) != wanted or len(x) not in (1, b):
             raise ValueError(f"the condition {name} must be {(b, *wanted)}, got {tuple(x.shape)}")
-        if name != "first_frame":
+        if name in MAPS:
+            return 2 * x - 1
+        if name == "mask":
             return x
         # Every frame sees it; a flag says which one is it.
         flag = torch.zeros(len(x), t, 1, h, w, dtype=x.dtype, device=x.device)

@@ -40,8 +40,10 @@ class PatchVAE(ModelMixin, ConfigMixin):
     """Image <-> principal components of its patches; a small convolutional network refines what the inverse gives.
 
     The encoder is an orthonormal projection, so a squared error of latents *is* a squared error of pixels (of what
-    the components can say), and its latents do not change while the decoder learns. Everything runs at the latent
-    resolution, which makes it about ten times cheaper than an autoencoder that convolves at full resolution.
+    the components can say), and its latents do not change while the decoder learns. The first components are many
+    times the size of the last; whitened, they are more alike, which a model that denoises them all finds easier.
+    Everything runs at the latent resolution, which makes it about ten times cheaper than an autoencoder that convolves
+    at full resolution.
     It offers what diffusers' pipelines ask of a VAE.
 
     Args:
@@ -49,7 +51,8 @@ class PatchVAE(ModelMixin, ConfigMixin):
         block_out_channels: Width of the refining network; as in diffusers, the length tells the patch size,
             ``2 ** (len - 1)``. All entries are equal.
         num_layers: Residual blocks of the refining network.
-        scaling_factor: Factor that gives latents unit variance.
+        scaling_factor: Factor that gives latents unit variance, all channels together.
+        latent_divisors: What `encode` divides each component by; None leaves them as they are.
     """
 
     @register_to_config
@@ -59,6 +62,7 @@ class PatchVAE(ModelMixin, ConfigMixin):
         block_out_channels: tuple[int, ...] = (96, 96, 96),
         num_layers: int = 4,
         scaling_factor: float = 1.0,
+        latent_divisors: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__()
         self.patch_size = 2 ** (len(block_out_channels) - 1)
@@ -74,11 +78,13 @@ class PatchVAE(ModelMixin, ConfigMixin):
         nn.init.zeros_(self.conv_out.bias)
 
     @torch.no_grad()
-    def fit_components(self, images: Float[Tensor, "n 3 H W"]) -> None:
+    def fit_components(self, images: Float[Tensor, "n 3 H W"], whitening: float = 0.0) -> None:
         """Measures mean, principal components and scaling factor.
 
         Args:
             images: Pixels in [-1, 1]; a few thousand images are plenty.
+            whitening: Power of its deviation that each component is divided by, 0 to 1; latents have unit variance
+                together in any case, each by itself where it is 1.
         """
         patches = F.pixel_unshuffle(images.double(), self.patch_size).permute(0, 2, 3, 1).flatten(0, 2)
         mean = patches.mean(0)
@@ -89,7 +95,13 @@ class PatchVAE(ModelMixin, ConfigMixin):
         basis = basis * basis.sum(0).sign().where(basis.sum(0) != 0, 1.0)  # a vector's sign is arbitrary: fix it
         self.mean.copy_(mean)
         self.basis.copy_(basis)
-        self.register_to_config(scaling_factor=float(variances.flip(0)[:keep].mean().rsqrt()))
+        variances = variances.flip(0)[:keep]
+        deviations = variances.clamp_min(1e-8).sqrt()  # there may be fewer components than asked for
+        divisors = deviations**whitening
+        self.register_to_config(
+            scaling_factor=float((deviations / divisors).square().mean().rsqrt()),
+            latent_divisors=divisors.tolist() if whitening else None,
+        )
 
     @apply_forward_hook  # CPU offload hooks in where forward is not called, too
     def encode(self, x: Float[Tensor, "b 3 H W"], return_dict: bool = True) -> PatchVAEOutput | tuple[Tensor]:
@@ -100,7 +112,7 @@ class PatchVAE(ModelMixin, ConfigMixin):
             return_dict: Whether to return an output object rather than a tuple.
         """
         patches = F.pixel_unshuffle(x, self.patch_size)  # (b, 3 p p, h, w)
-        weight = self.basis.T[:, :, None, None]
+        weight = (self.basis / self._divisors()).T[:, :, None, None]
         latents = F.conv2d(patches - self.mean[:, None, None], weight)
         return PatchVAEOutput(latents=latents) if return_dict else (latents,)
 
@@ -115,10 +127,15 @@ class PatchVAE(ModelMixin, ConfigMixin):
             return_dict: Whether to return an output object rather than a tuple.
             generator: Accepted because diffusers' pipelines pass one; decoding is deterministic.
         """
-        patches = F.conv2d(z, self.basis[:, :, None, None]) + self.mean[:, None, None]
+        basis = self.basis * self._divisors()
+        patches = F.conv2d(z, basis[:, :, None, None]) + self.mean[:, None, None]
         refined = self.conv_out(F.silu(self.blocks(self.conv_in(z * self.config.scaling_factor))))
         sample = F.pixel_shuffle(patches + refined, self.patch_size)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def _divisors(self) -> Tensor | float:
+        given = self.config.latent_divisors
+        return 1.0 if given is None else self.basis.new_tensor(given)
 
     def forward(self, x: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
         """Encodes and decodes images."""

@@ -25,7 +25,6 @@ from contentmotion.train.loop import Batch, fit
 from contentmotion.train.lora import add_adapters, merge_adapters, share_weights
 from contentmotion.train.processes import is_on_cpu, this_process
 from contentmotion.train.scoring import make_scorer
-from contentmotion.train.video import fit_to_clips
 from contentmotion.video_io import write_contact_sheet
 
 PREVIEW_STEPS = (1, 2, 4, 8)
@@ -50,8 +49,7 @@ def distill(config: DistillConfig) -> None:
     what = f"{config.pretrained_model_name_or_path}: its {config.part} model"
     scheduler = require_teacher(getattr(teacher, part.scheduler), what, config.num_ddim_steps)
     cache, unseen = open_caches(config, part, teacher)
-    if config.part == "video":
-        fit_to_clips(teacher.components, cache)
+    part.fit(teacher, cache)
     device = this_process().device
     for component in teacher.components.values():
         if isinstance(component, nn.Module):

@@ -23,7 +23,7 @@ from contentmotion.train.loop import Batch
 from contentmotion.train.lora import ATTENTION_AND_FEED_FORWARD, save_adapters
 from contentmotion.train.motion import save_motion
 from contentmotion.train.previews import make_previews
-from contentmotion.train.video import add_conditions, save_video
+from contentmotion.train.video import add_conditions, fit_to_clips, save_video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,7 @@ class Part:
         field: What a cache must hold of each clip.
         made_with: Components that must have made the cache.
         open_teacher: The teacher's pipeline.
+        fit: Makes the teacher's pipeline one of a cache's clips.
         wrap: Components -> the network's ``Denoiser``.
         clean_sample: Teacher's pipeline and batch -> clean samples (b, c, ...).
         prepare: Teacher's pipeline, batch and config -> the batch with what the three networks must see alike, such as
@@ -67,6 +68,7 @@ class Part:
     save: Callable[[Any, Path], None]
     lora_targets: tuple[str, ...]
     besides: tuple[str, ...] = ()
+    fit: Callable[[Any, LatentCache], object] = lambda teacher, cache: None
     prepare: Callable[[Any, Batch, DistillConfig], Batch] = lambda teacher, batch, config: batch
     time_axis: int | None = None
     save_adapters: Callable[[nn.Module, LCMScheduler, Path], None] | None = None
@@ -160,6 +162,7 @@ PARTS: dict[str, Part] = {
         wrap=lambda parts: VideoDenoiser(
             parts["unet"], parts["text_encoder"], parts["tokenizer"], parts["condition_encoder"]
         ),
+        fit=lambda teacher, cache: fit_to_clips(teacher.components, cache),
         clean_sample=lambda teacher, batch: batch["latents"],
         prepare=lambda teacher, batch, config: add_conditions(
             batch, teacher.condition_names, config.condition_dropout_prob

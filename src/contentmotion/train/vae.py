@@ -44,7 +44,7 @@ def train_vae(config: TrainVAEConfig) -> None:
         num_layers=config.num_layers,
     )
     images = [frames[k % len(frames), k]["frames"] for k in range(min(COMPONENT_IMAGES, 16 * len(frames)))]
-    vae.fit_components(to_float(torch.cat(images)))
+    vae.fit_components(to_float(torch.cat(images)), config.latent_whitening)
 
     def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return vae_loss(model, batch["frames"][:, 0], config.latent_noise, batch["generator"])
