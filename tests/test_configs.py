@@ -4,8 +4,10 @@ import dataclasses
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -263,7 +265,56 @@ def test_slurm_jobs_wait_for_what_they_need(tmp_path: Path) -> None:
     assert names == ["autoencoder", "encode", "content", "motion", "finish"]
     waits = [re.findall(r"afterok:([\d:]+)", line) for line in lines]
     assert waits == [[], ["1"], ["2"], ["2"], ["3:4"]]
-    assert all("--signal TERM@120 --requeue" in line and line.endswith("--partition gpu") for line in lines)
+    assert all("--signal B:TERM@120 --requeue" in line and line.endswith("--partition gpu") for line in lines)
+
+
+SAID = "Stopped by SIGTERM after step 3 of 9, with a checkpoint in out: the same command goes on from there."
+
+
+@pytest.mark.parametrize(
+    ("run", "signalled", "requeued", "status"),
+    [
+        ("exit 0", False, False, 0),
+        ("echo nonsense; exit 1", False, False, 1),  # it failed
+        (f"echo '{SAID}' >&2; exit 1", False, True, 1),  # --max_train_time or SIGTERM; the status is torchrun's
+        (f"echo '{SAID}' >&2; exit 75", False, True, 75),
+        ("exit 143", True, True, 143),  # encode and evaluate say nothing
+        ("exit 0", True, False, 0),  # it came to its end in the two minutes
+    ],
+)
+def test_slurm_job_is_queued_again_if_it_was_stopped(
+    tmp_path: Path, run: str, signalled: bool, requeued: bool, status: int
+) -> None:
+    """The first job that the script submits, run by bash as Slurm would; with SIGTERM to the batch shell alone."""
+    fake(tmp_path, "sbatch", "cat > {log}.$$; [ -e {log} ] || cp {log}.$$ {log}; echo 7")
+    run_script(tmp_path, "webvid_slurm.sh")
+    job, out, calls = tmp_path / "log", tmp_path / "out/slurm-autoencoder.log", tmp_path / "calls"
+    out.write_text(f"{SAID}\n")  # what an earlier turn of the job said does not count
+    started, stop = tmp_path / "started", tmp_path / "stop"
+    wait = f"touch {started}; until [ -e {stop} ]; do sleep 0.02; done; " if signalled else ""
+    fakes = {
+        "srun": f'[[ "$*" == *train-autoencoder* && $TORCH_ELASTIC_SHUTDOWN_TIMEOUT = 110 ]] || exit 9; {wait}{run}',
+        "scontrol": f'echo "$*" >> {calls}; echo node1',
+        "scancel": f'echo "scancel $*" >> {calls}; touch {stop}',
+    }
+    for name, script in fakes.items():
+        fake(tmp_path, name, script)
+    variables = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n"}
+    given = os.environ | variables | {"DATA": "clips", "OUT": str(tmp_path / "out"), "RECIPE": "webvid-sd21"}
+    with out.open("a") as log:
+        batch = subprocess.Popen(["bash", str(job)], cwd=ROOT, env=given, stdout=log, stderr=log)
+        try:
+            while signalled and not started.exists():
+                assert batch.poll() is None, out.read_text()
+                time.sleep(0.02)
+            if signalled:
+                batch.send_signal(signal.SIGTERM)
+            assert batch.wait(timeout=60) == status, out.read_text()
+        finally:
+            batch.kill()
+    lines = calls.read_text().splitlines()
+    assert ("requeue 7" in lines) == requeued
+    assert ("scancel --signal TERM 7" in lines) == signalled
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "runs").glob("*.sh")), ids=lambda path: path.name)

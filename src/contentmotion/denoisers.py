@@ -13,7 +13,7 @@ from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet3DConditi
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from contentmotion.conditioning import NULL_PROMPT, drop_prompts, encode_prompts
+from contentmotion.conditioning import NULL_PROMPT, TextFeatures, drop_prompts, encode_prompts
 from contentmotion.draws import randn, std
 from contentmotion.models.condition_encoder import ConditionEncoder
 from contentmotion.models.motion_dit import MotionDiT
@@ -47,6 +47,7 @@ class ContentDenoiser(nn.Module):
     ) -> None:
         super().__init__()
         self.unet, self.text_encoder, self.tokenizer = unet, text_encoder, tokenizer
+        self._null = TextFeatures(capacity=1)
 
     def forward(
         self, noisy: Tensor, timesteps: Int[Tensor, " b"], batch: dict[str, Any], dropped: Bool[Tensor, " b"]
@@ -54,7 +55,7 @@ class ContentDenoiser(nn.Module):
         if self.text_encoder is None:
             labels = drop_labels(batch["label"], dropped, self.unet.config.num_embeds_ada_norm)
             return self.unet(noisy, timestep=timesteps, class_labels=labels).sample
-        hidden = token_features(self.tokenizer, self.text_encoder, batch, dropped)
+        hidden = token_features(self.tokenizer, self.text_encoder, batch, dropped, self._null)
         return self.unet(noisy, timesteps, encoder_hidden_states=hidden).sample
 
 
@@ -71,6 +72,7 @@ class MotionDenoiser(nn.Module):
         super().__init__()
         self.transformer, self.text_encoder, self.tokenizer = transformer, text_encoder, tokenizer
         self.content_noise = content_noise
+        self._null = TextFeatures(capacity=1)
 
     def forward(
         self, noisy: Tensor, timesteps: Int[Tensor, " b"], batch: dict[str, Any], dropped: Bool[Tensor, " b"]
@@ -81,7 +83,7 @@ class MotionDenoiser(nn.Module):
             return self.transformer(noisy, timesteps, content, class_labels=labels)
         with torch.no_grad():
             if "pooled" in batch:  # the cache has them
-                _, null = encode_prompts(self.tokenizer, self.text_encoder, [NULL_PROMPT])
+                _, null = null_features(self.tokenizer, self.text_encoder, self._null)
                 pooled = torch.where(dropped[:, None].to(null.device), null, batch["pooled"])
             else:
                 prompts = drop_prompts(batch["caption"], dropped)
@@ -105,11 +107,12 @@ class VideoDenoiser(nn.Module):
         super().__init__()
         self.unet, self.text_encoder, self.tokenizer = unet, text_encoder, tokenizer
         self.condition_encoder = condition_encoder
+        self._null = TextFeatures(capacity=1)
 
     def forward(
         self, noisy: Tensor, timesteps: Int[Tensor, " b"], batch: dict[str, Any], dropped: Bool[Tensor, " b"]
     ) -> Tensor:
-        hidden = token_features(self.tokenizer, self.text_encoder, batch, dropped)
+        hidden = token_features(self.tokenizer, self.text_encoder, batch, dropped, self._null)
         x = noisy  # (b, t, c, h, w)
         if self.condition_encoder is not None:
             given, present = batch.get("conditions", {}), batch.get("present")
@@ -129,13 +132,22 @@ def encode_conditions(
 
 
 def token_features(
-    tokenizer: Any, text_encoder: Any, batch: dict[str, Any], dropped: Bool[Tensor, " b"]
+    tokenizer: Any, text_encoder: Any, batch: dict[str, Any], dropped: Bool[Tensor, " b"], known: TextFeatures
 ) -> Float[Tensor, "b n d"]:
     """Text features per token of a batch's captions, those of the dropped ones null; the cache's where it has them."""
     if "tokens" not in batch:
         return encode_prompts(tokenizer, text_encoder, drop_prompts(batch["caption"], dropped))[0]
-    null, _ = encode_prompts(tokenizer, text_encoder, [NULL_PROMPT])
+    null, _ = null_features(tokenizer, text_encoder, known)
     return torch.where(dropped[:, None, None].to(null.device), null, batch["tokens"])
+
+
+def null_features(
+    tokenizer: Any, text_encoder: Any, known: TextFeatures
+) -> tuple[Float[Tensor, "1 n d"], Float[Tensor, "1 p"]]:
+    """The null prompt's features, encoded once: where a cache has the others, the text encoder is frozen."""
+    # In full precision, as `encode` does by default, and whatever the first step that asks runs in.
+    with torch.no_grad(), torch.autocast(text_encoder.device.type, enabled=False):
+        return known.encode(tokenizer, text_encoder, [NULL_PROMPT])
 
 
 def perturb(content: Tensor, strength: float, batch: dict[str, Any]) -> Tensor:

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -270,6 +271,11 @@ def test_text_features(config: EncodeConfig, tiny_pipeline_dir: Path, tmp_path: 
     dropped = torch.tensor([True, False, False, True])
     outputs = [denoiser(batch["motion"], torch.arange(4), b, dropped) for b in (batch, plain)]
     torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-4)
+    calls: list[Any] = []
+    pipe.text_encoder.register_forward_hook(lambda *call: calls.append(call))
+    again = [denoiser(batch["motion"], torch.arange(4), b, dropped) for b in (batch, plain)]
+    assert len(calls) == 1, "with features the text encoder is not asked again, not even for the null prompt"
+    assert torch.equal(again[0], outputs[0])
     cache.use_text_features(pipe.text_encoder)
     assert "pooled" in cache[0]
     cache.use_text_features(None)

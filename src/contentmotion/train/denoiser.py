@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from diffusers.models.attention_processor import Attention, AttnProcessor
@@ -90,7 +91,8 @@ def split_by_time(errors: Tensor, timesteps: Tensor, num_timesteps: int) -> dict
     for k in range(4):
         chosen = quarter == k
         name = f"loss_t{k * num_timesteps // 4}-{(k + 1) * num_timesteps // 4 - 1}"
-        found[f"{name}{SUM}"], found[f"{name}{COUNT}"] = errors[chosen].sum(), chosen.sum()
+        # Picking the chosen ones would make the processor wait for the GPU to say how many.
+        found[f"{name}{SUM}"], found[f"{name}{COUNT}"] = torch.where(chosen, errors, 0).sum(), chosen.sum()
     return found
 
 

@@ -25,7 +25,7 @@ from contentmotion.saving import write_json
 from contentmotion.train.batches import Batch, make_batches
 from contentmotion.train.checkpoints import latest_checkpoint, register_weights, resume, save_checkpoint
 from contentmotion.train.metrics import Metrics
-from contentmotion.train.optimizers import make_optimizer
+from contentmotion.train.optimizers import make_optimizer, update_average
 from contentmotion.train.processes import agree, mean_of, on_main, this_process
 from contentmotion.train.sharding import blocks, gather, load_sharded, load_whole, save_sharded, shard, whole
 from contentmotion.train.stopping import OUT_OF_TIME, TERMINATED, StopRequests
@@ -139,7 +139,10 @@ class _Run:
         optimizer, self.schedule = make_optimizer(self.parameters, config)
         self.optimizer = self.accelerator.prepare(optimizer)
         self.ema = EMAModel(self.parameters, decay=config.ema_decay) if config.ema_decay else None
-        self.targets = [] if target is None else [target.to(device).get_parameter(name) for name in self.names]
+        self.targets: list[nn.Parameter] = []
+        if target is not None:
+            target.to(device)
+            self.targets = [target.get_parameter(name) for name in self.names]
         register_weights(self.accelerator, model)
         self.accelerator.register_for_checkpointing(self.schedule)
         if self.ema is not None:
@@ -311,10 +314,7 @@ class _Run:
 
     def _update_average(self) -> None:
         assert self.ema is not None
-        parameters = self.parameters
-        if self.config.offload_ema:
-            parameters = [p.detach().cpu().requires_grad_() for p in parameters]
-        self.ema.step(parameters)
+        update_average(self.ema, [p.detach().cpu() if self.config.offload_ema else p for p in self.parameters])
         self._move_targets()
 
     def _move_targets(self) -> None:
@@ -355,8 +355,9 @@ def _explained(run_dir: Path) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" in str(error):
+    except (RuntimeError, ConnectionResetError) as error:
+        # Reset: it died as it handed a batch over.
+        if "DataLoader worker" in str(error) or isinstance(error, ConnectionResetError):
             what = (
                 f"a process that reads data died ({str(error).splitlines()[0]}): if it was for lack of memory, lower "
                 "--dataloader_num_workers; 0 reads in the training process"

@@ -1,12 +1,14 @@
-"""The optimizer and the schedule of its learning rate."""
+"""The optimizer, the schedule of its learning rate, and the moving average of the weights."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers.optimization import get_scheduler
-from torch import nn
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from contentmotion.config import TrainConfig
@@ -38,3 +40,16 @@ def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> tuple
         num_training_steps=config.max_train_steps,
     )
     return optimizer, schedule
+
+
+@torch.no_grad()
+def update_average(ema: EMAModel, parameters: Sequence[Tensor]) -> None:
+    """What ``ema.step`` does, in one pass over the memory instead of three, and without a copy of a weight.
+
+    Args:
+        ema: The average; its number of steps counts on.
+        parameters: The weights after the step, where the average is.
+    """
+    ema.optimization_step += 1
+    ema.cur_decay_value = ema.get_decay(ema.optimization_step)
+    torch._foreach_lerp_(ema.shadow_params, list(parameters), 1 - ema.cur_decay_value)
