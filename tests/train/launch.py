@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Job = tuple[str, Mapping[str, Any]]
+Job = tuple[str, dict[str, Any]]
 
 
 def to_words(command: str, settings: Mapping[str, Any]) -> list[str]:

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.timeout(2400)  # a dozen processes start, and each impo
 TOLERANCE = {"loss": 2e-5, "grad_norm": 5e-4}
 NUM_STEPS = 4
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+PREVIEWED = ("train-vae", "train-autoencoder", "train-motion")  # the others' previews take seconds
 CLIPS = {"num_frames": 4, "height": 16, "width": 16}
 STEPS: dict[str, Any] = {
     "max_train_steps": NUM_STEPS, "logging_steps": 1, "checkpointing_steps": 2, "validation_steps": 0,
@@ -69,14 +70,16 @@ def stages(clips: Path, root: Path, count: int) -> list[Job]:
 
 
 def sharded(clips: Path, root: Path) -> list[Job]:
-    """Two stages with FSDP2; one of them is resumed half-way."""
-    jobs = []
+    """Every stage that trains with FSDP2; one of them is resumed half-way, from what was written in
+    the background."""
+    jobs = {}
     for command, settings in stages(clips, root, 2):
-        if command in ("train-autoencoder", "train-motion"):
-            folder = {"output_dir": f"{settings['output_dir'][:-1]}-sharded", "fsdp": True}
-            jobs.append((command, settings | folder | {"validation_steps": NUM_STEPS}))
-    half = jobs[1][1] | {"output_dir": f"{root}/halves-sharded"}
-    return [*jobs, ("train-motion", half | {"max_train_steps": NUM_STEPS // 2}), ("train-motion", half)]
+        if command != "encode":
+            changes = {"output_dir": f"{settings['output_dir'][:-1]}-sharded", "fsdp": True, "checkpointing_steps": 4}
+            jobs[command] = settings | changes | {"validation_steps": NUM_STEPS * (command in PREVIEWED)}
+    jobs["train-motion"] |= {"checkpointing_steps": NUM_STEPS // 2}
+    half = jobs["train-motion"] | {"output_dir": f"{root}/halves-sharded", "async_checkpointing": True}
+    return [*jobs.items(), ("train-motion", half | {"max_train_steps": NUM_STEPS // 2}), ("train-motion", half)]
 
 
 @pytest.fixture(scope="module")
@@ -106,28 +109,34 @@ def test_two_processes_compute_what_one_does(root: Path, stage: str) -> None:
     assert len(values(two, "loss")) == NUM_STEPS
     assert len(set(values(two, "loss"))) >= NUM_STEPS - 1, "it learns, once the first step's warm-up is over"
     assert (two / f"preview-{NUM_STEPS:06d}.png").exists() == (stage == "vae")
-    for left, right in zip(*(sorted(folder.rglob("*.safetensors")) for folder in (one, two)), strict=True):
-        weights, others = load_file(left), load_file(right)
-        assert weights.keys() == others.keys()
+    assert_same_results(one, two)
+
+
+def assert_same_results(one: Path, two: Path) -> None:
+    """What was exported, weights and configs, is the same but for rounding."""
+    files = [path for path in one.rglob("*") if not path.relative_to(one).parts[0].startswith("checkpoint-")]
+    weights = [path.relative_to(one) for path in files if path.suffix == ".safetensors"]
+    configs = [path.relative_to(one) for path in files if path.name in ("config.json", "model_index.json")]
+    assert weights and configs
+    for name in configs:
+        left, right = (json.loads((folder / name).read_text()) for folder in (one, two))
+        assert left == right | {k: v for k, v in left.items() if k.startswith("motion_")}, "encode adds these to one"
+    for name in weights:
+        left, right = load_file(one / name), load_file(two / name)
+        assert left.keys() == right.keys()
         # Where a gradient is next to nothing, rounding decides its sign, and Adam goes a whole step that way.
-        apart = torch.cat([(others[name] - value).abs().flatten() for name, value in weights.items()])
-        assert (apart < 1e-5).float().mean() > 0.85 and apart.max() < NUM_STEPS * STEPS["learning_rate"]
+        apart = torch.cat([(right[key] - value).abs().flatten() for key, value in left.items()])
+        assert (apart < 1e-5).float().mean() > 0.85 and apart.max() < NUM_STEPS * STEPS["learning_rate"], name
 
 
-@pytest.mark.parametrize("stage", ["ae", "motion"])
+@pytest.mark.parametrize("stage", ["vae", "ae", "content", "motion", "video", "distill"])
 def test_sharded_is_the_same(root: Path, stage: str) -> None:
     one, two = root / f"{stage}1", root / f"{stage}-sharded"
     for name, tolerance in TOLERANCE.items():
         assert values(two, name) == pytest.approx(values(one, name), rel=tolerance), name
     assert (two / f"checkpoint-{NUM_STEPS:06d}/sharded/.metadata").exists()
-    assert (two / f"preview-{NUM_STEPS:06d}.png").exists()
-    [config], [other] = ([*folder.glob("*/config.json")] for folder in (one, two))
-    assert json.loads(config.read_text()) == json.loads(other.read_text()) | {
-        name: value for name, value in json.loads(config.read_text()).items() if name.startswith("motion_")
-    }, "an ordinary folder"
-    weights, others = load_file(config.parent / WEIGHTS), load_file(other.parent / WEIGHTS)
-    for name, value in weights.items():
-        torch.testing.assert_close(others[name], value, rtol=1e-3, atol=1e-4)
+    assert (two / f"preview-{NUM_STEPS:06d}.png").exists() == (stage in ("vae", "ae", "motion"))
+    assert_same_results(one, two)
 
 
 def test_sharded_resumes_in_any_number_of_processes(clip_folder: Path, root: Path) -> None:
@@ -218,43 +227,72 @@ def test_stopped_killed_and_resumed_in_another_number_of_processes(clip_folder: 
             motion("whole", 2, last),
             motion("more", 2, last),
             motion("more-sharded", 2, last, fsdp=True),
+            motion("background", 2, last - 1, async_checkpointing=True),
+            motion("background", 2, last, async_checkpointing=True),
         ],
         2,
     )
 
-    assert values(broken, "loss") == values(root / "whole", "loss"), "bit for bit"
-    final = [load_file(root / name / "motion_transformer" / WEIGHTS) for name in ("broken", "whole", "fewer", "more")]
-    for name, value in final[0].items():
-        assert torch.equal(value, final[1][name]), name
+    assert (root / f"background/checkpoint-{last - 1:06d}/sharded/__1_0.distcp").exists(), "each writes its part"
+    for folder in ("whole", "background"):
+        assert values(broken, "loss") == values(root / folder, "loss"), "bit for bit"
+        one, other = (load_file(place / "motion_transformer" / WEIGHTS) for place in (broken, root / folder))
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
     for folder in ("alone", "fewer", "more", "more-sharded"):
         assert values(root / folder, "loss") == pytest.approx(values(broken, "loss"), rel=TOLERANCE["loss"]), folder
 
 
-SPOILT_RUN = """
-import os, sys
+SPOILT_RUNS = """
+import os, resource, sys
 sys.path.insert(0, sys.argv[1])
-from pathlib import Path
 import torch
-from contentmotion.cli import main
 from contentmotion.config import TrainConfig
 from contentmotion.train.loop import fit
 from test_options import STEPS, Numbers, collate, line_loss
 
-def loss(model, batch):
+unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+def spoil_loss(model, batch):
     bad = batch["step"] == 3 and os.environ["RANK"] == "1"
     return {"loss": line_loss(model, batch)["loss"] * (float("nan") if bad else 1.0)}
 
-try:
-    fit(torch.nn.Linear(1, 1), loss, Numbers(), TrainConfig(output_dir=sys.argv[2], **STEPS | {"max_train_steps": 9}),
-        collate=collate)
-except ValueError as error:
-    sys.exit(str(error))
+def fill_disk(model, batch):
+    if batch["step"] == 3 and os.environ["RANK"] == "1":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, unlimited[1]))
+    return line_loss(model, batch)
+
+for name, loss, settings in (
+    ("nan", spoil_loss, {}),
+    ("full", fill_disk, {"fsdp": True}),
+    ("full-later", fill_disk, {"fsdp": True, "async_checkpointing": True}),
+):
+    model = torch.nn.Sequential(torch.nn.Linear(1, 4096), torch.nn.Linear(4096, 1))
+    config = TrainConfig(output_dir=f"{sys.argv[2]}/{name}", **STEPS | {"max_train_steps": 50} | settings)
+    try:
+        fit(model, loss, Numbers(), config, collate=collate)
+    except (ValueError, OSError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+    except SystemExit as stop:
+        assert stop.code == 1
+    resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
 """
 
 
-def test_loss_that_is_not_finite_in_one_process_stops_all(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", SPOILT_RUN, str(Path(__file__).parent), str(tmp_path)]
+def test_what_goes_wrong_in_one_process_stops_all(tmp_path: Path) -> None:
+    """A loss that is not finite; a full disk, while the checkpoint is written and while training goes on."""
+    command = [sys.executable, "-c", SPOILT_RUNS, str(Path(__file__).parent), str(tmp_path)]
     (status, _, first), (other, _, second) = finish(start([], 2, command=command))
-    assert status == other == 1 and not said(second)
-    assert "loss is nan at step 3 (items [" in first and "the last good checkpoint is" in first, first
-    assert len(said(first)) == 1 and [path.name for path in checkpoints(tmp_path)][-1] == "checkpoint-000002"
+    assert status == other == 0 and not said(second), (first, second)
+    nan, full, later = said(first)
+    assert "nan: loss is nan at step 3 (items [" in nan and "the last good checkpoint is" in nan
+    for name, line, failed in (
+        ("full", full, [3]),
+        ("full-later", later, [2, 3]),
+    ):  # that of step 2 may not be done yet
+        where = f"{tmp_path}/{name}/checkpoint-00000"
+        kept = int(line[-1])
+        assert kept + 1 in failed and "CheckpointException" not in line, line
+        assert line.startswith(f"{name}: {where}{kept + 1} could not be written: "), line
+        assert line.endswith(f"; the last good checkpoint is {where}{kept}"), line
+        assert [checkpoint_step(path) for path in checkpoints(tmp_path / name)] == list(range(1, kept + 1))
+        assert not list((tmp_path / name).glob("partial-*")), "nothing half-written"

@@ -16,10 +16,11 @@ from contentmotion.data.cache import open_cache
 from contentmotion.loading import load_pipeline
 from contentmotion.train import distill as module
 from contentmotion.train import held_out as held_out_module
+from contentmotion.train.best import Best
 from contentmotion.train.consistency import compare_predictions, make_lcm_scheduler, sample
 from contentmotion.train.distill import distill
 from contentmotion.train.distill_parts import PARTS
-from contentmotion.train.held_out import Alarms, BestStudent, HeldOut
+from contentmotion.train.held_out import Alarms, HeldOut, what_scores_depend_on
 
 Configure = Callable[..., DistillConfig]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -168,8 +169,9 @@ def test_best_is_of_these_clips_and_of_this_run(
     config = distill_config("x", "motion", eval_cache_dir=f"{root}/unseen", heldout_steps=1)
     folder, cache, saved = tmp_path / "student", open_cache(f"{root}/unseen", 0.0), []
 
-    def keeper(config: DistillConfig = config) -> BestStudent:
-        return BestStudent(tmp_path, folder, lambda: saved.append(1), cache, config)
+    def keeper(config: DistillConfig = config, name: str = "student_error") -> Best:
+        scored_on = what_scores_depend_on(cache, config)
+        return Best(tmp_path, folder, lambda: saved.append(1), name, scored_on)
 
     first = keeper()
     folder.mkdir()
@@ -180,6 +182,8 @@ def test_best_is_of_these_clips_and_of_this_run(
     (tmp_path / "checkpoint-000004").mkdir()
     folder.rename(tmp_path / ".student.old")  # killed while the folder was being replaced
     assert keeper().record["step"] == 2 and folder.is_dir()
+    assert keeper(name="fvd").record == {}
+    capsys.readouterr()
     assert keeper(distill_config("x", "motion", eval_cache_dir="y", heldout_steps=1, seed=1)).record == {}
     assert "scored on other clips or settings" in capsys.readouterr().err
 

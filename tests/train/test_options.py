@@ -317,3 +317,12 @@ def test_checkpoint_of_another_config_is_one_line(tmp_path: Path) -> None:
         small_run(tmp_path, torch.nn.Sequential(torch.nn.Linear(1, 3), torch.nn.Linear(3, 1)))
     assert "\n" not in str(error.value)
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-000002"
+
+
+@pytest.mark.parametrize("engine", ["fsdp", "deepspeed"])
+def test_accelerates_own_sharding_is_refused(tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``accelerate launch --use_deepspeed`` sets; DeepSpeed itself need not be there."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine.upper()}", "true")
+    with pytest.raises(ValueError, match=f"launch without accelerate's --use_{engine}: --fsdp true") as error:
+        small_run(tmp_path)
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())

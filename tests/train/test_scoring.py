@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,56 @@ def test_content_motion_and_students_are_scored(config: TrainAutoencoderConfig, 
         lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         assert [x["eval/fvd"] for x in lines if "eval/fvd" in x] == [scores["parts"][part]["fvd"]]
         assert scores["protocol"]["run"]["model"] == f"{name}, step 2, averaged weights"
+        best = json.loads((tmp_path / name / "best.json").read_text())
+        assert (best["step"], best["fvd"]) == (2, scores["parts"][part]["fvd"])
+        folder = "content" if part == "content" else "motion_transformer"
+        files = {path.relative_to(tmp_path / name) for path in (tmp_path / name / folder).rglob("*") if path.is_file()}
+        assert files
+        assert all((tmp_path / name / f).read_bytes() == (tmp_path / name / "best" / f).read_bytes() for f in files)
+
+
+def test_the_best_is_kept_beside_the_last(
+    config: TrainAutoencoderConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The best is an early one; also when the run was killed after it, or before the last score."""
+    config = dataclasses.replace(
+        config, eval_steps=1, max_train_steps=4, learning_rate=0.02, lr_warmup_steps=0, ema_decay=0.5,
+        checkpointing_steps=1, checkpoints_total_limit=9, output_dir=f"{tmp_path}/run",
+    )  # fmt: skip
+    train_autoencoder(config)
+    run_dir = tmp_path / "run"
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    scores = {line["step"]: line["eval/fvd"] for line in lines if "eval/fvd" in line}
+    best = json.loads((run_dir / "best.json").read_text())
+    assert list(scores) == [1, 2, 3, 4] and best["step"] < 4
+    assert best["fvd"] == scores[best["step"]] == min(scores.values()) and best["last"] == {"step": 4, "fvd": scores[4]}
+
+    def weights(folder: str) -> bytes:
+        return (run_dir / folder / "autoencoder/diffusion_pytorch_model.safetensors").read_bytes()
+
+    kept = weights("best")
+    assert kept != weights(".")
+    evaluate(
+        EvaluateConfig(
+            data_dir=config.eval_data_dir, autoencoder=f"{run_dir}/best/autoencoder", components=("reconstruction",),
+            num_videos=4, i3d=config.i3d, mixed_precision="no", output_dir=f"{tmp_path}/scores",
+        )
+    )  # fmt: skip
+    again = json.loads((tmp_path / "scores/scores.json").read_text())["parts"]["reconstruction"]["fvd"]
+    assert again == pytest.approx(best["fvd"], rel=1e-6)
+
+    for step in range(best["step"] + 1, 5):
+        shutil.rmtree(run_dir / f"checkpoint-{step:06d}")
+    train_autoencoder(config)
+    assert json.loads((run_dir / "best.json").read_text()) == best and weights("best") == kept
+    (run_dir / "best.json").write_text(json.dumps(best | {"last": {"step": 3, "fvd": 9e9}, "fvd": 8e9}))
+    train_autoencoder(config)
+    made_up_for = json.loads((run_dir / "best.json").read_text())
+    assert made_up_for["step"] == made_up_for["last"]["step"] == 4 and weights("best") == weights(".")
+    assert made_up_for["fvd"] == pytest.approx(scores[4], rel=1e-6)
+    capsys.readouterr()
+    train_autoencoder(dataclasses.replace(config, eval_num_videos=None))
+    assert "best.json: scored on other clips or settings than now" in capsys.readouterr().err
 
 
 def test_scoring_does_not_change_the_run(config: TrainAutoencoderConfig, tmp_path: Path) -> None:
@@ -108,6 +159,7 @@ def test_scoring_does_not_change_the_run(config: TrainAutoencoderConfig, tmp_pat
         return [line["loss"] for line in lines if "loss" in line]
 
     train_autoencoder(dataclasses.replace(config, eval_steps=0, logging_steps=1, output_dir=str(tmp_path / "a")))
+    assert not list((tmp_path / "a").glob("best*"))
     train_autoencoder(dataclasses.replace(config, logging_steps=1, output_dir=str(tmp_path / "b")))
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
 

@@ -46,6 +46,8 @@ class TrainConfig:
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third slower.
         checkpointing_steps: Save a checkpoint every n steps.
         checkpoints_total_limit: Keep only the last k checkpoints.
+        async_checkpointing: Write checkpoints while training goes on, from a copy in the CPU's memory, every process
+            its part.
         resume_from_checkpoint: "latest", a checkpoint folder of this run, or "none" to refuse to go on.
         validation_steps: Write preview videos every n steps; 0 turns them off.
         logging_steps: Write metrics every n steps.
@@ -79,6 +81,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     checkpointing_steps: int = 500
     checkpoints_total_limit: int = 2
+    async_checkpointing: bool = False
     resume_from_checkpoint: str = "latest"
     validation_steps: int = 500
     logging_steps: int = 10
@@ -105,10 +108,11 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduledEvaluationConfig:
-    """Scores while training, by the code of ``evaluate``: into metrics.jsonl, the trackers and eval-N/.
+    """Scores while training, by the code of ``evaluate``: into metrics.jsonl, the trackers and eval-N/. The model with
+    the lowest FVD is kept in best/, and best.json names its step.
 
     Attributes:
-        eval_steps: Score every n steps; 0 never.
+        eval_steps: Score every n steps, and keep the model with the lowest FVD in best/; 0 never.
         eval_data_dir: Real videos to score against, in any layout (docs/data.md).
         eval_split: Split of them, where they have splits.
         eval_num_videos: Use only n of them, drawn from the seed.

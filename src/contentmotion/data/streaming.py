@@ -90,15 +90,23 @@ class StreamingClips(IterableDataset):
         return placed
 
     def peek(self, num_items: int) -> list[dict[str, Any]]:
-        """The first good clips of the first shards, centred and not mixed."""
-        items = []
-        for sample in _read_shards(self.urls, []):
+        """The first good clips of the first shards, centred and not mixed.
+
+        Raises:
+            ValueError: There is none.
+        """
+        items: list[dict[str, Any]] = []
+        problems: list[str] = []  # named when training comes to them
+        for sample in _read_shards(self.urls, problems):
             try:
                 items.append(_cut(sample, self.shape, None, len(items)) | {"skipped": []})
-            except ValueError:
-                continue  # named when training comes to it
+            except ValueError as error:
+                problems.append(str(error))
+                continue
             if len(items) == num_items:
                 break
+        if not items:
+            raise ValueError(f"no clip could be read from {len(self.urls)} shards; {(problems or self.urls)[0]}")
         return items
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

@@ -86,21 +86,18 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
         names = [kind for _ in range(len(originals)) for kind in ("original", "reconstruction")]
         write_contact_sheet(run_dir / f"preview-{step:06d}.png", list(videos), names)
 
-    fit(
-        model,
-        loss,
-        dataset,
-        config,
-        collate=join,
-        preview=preview,
-        evaluate=make_scorer(pipe, config, "reconstruction", run_dir),
-        eval_steps=config.eval_steps,
-    )
-    path = Path(config.output_dir) / "autoencoder"
+    def save(folder: Path) -> None:
+        save_model(model, folder / "autoencoder")
+
+    score = make_scorer(pipe, config, "reconstruction", run_dir, save)
+    fit(model, loss, dataset, config, collate=join, preview=preview, evaluate=score, eval_steps=config.eval_steps)
+    if score:
+        score.finish()
+    path = run_dir / "autoencoder"
     # A run that was finished before: leave it, with the statistics that encode added.
     finished = path.is_dir() and hash_weights(load_autoencoder(str(path))) == hash_weights(model)
     if this_process().is_main_process and not finished:
-        save_model(model, path)
+        save(run_dir)
 
 
 def draw_frames(videos: tuple[Tensor, ...], num_frames: int, generator: Source) -> tuple[Tensor, ...]:

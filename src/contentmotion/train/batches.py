@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ Batch = dict[str, Any]
 
 def make_batches(
     dataset: Dataset, config: TrainConfig, accelerator: Accelerator, first_step: int, collate: Callable
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """This process's batches; each one's generator depends on the seed and the micro-step alone, not on how many
     processes share the batch.
 
@@ -32,23 +32,44 @@ def make_batches(
         accelerator: Where this process stands.
         first_step: Steps that are done.
         collate: Items to batch.
+
+    Raises:
+        ValueError: The data cannot be read; so does ``OSError``. In one line, whichever process reads.
     """
     accumulation = config.gradient_accumulation_steps
     first, stop = first_step * accumulation, config.max_train_steps * accumulation
-    place, count = accelerator.process_index, accelerator.num_processes
+    place, count, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     loader = DataLoader(
         **_order(dataset, config, accelerator, first, stop),
         collate_fn=collate,
         num_workers=config.dataloader_num_workers,
-        pin_memory=accelerator.device.type == "cuda",
+        pin_memory=device.type == "cuda",
         worker_init_fn=_leave_stopping_to_the_run,
     )
-    for micro_step, batch in enumerate(loader, start=first):
-        seed = (config.seed * 1_000_003 + micro_step) * 1_009
-        batch["generator"] = BatchGenerator(torch.Generator().manual_seed(seed), place, count)
-        batch["step"] = micro_step // accumulation + 1
-        torch.manual_seed(seed + place)  # for modules that draw by themselves, such as dropout
-        yield {k: v.to(accelerator.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    reader: Any = iter(loader)
+    try:
+        for micro_step in range(first, stop):
+            batch = _next(reader, config.dataloader_num_workers)
+            seed = (config.seed * 1_000_003 + micro_step) * 1_009
+            batch["generator"] = BatchGenerator(torch.Generator().manual_seed(seed), place, count)
+            batch["step"] = micro_step // accumulation + 1
+            torch.manual_seed(seed + place)  # for modules that draw by themselves, such as dropout
+            yield {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    finally:
+        if config.dataloader_num_workers:  # Python would end them by SIGTERM and wait, and they do not heed it
+            reader._shutdown_workers()
+
+
+def _next(reader: Iterator[Batch], workers: int) -> Batch:
+    """The next batch; an error of a process that reads comes without its traceback."""
+    try:
+        return next(reader)
+    except (ValueError, OSError, EOFError) as error:
+        if "in DataLoader worker process" in str(error):
+            raise type(error)(str(error).strip().splitlines()[-1].partition(": ")[2]) from None
+        if workers and not isinstance(error, ValueError):  # a batch that cannot be fetched any more from who read it
+            raise RuntimeError(f"DataLoader worker: {error}") from error
+        raise
 
 
 def _leave_stopping_to_the_run(worker: int) -> None:

@@ -74,13 +74,18 @@ def train_content(config: TrainContentConfig) -> None:
     if config.eval_autoencoder:
         scored.register_modules(autoencoder=load_autoencoder(config.eval_autoencoder))
         cache.require_made_with(autoencoder=scored.autoencoder)
-    score = make_scorer(scored, config, "content", run_dir)
+
+    def save(folder: Path) -> None:
+        adapted = {}
+        if config.lora_rank:
+            save_adapters(parts["unet"], parts["scheduler"], folder / "lora")
+            adapted = {"unet": merge_adapters(parts["unet"])}
+        save_content(ContentMotionPipeline(**parts | adapted), folder / "content")
+
+    score = make_scorer(scored, config, "content", run_dir, save)
     train_denoiser(config, cache, denoiser, lambda batch: batch["content"], parts["scheduler"], preview, score)
     if this_process().is_main_process:
-        if config.lora_rank:
-            save_adapters(parts["unet"], parts["scheduler"], run_dir / "lora")
-            pipe = ContentMotionPipeline(**parts | {"unet": merge_adapters(parts["unet"])})
-        save_content(pipe, run_dir / "content")
+        save(run_dir)
 
 
 def load_content_parts(name_or_path: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from contentmotion.draws import rand, randint, randn
 from contentmotion.train.loop import Batch, fit
 from contentmotion.train.metrics import COUNT, SUM
 from contentmotion.train.processes import is_on_cpu
+from contentmotion.train.scoring import Scorer
 
 
 def diffusion_loss(
@@ -127,7 +128,7 @@ def train_denoiser(
     clean_sample: Callable[[Batch], Tensor],
     scheduler: DDIMScheduler,
     preview: Callable[[int], None] | None,
-    evaluate: Callable[[int], dict[str, float]] | None,
+    score: Scorer | None,
     prepare: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> None:
     """Trains what requires a gradient in ``denoiser`` on a latent cache; ``prepare`` adds what it wants to a batch."""
@@ -143,8 +144,10 @@ def train_denoiser(
         use_plain_attention(denoiser)
     fit(
         denoiser, loss, cache, config,
-        collate=collate_latents, preview=preview, evaluate=evaluate, eval_steps=config.eval_steps,
+        collate=collate_latents, preview=preview, evaluate=score, eval_steps=config.eval_steps,
     )  # fmt: skip
+    if score:
+        score.finish()
 
 
 def freeze_all_but(module: nn.Module, words: Sequence[str]) -> None:

@@ -17,10 +17,11 @@ from contentmotion.data.cache import LatentCache, collate_latents, open_cache
 from contentmotion.loading import require_checkpoints
 from contentmotion.models.video_unet import enable_checkpointing
 from contentmotion.run_dir import prepare_output_dir
+from contentmotion.train.best import BEST, Best
 from contentmotion.train.consistency import consistency_loss, make_lcm_scheduler, require_teacher
 from contentmotion.train.denoiser import use_plain_attention
 from contentmotion.train.distill_parts import PARTS, Part
-from contentmotion.train.held_out import BEST, Alarms, BestStudent, HeldOut
+from contentmotion.train.held_out import Alarms, HeldOut, what_scores_depend_on
 from contentmotion.train.loop import Batch, fit
 from contentmotion.train.lora import add_adapters, merge_adapters, share_weights
 from contentmotion.train.processes import is_on_cpu, this_process
@@ -75,11 +76,14 @@ def distill(config: DistillConfig) -> None:
     def preview(step: int) -> None:
         compare_steps(part, roles, type(teacher), cache, config, run_dir / f"preview-{step:06d}.png")
 
-    def save() -> None:
-        save_student(part, roles["student"], type(teacher), run_dir)
+    def save(folder: Path = run_dir) -> None:
+        save_student(part, roles["student"], type(teacher), folder)
 
-    score = make_scorer(type(teacher)(**roles["student"]), config, part.component, run_dir)
-    best = BestStudent(run_dir, folder, save, unseen, config) if unseen is not None and is_main else None
+    student = type(teacher)(**roles["student"])
+    score = make_scorer(student, config, part.component, run_dir, save if unseen is None else None)
+    best = None
+    if unseen is not None and is_main:
+        best = Best(run_dir, folder, save, "student_error", what_scores_depend_on(unseen, config))
     held_out = HeldOut(part, teacher, denoisers, unseen, scheduler, lcm, config) if best is not None else None
 
     def score_held_out(step: int) -> dict[str, float]:
@@ -97,9 +101,12 @@ def distill(config: DistillConfig) -> None:
     )  # fmt: skip
     if best is not None and best.last_step != config.max_train_steps:
         score_held_out(config.max_train_steps)  # it was stopped between its last checkpoint and this
+    if score:
+        score.finish()
     if unseen is None and is_main:
         save()
-        (run_dir / BEST).unlink(missing_ok=True)
+        if score is None:
+            (run_dir / BEST).unlink(missing_ok=True)
 
 
 def heldout_schedule(config: DistillConfig) -> int:

@@ -1,13 +1,10 @@
-"""Guard-rails of distillation: scores on clips that were not trained on, the best student, alarms."""
+"""Guard-rails of distillation: scores on clips that were not trained on, alarms."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,15 +14,12 @@ from torch import Tensor, nn
 from contentmotion.config import DistillConfig
 from contentmotion.data.cache import INDEX, LatentCache, collate_latents
 from contentmotion.run_dir import seeded_generator
-from contentmotion.saving import restore_folder, write_json
-from contentmotion.train.checkpoints import latest_checkpoint
 from contentmotion.train.consistency import consistency_loss, sample
 from contentmotion.train.distill_parts import Part
 from contentmotion.train.loop import Batch
 
 TEACHER_STEPS, STUDENT_STEPS = 50, 4
 MIN_POINTS = 64  # times and noises that the held-out loss averages over, at least
-BEST = "best.json"
 
 
 class HeldOut:
@@ -101,54 +95,14 @@ class HeldOut:
         return batch, self.part.clean_sample(self.teacher, batch)
 
 
-class BestStudent:
-    """Keeps the student with the lowest ``student_error``, and ``best.json``, which names its step and its score.
-
-    A run that is resumed repeats the scores of the steps that it repeats, so the best stays the best. One that goes on
-    with other settings competes with the best of before.
-
-    Args:
-        run_dir: Folder of the run.
-        folder: Where the student goes.
-        save: Writes it there, whole or not at all.
-        cache: The held-out clips: with others, scores start anew.
-        config: Of the run.
-    """
-
-    def __init__(
-        self, run_dir: Path, folder: Path, save: Callable[[], None], cache: LatentCache, config: DistillConfig
-    ) -> None:
-        self.path, self.save = run_dir / BEST, save
-        self.scored_on = {
-            "clips": hashlib.sha256((cache.cache_dir / INDEX).read_bytes()).hexdigest(),
-            "heldout_items": config.heldout_items,
-            "seed": config.seed,
-            "guidance_scale": config.guidance_scale,
-        }
-        self.record: dict[str, Any] = {}
-        restore_folder(folder)
-        if self.path.exists():
-            record = json.loads(self.path.read_text(encoding="utf-8"))
-            begun = latest_checkpoint(run_dir) is not None and folder.is_dir()
-            if begun and record["scored_on"] == self.scored_on:
-                self.record = record
-            elif begun:
-                print(f"{self.path}: scored on other clips or settings than now; the best starts anew", file=sys.stderr)
-
-    @property
-    def last_step(self) -> int:
-        """The last step that was scored."""
-        return self.record["last"]["step"] if self.record else 0
-
-    def offer(self, step: int, error: float) -> None:
-        """Takes note of a score; saves the student if it is the best so far."""
-        last = {"step": step, "student_error": error}
-        best = {name: self.record[name] for name in last} if self.record else None
-        if best is None or error < best["student_error"] or math.isnan(best["student_error"]):
-            self.save()  # before the record: killed in between, the step is scored again
-            best = last
-        self.record = {**best, "last": last, "scored_on": self.scored_on}
-        write_json(self.path, self.record)
+def what_scores_depend_on(cache: LatentCache, config: DistillConfig) -> dict[str, Any]:
+    """Students compare by scores on the same clips in the same way."""
+    return {
+        "clips": hashlib.sha256((cache.cache_dir / INDEX).read_bytes()).hexdigest(),
+        "heldout_items": config.heldout_items,
+        "seed": config.seed,
+        "guidance_scale": config.guidance_scale,
+    }
 
 
 class Alarms:

@@ -7,14 +7,15 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import Future
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import ProjectConfiguration, gather_object, parse_flag_from_env
+from accelerate.utils import ProjectConfiguration, gather_object
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -23,11 +24,21 @@ from contentmotion.config import TrainConfig
 from contentmotion.run_dir import ENVIRONMENT, describe_environment, resolve_dtype
 from contentmotion.saving import write_json
 from contentmotion.train.batches import Batch, make_batches
-from contentmotion.train.checkpoints import latest_checkpoint, register_weights, resume, save_checkpoint
+from contentmotion.train.checkpoints import CheckpointWriter, latest_checkpoint, register_weights, resume
 from contentmotion.train.metrics import Metrics
 from contentmotion.train.optimizers import make_optimizer, update_average
 from contentmotion.train.processes import agree, mean_of, on_main, this_process
-from contentmotion.train.sharding import blocks, gather, load_sharded, load_whole, save_sharded, shard, whole
+from contentmotion.train.sharding import (
+    begin_to_save_sharded,
+    blocks,
+    cpu_group,
+    gather,
+    load_sharded,
+    load_whole,
+    save_sharded,
+    shard,
+    whole,
+)
 from contentmotion.train.stopping import OUT_OF_TIME, TERMINATED, StopRequests
 
 __all__ = ["Batch", "Loss", "fit"]
@@ -81,16 +92,19 @@ def fit(
     run = _Run(model, loss, config, target)
     first_step = run.resume()
     metrics = Metrics(run.accelerator, config, run_dir, first_step, dataset)
-    batches = make_batches(dataset, config, run.accelerator, first_step, collate)
+    batches = closing(make_batches(dataset, config, run.accelerator, first_step, collate))
+    writer = CheckpointWriter(run.write, run_dir, config.checkpoints_total_limit)
     model.train()
-    with _explained(run_dir), metrics.progress, StopRequests(config.max_train_time) as stop:
+    stop = StopRequests(config.max_train_time)
+    with _explained(run_dir), batches as reader, metrics.progress, stop, writer:
         for step in range(first_step + 1, config.max_train_steps + 1):
-            values, stopping = run.step(step, batches, metrics, stop)
+            values, stopping = run.step(step, reader, metrics, lambda: stop.is_asked or writer.failed)
             metrics.log(step, values | run.watch(step))
             last = step == config.max_train_steps
             if step % config.checkpointing_steps == 0 or last or stopping:
-                save_checkpoint(run.write, run_dir, step, config.checkpoints_total_limit)
+                writer.save(step)
             if stopping and not last:
+                writer.wait()
                 run.stop_early(step, stop)
             if preview and config.validation_steps and (step % config.validation_steps == 0 or last):
                 with run.averaged(), _evaluating(model):
@@ -136,6 +150,7 @@ class _Run:
         else:
             self.objective = self.accelerator.prepare(self.objective)
         self.parameters = [model.get_parameter(name) for name in self.names]
+        self.cpus = cpu_group() if config.async_checkpointing else None
         optimizer, self.schedule = make_optimizer(self.parameters, config)
         self.optimizer = self.accelerator.prepare(optimizer)
         self.ema = EMAModel(self.parameters, decay=config.ema_decay) if config.ema_decay else None
@@ -157,14 +172,18 @@ class _Run:
             self._move_targets()
         return first_step
 
-    def write(self, folder: Path) -> None:
-        """Writes all that a run goes on from; in every process."""
-        if not self.sharded:
+    def write(self, folder: Path) -> Future | None:
+        """Writes all that a run goes on from; in every process. Gives a future where that goes on in the background."""
+        in_background = self.config.async_checkpointing
+        if not (self.sharded or in_background):
             self.accelerator.save_state(str(folder))
-            return
-        save_sharded(folder / SHARDS, self.objective, self.optimizer.optimizer, self.ema, self.names)
+            return None
+        folder.mkdir(parents=True, exist_ok=True)
+        state = (folder / SHARDS, self.objective, self.optimizer.optimizer, self.ema, self.names)
+        writing = begin_to_save_sharded(*state, self.cpus) if in_background else save_sharded(*state)
         if self.accelerator.is_main_process:
             write_json(folder / SCHEDULE, self.schedule.state_dict())
+        return writing
 
     def read(self, folder: Path) -> None:
         """Reads what ``write`` wrote, in this number of processes or in another one."""
@@ -179,7 +198,7 @@ class _Run:
             self.accelerator.load_state(str(folder))
 
     def step(
-        self, step: int, batches: Iterator[Batch], metrics: Metrics, stop: StopRequests
+        self, step: int, batches: Iterator[Batch], metrics: Metrics, asked_to_stop: Callable[[], bool]
     ) -> tuple[dict[str, float], bool]:
         """One step of the optimizer.
 
@@ -192,7 +211,7 @@ class _Run:
         accumulation = self.config.gradient_accumulation_steps
         averages: dict[str, float] = {}
         waited, started = 0.0, time.perf_counter()
-        asked_to_stop = False
+        stopping = False
         for micro_step in range(accumulation):
             asked = time.perf_counter()
             batch = next(batches)
@@ -202,10 +221,10 @@ class _Run:
                 with self.accelerator.autocast():
                     losses = self.objective(batch)
                 # What any process must hear of, in one message.
-                signs = {"_bad": float(bool(metrics.unsaid)), "_stop": float(stop.terminated or stop.out_of_time)}
+                signs = {"_bad": float(bool(metrics.unsaid)), "_stop": float(asked_to_stop())}
                 values = mean_of(losses | signs)
                 metrics.check_bad_files(values.pop("_bad") > 0)
-                asked_to_stop = values.pop("_stop") > 0
+                stopping = values.pop("_stop") > 0
                 self._require_finite("loss", values["loss"], losses["loss"], step, batch)
                 self.accelerator.backward(losses["loss"] / accumulation)
             for name, value in values.items():
@@ -220,7 +239,7 @@ class _Run:
         if self.ema is not None:
             self._update_average()
         averages["data_wait"] = waited / (time.perf_counter() - started)
-        return averages | {"grad_norm": norm, "lr": self.schedule.get_last_lr()[0]}, asked_to_stop
+        return averages | {"grad_norm": norm, "lr": self.schedule.get_last_lr()[0]}, stopping
 
     @contextmanager
     def _sharing(self, gradients: bool) -> Iterator[None]:
@@ -325,10 +344,8 @@ class _Run:
 
 def _make_accelerator(config: TrainConfig, run_dir: Path) -> Accelerator:
     dtype = resolve_dtype(config.mixed_precision, this_process().device)
-    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
-        raise ValueError("sharding is asked for with --fsdp true; launch without accelerate's own --use_fsdp")
-    if config.fsdp and dtype is torch.float16:
-        raise ValueError("--fsdp goes with bf16 or full precision, not with fp16")
+    if (config.fsdp or config.async_checkpointing) and dtype is torch.float16:
+        raise ValueError("--fsdp and --async_checkpointing go with bf16 or full precision, not with fp16")
     AcceleratorState._reset_state()  # a process may train several models, each at its own precision
     accelerator = Accelerator(
         mixed_precision=_PRECISION_NAMES[dtype],

@@ -74,10 +74,13 @@ def train_motion(config: TrainMotionConfig) -> None:
         pipe.to(transformer.device)
         write_previews(pipe, cache, (), config.seed, run_dir / f"preview-{step:06d}.png")
 
-    score = make_scorer(pipe, config, "motion", run_dir)
+    def save(folder: Path) -> None:
+        save_motion(transformer, scheduler, folder / "motion_transformer")
+
+    score = make_scorer(pipe, config, "motion", run_dir, save)
     train_denoiser(config, cache, denoiser, clean_sample, scheduler, preview, score)
     if this_process().is_main_process:
-        save_motion(transformer, scheduler, Path(config.output_dir) / "motion_transformer")
+        save(run_dir)
 
 
 def make_motion_transformer(

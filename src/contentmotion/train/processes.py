@@ -7,14 +7,24 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object, reduce
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env, reduce
 from torch import Tensor
 
 from contentmotion.run_dir import join_processes
 
 
 def this_process() -> PartialState:
-    """Where this process stands in the training run, and its device."""
+    """Where this process stands in the training run, and its device.
+
+    Raises:
+        ValueError: It was launched to be sharded by accelerate, which cannot train in this loop (docs/scaling.md).
+    """
+    for engine in ("fsdp", "deepspeed"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{engine.upper()}"):
+            raise ValueError(
+                f"launch without accelerate's --use_{engine}: --fsdp true shares weights, gradients and Adam's moments "
+                "out among the processes"
+            )
     return join_processes()
 
 

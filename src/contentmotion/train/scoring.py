@@ -5,59 +5,99 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from contentmotion.config import EvaluateConfig, ScheduledEvaluationConfig, TrainConfig
 from contentmotion.config.use import Component
 from contentmotion.evaluate.i3d import load_i3d
 from contentmotion.evaluate.run import open_data, score_pipeline
 from contentmotion.evaluate.weights import find_weights
 from contentmotion.pipeline_base import LatentPipeline
+from contentmotion.saving import replacing_folder
+from contentmotion.train.best import Best
+from contentmotion.train.processes import from_main, on_main, this_process
+
+BEST_FOLDER = "best"
+SCORE = "fvd"  # which decides what is best, of every component
 
 
 class ScoredConfig(ScheduledEvaluationConfig, TrainConfig):
     """What a stage that can be scored has."""
 
 
-def make_scorer(
-    pipe: LatentPipeline, config: ScoredConfig, component: Component, run_dir: Path
-) -> Callable[[int], dict[str, float]] | None:
-    """What ``fit`` calls every ``eval_steps``; None where no scores are wanted.
+class Scorer:
+    """What ``fit`` calls every ``eval_steps``. The model with the lowest FVD is kept in ``best`` (see ``Best``).
 
     Args:
         pipe: With the networks being trained inside.
         config: Of the run.
         component: What of the pipeline to score (see ``evaluate``).
         run_dir: Folder of the run; scores.json and pictures go to eval-N in it.
-
-    Returns:
-        ``score(step)``: the component's numbers, by name.
+        save: Writes what is trained into a folder; None: the best is not kept.
 
     Raises:
         ValueError: The networks do not fit each other, or the videos cannot be used.
         OSError: No such videos, or no I3D weights.
     """
-    if not config.eval_steps:
-        return None
-    settings = EvaluateConfig(
-        data_dir=config.eval_data_dir,
-        split=config.eval_split,
-        num_videos=config.eval_num_videos,
-        num_inference_steps=config.eval_num_inference_steps,
-        motion_num_inference_steps=config.eval_num_inference_steps if component == "motion" else None,
-        components=(component,),
-        i3d=config.i3d,
-        seed=config.seed,
-        mixed_precision=config.mixed_precision,
-        cache_dir=str(run_dir / "eval-parts"),
-        **{name: getattr(config, name) for name in ("frame_stride", "fps", "resize_mode") if hasattr(config, name)},
-    )
-    # What is wrong is said now, not after hours.
-    pipe.check_parts()
-    load_i3d(find_weights(config.i3d, "i3d"))
-    open_data(settings, pipe)
 
-    def score(step: int) -> dict[str, float]:
-        source = f"{run_dir.name}, step {step}, averaged weights"
-        scores, _ = score_pipeline(pipe, settings, run_dir / f"eval-{step:06d}", source)
-        return {name: value for name, value in scores.get("parts", {}).get(component, {}).items() if name != "n"}
+    def __init__(
+        self,
+        pipe: LatentPipeline,
+        config: ScoredConfig,
+        component: Component,
+        run_dir: Path,
+        save: Callable[[Path], None] | None,
+    ) -> None:
+        self.pipe, self.component, self.run_dir, self.last_step = pipe, component, run_dir, config.max_train_steps
+        self.settings = EvaluateConfig(
+            data_dir=config.eval_data_dir,
+            split=config.eval_split,
+            num_videos=config.eval_num_videos,
+            num_inference_steps=config.eval_num_inference_steps,
+            motion_num_inference_steps=config.eval_num_inference_steps if component == "motion" else None,
+            components=(component,),
+            i3d=config.i3d,
+            seed=config.seed,
+            mixed_precision=config.mixed_precision,
+            cache_dir=str(run_dir / "eval-parts"),
+            **{name: getattr(config, name) for name in ("frame_stride", "fps", "resize_mode") if hasattr(config, name)},
+        )
+        # What is wrong is said now, not after hours.
+        pipe.check_parts()
+        load_i3d(find_weights(config.i3d, "i3d"))
+        open_data(self.settings, pipe)
+        self.best: Best | None = None
+        if save is not None and this_process().is_main_process:
+            names = ("data_dir", "split", "num_videos", "num_inference_steps", "i3d", "seed")
+            scored_on = {"component": component} | {name: getattr(self.settings, name) for name in names}
 
-    return score
+            def keep() -> None:
+                with replacing_folder(run_dir / BEST_FOLDER) as folder:
+                    save(folder)
+
+            self.best = Best(run_dir, run_dir / BEST_FOLDER, keep, SCORE, scored_on)
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """The component's numbers after a step, by name; none in all processes but the first."""
+        source = f"{self.run_dir.name}, step {step}, averaged weights"
+        scores, _ = score_pipeline(self.pipe, self.settings, self.run_dir / f"eval-{step:06d}", source)
+        row = {name: value for name, value in scores.get("parts", {}).get(self.component, {}).items() if name != "n"}
+        on_main(lambda: self.best and self.best.offer(step, row[SCORE]))
+        return row
+
+    def finish(self) -> None:
+        """Makes up for the last score of a run that was stopped between its last checkpoint and that."""
+        if from_main(self.best is not None and self.best.last_step != self.last_step):
+            with torch.no_grad():
+                self(self.last_step)
+
+
+def make_scorer(
+    pipe: LatentPipeline,
+    config: ScoredConfig,
+    component: Component,
+    run_dir: Path,
+    save: Callable[[Path], None] | None = None,
+) -> Scorer | None:
+    """A ``Scorer`` with these arguments; None where no scores are wanted."""
+    return Scorer(pipe, config, component, run_dir, save) if config.eval_steps else None

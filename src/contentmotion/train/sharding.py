@@ -8,7 +8,8 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+TIMEOUT = timedelta(hours=1)  # a process may wait long for another one's disk
 _HOOKS = (
     "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
@@ -42,6 +44,8 @@ def shard(module: nn.Module, device: torch.device, num_processes: int) -> None:
         device: Where it computes.
         num_processes: Processes to share it.
     """
+    # Some blocks of video UNets end in a view; nothing here changes one in place, and gradients are tested.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (num_processes,))
     module.to(device)
     for block in blocks(module):
@@ -104,8 +108,43 @@ def save_sharded(
     folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel | None, names: Sequence[str]
 ) -> None:
     """Every process writes its part, with ``torch.distributed.checkpoint``; any number of processes can read it."""
-    with _alone_or_not() as no_dist:
-        dcp.save(_state(module, optimizer, ema, names), checkpoint_id=folder, no_dist=no_dist)
+    dcp.save(_state(module, optimizer, ema, names), checkpoint_id=folder, no_dist=_is_alone())
+
+
+def begin_to_save_sharded(
+    folder: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: EMAModel | None,
+    names: Sequence[str],
+    group: distributed.ProcessGroup | None,
+) -> Future:
+    """The same in the background, from a copy in the CPU's memory.
+
+    Args:
+        folder: Where to.
+        module: What ``shard`` was given, or a network that is not sharded.
+        optimizer: Of its parameters.
+        ema: Their average.
+        names: Names of what is trained.
+        group: Of the processes' CPUs, for this alone; None where there is one process.
+
+    Returns:
+        Done when all processes have written their parts; or it failed, in all of them.
+    """
+    state = _state(module, optimizer, ema, names)
+    writing = dcp.async_save(state, checkpoint_id=folder, process_group=group, no_dist=_is_alone())
+    assert isinstance(writing, Future)  # only other ways of copying give more
+    return writing
+
+
+def cpu_group() -> distributed.ProcessGroup | None:
+    """The processes' CPUs as a group of its own, for what runs beside training; all call it. None of one process."""
+    if _is_alone():
+        return None
+    group = distributed.new_group(backend="gloo", timeout=TIMEOUT)
+    assert isinstance(group, distributed.ProcessGroup)  # others get a number, but all are in it
+    return group
 
 
 def load_sharded(
@@ -113,8 +152,7 @@ def load_sharded(
 ) -> None:
     """Reads what ``save_sharded`` wrote, into networks that are sharded or not."""
     state = _state(module, optimizer, ema, names)
-    with _alone_or_not() as no_dist:
-        dcp.load(state, checkpoint_id=folder, no_dist=no_dist)
+    dcp.load(state, checkpoint_id=folder, no_dist=_is_alone())
     set_model_state_dict(module, state["weights"])
     set_optimizer_state_dict(module, optimizer, state["optimizer"])
     if ema is not None:  # its tensors were filled in place
@@ -152,12 +190,10 @@ def load_whole(
         shadow.copy_(distribute_tensor(value.to(shadow.device), shadow.device_mesh, shadow.placements))
 
 
-@contextmanager
-def _alone_or_not() -> Iterator[bool]:
+def _is_alone() -> bool:
     """Whether this is the only process, which PyTorch would warn of although it is told."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield not distributed.is_initialized()
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # for a thread's sake, for good
+    return not distributed.is_initialized()
 
 
 def _state(

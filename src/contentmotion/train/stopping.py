@@ -47,3 +47,8 @@ class StopRequests:
     def out_of_time(self) -> bool:
         """Whether the time limit has passed."""
         return self.max_seconds is not None and time.monotonic() - self._started >= self.max_seconds
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether the run should stop."""
+        return self.terminated or self.out_of_time

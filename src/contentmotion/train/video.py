@@ -65,15 +65,17 @@ def train_video(config: TrainVideoConfig) -> None:
         pipe.to(parts["unet"].device)
         write_previews(pipe, cache, config.validation_prompts, config.seed, run_dir / f"preview-{step:06d}.png")
 
+    def save(folder: Path) -> None:
+        adapted = {"unet": merge_adapters(parts["unet"])} if config.lora_rank else {}
+        save_video(VideoLatentPipeline(**parts | adapted), folder / "video")
+
     train_denoiser(
         config, cache, denoiser, lambda batch: batch["latents"], parts["scheduler"], preview,
-        make_scorer(VideoLatentPipeline(**parts), config, "full", run_dir),
+        make_scorer(VideoLatentPipeline(**parts), config, "full", run_dir, save),
         prepare=lambda batch: add_conditions(batch, config.conditions, config.condition_dropout_prob),
     )  # fmt: skip
     if this_process().is_main_process:
-        if config.lora_rank:
-            pipe = VideoLatentPipeline(**parts | {"unet": merge_adapters(parts["unet"])})
-        save_video(pipe, run_dir / "video")
+        save(run_dir)
 
 
 def add_conditions(batch: Batch, names: tuple[str, ...], dropout_prob: float) -> Batch:
