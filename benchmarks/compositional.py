@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/compositional"))
     parser.add_argument("--steps", type=int, default=4500, help="training steps of the teacher (default 4500)")
     parser.add_argument("--student_steps", type=int, default=300, help="steps of distillation (default 300)")
-    parser.add_argument("--num_clips", type=int, default=16, help="test clips to sample (default 16)")
+    parser.add_argument("--num_clips", type=int, default=32, help="test clips to sample (default 32)")
     arguments = parser.parse_args()
     root = arguments.output_dir
     prepare(root)
