@@ -55,6 +55,9 @@ TRAINING = {
 }  # fmt: skip
 GUIDANCE, STEPS = 4.0, 25
 NUM_VIDEOS = 64  # of each split
+COMMAND = "import sys; from contentmotion.cli import main; status = main(sys.argv[1:]); assert not status"
+# By the process itself, in KiB: what the system counts of children begins at the size of their parent.
+TELL_PEAK = "\nprint(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
 
 
 def train(command: str, budget: float, **settings: Any) -> None:
@@ -91,17 +94,16 @@ def measure_training(command: str, settings: dict[str, Any], facts: Path) -> Non
     with TemporaryDirectory() as scratch:
         short = settings | {"output_dir": Path(scratch) / "run", "max_train_steps": 2}
         line = [word for name, value in short.items() for word in (f"--{name}", str(value))]
-        memory = peak_memory_gib("-m", "contentmotion", command, *line)
+        memory = peak_memory_gib(COMMAND, command, *line)
     write_json(facts, known | {"memory_gib": memory})
 
 
-def peak_memory_gib(*words: str) -> float:
-    """Runs Python with some arguments, and returns the most memory that it held."""
-    process = subprocess.Popen([sys.executable, *words])
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"python {' '.join(words)} failed")
-    return usage.ru_maxrss / 2**20
+def peak_memory_gib(code: str, *words: str) -> float:
+    """Runs Python code in a process of its own, and returns the most memory that this held."""
+    done = subprocess.run([sys.executable, "-c", code + TELL_PEAK, *words], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)} failed")
+    return int(done.stdout.split()[-1]) / 2**20
 
 
 def train_cube(root: Path, shared: Path, budget: float, seed: int) -> Path:
@@ -165,7 +167,7 @@ def sampling_cost(folder: Path, rounds: int = 3) -> dict[str, float]:
         seconds.append(perf_counter() - started)
     with TemporaryDirectory() as scratch:
         memory = peak_memory_gib(
-            "-m", "contentmotion", "generate", "--prompt", "a red star", "--output_dir", scratch,
+            COMMAND, "generate", "--prompt", "a red star", "--output_dir", scratch,
             "--pretrained_model_name_or_path", str(folder), "--num_inference_steps", str(STEPS),
             "--guidance_scale", str(GUIDANCE),
         )  # fmt: skip
@@ -218,9 +220,7 @@ def main() -> None:
     if arguments.only is None:
         settings = {"cube": CUBE, "autoencoder": AUTOENCODER, "content": CONTENT, "motion": MOTION, "shares": SHARES}
         facts = {"hardware": describe_hardware(torch.device("cpu")), "settings": settings | {"training": TRAINING}}
-        memory = peak_memory_gib(
-            "-c", "import torch, diffusers, transformers, accelerate; diffusers.UNet3DConditionModel"
-        )
+        memory = peak_memory_gib("import torch, diffusers, transformers, accelerate; diffusers.UNet3DConditionModel")
         facts |= {"seed": arguments.seed, "libraries": {"memory_gib": memory}}
         write_json(shared / "scores.json", facts | {"budgets_tflops": report})
         print(shared / "scores.json")

@@ -13,7 +13,7 @@ from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet3DConditi
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from contentmotion.conditioning import NULL_PROMPT, TextFeatures, drop_prompts, encode_prompts
+from contentmotion.conditioning import NULL_PROMPT, drop_prompts, encode_prompts
 from contentmotion.draws import randn, std
 from contentmotion.models.condition_encoder import ConditionEncoder
 from contentmotion.models.motion_dit import MotionDiT
@@ -36,7 +36,42 @@ class Denoiser(Protocol):
         ...
 
 
-class ContentDenoiser(nn.Module):
+class _WithText(nn.Module):
+    """What the denoisers share: features of prompts, by their own text encoder or out of a latent cache."""
+
+    text_encoder: Any | None
+    tokenizer: Any | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._null: tuple[Tensor, Tensor] | None = None
+
+    def token_features(self, batch: dict[str, Any], dropped: Bool[Tensor, " b"]) -> Float[Tensor, "b n d"]:
+        """Text features per token of a batch's captions, null where dropped; the cache's where it has them."""
+        if "tokens" not in batch:
+            return encode_prompts(self.tokenizer, self.text_encoder, drop_prompts(batch["caption"], dropped))[0]
+        return torch.where(dropped[:, None, None].to(batch["tokens"].device), self.null_features()[0], batch["tokens"])
+
+    @torch.no_grad()
+    def pooled_features(self, batch: dict[str, Any], dropped: Bool[Tensor, " b"]) -> Float[Tensor, "b p"]:
+        """The same of whole captions; no gradient reaches the text encoder."""
+        if "pooled" not in batch:
+            return encode_prompts(self.tokenizer, self.text_encoder, drop_prompts(batch["caption"], dropped))[1]
+        return torch.where(dropped[:, None].to(batch["pooled"].device), self.null_features()[1], batch["pooled"])
+
+    @torch.no_grad()
+    def null_features(self) -> tuple[Float[Tensor, "1 n d"], Float[Tensor, "1 p"]]:
+        """The null prompt's features, encoded once: where a cache has the others, the text encoder is frozen."""
+        assert self.text_encoder is not None
+        device = self.text_encoder.device
+        if self._null is None or self._null[0].device != device:
+            # In full precision, as `encode` does by default, and whatever the first step that asks runs in.
+            with torch.autocast(device.type, enabled=False):
+                self._null = encode_prompts(self.tokenizer, self.text_encoder, [NULL_PROMPT])
+        return self._null
+
+
+class ContentDenoiser(_WithText):
     """A Stable Diffusion UNet with its text encoder, or a class-conditional DiT, on content frames (CMD Eq. 7)."""
 
     def __init__(
@@ -47,7 +82,6 @@ class ContentDenoiser(nn.Module):
     ) -> None:
         super().__init__()
         self.unet, self.text_encoder, self.tokenizer = unet, text_encoder, tokenizer
-        self._null = TextFeatures(capacity=1)
 
     def forward(
         self, noisy: Tensor, timesteps: Int[Tensor, " b"], batch: dict[str, Any], dropped: Bool[Tensor, " b"]
@@ -55,11 +89,11 @@ class ContentDenoiser(nn.Module):
         if self.text_encoder is None:
             labels = drop_labels(batch["label"], dropped, self.unet.config.num_embeds_ada_norm)
             return self.unet(noisy, timestep=timesteps, class_labels=labels).sample
-        hidden = token_features(self.tokenizer, self.text_encoder, batch, dropped, self._null)
+        hidden = self.token_features(batch, dropped)
         return self.unet(noisy, timesteps, encoder_hidden_states=hidden).sample
 
 
-class MotionDenoiser(nn.Module):
+class MotionDenoiser(_WithText):
     """The motion DiT on standardised motion latents, with a frozen text encoder (CMD Eq. 8)."""
 
     def __init__(
@@ -72,7 +106,6 @@ class MotionDenoiser(nn.Module):
         super().__init__()
         self.transformer, self.text_encoder, self.tokenizer = transformer, text_encoder, tokenizer
         self.content_noise = content_noise
-        self._null = TextFeatures(capacity=1)
 
     def forward(
         self, noisy: Tensor, timesteps: Int[Tensor, " b"], batch: dict[str, Any], dropped: Bool[Tensor, " b"]
@@ -81,17 +114,11 @@ class MotionDenoiser(nn.Module):
         if self.text_encoder is None:
             labels = drop_labels(batch["label"], dropped, self.transformer.config.num_classes)
             return self.transformer(noisy, timesteps, content, class_labels=labels)
-        with torch.no_grad():
-            if "pooled" in batch:  # the cache has them
-                _, null = null_features(self.tokenizer, self.text_encoder, self._null)
-                pooled = torch.where(dropped[:, None].to(null.device), null, batch["pooled"])
-            else:
-                prompts = drop_prompts(batch["caption"], dropped)
-                _, pooled = encode_prompts(self.tokenizer, self.text_encoder, prompts)
+        pooled = self.pooled_features(batch, dropped)
         return self.transformer(noisy, timesteps, content, pooled_text=pooled)
 
 
-class VideoDenoiser(nn.Module):
+class VideoDenoiser(_WithText):
     """A video UNet with its text encoder on the latents of whole clips; with a condition encoder on more.
 
     Of a batch it takes "conditions" and "present" besides, where there are any (``data.conditions``).
@@ -107,12 +134,11 @@ class VideoDenoiser(nn.Module):
         super().__init__()
         self.unet, self.text_encoder, self.tokenizer = unet, text_encoder, tokenizer
         self.condition_encoder = condition_encoder
-        self._null = TextFeatures(capacity=1)
 
     def forward(
         self, noisy: Tensor, timesteps: Int[Tensor, " b"], batch: dict[str, Any], dropped: Bool[Tensor, " b"]
     ) -> Tensor:
-        hidden = token_features(self.tokenizer, self.text_encoder, batch, dropped, self._null)
+        hidden = self.token_features(batch, dropped)
         x = noisy  # (b, t, c, h, w)
         if self.condition_encoder is not None:
             given, present = batch.get("conditions", {}), batch.get("present")
@@ -129,25 +155,6 @@ def encode_conditions(
     """The channels that go with noisy latents of shape (b, t, c, h, w)."""
     b, t, _, h, w = shape
     return encoder(conditions, t, h, w, present=present, batch_size=b)
-
-
-def token_features(
-    tokenizer: Any, text_encoder: Any, batch: dict[str, Any], dropped: Bool[Tensor, " b"], known: TextFeatures
-) -> Float[Tensor, "b n d"]:
-    """Text features per token of a batch's captions, those of the dropped ones null; the cache's where it has them."""
-    if "tokens" not in batch:
-        return encode_prompts(tokenizer, text_encoder, drop_prompts(batch["caption"], dropped))[0]
-    null, _ = null_features(tokenizer, text_encoder, known)
-    return torch.where(dropped[:, None, None].to(null.device), null, batch["tokens"])
-
-
-def null_features(
-    tokenizer: Any, text_encoder: Any, known: TextFeatures
-) -> tuple[Float[Tensor, "1 n d"], Float[Tensor, "1 p"]]:
-    """The null prompt's features, encoded once: where a cache has the others, the text encoder is frozen."""
-    # In full precision, as `encode` does by default, and whatever the first step that asks runs in.
-    with torch.no_grad(), torch.autocast(text_encoder.device.type, enabled=False):
-        return known.encode(tokenizer, text_encoder, [NULL_PROMPT])
 
 
 def perturb(content: Tensor, strength: float, batch: dict[str, Any]) -> Tensor:

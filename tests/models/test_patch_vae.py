@@ -52,6 +52,15 @@ def test_whitened_components_differ_less_and_say_the_same(whitening: float) -> N
     torch.testing.assert_close(white(images), plain(images), atol=1e-5, rtol=0)
 
 
+def test_components_that_are_not_there_are_not_blown_up() -> None:
+    vae = PatchVAE(latent_channels=12, block_out_channels=(8, 8), num_layers=1).eval()
+    flat = torch.rand(64, 3, 1, 1, generator=torch.Generator().manual_seed(0)).expand(-1, -1, 8, 8) * 2 - 1
+    vae.fit_components(flat, whitening=1.0)
+    noisy = flat + 0.003 * torch.randn(flat.shape, generator=torch.Generator().manual_seed(1))
+    latents = vae.encode(noisy).latents * vae.config.scaling_factor
+    assert latents.std((0, 2, 3)).max() < 10
+
+
 def test_frames_round_trip_through_the_vae() -> None:
     vae, images = fitted(12)
     frames = images.view(2, 32, 3, 8, 8)

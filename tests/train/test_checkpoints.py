@@ -5,7 +5,7 @@ import sys
 import time
 from concurrent.futures import Future
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Thread, Timer
 from traceback import StackSummary
 from typing import Any
 
@@ -109,7 +109,7 @@ def test_the_last_one_is_awaited_however_the_run_ends(tmp_path: Path, error: Bas
     try:
         with CheckpointWriter(write, tmp_path, limit=1) as writer:
             writer.save(5)
-            may_end.set()
+            Timer(0.3, may_end.set).start()
             if error:
                 raise error
     except KeyboardInterrupt:

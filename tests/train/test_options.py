@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from diffusers.training_utils import compute_snr
+from diffusers.training_utils import EMAModel, compute_snr
 from safetensors.torch import load_file
 
 from contentmotion.config import (
@@ -37,6 +37,7 @@ from contentmotion.train.content import load_content_parts, train_content
 from contentmotion.train.denoiser import snr_weights, split_by_time
 from contentmotion.train.loop import fit
 from contentmotion.train.motion import train_motion
+from contentmotion.train.optimizers import update_average
 from contentmotion.train.stopping import OUT_OF_TIME, StopRequests
 from contentmotion.train.video import train_video
 
@@ -130,6 +131,20 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-000002"
 
 
+def test_average_is_diffusers_own() -> None:
+    torch.manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(shape)) for shape in ((3, 4), (5,))]
+    theirs, ours = (EMAModel(weights, decay=0.99) for _ in range(2))
+    for _ in range(50):
+        with torch.no_grad():
+            for weight in weights:
+                weight += 0.1 * torch.randn_like(weight)
+        theirs.step(weights)
+        update_average(ours, weights)
+    assert (ours.optimization_step, ours.cur_decay_value) == (theirs.optimization_step, theirs.cur_decay_value)
+    torch.testing.assert_close(ours.shadow_params, theirs.shadow_params)
+
+
 def kill_the_reader(index: int) -> None:
     if index == 5:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -139,6 +154,36 @@ def test_dead_reader_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"a process that reads data died .*--dataloader_num_workers") as error:
         small_run(tmp_path, items=Numbers(spoil=kill_the_reader), dataloader_num_workers=1, max_train_steps=9)
     assert "\n" not in str(error.value) and "the last good checkpoint is" in str(error.value)
+
+
+def say(error: Exception) -> Callable[[int], None]:
+    def spoil(index: int) -> None:
+        if index == 5:
+            raise error
+
+    return spoil
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (ValueError("a.mp4: broken\nand more"), ValueError, "a.mp4: broken and more"),
+        (json.JSONDecodeError("no JSON", "x", 0), ValueError, "no JSON: line 1 column 1 (char 0)"),
+        (FileNotFoundError("gone"), OSError, "gone"),
+        (RuntimeError("a bug"), RuntimeError, "a bug"),
+    ],
+)
+def test_errors_of_readers_are_those_of_the_run(
+    tmp_path: Path, workers: int, error: Exception, kind: type[Exception], said: str
+) -> None:
+    with pytest.raises(kind) as raised:
+        small_run(tmp_path, items=Numbers(spoil=say(error)), dataloader_num_workers=workers, max_train_steps=9)
+    found = str(raised.value)
+    if kind is RuntimeError:
+        assert said in found and "lack of memory" not in found, "with its traceback"
+    else:
+        assert " ".join(found.split()) == said
 
 
 STOPPED_RUN = """

@@ -95,9 +95,9 @@ class PatchVAE(ModelMixin, ConfigMixin):
         basis = basis * basis.sum(0).sign().where(basis.sum(0) != 0, 1.0)  # a vector's sign is arbitrary: fix it
         self.mean.copy_(mean)
         self.basis.copy_(basis)
-        variances = variances.flip(0)[:keep]
-        deviations = variances.clamp_min(1e-8).sqrt()  # there may be fewer components than asked for
-        divisors = deviations**whitening
+        deviations = variances.flip(0)[:keep].clamp_min(0).sqrt()
+        # There may be fewer components than asked for: what is next to nothing is not blown up.
+        divisors = deviations.clamp_min(1e-3 * float(deviations[0])) ** whitening
         self.register_to_config(
             scaling_factor=float((deviations / divisors).square().mean().rsqrt()),
             latent_divisors=divisors.tolist() if whitening else None,

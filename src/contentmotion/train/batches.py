@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
@@ -61,14 +62,18 @@ def make_batches(
 
 
 def _next(reader: Iterator[Batch], workers: int) -> Batch:
-    """The next batch; an error of a process that reads comes without its traceback."""
+    """The next batch; an error of a process that reads comes without its traceback, unless it is a bug's."""
     try:
         return next(reader)
-    except (ValueError, OSError, EOFError) as error:
-        if "in DataLoader worker process" in str(error):
-            raise type(error)(str(error).strip().splitlines()[-1].partition(": ")[2]) from None
-        if workers and not isinstance(error, ValueError):  # a batch that cannot be fetched any more from who read it
-            raise RuntimeError(f"DataLoader worker: {error}") from error
+    except (ValueError, OSError, EOFError, RuntimeError) as error:
+        caught = re.match(r"Caught (\w+) in DataLoader worker process", str(error))
+        if caught and caught[1] != RuntimeError.__name__:
+            said = re.split(rf"^(?:[\w.]+\.)?{caught[1]}: ", str(error), maxsplit=1, flags=re.MULTILINE)[-1]
+            # Of an error that takes more than a message torch makes a RuntimeError.
+            kind = ValueError if isinstance(error, RuntimeError) else type(error)
+            raise kind(" ".join(said.split())) from None
+        if workers and isinstance(error, (OSError, EOFError)):  # who read a batch is gone, and the batch with it
+            raise RuntimeError(f"DataLoader worker (lost): {error}") from error
         raise
 
 

@@ -37,9 +37,12 @@ class Best:
         self.record: dict[str, Any] = {}
         restore_folder(folder)
         if self.path.exists():
-            record = json.loads(self.path.read_text(encoding="utf-8"))
+            try:
+                record = json.loads(self.path.read_text(encoding="utf-8"))
+            except ValueError:  # not ours
+                record = {}
             begun = latest_checkpoint(run_dir) is not None and folder.is_dir()
-            if begun and name in record and record["scored_on"] == self.scored_on:
+            if begun and name in record and record.get("scored_on") == self.scored_on:
                 self.record = record
             elif begun:
                 print(f"{self.path}: scored on other clips or settings than now; the best starts anew", file=sys.stderr)

@@ -176,7 +176,7 @@ def resume(read: Callable[[Path], None], config: TrainConfig, run_dir: Path) -> 
     """Loads the checkpoint that the config asks for; returns its step, 0 for a new run.
 
     Args:
-        read: Reads what ``save_checkpoint`` was given to write; called by every process.
+        read: Reads what ``CheckpointWriter`` was given to write; called by every process.
         config: Says which checkpoint.
         run_dir: Folder of the run.
 
@@ -186,6 +186,7 @@ def resume(read: Callable[[Path], None], config: TrainConfig, run_dir: Path) -> 
     wanted = config.resume_from_checkpoint
     checkpoint = from_main(latest_checkpoint(run_dir) if wanted in ("latest", "none") else Path(wanted))
     if checkpoint is None:
+        on_main(lambda: _clear(run_dir, 0))
         return 0
 
     def load() -> None:
@@ -205,12 +206,13 @@ def resume(read: Callable[[Path], None], config: TrainConfig, run_dir: Path) -> 
 
     together(load)
     step = checkpoint_step(checkpoint)
-
-    def clear() -> None:
-        for leftover in [*run_dir.glob("partial-*"), *(p for p in checkpoints(run_dir) if checkpoint_step(p) > step)]:
-            shutil.rmtree(leftover)  # later checkpoints are of the branch that is being left
-
-    on_main(clear)
+    on_main(lambda: _clear(run_dir, step))
     if this_process().is_main_process:
         print(f"Resuming {run_dir} after step {step}.")
     return step
+
+
+def _clear(run_dir: Path, step: int) -> None:
+    """Removes what was left half written, and what is of the branch that is being left: later checkpoints."""
+    for leftover in [*run_dir.glob("partial-*"), *(p for p in checkpoints(run_dir) if checkpoint_step(p) > step)]:
+        shutil.rmtree(leftover)

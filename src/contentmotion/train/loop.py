@@ -29,6 +29,7 @@ from contentmotion.train.metrics import Metrics
 from contentmotion.train.optimizers import make_optimizer, update_average
 from contentmotion.train.processes import agree, mean_of, on_main, this_process
 from contentmotion.train.sharding import (
+    CAN_SAVE_IN_BACKGROUND,
     begin_to_save_sharded,
     blocks,
     cpu_group,
@@ -179,11 +180,10 @@ class _Run:
             self.accelerator.save_state(str(folder))
             return None
         folder.mkdir(parents=True, exist_ok=True)
-        state = (folder / SHARDS, self.objective, self.optimizer.optimizer, self.ema, self.names)
-        writing = begin_to_save_sharded(*state, self.cpus) if in_background else save_sharded(*state)
         if self.accelerator.is_main_process:
             write_json(folder / SCHEDULE, self.schedule.state_dict())
-        return writing
+        state = (folder / SHARDS, self.objective, self.optimizer.optimizer, self.ema, self.names)
+        return begin_to_save_sharded(*state, self.cpus) if in_background else save_sharded(*state)
 
     def read(self, folder: Path) -> None:
         """Reads what ``write`` wrote, in this number of processes or in another one."""
@@ -346,6 +346,8 @@ def _make_accelerator(config: TrainConfig, run_dir: Path) -> Accelerator:
     dtype = resolve_dtype(config.mixed_precision, this_process().device)
     if (config.fsdp or config.async_checkpointing) and dtype is torch.float16:
         raise ValueError("--fsdp and --async_checkpointing go with bf16 or full precision, not with fp16")
+    if config.async_checkpointing and not CAN_SAVE_IN_BACKGROUND:
+        raise ValueError(f"--async_checkpointing needs a newer PyTorch than {torch.__version__}")
     AcceleratorState._reset_state()  # a process may train several models, each at its own precision
     accelerator = Accelerator(
         mixed_precision=_PRECISION_NAMES[dtype],
@@ -372,9 +374,8 @@ def _explained(run_dir: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, ConnectionResetError) as error:
-        # Reset: it died as it handed a batch over.
-        if "DataLoader worker" in str(error) or isinstance(error, ConnectionResetError):
+    except RuntimeError as error:
+        if "DataLoader worker (" in str(error):  # it died, where others tell of an error in it
             what = (
                 f"a process that reads data died ({str(error).splitlines()[0]}): if it was for lack of memory, lower "
                 "--dataloader_num_workers; 0 reads in the training process"

@@ -68,7 +68,8 @@ class Scorer:
         open_data(self.settings, pipe)
         self.best: Best | None = None
         if save is not None and this_process().is_main_process:
-            names = ("data_dir", "split", "num_videos", "num_inference_steps", "i3d", "seed")
+            names = ("data_dir", "split", "num_videos", "num_inference_steps", "i3d", "seed", "mixed_precision")
+            names += ("frame_stride", "fps", "resize_mode")
             scored_on = {"component": component} | {name: getattr(self.settings, name) for name in names}
 
             def keep() -> None:
