@@ -38,8 +38,15 @@ from contentmotion.run_dir import describe_hardware, resolve_device
 from contentmotion.saving import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-BATCH_SIZES = {"autoencoder": 2, "content": 8, "motion": 16}
-STAGES = tuple(BATCH_SIZES)
+# Clips of a step, steps of a turn, timed turns.
+SIZES = {
+    "autoencoder": {"batch_size": 2, "steps": 2, "rounds": 5},
+    "content": {"batch_size": 8, "steps": 4, "rounds": 7},
+    "motion": {"batch_size": 16, "steps": 4, "rounds": 7},
+}
+STAGES = tuple(SIZES)
+SEED = 0
+CLOSE = 0.1  # losses further apart, relatively, are those of another training
 Loss = Literal["same", "close", "other"]
 
 
@@ -225,6 +232,7 @@ def compare(folder: Path, stage: str, variant: Variant, words: Callable[..., lis
         "seconds_plain": plain.seconds[1:], "seconds": other.seconds[1:], "ratio": median(ratios), "ratios": ratios,
         "peak_gib_plain": gib[0], "peak_gib": gib[1], "losses_plain": losses[0], "losses": losses[1],
         "expected_loss": variant.loss, "loss_apart": apart,
+        "as_expected": {"same": apart == 0, "close": apart < CLOSE, "other": True}[variant.loss],
     }  # fmt: skip
 
 
@@ -253,11 +261,11 @@ def command_line(
 ) -> list[str]:
     """The words that train a stage plainly, but for some settings."""
     recipe = ROOT / f"configs/{arguments.recipe}/{stage}.yaml"
-    batch = arguments.batch_size or BATCH_SIZES[stage]
+    batch = SIZES[stage]["batch_size"]
     given: dict[str, Any] = {
         "mixed_precision": "no", "gradient_checkpointing": False, "use_8bit_adam": False, "offload_ema": False,
-        "gradient_accumulation_steps": 1, "train_batch_size": batch, "logging_steps": arguments.steps,
-        "checkpointing_steps": 10**9, "validation_steps": 0, "report_to": "none", "seed": 0,
+        "gradient_accumulation_steps": 1, "train_batch_size": batch, "logging_steps": SIZES[stage]["steps"],
+        "checkpointing_steps": 10**9, "validation_steps": 0, "report_to": "none", "seed": SEED,
     }  # fmt: skip
     if stage == "autoencoder":
         given |= {"vae": arguments.image_model, "cache_latents": False, "perceptual_weight": 0}
@@ -289,6 +297,8 @@ def row(title: str, found: dict[str, Any]) -> str:
     apart, memory, ratios = found["loss_apart"], found["peak_gib"], sorted(found["ratios"])
     loss = "another task" if found["expected_loss"] == "other" else "the same" if apart == 0 else f"{apart:.0e}"
     spread = f" ({ratios[1]:.2f}-{ratios[-2]:.2f})" if len(ratios) > 2 else ""
+    if not found["as_expected"]:
+        loss += f" (expected: {found['expected_loss']})"
     peak = "" if memory is None else f"{memory:.2f} ({memory - found['peak_gib_plain']:+.2f})"
     return f"| {title} | {found['ratio']:.2f}{spread} | {peak} | {loss} |"
 
@@ -304,14 +314,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--variants", nargs="+", default=[""], help="only those with one of these words in their titles"
     )
-    parser.add_argument("--batch_size", type=int, help="clips per step (default 2, 8 and 16 by stage)")
-    parser.add_argument("--steps", type=int, default=4, help="of a turn (default 4)")
-    parser.add_argument("--rounds", type=int, default=7, help="timed turns of each (default 7)")
+    for name, what in (("batch_size", "clips per step"), ("steps", "steps of a turn"), ("rounds", "timed turns")):
+        defaults = ", ".join(f"{stage} {sizes[name]}" for stage, sizes in SIZES.items())
+        parser.add_argument(f"--{name}", type=int, help=f"{what} (default: {defaults})")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/training-switches"))
     arguments = parser.parse_args(argv)
     folder = arguments.output_dir.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {k: v for k, v in vars(arguments).items() if k not in ("output_dir", "data_dir", "autoencoder")}
+    for sizes in SIZES.values():
+        sizes |= {name: value for name in sizes if (value := getattr(arguments, name)) is not None}
+    settings = {"recipe": arguments.recipe, "image_model": arguments.image_model, "seed": SEED, "sizes": SIZES}
     if arguments.autoencoder is None:
         arguments.autoencoder = str(folder / "autoencoder")  # encode is about to write to it
         shutil.copytree(ASSETS / "emoji/autoencoder", arguments.autoencoder, dirs_exist_ok=True)
@@ -327,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if stage not in variant.stages or not asked_for or (variant.cuda and device.type != "cuda"):
                 continue
             with TemporaryDirectory(dir=folder) as place:
-                found = rows[variant.title] = compare(Path(place), stage, variant, words, arguments.rounds)
+                found = rows[variant.title] = compare(Path(place), stage, variant, words, SIZES[stage]["rounds"])
             print(row(variant.title, found), flush=True)
             write_json(folder / "training-switches.json", facts)
 
