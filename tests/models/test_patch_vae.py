@@ -12,6 +12,7 @@ from contentmotion.image_vae import (
     vae_scale_factor,
 )
 from contentmotion.models.patch_vae import PatchVAE
+from contentmotion.saving import hash_weights
 
 
 def fitted(latent_channels: int, whitening: float = 0.0) -> tuple[PatchVAE, torch.Tensor]:
@@ -50,6 +51,8 @@ def test_whitened_components_differ_less_and_say_the_same(whitening: float) -> N
     torch.testing.assert_close(scaled / scaled[0], (before / before[0]) ** (1 - whitening), atol=1e-3, rtol=1e-2)
     assert scaled.square().mean().item() == pytest.approx(1, rel=0.02)
     torch.testing.assert_close(white(images), plain(images), atol=1e-5, rtol=0)
+    white.conv_in, white.blocks = plain.conv_in, plain.blocks
+    assert hash_weights(white) != hash_weights(plain), "a cache of the one is none of the other"
 
 
 def test_components_that_are_not_there_are_not_blown_up() -> None:

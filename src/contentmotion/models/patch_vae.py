@@ -71,6 +71,8 @@ class PatchVAE(ModelMixin, ConfigMixin):
             raise ValueError(f"latent_channels must be at most {pixels}, got {latent_channels}")
         self.register_buffer("mean", torch.zeros(pixels))
         self.register_buffer("basis", torch.eye(pixels)[:, :latent_channels].clone())  # orthonormal columns
+        # A buffer, so that it counts among the weights by which a cache knows its VAE.
+        self.register_buffer("divisors", None if latent_divisors is None else torch.tensor(latent_divisors))
         self.conv_in = nn.Conv2d(latent_channels, width, 3, padding=1)
         self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(num_layers)))
         self.conv_out = nn.Conv2d(width, pixels, 3, padding=1)
@@ -102,6 +104,7 @@ class PatchVAE(ModelMixin, ConfigMixin):
             scaling_factor=float((deviations / divisors).square().mean().rsqrt()),
             latent_divisors=divisors.tolist() if whitening else None,
         )
+        self.divisors = divisors.to(self.basis) if whitening else None
 
     @apply_forward_hook  # CPU offload hooks in where forward is not called, too
     def encode(self, x: Float[Tensor, "b 3 H W"], return_dict: bool = True) -> PatchVAEOutput | tuple[Tensor]:
@@ -112,7 +115,8 @@ class PatchVAE(ModelMixin, ConfigMixin):
             return_dict: Whether to return an output object rather than a tuple.
         """
         patches = F.pixel_unshuffle(x, self.patch_size)  # (b, 3 p p, h, w)
-        weight = (self.basis / self._divisors()).T[:, :, None, None]
+        basis = self.basis if self.divisors is None else self.basis / self.divisors
+        weight = basis.T[:, :, None, None]
         latents = F.conv2d(patches - self.mean[:, None, None], weight)
         return PatchVAEOutput(latents=latents) if return_dict else (latents,)
 
@@ -127,15 +131,11 @@ class PatchVAE(ModelMixin, ConfigMixin):
             return_dict: Whether to return an output object rather than a tuple.
             generator: Accepted because diffusers' pipelines pass one; decoding is deterministic.
         """
-        basis = self.basis * self._divisors()
+        basis = self.basis if self.divisors is None else self.basis * self.divisors
         patches = F.conv2d(z, basis[:, :, None, None]) + self.mean[:, None, None]
         refined = self.conv_out(F.silu(self.blocks(self.conv_in(z * self.config.scaling_factor))))
         sample = F.pixel_shuffle(patches + refined, self.patch_size)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
-
-    def _divisors(self) -> Tensor | float:
-        given = self.config.latent_divisors
-        return 1.0 if given is None else self.basis.new_tensor(given)
 
     def forward(self, x: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
         """Encodes and decodes images."""
