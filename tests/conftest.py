@@ -63,6 +63,19 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def two_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """8 mp4 clips (10 frames), every second one 24x36, the others 24x24, each with a caption and a class."""
+    root = tmp_path_factory.mktemp("two-shapes")
+    rows = []
+    for k in range(8):
+        write_video(root / f"{k}.mp4", _make_frames(10, 24, 36 if k % 2 else 24, hue=30 * k), fps=8)
+        label = "wide" if k % 2 else "square"
+        rows.append({"file_name": f"{k}.mp4", "caption": f"a moving square, number {k}", "label": label})
+    (root / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+@pytest.fixture(scope="session")
 def tiny_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved pipeline of real, untrained parts: 16x16 pixels, 4 frames, text-conditional, about 200 kB."""
     # Heavy imports here: tests of the command line do without them.

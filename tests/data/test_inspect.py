@@ -110,6 +110,23 @@ def test_recipes_of_other_commands(clip_folder: Path, tmp_path: Path) -> None:
     assert report["recipe"]["clips"] == 0, "the clips have 10 frames"
 
 
+def test_buckets(two_shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Four squares and four wide videos, each counted, cut and cached at its bucket's size."""
+    words = ["--buckets", "4x16x16", "2x16x24", "--num_clips_per_video", "2"]
+    for more in ([], ["--decode", "false"]):
+        report = run(two_shapes, tmp_path, *words, *more)
+        assert report["recipe"]["buckets"] == {"4x16x16": 4, "2x16x24": 4}
+        assert "4x16x16 (4), 2x16x24 (4)" in " ".join(capsys.readouterr().out.split())
+        assert (report["recipe"]["clips"], report["recipe"]["clips_without_overlap"]) == (16, 4 * 2 + 4 * 5)
+    shapes = report["cache"]["buckets"]
+    assert shapes["2x16x24"] == {"content_shape": [3, 16, 24], "motion_shape": [8, 2, 20]}
+    sizes = [3 * 16 * 16 + 8 * 4 * 16, 3 * 16 * 24 + 8 * 2 * 20]
+    assert report["cache"]["bytes"] == 2 * 8 * sum(sizes) and report["cache"]["bytes_per_clip"] == sum(sizes)
+    assert report["cache"]["bytes_of_all_latents"] == 2 * 8 * (4 * 3 * 16 * 16 + 2 * 3 * 16 * 24)
+    report = run(two_shapes, tmp_path, "--buckets", "40x16x16", "--decode", "false")
+    assert report["recipe"]["dropped"] == {"too short": 8} and report["cache"]["bytes"] == 0
+
+
 def test_cache_of_saved_models(tmp_path: Path, clip_folder: Path) -> None:
     (tmp_path / "vae").mkdir()
     (tmp_path / "vae/config.json").write_text('{"latent_channels": 12, "num_downsamples": 2}')

@@ -1,13 +1,41 @@
-"""Clips of several sizes side by side: the same in one process and in two; refused where they have no meaning."""
+"""Clips of several sizes side by side, from videos and from caches: the same in one process and in two."""
 
 import json
+import math
+import shutil
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from contentmotion.cli import main
+from contentmotion.config import (
+    DistillConfig,
+    EncodeConfig,
+    TrainAutoencoderConfig,
+    TrainContentConfig,
+    TrainMotionConfig,
+    TrainVideoConfig,
+)
+from contentmotion.data.cache import LatentCache, collate_latents
+from contentmotion.data.encode import encode
+from contentmotion.loading import load_video_pipeline
+from contentmotion.models.autoencoder import ContentMotionAutoencoder
+from contentmotion.train.autoencoder import train_autoencoder
+from contentmotion.train.batches import make_batches
+from contentmotion.train.content import train_content
+from contentmotion.train.distill import distill
+from contentmotion.train.distill_parts import PARTS
+from contentmotion.train.held_out import HeldOut
+from contentmotion.train.motion import train_motion
+from contentmotion.train.video import train_video
+from contentmotion.video_io import write_video
 
 sys.path.insert(0, str(Path(__file__).parent))
 from launch import Job, run, to_words  # noqa: E402
@@ -37,9 +65,171 @@ def test_two_processes_share_batches_of_one_size(clip_folder: Path, tmp_path: Pa
     assert (tmp_path / "two/preview-000006.png").exists()
 
 
-@pytest.mark.parametrize("command", ["encode", "train-content", "train-motion", "train-video", "train-vae"])
-def test_other_stages_take_one_size(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", ["train-content", "train-motion", "train-video", "train-vae", "distill"])
+def test_other_stages_take_their_sizes_from_the_cache(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([command, "--buckets", "4x16x16", "--output_dir", str(tmp_path / "out")]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1 and "--buckets" in errors[0] and command in errors[0]
     assert not (tmp_path / "out").exists()
+
+
+STEPS: dict[str, Any] = {
+    "max_train_steps": 3, "train_batch_size": 2, "logging_steps": 1, "checkpointing_steps": 3, "validation_steps": 0,
+    "report_to": "none", "mixed_precision": "no", "lr_warmup_steps": 1, "learning_rate": 1e-3,
+}  # fmt: skip
+NARROW: dict[str, Any] = {"hidden_size": 16, "depth": 1, "num_heads": 2}
+UNET: dict[str, Any] = {
+    "block_out_channels": (32, 32), "text_hidden_size": 32, "text_num_layers": 1, "vocab_size": 600,
+}  # fmt: skip
+BUCKETS = ("4x16x16", "4x16x24")
+
+
+@pytest.fixture(scope="module")
+def root(two_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Caches of square and of wide clips: ``cache``, with its autoencoder, and ``latents``; ``content``, trained."""
+    root = tmp_path_factory.mktemp("buckets")
+    torch.manual_seed(0)
+    autoencoder = ContentMotionAutoencoder(
+        in_channels=3, head_dim=8, motion_channels=2, num_frames=4, sample_height=16, sample_width=16, **NARROW
+    )
+    autoencoder.save_pretrained(root / "autoencoder")
+    data: dict[str, Any] = {"train_data_dir": str(two_shapes), "buckets": BUCKETS, "clips_per_shard": 3}
+    encode(EncodeConfig(**data, autoencoder=f"{root}/autoencoder", output_dir=f"{root}/cache"))
+    encode(EncodeConfig(**data, latents_only=True, conditions=("sketch",), output_dir=f"{root}/latents"))
+    common = STEPS | {"cache_dir": f"{root}/cache", "validation_steps": 3}
+    train_content(TrainContentConfig(**common, **UNET, output_dir=f"{root}/content"))
+    return root
+
+
+def motion_config(root: Path, folder: Path, **changes: Any) -> TrainMotionConfig:
+    given: dict[str, Any] = {
+        "cache_dir": f"{root}/cache", "autoencoder": f"{root}/autoencoder", "output_dir": str(folder),
+        "pretrained_model_name_or_path": f"{root}/content/content", "content_patch_size": 2,
+    }  # fmt: skip
+    return TrainMotionConfig(**STEPS | NARROW | given | changes)
+
+
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def learned(folder: Path, steps: int) -> bool:
+    values = losses(folder)
+    return len(values) == steps and all(math.isfinite(value) for value in values)
+
+
+def test_every_batch_of_a_cache_is_of_one_size(root: Path, tmp_path: Path) -> None:
+    """Of however many processes, resumed or not: batches of both sizes, none of two."""
+    config = motion_config(root, tmp_path, max_train_steps=12)
+
+    def sizes(processes: int, first: int) -> list[set[int]]:
+        places = [SimpleNamespace(process_index=k, num_processes=processes, device=torch.device("cpu"))
+                  for k in range(processes)]  # fmt: skip
+        readers = [make_batches(LatentCache(root / "cache"), config, place, first, collate_latents)  # type: ignore
+                   for place in places]  # fmt: skip
+        return [{batch["content"].shape[-1] for batch in step} for step in zip(*readers, strict=True)]
+
+    one, two = sizes(1, 0), sizes(2, 0)
+    for found in (one, two):
+        assert all(len(step) == 1 for step in found) and set.union(*found) == {16, 24}
+    assert sizes(1, 5) == one[5:] and sizes(2, 5) == two[5:]
+
+
+def test_content_models_train_on_a_cache_of_several_sizes(root: Path) -> None:
+    assert learned(root / "content", 3) and (root / "content/preview-000003.png").exists()
+    unet = json.loads((root / "content/content/unet/config.json").read_text())
+    assert unet["sample_size"] == 16, "the first bucket's"
+    wide = {"cache_dir": f"{root}/cache", "output_dir": f"{root}/dit", "architecture": "dit"}
+    with pytest.raises(ValueError, match="takes square content frames, these are 16x24"):
+        train_content(TrainContentConfig(**STEPS | NARROW | wide))
+
+
+def test_motion_models_train_on_a_cache_of_several_sizes_and_resume(root: Path, tmp_path: Path) -> None:
+    config = motion_config(root, tmp_path / "whole", max_train_steps=6, validation_steps=6, dataloader_num_workers=1)
+    train_motion(config)
+    assert learned(tmp_path / "whole", 6) and (tmp_path / "whole/preview-000006.png").exists()
+    halves = replace(config, output_dir=str(tmp_path / "halves"), validation_steps=0)
+    train_motion(replace(halves, max_train_steps=3))
+    train_motion(halves)
+    one, other = (load_file(tmp_path / f"{run}/checkpoint-000006/model.safetensors") for run in ("whole", "halves"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    with pytest.raises(ValueError, match="shuffle_window mixes clips of one size"):
+        train_motion(replace(config, output_dir=str(tmp_path / "window"), shuffle_window=4, dataloader_num_workers=0))
+
+
+def test_video_models_train_on_a_cache_of_several_sizes(root: Path, tmp_path: Path, capsys: Any) -> None:
+    config = TrainVideoConfig(
+        **STEPS | {"validation_steps": 3}, **UNET, num_attention_heads=2, cache_dir=f"{root}/latents",
+        conditions=("sketch", "first_frame"), output_dir=f"{tmp_path}/run",
+    )  # fmt: skip
+    train_video(config)
+    assert learned(tmp_path / "run", 3) and (tmp_path / "run/preview-000003.png").exists()
+    assert load_video_pipeline(f"{tmp_path}/run/video").clip_shape == (4, 16, 16), "the first bucket's"
+    train_video(replace(config, dry_run=True))
+    assert "trained parameters" in capsys.readouterr().out
+
+
+def test_students_are_trained_and_scored_on_caches_of_several_sizes(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "cache", tmp_path / "unseen")
+    given = {"part": "content", "pretrained_model_name_or_path": f"{root}/content/content", "heldout_items": 5}
+    config = DistillConfig(
+        **STEPS | given, cache_dir=f"{root}/cache", eval_cache_dir=f"{tmp_path}/unseen", heldout_steps=3,
+        output_dir=f"{tmp_path}/run",
+    )  # fmt: skip
+    distill(config)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert learned(tmp_path / "run", 3)
+    assert [line["eval/student_error"] > 0 for line in lines if "eval/student_error" in line] == [True]
+
+
+def test_held_out_batches_are_of_one_length(
+    root: Path, two_shapes: Path, tmp_path: Path, make_frames: Callable
+) -> None:
+    """Content frames of short and of long clips are alike; their motion is not."""
+    data = shutil.copytree(two_shapes, tmp_path / "data")
+    for k in range(0, 8, 3):
+        write_video(data / f"{k}.mp4", make_frames(6, 24, 24), fps=8)
+    encode(
+        EncodeConfig(
+            train_data_dir=str(data), buckets=("4x16x16", "8x16x16"), autoencoder=f"{root}/autoencoder",
+            measure_motion=False, output_dir=f"{tmp_path}/cache",
+        )
+    )  # fmt: skip
+    cache = LatentCache(tmp_path / "cache")
+    assert cache.shapes("content") == [(3, 16, 16)] and cache.shapes("motion") == [(2, 4, 16), (2, 8, 16)]
+    config = DistillConfig(**STEPS, pretrained_model_name_or_path="x", cache_dir="x", output_dir="x", part="content")
+    nothing: Any = None
+    judge = HeldOut(PARTS["content"], nothing, {}, cache, nothing, nothing, config)
+    assert [tuple(batch["motion"].shape[::2]) for batch in judge.batches] == [(2, 4), (1, 4), (2, 8), (2, 8), (1, 8)]
+
+
+def test_autoencoders_train_on_a_cache_of_several_sizes(root: Path, tmp_path: Path) -> None:
+    config = TrainAutoencoderConfig(
+        **STEPS | {"validation_steps": 3}, **NARROW, head_dim=8, motion_channels=2, num_frames=4, height=16, width=16,
+        cache_dir=f"{root}/latents", output_dir=f"{tmp_path}/run",
+    )  # fmt: skip
+    train_autoencoder(config)
+    assert learned(tmp_path / "run", 3) and (tmp_path / "run/preview-000003.png").exists()
+    with pytest.raises(ValueError, match="made with --buckets 4x16x16 4x16x24: .* one of them, not 4x32x16"):
+        train_autoencoder(replace(config, height=32, output_dir=f"{tmp_path}/other"))
+
+
+@pytest.mark.timeout(600)
+def test_two_processes_fill_and_train_on_a_cache_of_several_sizes(root: Path, two_shapes: Path, tmp_path: Path) -> None:
+    train_motion(motion_config(root, tmp_path / "one"))
+    fill: dict[str, Any] = {
+        "train_data_dir": two_shapes, "buckets": BUCKETS, "clips_per_shard": 3, "autoencoder": root / "autoencoder",
+        "measure_motion": "false", "output_dir": tmp_path / "cache",
+    }  # fmt: skip
+    settings: dict[str, Any] = STEPS | NARROW | {
+        "cache_dir": tmp_path / "cache", "autoencoder": root / "autoencoder", "content_patch_size": 2,
+        "pretrained_model_name_or_path": root / "content/content", "output_dir": tmp_path / "two",
+        "train_batch_size": 1,
+    }  # fmt: skip
+    run([("encode", fill), ("train-motion", settings)], 2)
+    for path in (*(root / "cache").glob("shard-*"), root / "cache/index.json"):
+        assert (tmp_path / "cache" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=2e-5)

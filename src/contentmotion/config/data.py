@@ -8,6 +8,7 @@ from typing import Literal
 from contentmotion.config.common import (
     Layout,
     MixedPrecision,
+    parse_bucket,
     require,
     require_not_negative,
     require_positive,
@@ -82,6 +83,7 @@ class InspectConfig(ClipConfig):
         train_data_dir: Where the videos are (see train-autoencoder).
         num_videos: Look at only so many, spread evenly over the list; the numbers of clips are then estimates.
         num_clips_per_video: Clips cut from each file (see encode).
+        buckets: Sizes to cache or to train on side by side (see encode), in place of num_frames, height and width.
         decode: Decode a clip of each video, which finds damage that the header does not show; else read headers only.
         vae: Image VAE of the recipe, for the size of the cache (see train-autoencoder).
         autoencoder: Autoencoder of the recipe, for the size of the cache; else the two settings that follow.
@@ -97,6 +99,7 @@ class InspectConfig(ClipConfig):
 
     num_videos: int | None = None
     num_clips_per_video: int = 1
+    buckets: tuple[str, ...] = ()
     decode: bool = True
     vae: str | None = None
     autoencoder: str | None = None
@@ -110,6 +113,8 @@ class InspectConfig(ClipConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "num_videos", "num_clips_per_video", "patch_size", "motion_channels", "num_workers")
+        for text in self.buckets:
+            parse_bucket(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +126,10 @@ class EncodeConfig(ClipConfig):
     Attributes:
         autoencoder: Folder of the trained ContentMotionAutoencoder; the motion statistics are written into its config.
         vae: The image VAE it was trained with (none: pixels).
+        buckets: Sizes to cache side by side, each like "16x256x384" (frames, height, width), in place of num_frames,
+            height and width: every video goes into the one that fits it best, every file of the cache, and every batch
+            that is trained on, holds clips of one. One that fits none is a bad file. What has room for one size (the
+            size of videos that a trained model makes when not told, previews) takes the first of these with clips.
         latents_only: Cache the VAE's latents of all frames instead, for `train-autoencoder --cache_dir` and video
             UNets.
         conditions: With latents_only, cache maps of the clips, too, for models with conditions: sketch (edges, taken
@@ -148,6 +157,7 @@ class EncodeConfig(ClipConfig):
 
     autoencoder: str | None = None
     vae: str | None = None
+    buckets: tuple[str, ...] = ()
     latents_only: bool = False
     measure_motion: bool = True
     conditions: tuple[MapName, ...] = ()
@@ -169,6 +179,9 @@ class EncodeConfig(ClipConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "encode_batch_size", "clips_per_shard", "num_clips_per_video")
+        for text in self.buckets:
+            parse_bucket(text)
+        require(len(set(self.buckets)) == len(self.buckets), "--buckets: each size once")
         require_not_negative(self, "seed", "dataloader_num_workers")
         require(0 <= self.max_bad_fraction < 1, f"max_bad_fraction must be in [0, 1), got {self.max_bad_fraction}")
         require(

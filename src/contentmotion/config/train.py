@@ -177,7 +177,8 @@ class TrainAutoencoderConfig(ClipConfig, ScheduledEvaluationConfig, TrainConfig)
         buckets: Sizes to train on side by side, each like "16x256x384" (frames, height, width): every video goes into
             the one that fits it best, every batch comes from one; none: num_frames, height and width for all.
         cache_latents: Keep the clips' VAE latents in memory (small data sets): encodes each clip once.
-        cache_dir: Cache that `encode --latents_only` filled: trains on its latents, and decodes no video.
+        cache_dir: Cache that `encode --latents_only` filled: trains on its latents, and decodes no video. One with
+            buckets trains on all their sizes; num_frames, height and width are one of them.
         patch_size: Patch size of the TimeSformers.
         hidden_size: Width of the TimeSformers.
         depth: Blocks of the encoder, and of the decoder.
@@ -226,7 +227,8 @@ class TrainAutoencoderConfig(ClipConfig, ScheduledEvaluationConfig, TrainConfig)
             parse_bucket(text)
         require(
             not (self.buckets and (self.cache_latents or self.cache_dir)),
-            "buckets are cut from videos: they go with neither cache_latents nor cache_dir",
+            "buckets are cut from videos: they go with neither cache_latents nor cache_dir (a cache has those that "
+            "encode --buckets made)",
         )
         require_positive(
             self, "patch_size", "hidden_size", "depth", "num_heads", "head_dim", "motion_channels", "perceptual_frames"

@@ -1,5 +1,7 @@
 """A cache of latents as a data set: what ``encode`` wrote, read in place.
 
+All clips of a shard are of one size; with ``--buckets`` that is the one which its header and ``index.json`` name.
+
 A cache folder holds ``shard-00000.safetensors``, ..., ``manifest.json`` (what it was made with) and ``index.json``
 (clips, bytes and hash of each shard; written when all are there). A shard is complete or absent; of n clips it holds
 
@@ -27,6 +29,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from contentmotion.config import MAP_NAMES
+from contentmotion.data.buckets import BucketSampler
+from contentmotion.data.step_sampler import StepSampler
 from contentmotion.run_dir import is_main_process
 from contentmotion.saving import hash_weights
 
@@ -41,7 +45,11 @@ class LatentCache(Dataset):
     """The clips of a cache folder. Shards stay on disk and are read in place; a few hundred bytes of memory each.
 
     A shard that is missing or damaged is left out and named in ``problems``; one that becomes so later is replaced by
-    the next good one and named in the items' "skipped".
+    the next good one with clips of the same size and named in the items' "skipped".
+
+    Attributes:
+        bucket_of: Of a cache with ``--buckets`` the bucket of each clip, int (n,), a number in the manifest's list of
+            them; None: all clips are of one size.
 
     Args:
         cache_dir: A folder that ``encode`` filled.
@@ -72,10 +80,14 @@ class LatentCache(Dataset):
             else:
                 reason = "missing" if size is None else f"{size} bytes instead of {shard['bytes']}"
                 self.problems.append(self._lose(shard["name"], shard["clips"], reason))
-        self.shard_sizes = np.array([s["clips"] for s in listed if s["name"] not in self._lost], dtype=np.int64)
+        kept = [shard for shard in listed if shard["name"] not in self._lost]
+        self.shard_sizes = np.array([shard["clips"] for shard in kept], dtype=np.int64)
         if not len(self.shard_sizes):
             raise ValueError(f"the latent cache {cache_dir} holds no clip")
         self._ends = self.shard_sizes.cumsum()
+        buckets = self.manifest.get("buckets")
+        self._buckets = np.array([buckets.index(shard["bucket"]) if buckets else 0 for shard in kept], dtype=np.int64)
+        self.bucket_of = np.repeat(self._buckets, self.shard_sizes) if buckets else None
         self._open: OrderedDict[int, Any] = OrderedDict()
         self._text_features = True
 
@@ -113,6 +125,32 @@ class LatentCache(Dataset):
             return None
         return [w for number in range(len(self.names)) for w in self._shard(number).get_tensor("weight").tolist()]
 
+    def sampler(
+        self, batch_size: int, seed: int, start_step: int = 0, num_steps: int = 2**62
+    ) -> StepSampler | BucketSampler:
+        """The order in which training sees the clips: batches of (index, seed), each of one size.
+
+        Args:
+            batch_size: Pairs per batch.
+            seed: See ``StepSampler``.
+            start_step: First batch.
+            num_steps: Batch to stop before.
+        """
+        if self.bucket_of is None:
+            return StepSampler(len(self), batch_size, seed, start_step, num_steps, self.weights)
+        return BucketSampler(self.bucket_of, batch_size, seed, start_step, num_steps, self.weights)
+
+    def alike(self) -> Sequence[int]:
+        """The clips of the first one's size: those to be shown side by side."""
+        if self.bucket_of is None:
+            return range(len(self))
+        return np.flatnonzero(self.bucket_of == self.bucket_of[0]).tolist()
+
+    def shapes(self, name: str) -> list[tuple[int, ...]]:
+        """The shapes in which a tensor of the clips comes, one for each size, the first clip's first."""
+        firsts = [0] if self.bucket_of is None else sorted(np.unique(self.bucket_of, return_index=True)[1].tolist())
+        return list(dict.fromkeys(tuple(self[first][name].shape) for first in firsts))
+
     def captions(self) -> Iterator[tuple[str, ...]]:
         """Every clip's captions, in order."""
         for number in range(len(self.names)):
@@ -141,14 +179,24 @@ class LatentCache(Dataset):
         number = int(np.searchsorted(self._ends, index, side="right"))
         row = index - int(self._ends[number] - self.shard_sizes[number])
         skipped = []
-        while True:
+        for other in self._alike_from(number):
             try:
-                read = self._read(number, row % int(self.shard_sizes[number]), seed)
+                read = self._read(other, row % int(self.shard_sizes[other]), seed)
                 return read | {"index": index, "skipped": skipped}
             except (SafetensorError, OSError) as error:
-                name, clips = self.names[number], int(self.shard_sizes[number])
+                name, clips = self.names[other], int(self.shard_sizes[other])
                 skipped.append(self._lose(name, clips, str(error)))  # raises when it is the last straw
-                number = (number + 1) % len(self.names)
+        raise ValueError(
+            f"no shard of its size is left in place of {skipped[0]}. Run `contentmotion encode` again: it makes what "
+            "is missing"
+        )
+
+    def _alike_from(self, number: int) -> Iterator[int]:
+        """The shards with clips of the same size as this one's, which comes first, then those after it, round."""
+        for k in range(len(self.names)):
+            other = (number + k) % len(self.names)
+            if self._buckets[other] == self._buckets[number]:  # a batch is of one size
+                yield other
 
     def _read(self, number: int, row: int, seed: int | None) -> dict[str, Any]:
         shard = self._shard(number)
@@ -210,7 +258,7 @@ def open_cache(cache_dir: str | Path, max_bad_fraction: float) -> LatentCache:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """What ``encode`` noted in a shard: "clips", "sha256", "skipped", "motion" (sums), "weighted".
+    """What ``encode`` noted in a shard: "clips", "sha256", "skipped", "motion" (sums), "weighted", perhaps "bucket".
 
     Raises:
         SafetensorError: The file is damaged.

@@ -178,6 +178,7 @@ class ClipDataset(Dataset):
         random_flip: See `ClipShape`.
         buckets: (frames, height, width) of groups of videos, in place of the one size above.
         bucket_of: Which bucket each video is in, int (number of videos,), -1 for none (`assign_buckets`).
+        left_out: Of the videos in no bucket, one "path: reason" line each.
         cache_in_memory: Keep whole videos, resized, in memory (for small folders).
         maps: Of the records' `conditions`, those that items have (see `make_clip`); not from memory.
 
@@ -198,6 +199,7 @@ class ClipDataset(Dataset):
         random_flip: bool = False,
         buckets: Sequence[Bucket] = (),
         bucket_of: np.ndarray | None = None,
+        left_out: Sequence[str] = (),
         cache_in_memory: bool = False,
         maps: Sequence[str] = (),
     ) -> None:
@@ -207,7 +209,7 @@ class ClipDataset(Dataset):
             raise ValueError("give buckets and bucket_of, or neither")
         sizes = buckets or [(num_frames, height, width)]
         self.shapes = [ClipShape(*size, frame_stride, fps, resize_mode, random_flip) for size in sizes]
-        self.bucket_of = bucket_of
+        self.bucket_of, self.left_out = bucket_of, tuple(left_out)
         self.folder, self.maps = folder, tuple(maps)
         self.cache_in_memory = cache_in_memory and not maps
         self._cache: dict[int, Clip] = {}
@@ -260,14 +262,21 @@ class ClipDataset(Dataset):
             used = (index + offset) % len(self)
             if self.bucket_of is not None and self.bucket_of[used] != self.bucket_of[index]:
                 continue  # a batch is of one size
-            if used not in self._bad:
-                try:
-                    return self._make(used, seed) | {"skipped": skipped}
-                except (ValueError, OSError) as error:
-                    name = source_name(self.folder.records[used].path)
-                    self._bad[used] = str(error) if name in str(error) else f"{name}: {error}"
-            skipped.append(self._bad[used])
+            clip = self.read(used, seed)
+            if not isinstance(clip, str):
+                return clip | {"skipped": skipped}
+            skipped.append(clip)
         raise ValueError(f"{self.folder.root}: none of {len(skipped)} videos can be used; {skipped[0]}")
+
+    def read(self, index: int, seed: int | None = None) -> dict[str, Any] | str:
+        """The clip of this very video; where that is bad, "path: reason"."""
+        if index not in self._bad:
+            try:
+                return self._make(index, seed)
+            except (ValueError, OSError) as error:
+                name = source_name(self.folder.records[index].path)
+                self._bad[index] = str(error) if name in str(error) else f"{name}: {error}"
+        return self._bad[index]
 
     def _make(self, index: int, seed: int | None) -> dict[str, Any]:
         record = self.folder.records[index]
@@ -322,7 +331,7 @@ def open_clips(
         more = len(folder.problems) - MAX_PROBLEMS
         lines.append(f"{config.train_data_dir}: {more} more such lines; `contentmotion inspect` counts them")
     buckets = [parse_bucket(text) for text in getattr(config, "buckets", ())]
-    bucket_of = None
+    bucket_of, problems = None, []
     if buckets:
         bucket_of, problems = assign_buckets(folder.records, buckets, config.frame_stride, config.fps)
         lines += problems
@@ -339,6 +348,7 @@ def open_clips(
         random_flip=config.random_flip,
         buckets=buckets,
         bucket_of=bucket_of,
+        left_out=problems,
         cache_in_memory=cache_in_memory,
         maps=maps,
     )

@@ -166,10 +166,13 @@ def _encode_shards(
         good += len(batch.items)
         require_few_bad(len(bad), good + len(bad), config.max_bad_fraction, None)
         if batch.last:
-            _write_shard(cache_dir / _name(number), tensors.pop(number, []), items.pop(number), skipped.pop(number))
+            path, bucket = cache_dir / _name(number), source.bucket(number)
+            _write_shard(path, tensors.pop(number, []), items.pop(number), skipped.pop(number), bucket)
 
 
-def _write_shard(path: Path, batches: list[dict[str, Tensor]], items: list[dict[str, Any]], skipped: list[str]) -> None:
+def _write_shard(
+    path: Path, batches: list[dict[str, Tensor]], items: list[dict[str, Any]], skipped: list[str], bucket: str | None
+) -> None:
     tensors = {
         name: torch.cat([batch[name] for batch in batches]).contiguous() for name in (batches[0] if batches else ())
     }
@@ -187,6 +190,7 @@ def _write_shard(path: Path, batches: list[dict[str, Tensor]], items: list[dict[
         "skipped": list(dict.fromkeys(skipped)),
         "weighted": bool((tensors["weight"] != 1).any()),
         "motion": _motion_sums(tensors["motion"]) if "motion" in tensors else None,
+        **({} if bucket is None else {"bucket": bucket}),
     }
     # One entry: safetensors writes several in any order, and the file would not be the same each time.
     data = save(tensors, metadata={"contentmotion": json.dumps(header)})
@@ -217,12 +221,13 @@ def _write_index(cache_dir: Path, source: ClipSource, limit: float) -> dict[str,
     Raises:
         ValueError: Too much is bad or missing.
     """
-    shards, skipped, sums, weighted = [], {}, [], False
+    shards, skipped, sums, weighted = [], dict.fromkeys(source.left_out), [], False
     paths = [path for path in (cache_dir / _name(k) for k in range(source.num_shards)) if path.exists()]
     for path in paths:
         header = read_header(path)
         shards.append(
             {"name": path.name, "clips": header["clips"], "bytes": path.stat().st_size, "sha256": header["sha256"]}
+            | {name: header[name] for name in ("bucket",) if name in header}
         )
         skipped |= dict.fromkeys(header["skipped"])
         weighted = weighted or header["weighted"]
@@ -251,7 +256,7 @@ def _manifest(config: EncodeConfig, encoder: Encoder, source: ClipSource) -> dic
     """All that the cache's content depends on."""
     places = ("train_data_dir",)  # data may be moved; `data` tells whether it is the same
     names = [field.name for field in dataclasses.fields(ClipConfig) if field.name not in places]
-    names += ["latents_only", "clips_per_shard", "num_clips_per_video", "seed", "cache_dtype"]
+    names += ["buckets", "latents_only", "clips_per_shard", "num_clips_per_video", "seed", "cache_dtype"]
     models = {name: getattr(encoder, name) for name in ("autoencoder", "vae", "text_encoder")}
     manifest = {
         "format": FORMAT,
@@ -269,7 +274,7 @@ def _manifest(config: EncodeConfig, encoder: Encoder, source: ClipSource) -> dic
 def _require_same(cache_dir: Path, manifest: dict[str, Any]) -> None:
     path = cache_dir / MANIFEST
     begun = path.exists() and any(cache_dir.glob("shard-*"))
-    old = {"conditions": [], "depth_model": None} | json.loads(path.read_text()) if begun else manifest
+    old = {"conditions": [], "depth_model": None, "buckets": []} | json.loads(path.read_text()) if begun else manifest
     changed = [key for key in manifest if old.get(key) != manifest[key]]
     if changed:
         raise ValueError(

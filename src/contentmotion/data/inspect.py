@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from contentmotion.config import InspectConfig
+from contentmotion.config import InspectConfig, parse_bucket
 from contentmotion.data.formats import ClipFolder, open_folder
 from contentmotion.data.inspect_picture import write_picture
-from contentmotion.data.inspect_videos import VideoFacts, clips_that_fit, look_at_all
+from contentmotion.data.inspect_videos import VideoFacts, clips_that_fit, look_at_all, sized
 from contentmotion.run_dir import prepare_output_dir
 from contentmotion.saving import write_json
 from contentmotion.video_reader import read_clip
@@ -62,9 +62,10 @@ def inspect(config: InspectConfig) -> None:
 
 
 def clip_arguments(config: InspectConfig) -> dict[str, Any]:
-    """How a recipe cuts clips, as arguments of `read_clip`."""
+    """How a recipe cuts clips, as arguments of `read_clip`; where it has them, its "buckets", too."""
     names = ("num_frames", "frame_stride", "fps", "height", "width", "resize_mode")
-    return {name: getattr(config, name) for name in names}
+    buckets = {"buckets": [parse_bucket(text) for text in config.buckets]} if config.buckets else {}
+    return {name: getattr(config, name) for name in names} | buckets
 
 
 def _progress() -> Progress:
@@ -165,11 +166,18 @@ def _yield(
     return {
         "videos_used": good,
         "dropped": dict(dropped.most_common()),
+        **({"buckets": _buckets(config, facts)} if config.buckets else {}),
         "clips_per_video": config.num_clips_per_video,
         "clips": round(good * scale) * config.num_clips_per_video,
         "clips_without_overlap": round(sum(clips_that_fit(found, clip) for found in facts) * scale),
         "estimated": len(facts) < len(folder.records),
     }
+
+
+def _buckets(config: InspectConfig, facts: Sequence[VideoFacts]) -> dict[str, int]:
+    """How many of the videos looked at go into each bucket."""
+    counts = Counter(found.size for found in facts)
+    return {text: counts[parse_bucket(text)] for text in config.buckets}
 
 
 def _cache(config: InspectConfig, folder: ClipFolder, facts: Sequence[VideoFacts]) -> dict[str, Any]:
@@ -178,20 +186,26 @@ def _cache(config: InspectConfig, folder: ClipFolder, facts: Sequence[VideoFacts
     settings = _model_config(config.autoencoder)
     patch = settings.get("patch_size", config.patch_size)
     motion_channels = settings.get("motion_channels", config.motion_channels)
-    height, width = -(-config.height // factor), -(-config.width // factor)
-    content = (channels, height, width)
-    motion = (motion_channels, config.num_frames, height // patch + width // patch)
-    size = BYTES[config.cache_dtype]
-    per_clip = size * int(np.prod(content) + np.prod(motion))
-    good = [found for found in facts if found.status == "good"]
+    usual = parse_bucket(config.buckets[0]) if config.buckets else (config.num_frames, config.height, config.width)
+    good = [found.size or usual for found in facts if found.status == "good"]
     clips = round(len(good) * len(folder.records) / len(facts)) * config.num_clips_per_video
+    videos = Counter(good) or Counter([usual])
+    pair, latents = 0, 0  # numbers of all videos: content frame and motion latent, and latents of all frames
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    for (frames, high, wide), count in videos.items():
+        height, width = -(-high // factor), -(-wide // factor)
+        content = (channels, height, width)
+        motion = (motion_channels, frames, height // patch + width // patch)
+        pair += count * int(np.prod(content) + np.prod(motion))
+        latents += count * frames * int(np.prod(content))
+        shapes[f"{frames}x{high}x{wide}"] = {"content_shape": content, "motion_shape": motion}
+    size = BYTES[config.cache_dtype]
     return {
-        "content_shape": content,
-        "motion_shape": motion,
+        **({"buckets": shapes} if config.buckets else next(iter(shapes.values()))),
         "dtype": config.cache_dtype,
-        "bytes_per_clip": per_clip,
-        "bytes": per_clip * clips,
-        "bytes_of_all_latents": size * config.num_frames * int(np.prod(content)) * clips,
+        "bytes_per_clip": size * pair // videos.total(),
+        "bytes": size * pair * clips // videos.total(),
+        "bytes_of_all_latents": size * latents * clips // videos.total(),
     }
 
 
@@ -228,7 +242,7 @@ def _draw(
     videos, titles = [], []
     for found in (good[k] for k in picks):
         try:
-            videos.append(read_clip(folder.records[found.index].path, **clip).frames)
+            videos.append(read_clip(folder.records[found.index].path, **sized(clip, found.size)).frames)
         except (ValueError, OSError):  # only where nothing was decoded before: the report says so
             continue
         record = folder.records[found.index]
@@ -281,7 +295,11 @@ def _print(report: dict[str, Any], output: Path) -> None:
     about = "about " if recipe["estimated"] else ""
     clip = recipe["clip"]
     rate = f"{clip['fps']:g} frames per second" if clip["fps"] else f"frame_stride {clip['frame_stride']}"
-    add("the recipe", f"{clip['num_frames']} frames of {clip['height']}x{clip['width']} (high x wide), {rate}")
+    sizes = f"{clip['num_frames']} frames of {clip['height']}x{clip['width']} (high x wide)"
+    if "buckets" in recipe:
+        counts = ", ".join(f"{bucket} ({count})" for bucket, count in recipe["buckets"].items())
+        sizes = f"frames x high x wide {counts}"
+    add("the recipe", f"{sizes}, {rate}")
     add("clips it yields", f"{about}{recipe['clips']}; {recipe['clips_without_overlap']} would fit without overlap")
     add("dropped", _most(recipe["dropped"]) or "none")
     latents = f"{cache['bytes_of_all_latents'] / cache['bytes']:.0f} times that" if cache["bytes"] else "nothing"

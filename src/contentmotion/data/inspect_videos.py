@@ -35,6 +35,7 @@ class VideoFacts:
         codec: Name of the codec or picture format.
         rotation: Degrees by which it is turned for showing.
         has_audio: Whether there is sound.
+        size: (frames, height, width) of its clip, where the recipe has buckets.
     """
 
     index: int
@@ -50,6 +51,7 @@ class VideoFacts:
     codec: str = ""
     rotation: int = 0
     has_audio: bool = False
+    size: tuple[int, int, int] | None = None
 
 
 def look_at(index: int, record: ClipRecord, clip: dict[str, Any], decode: bool) -> VideoFacts:
@@ -58,7 +60,7 @@ def look_at(index: int, record: ClipRecord, clip: dict[str, Any], decode: bool) 
     Args:
         index: Its number in the list.
         record: The video.
-        clip: How the recipe cuts clips: arguments of `read_clip`.
+        clip: How the recipe cuts clips: arguments of `read_clip`, and perhaps "buckets", sizes to choose from.
         decode: Decode the centred clip, which finds damage that the header does not show.
     """
     name = source_name(record.path)
@@ -72,7 +74,15 @@ def look_at(index: int, record: ClipRecord, clip: dict[str, Any], decode: bool) 
     if duration is None and count is not None and info.fps:
         duration = count / info.fps
     facts = (file_size(record.path), count, duration, info.fps, info.height, info.width)
-    more = (info.codec, info.rotation, info.has_audio)
+    size, more = None, (info.codec, info.rotation, info.has_audio)
+    if "buckets" in clip:
+        from contentmotion.data.buckets import choose_bucket  # it imports torch, which headers alone do not need
+
+        bucket = choose_bucket(info, clip["buckets"], clip["frame_stride"], clip["fps"])
+        if bucket < 0:
+            return VideoFacts(index, name, "short", "too short for every bucket", *facts, *more)
+        size = clip["buckets"][bucket]
+    clip = sized(clip, size)
     if decode:
         try:
             read_clip(record.path, **clip)
@@ -81,13 +91,20 @@ def look_at(index: int, record: ClipRecord, clip: dict[str, Any], decode: bool) 
             return VideoFacts(index, name, "short" if reason.endswith(TOO_SHORT) else "bad", reason, *facts, *more)
     elif reason := _too_short(count, duration, clip):
         return VideoFacts(index, name, "short", reason, *facts, *more)
-    return VideoFacts(index, name, "good", "", *facts, *more)
+    return VideoFacts(index, name, "good", "", *facts, *more, size=size)
+
+
+def sized(clip: dict[str, Any], size: tuple[int, int, int] | None) -> dict[str, Any]:
+    """Arguments of `read_clip`: those of a recipe, with a bucket's (frames, height, width) where there is one."""
+    given = {name: value for name, value in clip.items() if name != "buckets"}
+    return given | ({} if size is None else dict(zip(("num_frames", "height", "width"), size, strict=True)))
 
 
 def clips_that_fit(facts: VideoFacts, clip: dict[str, Any]) -> int:
     """How many clips fit into a video without overlap."""
     if facts.status != "good":
         return 0
+    clip = sized(clip, facts.size)
     if clip["fps"] is not None:
         return max(1, int((facts.duration or 0) * clip["fps"] / clip["num_frames"]))
     return max(1, (facts.num_frames or 0) // (clip["num_frames"] * clip["frame_stride"]))

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from contentmotion.config import EncodeConfig
 from contentmotion.data.clips import ClipDataset, open_clips
+from contentmotion.data.limits import require_few_bad
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class ClipSource(Protocol):
     """Numbered shards of clips; what a shard holds depends on its number (and the settings) alone."""
 
     num_shards: int
+    left_out: Sequence[str]  # bad files that are in no shard, one line each
+
+    def bucket(self, shard: int) -> str | None:
+        """The size of a shard's clips, as ``--buckets`` names it; None: all shards are of one."""
+        ...
 
     def num_batches(self, shards: Sequence[int]) -> int | None:
         """How many batches these shards come in; None: nobody knows."""
@@ -64,20 +70,36 @@ def open_source(config: EncodeConfig) -> ClipSource:
 
     if not is_stream(config.train_data_dir):
         return ListSource(config)
+    if config.buckets:
+        raise ValueError("--buckets needs a list of the videos: a stream has none")
     if config.depth_dir:
         raise ValueError("--depth_dir needs a list of the videos: a stream has none (--depth_model works)")
     return StreamSource(config)
 
 
 class ListSource:
-    """Clips of listed videos; a shard is a run of consecutive items."""
+    """Clips of listed videos; a shard is a run of consecutive items, of one bucket where there are buckets.
+
+    Raises:
+        ValueError: Too many videos are in no bucket, or nothing is usable.
+        OSError: No such folder.
+    """
 
     def __init__(self, config: EncodeConfig) -> None:
         self.config = config
         maps = [name for name in config.conditions if not (name == "depth" and config.depth_model)]
         self.clips = open_clips(config, maps=maps, depth_dir=config.depth_dir)
         self.num_items = len(self.clips) * config.num_clips_per_video
-        self.num_shards = -(-self.num_items // config.clips_per_shard)
+        self.left_out: Sequence[str] = self.clips.left_out
+        require_few_bad(len(self.left_out), len(self.clips), config.max_bad_fraction, len(self.clips))
+        self._groups: list[Sequence[int] | np.ndarray] = [range(self.num_items)]  # one after another in the shards
+        if self.clips.bucket_of is not None:
+            bucket_of = np.tile(self.clips.bucket_of, config.num_clips_per_video)
+            self._groups = [np.flatnonzero(bucket_of == bucket) for bucket in range(len(config.buckets))]
+        self.num_shards = sum(-(-len(items) // config.clips_per_shard) for items in self._groups)
+
+    def bucket(self, shard: int) -> str | None:
+        return self.config.buckets[self._find(shard)[0]] if self.config.buckets else None
 
     def num_batches(self, shards: Sequence[int]) -> int:
         return sum(1 for _ in self._keys(shards))
@@ -93,11 +115,13 @@ class ListSource:
 
     def describe(self) -> dict[str, Any]:
         folder, digest = self.clips.folder, hashlib.sha256()
-        for record in folder.records:
+        for index, record in enumerate(folder.records):
             path = str(record.path).removeprefix(f"{folder.root}/")
             row = [path, record.captions, record.label, record.weight]
             # Where a map is taken from decides what is cached of it.
             row += [[name, Path(file).name] for name, file in record.conditions if name in self.clips.maps]
+            # A file that cannot be read today, and can tomorrow, would change what every shard holds.
+            row += [] if self.clips.bucket_of is None else [int(self.clips.bucket_of[index])]
             digest.update(json.dumps(row).encode())
         return {"items": self.num_items, "data": digest.hexdigest(), "class_names": folder.class_names}
 
@@ -105,10 +129,19 @@ class ListSource:
         """Per batch, (shard, item, whether the shard ends with this batch)."""
         size = self.config.encode_batch_size
         for shard in shards:
-            start = shard * self.config.clips_per_shard
-            stop = min(start + self.config.clips_per_shard, self.num_items)
-            for first in range(start, stop, size):
-                yield [(shard, item, first + size >= stop) for item in range(first, min(first + size, stop))]
+            items = self._find(shard)[1]
+            for first in range(0, len(items), size):
+                yield [(shard, int(item), first + size >= len(items)) for item in items[first : first + size]]
+
+    def _find(self, shard: int) -> tuple[int, Sequence[int] | np.ndarray]:
+        """The bucket (0 where there are none) and the items of a shard."""
+        size = self.config.clips_per_shard
+        for bucket, items in enumerate(self._groups):
+            start = shard * size
+            if start < len(items):
+                return bucket, items[start : start + size]
+            shard -= -(-len(items) // size)
+        raise IndexError(f"no shard {shard} of {self.num_shards}")
 
 
 class _Clips(Dataset):
@@ -117,18 +150,17 @@ class _Clips(Dataset):
     def __init__(self, clips: ClipDataset, config: EncodeConfig) -> None:
         self.clips, self.config = clips, config
 
-    def __getitem__(self, key: tuple[int, int, bool]) -> tuple[int, bool, dict[str, Any]]:
+    def __getitem__(self, key: tuple[int, int, bool]) -> tuple[int, bool, dict[str, Any] | str]:
         shard, item, last = key
         repeat, index = divmod(item, len(self.clips))
         seed = None
         if self.config.num_clips_per_video > 1:
             seed = int(np.random.SeedSequence([self.config.seed, repeat, index]).generate_state(1)[0])
-        return shard, last, self.clips[index, seed] | {"item": item}
+        clip = self.clips.read(index, seed)  # and no other in its place: training wants that, a cache does not
+        return shard, last, clip if isinstance(clip, str) else clip | {"item": item}
 
 
-def _as_batch(read: list[tuple[int, bool, dict[str, Any]]]) -> ClipBatch:
+def _as_batch(read: list[tuple[int, bool, dict[str, Any] | str]]) -> ClipBatch:
     shard, last, _ = read[0]
-    clips = [clip for _, _, clip in read]
-    # Where a file is bad the data set gives another one's clip in its place: training wants that, a cache does not.
-    good = [clip for clip in clips if not clip["skipped"]]
-    return ClipBatch(shard, good, [clip["skipped"][0] for clip in clips if clip["skipped"]], last)
+    good = [clip for _, _, clip in read if not isinstance(clip, str)]
+    return ClipBatch(shard, good, [clip for _, _, clip in read if isinstance(clip, str)], last)

@@ -164,6 +164,10 @@ class StreamSource:
         self.config, self.shape = config, clip_shape(config)
         self.urls = expand_urls(str(config.train_data_dir))
         self.num_shards = len(self.urls)
+        self.left_out: Sequence[str] = ()
+
+    def bucket(self, shard: int) -> None:
+        return None
 
     def num_batches(self, shards: Sequence[int]) -> None:
         return None

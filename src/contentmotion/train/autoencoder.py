@@ -14,8 +14,8 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from contentmotion.config import TrainAutoencoderConfig
-from contentmotion.data.cache import collate_latents, hash_weights, open_cache
+from contentmotion.config import TrainAutoencoderConfig, parse_bucket
+from contentmotion.data.cache import LatentCache, collate_latents, hash_weights, open_cache
 from contentmotion.data.clips import ClipDataset, collate, open_clips
 from contentmotion.data.limits import require_few_bad
 from contentmotion.data.streaming import is_stream, open_stream
@@ -164,11 +164,8 @@ def open_training_clips(config: TrainAutoencoderConfig, vae: ModelMixin | None) 
         cache.require_made_with(vae=vae)
         if not cache.manifest["latents_only"]:
             raise ValueError(f"{config.cache_dir} holds no frames' latents: they come from encode --latents_only true")
-        for name in ("num_frames", "height", "width"):
-            made, wanted = cache.manifest[name], getattr(config, name)
-            if made != wanted:
-                raise ValueError(f"{config.cache_dir} was made with {name} {made}, this run has {wanted}")
-        return cache, collate_latents, collate_latents([cache[i] for i in range(min(PREVIEW_CLIPS, len(cache)))])
+        _require_size(config, cache)
+        return cache, collate_latents, collate_latents([cache[i] for i in cache.alike()[:PREVIEW_CLIPS]])
     if is_stream(str(config.train_data_dir)):
         if config.cache_latents:
             raise ValueError("a stream has no end that cache_latents could wait for: use encode --latents_only true")
@@ -182,6 +179,21 @@ def open_training_clips(config: TrainAutoencoderConfig, vae: ModelMixin | None) 
     if config.cache_latents:
         return CachedLatents(clips, vae, config.max_bad_fraction), collate_latents, shown
     return clips, collate, shown
+
+
+def _require_size(config: TrainAutoencoderConfig, cache: LatentCache) -> None:
+    """Raises ``ValueError`` where a cache's clips are of another size, or sizes, than the run's."""
+    size = {name: getattr(config, name) for name in ("num_frames", "height", "width")}
+    buckets = cache.manifest.get("buckets")
+    if buckets and tuple(size.values()) not in map(parse_bucket, buckets):
+        raise ValueError(
+            f"{config.cache_dir} was made with --buckets {' '.join(buckets)}: num_frames, height and width must be one "
+            f"of them, not {'x'.join(map(str, size.values()))}"
+        )
+    for name, wanted in size.items() if not buckets else ():
+        made = cache.manifest[name]
+        if made != wanted:
+            raise ValueError(f"{config.cache_dir} was made with {name} {made}, this run has {wanted}")
 
 
 class CachedLatents(Dataset):

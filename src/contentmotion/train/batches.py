@@ -93,6 +93,8 @@ def _order(dataset: Dataset, config: TrainConfig, accelerator: Accelerator, firs
     if config.shuffle_window is not None:
         if not hasattr(dataset, "shard_sizes"):
             raise ValueError("shuffle_window is for caches and streams: these clips are not in shards")
+        if getattr(dataset, "bucket_of", None) is not None:
+            raise ValueError("shuffle_window mixes clips of one size: this cache has several (buckets)")
         sizes, window = dataset.shard_sizes, config.shuffle_window
         sampler = ShardSampler(sizes, config.train_batch_size, window=window, weights=weights, **run, **place)
         return {"dataset": dataset, "batch_sampler": sampler}

@@ -114,11 +114,13 @@ def load_content_parts(name_or_path: str) -> dict[str, Any]:
 def make_content_parts(config: TrainContentConfig, cache: LatentCache) -> dict[str, Any]:
     """Untrained parts of the sizes that the config and the cache ask for."""
     vae = load_vae(config.vae) if config.vae else None
-    channels, height, width = cache[0]["content"].shape
+    shapes = cache.shapes("content")
+    channels, height, width = shapes[0]
     parts: dict[str, Any] = {"vae": vae, "text_encoder": None, "tokenizer": None}
     if config.architecture == "dit":
-        if height != width:
-            raise ValueError(f"a DiT content model takes square content frames, these are {height}x{width}")
+        for _, high, wide in shapes:
+            if high != wide:
+                raise ValueError(f"a DiT content model takes square content frames, these are {high}x{wide}")
         unet: ModelMixin = DiTTransformer2DModel(
             in_channels=channels,
             out_channels=channels * (2 if config.learn_sigma else 1),

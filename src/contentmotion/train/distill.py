@@ -143,12 +143,13 @@ def open_caches(config: DistillConfig, part: Part, teacher: Any) -> tuple[Latent
         raise ValueError("eval_cache_dir is cache_dir: held-out clips are clips that are not trained on")
     unseen = open_cache(config.eval_cache_dir, config.max_bad_fraction)
     part.check_cache(unseen, teacher)
-    shapes = [tuple(c[0][part.field].shape) for c in (cache, unseen)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"{config.eval_cache_dir} holds clips of another size than {config.cache_dir}: {part.field} of "
-            f"{shapes[1]}, not {shapes[0]}"
-        )
+    trained = cache.shapes(part.field)
+    for shape in unseen.shapes(part.field):
+        if shape not in trained:
+            raise ValueError(
+                f"{config.eval_cache_dir} holds clips of another size than {config.cache_dir}: {part.field} of "
+                f"{shape}, not {' or '.join(map(str, trained))}"
+            )
     return cache, unseen
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -43,7 +44,8 @@ class HeldOut:
         self.scheduler, self.lcm = scheduler, lcm
         count, size = min(config.heldout_items, len(cache)), config.train_batch_size
         items = [cache[i * len(cache) // count] for i in range(count)]
-        self.batches = [collate_latents(items[k : k + size]) for k in range(0, count, size)]
+        groups = [list(group) for _, group in groupby(items, _shapes)]  # of one size each
+        self.batches = [collate_latents(g[k : k + size]) for g in groups for k in range(0, len(g), size)]
         self.rounds = math.ceil(MIN_POINTS / count)
         self._teachers: list[Tensor] = []
 
@@ -77,7 +79,7 @@ class HeldOut:
             runs = (self._sample("teacher", self.scheduler, TEACHER_STEPS, k) for k in range(len(self.batches)))
             self._teachers = [x.cpu() for x in runs]
         students = [self._sample("student", self.lcm, STUDENT_STEPS, k).cpu() for k in range(len(self.batches))]
-        student, teacher = torch.cat(students), torch.cat(self._teachers)
+        student, teacher = (torch.cat([x.flatten() for x in of]) for of in (students, self._teachers))
         return ((student - teacher).square().mean().sqrt() / teacher.std()).item()
 
     def _sample(self, role: str, scheduler: Any, steps: int, number: int) -> Tensor:
@@ -93,6 +95,10 @@ class HeldOut:
         batch["generator"] = seeded_generator(self.config.seed, draw * len(self.batches) + number)
         batch = self.part.prepare(self.teacher, batch, self.config)
         return batch, self.part.clean_sample(self.teacher, batch)
+
+
+def _shapes(item: dict[str, Any]) -> list[torch.Size]:
+    return [value.shape for value in item.values() if isinstance(value, Tensor)]
 
 
 def what_scores_depend_on(cache: LatentCache, config: DistillConfig) -> dict[str, Any]:

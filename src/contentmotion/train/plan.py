@@ -4,6 +4,7 @@ written."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from contentmotion.config import (
     TrainVAEConfig,
     TrainVideoConfig,
 )
-from contentmotion.data.cache import open_cache
+from contentmotion.data.cache import LatentCache, open_cache
 from contentmotion.denoisers import encode_conditions
 from contentmotion.evaluate.cost import count_cost
 from contentmotion.image_vae import vae_latent_channels, vae_scale_factor
@@ -255,7 +256,7 @@ def _plan_content(config: TrainContentConfig) -> Plan:
         made = make_content_parts(config, open_cache(config.cache_dir, config.max_bad_fraction))
         unet, text = (None if made[n] is None else made[n].to(META) for n in ("unet", "text_encoder"))
     if has_cache:
-        shape = open_cache(config.cache_dir, config.max_bad_fraction)[0]["content"].shape
+        shape = _largest(open_cache(config.cache_dir, config.max_bad_fraction), "content")
     else:
         side = unet.config.sample_size
         shape = (unet.config.in_channels, *((side, side) if isinstance(side, int) else side))
@@ -263,6 +264,11 @@ def _plan_content(config: TrainContentConfig) -> Plan:
         adapt_unet(unet, config)
     freeze_all_but(unet, config.trainable_modules)
     return _plan(unet, lambda: unet_pass(unet, text, tuple(shape)), _frozen_text(text), config)
+
+
+def _largest(cache: LatentCache, name: str) -> tuple[int, ...]:
+    """Shape of a tensor of a cache's largest clips: a run must have room for those."""
+    return max(cache.shapes(name), key=math.prod)
 
 
 def unet_pass(unet: Any, text: Any, shape: tuple[int, ...]) -> Any:
@@ -317,7 +323,7 @@ def _plan_video(config: TrainVideoConfig) -> Plan:
     with META:
         adapt_unet(unet, config)
     freeze_all_but(trained, config.trainable_modules)
-    shape = tuple(cache[0]["latents"].shape)
+    shape = _largest(cache, "latents")
 
     def forward() -> Any:
         return video_pass(unet, encoder, text, shape)
@@ -363,7 +369,7 @@ def _plan_distillation(config: DistillConfig) -> Plan:
 def _clip_shape(config: DistillConfig, field: str, unet: Any, *first: int) -> tuple[int, ...]:
     """Shape of a cached clip's ``field``; where there is no cache yet, of what the UNet was made for."""
     if (Path(config.cache_dir) / "index.json").exists():
-        return tuple(open_cache(config.cache_dir, config.max_bad_fraction)[0][field].shape)
+        return _largest(open_cache(config.cache_dir, config.max_bad_fraction), field)
     side = unet.config.sample_size or 64
     return (*first, *((side, side) if isinstance(side, int) else side))
 

@@ -21,7 +21,7 @@ NUM_PREVIEWS = 8
 
 
 def write_previews(pipe: AnyPipeline, cache: LatentCache, prompts: Sequence[str], seed: int, path: Path) -> None:
-    """Generates from the prompts (or the cache's first items), and writes a contact sheet.
+    """Generates from the prompts (or items of the cache, of the first one's size), and writes a contact sheet.
 
     A content model shows content frames; a motion model moves the cache's true content frames; a video model
     with conditions follows those of the cache's clips.
@@ -41,8 +41,8 @@ def make_previews(
     pipe: AnyPipeline, cache: LatentCache, prompts: Sequence[str], seed: int, **sampling: Any
 ) -> tuple[list[np.ndarray], list[str]]:
     """Preview videos, uint8 (t, h, w, 3) each, and their captions; ``sampling`` goes to the pipeline."""
-    stride = max(1, len(cache) // NUM_PREVIEWS)
-    items = [cache[i] for i in range(0, len(cache), stride)][:NUM_PREVIEWS]
+    alike = cache.alike()
+    items = [cache[i] for i in alike[:: max(1, len(alike) // NUM_PREVIEWS)][:NUM_PREVIEWS]]
     pipe.set_progress_bar_config(disable=True)
     if isinstance(pipe, VideoLatentPipeline):
         return _preview_whole(pipe, items, prompts, seed, sampling)
