@@ -176,9 +176,8 @@ def follow(root: Path, num_clips: int) -> dict[str, Any]:
             scores[title] = {"mean": values.mean().item(), "standard_error": error}
         case = " + ".join(names)
         table[case] = scores
-        rows += [
-            (f"{case}: {title}", videos[SHOWN]) for title, videos in ({"given": shown, "true": real} | made).items()
-        ]
+        pictures = {"given": shown, "true clips": real} | made
+        rows += [(f"{case}: {title}", videos[SHOWN]) for title, videos in pictures.items()]
     write_contact_sheet(
         root / "sheet.png",
         [video.permute(0, 2, 3, 1).numpy() for _, video in rows],
