@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from diffusers import (
 
 from contentmotion import ContentMotionAutoencoder, ContentMotionPipeline, MotionDiT
 from contentmotion.conditioning import make_text_encoder
-from contentmotion.loading import load_pipeline
+from contentmotion.loading import ASSETS, load_pipeline
 from contentmotion.train.denoiser import make_scheduler
 from contentmotion.train.motion import save_motion
 
@@ -280,3 +282,20 @@ def test_parts_that_do_not_belong_together(folders: dict[str, Path], tmp_path: P
         load_pipeline(str(folders["sd"]))
     with pytest.raises(ValueError, match="no such checkpoint: ./x; --motion_transformer: no such checkpoint: ./y"):
         load_pipeline(str(folders["sd"]), "./x", "./y")
+
+
+@pytest.mark.parametrize(
+    "load", ["contentmotion.ContentMotionPipeline.from_pretrained(sys.argv[1])", "contentmotion.load_pipeline('emoji')"]
+)
+def test_the_shipped_model_loads_in_a_fresh_process(load: str) -> None:
+    """Where nothing else was imported: diffusers loads a part's class only from a module that is there already."""
+    code = f"import sys, contentmotion; assert {load}.vae is not None"
+    done = subprocess.run([sys.executable, "-c", code, str(ASSETS / "emoji")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Expected types" not in done.stderr
+
+
+def test_a_folder_of_some_parts_is_named() -> None:
+    pipe = ContentMotionPipeline.from_pretrained(ASSETS / "emoji-lcm")
+    with pytest.raises(ValueError, match=r"no text encoder: .* loaded by contentmotion.load_pipeline"):
+        pipe("a red heart")

@@ -11,6 +11,7 @@ _PUBLIC = {
     "ContentMotionPipeline": "contentmotion.pipeline",
     "ContentMotionPipelineOutput": "contentmotion.pipeline",
     "MotionDiT": "contentmotion.models.motion_dit",
+    "load_pipeline": "contentmotion.loading",
 }
 __all__ = [*_PUBLIC, "__version__"]
 

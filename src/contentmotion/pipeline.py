@@ -20,6 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from contentmotion.image_vae import decode_frames, encode_frames, vae_scale_factor
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
+from contentmotion.models.patch_vae import PatchVAE
 from contentmotion.pipeline_base import Generators, LatentPipeline, OutputType, StepCallback
 from contentmotion.pipeline_checks import check_inputs, check_parts, content_shape, motion_shape, num_classes
 from contentmotion.sampling import resolve_sampling
@@ -66,7 +67,7 @@ class ContentMotionPipeline(LatentPipeline, StableDiffusionLoraLoaderMixin):
 
     def __init__(
         self,
-        vae: AutoencoderKL | None = None,
+        vae: AutoencoderKL | PatchVAE | None = None,
         text_encoder: CLIPTextModel | None = None,
         tokenizer: CLIPTokenizer | None = None,
         unet: UNet2DConditionModel | None = None,

@@ -62,6 +62,11 @@ def check_inputs(
     names = set(tensor_inputs) - set(pipe._callback_tensor_inputs)
     if names:
         raise ValueError(f"callback_on_step_end_tensor_inputs: only latents exists, got {', '.join(sorted(names))}")
+    if pipe.text_encoder is None and getattr(pipe.unet.config, "cross_attention_dim", None):
+        raise ValueError(
+            "this pipeline has no text encoder: a folder that shares parts with another one, as students do, is "
+            "loaded by contentmotion.load_pipeline"
+        )
     wanted, given = ("prompt", prompt) if pipe.text_encoder is not None else ("class_labels", class_labels)
     if given is None or (prompt is not None and class_labels is not None):
         kind = "text" if wanted == "prompt" else "class"

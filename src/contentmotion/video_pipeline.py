@@ -18,6 +18,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from contentmotion.denoisers import encode_conditions
 from contentmotion.image_vae import decode_frames, vae_latent_channels, vae_scale_factor
 from contentmotion.models.condition_encoder import ConditionEncoder
+from contentmotion.models.patch_vae import PatchVAE
 from contentmotion.pipeline_base import Generators, LatentPipeline, OutputType, StepCallback
 from contentmotion.pipeline_checks import check_inputs
 from contentmotion.sampling import resolve_sampling
@@ -55,7 +56,7 @@ class VideoLatentPipeline(LatentPipeline):
 
     def __init__(
         self,
-        vae: AutoencoderKL | None,
+        vae: AutoencoderKL | PatchVAE | None,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
         unet: UNet3DConditionModel,

@@ -374,6 +374,12 @@ def _explained(run_dir: Path) -> Iterator[None]:
     """
     try:
         yield
+    except KeyboardInterrupt:
+        if this_process().is_main_process:
+            kept = latest_checkpoint(run_dir)
+            goes_on = f"the same command goes on from {kept}" if kept else "it had not written a checkpoint yet"
+            print(f"Interrupted: {goes_on} (--checkpointing_steps)", file=sys.stderr)
+        raise
     except RuntimeError as error:
         if "DataLoader worker (" in str(error):  # it died, where others tell of an error in it
             what = (

@@ -45,6 +45,8 @@ def train_motion(config: TrainMotionConfig) -> None:
     content = (
         load_content_parts(name) if name else dict.fromkeys(("vae", "text_encoder", "tokenizer", "unet", "scheduler"))
     )
+    if name:
+        cache.require_made_with(vae=content["vae"])
     if content["text_encoder"] is not None:
         cache.use_text_features(content["text_encoder"].requires_grad_(False))
     names = cache.manifest["class_names"]

@@ -104,6 +104,8 @@ def read_dataset(name: str) -> Listing:
         ImportError: The library `datasets` is not installed.
         ValueError: It cannot be loaded, or holds no videos.
     """
+    if name.startswith((".", "/", "~")) and not Path(name).exists():  # no data set of the hub is called that
+        raise ValueError(f"{name}: no such file or folder")
     try:
         import datasets
     except ImportError:
