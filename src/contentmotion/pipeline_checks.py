@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 
 from contentmotion.conditioning import pooled_text_dim
 from contentmotion.image_vae import vae_latent_channels, vae_scale_factor
@@ -62,7 +63,7 @@ def check_inputs(
     names = set(tensor_inputs) - set(pipe._callback_tensor_inputs)
     if names:
         raise ValueError(f"callback_on_step_end_tensor_inputs: only latents exists, got {', '.join(sorted(names))}")
-    if pipe.text_encoder is None and getattr(pipe.unet.config, "cross_attention_dim", None):
+    if pipe.text_encoder is None and isinstance(pipe.unet, UNet2DConditionModel):
         raise ValueError(
             "this pipeline has no text encoder: a folder that shares parts with another one, as students do, is "
             "loaded by contentmotion.load_pipeline"

@@ -96,8 +96,10 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
     path = run_dir / "autoencoder"
     # A run that was finished before: leave it, with the statistics that encode added.
     finished = path.is_dir() and hash_weights(load_autoencoder(str(path))) == hash_weights(model)
-    if this_process().is_main_process and not finished:
-        save(run_dir)
+    if this_process().is_main_process:
+        if not finished:
+            save(run_dir)
+        print(path)
 
 
 def draw_frames(videos: tuple[Tensor, ...], num_frames: int, generator: Source) -> tuple[Tensor, ...]:

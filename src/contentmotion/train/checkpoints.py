@@ -169,7 +169,9 @@ def reason_of(error: BaseException) -> str:
     error = _cause(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    # "Error(s) in loading state_dict for X:" says nothing without the line after it.
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def resume(read: Callable[[Path], None], config: TrainConfig, run_dir: Path) -> int:
@@ -201,7 +203,7 @@ def resume(read: Callable[[Path], None], config: TrainConfig, run_dir: Path) -> 
             damaged = isinstance(_cause(error), OSError)
             what = "is damaged" if damaged else "does not fit this model and configuration"
             others = [other for other in checkpoints(run_dir) if other.resolve() != checkpoint.resolve()]
-            hint = f". Another one: --resume_from_checkpoint {others[-1]}" if others else ""
+            hint = f". Another one: --resume_from_checkpoint {others[-1]}" if others and damaged else ""
             raise ValueError(f"{checkpoint} {what}: {reason_of(error)}{hint}") from error
 
     together(load)

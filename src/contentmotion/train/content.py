@@ -86,6 +86,7 @@ def train_content(config: TrainContentConfig) -> None:
     train_denoiser(config, cache, denoiser, lambda batch: batch["content"], parts["scheduler"], preview, score)
     if this_process().is_main_process:
         save(run_dir)
+        print(run_dir / "content")
 
 
 def load_content_parts(name_or_path: str) -> dict[str, Any]:

@@ -107,6 +107,8 @@ def distill(config: DistillConfig) -> None:
         save()
         if score is None:
             (run_dir / BEST).unlink(missing_ok=True)
+    if is_main:
+        print(folder)
 
 
 def heldout_schedule(config: DistillConfig) -> int:

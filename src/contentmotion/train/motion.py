@@ -83,6 +83,7 @@ def train_motion(config: TrainMotionConfig) -> None:
     train_denoiser(config, cache, denoiser, clean_sample, scheduler, preview, score)
     if this_process().is_main_process:
         save(run_dir)
+        print(run_dir / "motion_transformer")
 
 
 def make_motion_transformer(

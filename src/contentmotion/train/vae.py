@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,7 +56,8 @@ def train_vae(config: TrainVAEConfig) -> None:
 
     fit(vae, loss, frames, config, collate=collate, preview=preview)
     if this_process().is_main_process:
-        save_model(vae, Path(config.output_dir) / "vae")
+        save_model(vae, run_dir / "vae")
+        print(run_dir / "vae")
 
 
 def vae_loss(vae: nn.Module, images: Tensor, latent_noise: float, generator: Source) -> dict[str, Tensor]:

@@ -76,6 +76,7 @@ def train_video(config: TrainVideoConfig) -> None:
     )  # fmt: skip
     if this_process().is_main_process:
         save(run_dir)
+        print(run_dir / "video")
 
 
 def add_conditions(batch: Batch, names: tuple[str, ...], dropout_prob: float) -> Batch:
