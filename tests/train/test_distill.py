@@ -13,11 +13,12 @@ from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from contentmotion import diffusion
-from contentmotion.config import DistillConfig
+from contentmotion.config import DistillConfig, TrainMotionConfig
 from contentmotion.loading import load_pipeline
 from contentmotion.sampling import _warn_once, resolve_sampling
 from contentmotion.train.consistency import consistency_loss, make_lcm_scheduler
 from contentmotion.train.distill import distill
+from contentmotion.train.motion import train_motion
 
 Configure = Callable[..., DistillConfig]
 SEED = 12  # of a batch whose times include both ends of the schedule
@@ -262,6 +263,15 @@ def test_bad_teachers(root: Path, distill_config: Configure, tmp_path: Path, par
     refuse(edit("model_index.json", **{name: [None, None]}), f"no {name}|{part} model has no scheduler")
     config = f"{name}/scheduler_config.json"
     refuse(edit(config, prediction_type="epsilon", rescale_betas_zero_snr=True), r"predicts the noise \(epsilon\)")
+
+
+def test_motion_model_of_another_vae_than_the_cache(root: Path, tmp_path: Path) -> None:
+    config = TrainMotionConfig(
+        cache_dir=f"{root}/cache", autoencoder=f"{root}/ae/autoencoder", pretrained_model_name_or_path="emoji",
+        max_train_steps=1, report_to="none", output_dir=str(tmp_path),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="cache was not made with this vae"):
+        train_motion(config)
 
 
 def test_cache_of_another_autoencoder(root: Path, distill_config: Configure, tmp_path: Path) -> None:
