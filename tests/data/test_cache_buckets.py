@@ -18,20 +18,15 @@ from contentmotion.data.cache import LatentCache, read_header
 from contentmotion.data.encode import encode
 from contentmotion.data.sources import open_source
 from contentmotion.loading import load_autoencoder
-from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.video_io import write_video
 
 BUCKETS = ("4x16x16", "4x16x24")
 
 
 @pytest.fixture
-def config(two_shapes: Path, tmp_path: Path) -> EncodeConfig:
+def config(two_shapes: Path, tmp_path: Path, save_autoencoder: Callable[[Path], Path]) -> EncodeConfig:
     """Four square and four wide clips, in shards of three at most."""
-    torch.manual_seed(0)
-    model = ContentMotionAutoencoder(
-        in_channels=3, hidden_size=16, depth=1, num_heads=2, head_dim=8, motion_channels=2, num_frames=4
-    )
-    model.save_pretrained(tmp_path / "autoencoder")
+    save_autoencoder(tmp_path / "autoencoder")
     return EncodeConfig(
         train_data_dir=str(two_shapes), buckets=BUCKETS, clips_per_shard=3, encode_batch_size=2,
         autoencoder=f"{tmp_path}/autoencoder", output_dir=f"{tmp_path}/cache",

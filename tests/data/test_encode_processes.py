@@ -7,28 +7,25 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from contentmotion.config import EncodeConfig
 from contentmotion.data.cache import LatentCache
 from contentmotion.data.encode import encode
-from contentmotion.models.autoencoder import ContentMotionAutoencoder
 
 NUM_SHARDS = 40
 
 
 @pytest.fixture(scope="module")
-def work(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+def work(
+    clip_folder: Path, tmp_path_factory: pytest.TempPathFactory, save_autoencoder: Callable[[Path], Path]
+) -> tuple[Path, dict[str, bytes]]:
     """A folder to encode in, and the files of a cache made there by one process: 120 clips in 40 shards."""
     root = tmp_path_factory.mktemp("processes")
-    torch.manual_seed(0)
-    model = ContentMotionAutoencoder(
-        in_channels=3, hidden_size=16, depth=1, num_heads=2, head_dim=8, motion_channels=2, num_frames=4
-    )
-    model.save_pretrained(root / "autoencoder")
+    save_autoencoder(root / "autoencoder")
     encode(EncodeConfig(**settings(clip_folder, root)))
     files = contents(root / "cache")
     assert sum(name.startswith("shard-") for name in files) == NUM_SHARDS

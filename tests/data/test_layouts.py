@@ -16,6 +16,7 @@ from PIL import Image
 from contentmotion.data.formats import ClipFolder, TarMember, read_clip_folder
 from contentmotion.data.layouts import csv_index
 from contentmotion.data.layouts.csv_index import CsvIndex
+from contentmotion.data.layouts.hf_datasets import read_dataset
 from contentmotion.data.prompts import read_prompts
 from contentmotion.video_reader import read_clip
 
@@ -430,3 +431,9 @@ def test_prompt_lists(tmp_path: Path, shared_data: Path) -> None:
         (tmp_path / "p.json").write_text(content)
         with pytest.raises(ValueError, match=message):
             read_prompts(tmp_path / "p.json")
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "../nowhere", "/nowhere/at/all"])
+def test_a_path_that_is_not_there_is_no_data_set_of_the_hub(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}: no such file or folder"):
+        read_dataset(name)

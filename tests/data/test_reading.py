@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from contentmotion.config import EncodeConfig, TrainMotionConfig
 from contentmotion.data.encode import encode
 from contentmotion.data.limits import require_few_bad
 from contentmotion.data.shard_sampler import ShardSampler
-from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.train.motion import train_motion
 
 
@@ -107,14 +107,12 @@ def test_limit_of_bad_files() -> None:
 
 
 @pytest.fixture(scope="module")
-def cache_dir(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache_dir(
+    clip_folder: Path, tmp_path_factory: pytest.TempPathFactory, save_autoencoder: Callable[[Path], Path]
+) -> Path:
     """A cache of 24 labelled clips in 8 shards, and its autoencoder."""
     root = tmp_path_factory.mktemp("reading")
-    torch.manual_seed(0)
-    model = ContentMotionAutoencoder(
-        in_channels=3, hidden_size=16, depth=1, num_heads=2, head_dim=8, motion_channels=2, num_frames=4
-    )
-    model.save_pretrained(root / "autoencoder")
+    save_autoencoder(root / "autoencoder")
     encode(
         EncodeConfig(
             train_data_dir=str(clip_folder), autoencoder=str(root / "autoencoder"), output_dir=str(root / "cache"),

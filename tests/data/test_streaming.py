@@ -5,7 +5,7 @@ import json
 import tarfile
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -23,7 +23,6 @@ from contentmotion.data.cache import LatentCache  # noqa: E402
 from contentmotion.data.clips import ClipShape, collate  # noqa: E402
 from contentmotion.data.encode import encode  # noqa: E402
 from contentmotion.data.streaming import StreamingClips, expand_urls, is_stream  # noqa: E402
-from contentmotion.models.autoencoder import ContentMotionAutoencoder  # noqa: E402
 from contentmotion.train.autoencoder import train_autoencoder  # noqa: E402
 from contentmotion.video_io import write_video  # noqa: E402
 
@@ -170,12 +169,8 @@ def test_too_few_shards_and_nothing_but_bad_samples(shards: Path, tmp_path: Path
 
 
 @pytest.fixture
-def config(tmp_path: Path, server: str) -> EncodeConfig:
-    torch.manual_seed(0)
-    model = ContentMotionAutoencoder(
-        in_channels=3, hidden_size=16, depth=1, num_heads=2, head_dim=8, motion_channels=2, num_frames=4
-    )
-    model.save_pretrained(tmp_path / "autoencoder")
+def config(tmp_path: Path, server: str, save_autoencoder: Callable[[Path], Path]) -> EncodeConfig:
+    save_autoencoder(tmp_path / "autoencoder")
     return EncodeConfig(
         train_data_dir=f"{server}/part-{{000..005}}.tar", autoencoder=str(tmp_path / "autoencoder"), split=None,
         output_dir=str(tmp_path / "cache"), num_frames=4, height=16, width=16, encode_batch_size=2,

@@ -4,6 +4,7 @@ what a run does when something breaks."""
 import copy
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -184,6 +185,20 @@ def test_errors_of_readers_are_those_of_the_run(
         assert said in found and "lack of memory" not in found, "with its traceback"
     else:
         assert " ".join(found.split()) == said
+
+
+@pytest.mark.parametrize(("every", "kept"), [(2, "the same command goes on from .*checkpoint-000002"), (9, "had not")])
+def test_ctrl_c_says_what_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str], every: int, kept: str) -> None:
+    seen: list[int] = []
+
+    def interrupt(index: int) -> None:
+        seen.append(index)
+        if len(seen) > 3 * 2:  # two items a batch: in the fourth step
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        small_run(tmp_path, items=Numbers(spoil=interrupt), checkpointing_steps=every, max_train_steps=9)
+    assert re.search(f"Interrupted: .*{kept}", capsys.readouterr().err)
 
 
 STOPPED_RUN = """

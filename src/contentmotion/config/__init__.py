@@ -28,7 +28,6 @@ from contentmotion.config.train import (
     TrainMotionConfig,
     TrainUNetConfig,
     TrainVAEConfig,
-    TrainVideoConfig,
 )
 from contentmotion.config.use import (
     BenchmarkConfig,
@@ -41,6 +40,7 @@ from contentmotion.config.use import (
     ReportConfig,
     SamplingConfig,
 )
+from contentmotion.config.video import TrainVideoConfig
 
 __all__ = [
     "SHIPPED_MODEL",

@@ -1,4 +1,4 @@
-"""Settings of the commands that train: every stage, and distillation."""
+"""Settings that all training shares, and those of CMD's stages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from contentmotion.config.common import (
     require_positive,
     require_share,
 )
-from contentmotion.config.conditions import ConditionName
 from contentmotion.config.data import ClipConfig
 
 
@@ -349,36 +348,6 @@ class TrainContentConfig(TrainUNetConfig):
             not self.eval_steps or self.eval_autoencoder is not None,
             "eval_steps of train-content needs --eval_autoencoder: it says what the true content frames are",
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainVideoConfig(TrainUNetConfig):
-    """Train a video UNet on whole clips, as VideoLCM's teacher is: inflated from a Stable Diffusion UNet, continued
-    from a video model (ModelScope's folder, or the output of this command), or from scratch. With --conditions it
-    learns to follow depth, sketches, masks and first frames, any of them or none. The output is a pipeline folder.
-
-    Example: contentmotion train-video --cache_dir outputs/latents --vae outputs/vae --output_dir outputs/video
-
-    Attributes:
-        pretrained_model_name_or_path: Stable Diffusion or video pipeline folder or hub id; none trains from scratch.
-        cache_dir: Latents of whole clips, made by `encode --latents_only true`; depth and sketches must be in it.
-        conditions: Conditions to learn: depth, sketch, mask, first_frame.
-        condition_hidden_channels: Width of the condition encoder.
-        condition_channels: Channels that it adds to the noisy latents.
-        condition_dropout_prob: Share of items that do without a condition, drawn for each one by itself; that all
-            are dropped, or all are kept, is drawn besides.
-    """
-
-    block_out_channels: tuple[int, ...] = (64, 96, 128)
-    conditions: tuple[ConditionName, ...] = ()
-    condition_hidden_channels: int = 64
-    condition_channels: int = 8
-    condition_dropout_prob: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(self, "condition_hidden_channels", "condition_channels")
-        require_share(self, "condition_dropout_prob")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,17 +24,7 @@ def add_generate_tab(studio: Studio) -> gr.State:
         with gr.Column(min_width=300):
             inputs, button, stop = _add_settings(studio)
         with gr.Column(min_width=300):
-            with gr.Row():
-                video = gr.Video(
-                    label="Video", autoplay=True, loop=True, interactive=False, height=300, min_width=150,
-                    elem_id="generated", buttons=["download"],
-                )  # fmt: skip
-                content = gr.Image(
-                    label="Its content frame", interactive=False, height=300, min_width=150,
-                    type="filepath", buttons=["download"], elem_id="content", elem_classes="picture",
-                )  # fmt: skip
-            summary = gr.Markdown(elem_id="summary")
-            files = gr.File(label="Download: mp4, gif, content frame", file_count="multiple", interactive=False)
+            video, content, summary, files = _add_outputs()
     gr.Markdown("This session (click to show again)")
     gallery = gr.Gallery(
         label="This session", show_label=False, height=170, allow_preview=False, interactive=False,
@@ -122,6 +112,22 @@ def add_generate_tab(studio: Studio) -> gr.State:
     done.success(show_history, history, gallery, **private)
     gallery.select(show_again, history, shown, **private)
     return history
+
+
+def _add_outputs() -> tuple[gr.Video, gr.Image, gr.Markdown, gr.File]:
+    """The right half: where the last video is shown, its content frame, what it took, and its files."""
+    with gr.Row():
+        video = gr.Video(
+            label="Video", autoplay=True, loop=True, interactive=False, height=300, min_width=150,
+            elem_id="generated", buttons=["download"],
+        )  # fmt: skip
+        content = gr.Image(
+            label="Its content frame", interactive=False, height=300, min_width=150,
+            type="filepath", buttons=["download"], elem_id="content", elem_classes="picture",
+        )  # fmt: skip
+    summary = gr.Markdown(elem_id="summary")
+    files = gr.File(label="Download: mp4, gif, content frame", file_count="multiple", interactive=False)
+    return video, content, summary, files
 
 
 def _add_settings(studio: Studio) -> tuple[list[Any], gr.Button, gr.Button]:

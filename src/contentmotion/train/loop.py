@@ -40,7 +40,7 @@ from contentmotion.train.sharding import (
     shard,
     whole,
 )
-from contentmotion.train.stopping import OUT_OF_TIME, TERMINATED, StopRequests
+from contentmotion.train.stopping import OUT_OF_TIME, TERMINATED, StopRequests, explained
 
 __all__ = ["Batch", "Loss", "fit"]
 
@@ -97,7 +97,7 @@ def fit(
     writer = CheckpointWriter(run.write, run_dir, config.checkpoints_total_limit)
     model.train()
     stop = StopRequests(config.max_train_time)
-    with _explained(run_dir), batches as reader, metrics.progress, stop, writer:
+    with explained(run_dir), batches as reader, metrics.progress, stop, writer:
         for step in range(first_step + 1, config.max_train_steps + 1):
             values, stopping = run.step(step, reader, metrics, lambda: stop.is_asked or writer.failed)
             metrics.log(step, values | run.watch(step))
@@ -363,34 +363,6 @@ def _make_accelerator(config: TrainConfig, run_dir: Path) -> Accelerator:
     if config.report_to != "none":
         accelerator.init_trackers("contentmotion")
     return accelerator
-
-
-@contextmanager
-def _explained(run_dir: Path) -> Iterator[None]:
-    """Says in one line what torch says in many, where not this process but another one is to blame.
-
-    Raises:
-        OSError: A process that reads data, or another one that trains, has ended.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        if this_process().is_main_process:
-            kept = latest_checkpoint(run_dir)
-            goes_on = f"the same command goes on from {kept}" if kept else "it had not written a checkpoint yet"
-            print(f"Interrupted: {goes_on} (--checkpointing_steps)", file=sys.stderr)
-        raise
-    except RuntimeError as error:
-        if "DataLoader worker (" in str(error):  # it died, where others tell of an error in it
-            what = (
-                f"a process that reads data died ({str(error).splitlines()[0]}): if it was for lack of memory, lower "
-                "--dataloader_num_workers; 0 reads in the training process"
-            )
-        elif "onnection" in str(error) and this_process().num_processes > 1:
-            what = f"another process of this run has ended ({str(error).splitlines()[0]})"
-        else:
-            raise
-        raise OSError(f"{what}; the last good checkpoint is {latest_checkpoint(run_dir)}") from error
 
 
 @contextmanager

@@ -1,12 +1,19 @@
-"""Stopping a run before its end so that nothing is lost: at a time limit, or when the machine is taken away."""
+"""A run that ends before its end: so that nothing is lost, and with a line that says what is kept."""
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
+
+from contentmotion.train.checkpoints import latest_checkpoint
+from contentmotion.train.processes import this_process
 
 OUT_OF_TIME = 75  # sysexits' EX_TEMPFAIL: try again later
 TERMINATED = 128 + signal.SIGTERM
@@ -52,3 +59,33 @@ class StopRequests:
     def is_asked(self) -> bool:
         """Whether the run should stop."""
         return self.terminated or self.out_of_time
+
+
+@contextmanager
+def explained(run_dir: Path) -> Iterator[None]:
+    """Says in one line what torch says in many, where not this process but another one is to blame.
+
+    After Ctrl-C it says what is kept.
+
+    Raises:
+        OSError: A process that reads data, or another one that trains, has ended.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if this_process().is_main_process:
+            kept = latest_checkpoint(run_dir)
+            goes_on = f"the same command goes on from {kept}" if kept else "it had not written a checkpoint yet"
+            print(f"Interrupted: {goes_on} (--checkpointing_steps)", file=sys.stderr)
+        raise
+    except RuntimeError as error:
+        if "DataLoader worker (" in str(error):  # it died, where others tell of an error in it
+            what = (
+                f"a process that reads data died ({str(error).splitlines()[0]}): if it was for lack of memory, lower "
+                "--dataloader_num_workers; 0 reads in the training process"
+            )
+        elif "onnection" in str(error) and this_process().num_processes > 1:
+            what = f"another process of this run has ended ({str(error).splitlines()[0]})"
+        else:
+            raise
+        raise OSError(f"{what}; the last good checkpoint is {latest_checkpoint(run_dir)}") from error
