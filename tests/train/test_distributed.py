@@ -247,6 +247,7 @@ import os, resource, sys
 sys.path.insert(0, sys.argv[1])
 import torch
 from contentmotion.config import TrainConfig
+from contentmotion.run_dir import leave_processes
 from contentmotion.train.loop import fit
 from test_options import STEPS, Numbers, collate, line_loss
 
@@ -275,6 +276,7 @@ for name, loss, settings in (
     except SystemExit as stop:
         assert stop.code == 1
     resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+leave_processes()  # as the command line does
 """
 
 
