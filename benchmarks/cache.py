@@ -25,12 +25,12 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
+from contentmotion.commands.encode import Encoder, encode
 from contentmotion.config import EncodeConfig
 from contentmotion.data.cache import LatentCache, collate_latents
 from contentmotion.data.clips import open_clips
-from contentmotion.data.encode import Encoder, encode
-from contentmotion.loading import ASSETS
-from contentmotion.video_io import VIDEO_SUFFIXES, write_video
+from contentmotion.pipelines.loading import ASSETS
+from contentmotion.video.write import VIDEO_SUFFIXES, write_video
 
 FRAMES, CHANNELS, HEIGHT, WIDTH, MOTION, PATCH = 16, 4, 64, 128, 8, 2  # Stable Diffusion 2.1 at 512x1024
 PER_SHARD = 256

@@ -32,11 +32,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from contentmotion.arguments import parse_config
 from contentmotion.cli import COMMANDS
-from contentmotion.evaluate.cost import count_cost
-from contentmotion.loading import load_any_pipeline
+from contentmotion.cost.count import count_cost
+from contentmotion.cost.plan import plan_run
+from contentmotion.pipelines.loading import load_any_pipeline
 from contentmotion.run_dir import describe_hardware
 from contentmotion.saving import write_json
-from contentmotion.train.plan import plan_run
 
 CUBE = {"block_out_channels": "[64,96,128]", "train_batch_size": 16}
 AUTOENCODER = {

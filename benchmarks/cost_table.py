@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from contentmotion.arguments import parse_config
-from contentmotion.benchmark.report import markdown_table, number
 from contentmotion.cli import COMMANDS
+from contentmotion.cost.plan import plan_run
+from contentmotion.cost.report import markdown_table, number
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.saving import replacing_file
-from contentmotion.train.plan import plan_run
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CARDS = (12, 16, 24, 80)  # GB

@@ -26,8 +26,8 @@ import av
 import numpy as np
 import torch
 
-from contentmotion.data.resize import resize_and_crop
-from contentmotion.video_reader import read_clip, read_video
+from contentmotion.video.reader import read_clip, read_video
+from contentmotion.video.resize import resize_and_crop
 
 FRAMES, SIZE, LENGTH, FPS = 16, 256, 300, 30
 Reader = Callable[[Path, int], np.ndarray]  # (video, first frame) -> uint8 (16, 256, 256, 3)

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from paper_in_miniature import run
 
+from contentmotion.commands.generate import load_for_sampling, sample_all
 from contentmotion.config import GenerateConfig
-from contentmotion.generate import load_for_sampling, sample_all
+from contentmotion.pipelines.sampling import resolve_sampling
 from contentmotion.run_dir import describe_hardware, resolve_device
-from contentmotion.sampling import resolve_sampling
 from contentmotion.saving import write_json
 
 STUDENT_STEPS = (1, 2, 4, 8)

@@ -28,11 +28,11 @@ from typing import Any
 import torch
 
 from contentmotion.cli import main as contentmotion
-from contentmotion.loading import ASSETS
+from contentmotion.pipelines.loading import ASSETS
 from contentmotion.run_dir import describe_hardware
 from contentmotion.saving import replacing_file, write_json
-from contentmotion.video_io import write_video
-from contentmotion.video_reader import read_video
+from contentmotion.video.reader import read_video
+from contentmotion.video.write import write_video
 
 ROOT = Path(__file__).resolve().parents[1]
 VAE = str(ASSETS / "emoji/vae")  # 64x64 pixels -> 12x16x16 latents; trained on emoji, which are among those used here

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from contentmotion.config import TrainAutoencoderConfig, TrainMotionConfig
-from contentmotion.evaluate.cost import count_cost
+from contentmotion.cost.count import count_cost
+from contentmotion.cost.plan import part, plan_run, unet_pass
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
-from contentmotion.train.plan import part, plan_run, unet_pass
 
 SD21 = "stabilityai/stable-diffusion-2-1-base"
 CLIPS, EPOCHS, FRAMES = 10_727_607, 3, 16

@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
+from contentmotion.commands.generate import load_for_sampling, sample, sample_all
 from contentmotion.config import GenerateConfig
-from contentmotion.generate import load_for_sampling, sample, sample_all
+from contentmotion.pipelines.speed import use_channels_last
 from contentmotion.run_dir import describe_hardware, prepare_output_dir, resolve_device
 from contentmotion.saving import write_json
-from contentmotion.speed import use_channels_last
 
 
 @dataclass

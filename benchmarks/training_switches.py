@@ -32,8 +32,8 @@ from typing import Any, Literal
 
 import torch
 
-from contentmotion.benchmark.measure import GIB, peak_memory_since, start_watching_memory, synchronize
-from contentmotion.loading import ASSETS
+from contentmotion.cost.measure import GIB, peak_memory_since, start_watching_memory, synchronize
+from contentmotion.pipelines.loading import ASSETS
 from contentmotion.run_dir import describe_hardware, resolve_device
 from contentmotion.saving import write_json
 

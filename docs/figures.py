@@ -19,11 +19,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from contentmotion.commands.reconstruct import (
+    clip_shape,
+    cut_clip,
+    decompose,
+    load_parts,
+    motion_planes,
+    to_pixels,
+    weight_maps,
+)
 from contentmotion.config import SHIPPED_MODEL
 from contentmotion.demo.examples import write_examples
-from contentmotion.reconstruct import clip_shape, cut_clip, decompose, load_parts, motion_planes, to_pixels, weight_maps
 from contentmotion.saving import replacing_file
-from contentmotion.video_io import read_video
+from contentmotion.video.write import read_video
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTED = ROOT / "benchmarks/results/2026-11-21-benchmark-counted.json"

@@ -21,7 +21,7 @@ from prepare_shapes import COLOURS, pairs_of, write_metadata  # the script besid
 from rich.progress import track
 
 from contentmotion.saving import replacing_file
-from contentmotion.video_io import write_video
+from contentmotion.video.write import write_video
 
 SOLIDS = ("sphere", "box", "cylinder")
 SIZES = {"small": 0.5, "large": 0.8}  # radius, or half a side

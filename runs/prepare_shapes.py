@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from rich.progress import track
 
 from contentmotion.saving import replacing_file
-from contentmotion.video_io import write_video
+from contentmotion.video.write import write_video
 
 COLOURS = {
     "red": (214, 48, 49),

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contentmotion.video_io import write_video
+from contentmotion.video.write import write_video
 
 # A checkpoint name that is no folder may be one of the hub: no test asks the network by accident.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -83,7 +83,7 @@ def tiny_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
     from contentmotion import ContentMotionAutoencoder, ContentMotionPipeline, MotionDiT
-    from contentmotion.conditioning import make_text_encoder
+    from contentmotion.stages.text import make_text_encoder
 
     torch.manual_seed(0)
     captions = ["a crying cat", "rocket", "a moving square"]

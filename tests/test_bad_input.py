@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from contentmotion.cli import main
-from contentmotion.video_io import write_video
+from contentmotion.video.write import write_video
 
 Fails = Callable[..., str]
 MOVE = ("--num_inference_steps=1", "--device=cpu", "--mixed_precision=no")

@@ -16,33 +16,19 @@ from contentmotion.models.patch_vae import PatchVAE
 PACKAGE = Path(contentmotion.__file__).parent
 EMOJI = PACKAGE / "assets/emoji"
 
-# Lowest first; a module imports only from its own layer or from lower ones.
+# Rooms and files at the top, lowest first; a module imports only from its own layer or from lower ones.
 LAYERS = (
-    (
-        "config",
-        "saving",
-        "run_dir",
-        "diffusion",
-        "draws",
-        "image_vae",
-        "models",
-        "video_io",
-        "video_reader",
-        "data.records",
-        "data.resize",
-        "video_timeline",
-        "ffmpeg_reader",
-        "picture_reader",
-        "hdr",
-    ),
-    ("conditioning", "denoisers", "sampling", "pipeline_checks", "speed"),
-    ("pipeline_base",),
-    ("pipeline", "video_pipeline"),
-    ("loading",),
-    ("data", "evaluate", "train", "benchmark"),
-    ("generate", "reconstruct", "info", "report"),
-    ("card", "push"),
-    ("export",),
+    ("config", "saving", "draws", "diffusion"),
+    ("run_dir", "models"),
+    ("video",),
+    ("data",),
+    ("stages",),
+    ("pipelines",),
+    ("losses",),
+    ("cost",),
+    ("evaluate",),
+    ("train",),
+    ("commands",),
     ("demo",),
     ("arguments", "cli", "completion", "__main__", "__init__"),
 )

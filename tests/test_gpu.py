@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from contentmotion.loading import load_pipeline
+from contentmotion.pipelines.loading import load_pipeline
 
 pytestmark = pytest.mark.gpu
 

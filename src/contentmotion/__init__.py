@@ -8,10 +8,10 @@ from importlib import import_module
 __version__ = "0.1.0"
 _PUBLIC = {
     "ContentMotionAutoencoder": "contentmotion.models.autoencoder",
-    "ContentMotionPipeline": "contentmotion.pipeline",
-    "ContentMotionPipelineOutput": "contentmotion.pipeline",
+    "ContentMotionPipeline": "contentmotion.pipelines.content_motion",
+    "ContentMotionPipelineOutput": "contentmotion.pipelines.content_motion",
     "MotionDiT": "contentmotion.models.motion_dit",
-    "load_pipeline": "contentmotion.loading",
+    "load_pipeline": "contentmotion.pipelines.loading",
 }
 __all__ = [*_PUBLIC, "__version__"]
 

@@ -35,17 +35,19 @@ class Command:
 
 
 COMMANDS = {
-    "generate": Command(config.GenerateConfig, "contentmotion.generate:generate", "videos from prompts", "prompt"),
+    "generate": Command(
+        config.GenerateConfig, "contentmotion.commands.generate:generate", "videos from prompts", "prompt"
+    ),
     "demo": Command(config.DemoConfig, "contentmotion.demo.app:demo", "a web page to play with a model"),
     "reconstruct": Command(
         config.ReconstructConfig,
-        "contentmotion.reconstruct:reconstruct",
+        "contentmotion.commands.reconstruct:reconstruct",
         "a real video through the autoencoder, side by side",
         "video",
     ),
     "inspect": Command(
         config.InspectConfig,
-        "contentmotion.data.inspect:inspect",
+        "contentmotion.commands.inspect:inspect",
         "what is in a data set, and what a recipe gets out of it",
         "train_data_dir",
     ),
@@ -58,7 +60,7 @@ COMMANDS = {
         "1. video <-> content frame + motion latent",
     ),
     "encode": Command(
-        config.EncodeConfig, "contentmotion.data.encode:encode", "2. videos -> a cache of latents to train on"
+        config.EncodeConfig, "contentmotion.commands.encode:encode", "2. videos -> a cache of latents to train on"
     ),
     "train-content": Command(
         config.TrainContentConfig, "contentmotion.train.content:train_content", "3. prompt -> content frame"
@@ -76,8 +78,10 @@ COMMANDS = {
     "distill": Command(
         config.DistillConfig, "contentmotion.train.distill:distill", "a model of 50 steps -> one of 1 to 8 steps"
     ),
-    "export": Command(config.ExportConfig, "contentmotion.export:export", "5. the parts -> one pipeline folder"),
-    "push": Command(config.PushConfig, "contentmotion.push:push", "a finished folder -> the hub", "folder"),
+    "export": Command(
+        config.ExportConfig, "contentmotion.commands.export:export", "5. the parts -> one pipeline folder"
+    ),
+    "push": Command(config.PushConfig, "contentmotion.commands.push:push", "a finished folder -> the hub", "folder"),
     "evaluate": Command(
         config.EvaluateConfig,
         "contentmotion.evaluate.run:evaluate",
@@ -85,12 +89,16 @@ COMMANDS = {
     ),
     "benchmark": Command(
         config.BenchmarkConfig,
-        "contentmotion.benchmark.run:benchmark",
+        "contentmotion.cost.run:benchmark",
         "FLOPs, seconds and memory of a clip, beside other systems",
         "systems",
     ),
-    "report": Command(config.ReportConfig, "contentmotion.report:report", "a training run as one HTML page", "run"),
-    "info": Command(config.InfoConfig, "contentmotion.info:info", "what a checkpoint or a cache holds", "checkpoint"),
+    "report": Command(
+        config.ReportConfig, "contentmotion.commands.report:report", "a training run as one HTML page", "run"
+    ),
+    "info": Command(
+        config.InfoConfig, "contentmotion.commands.info:info", "what a checkpoint or a cache holds", "checkpoint"
+    ),
 }
 
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from contentmotion.conditioning import encode_prompts
+from contentmotion.commands.encode import encode, hash_tensors
 from contentmotion.config import EncodeConfig, TrainAutoencoderConfig, TrainMotionConfig
 from contentmotion.data.cache import LatentCache, collate_latents, read_header
 from contentmotion.data.clips import open_clips
-from contentmotion.data.encode import encode, hash_tensors
-from contentmotion.denoisers import MotionDenoiser
-from contentmotion.image_vae import to_float
-from contentmotion.loading import load_autoencoder, load_pipeline
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
+from contentmotion.pipelines.loading import load_autoencoder, load_pipeline
+from contentmotion.stages.denoisers import MotionDenoiser
+from contentmotion.stages.image_vae import to_float
+from contentmotion.stages.text import encode_prompts
 from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.motion import train_motion
 

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file
 
 from contentmotion.cli import main
+from contentmotion.commands.encode import encode
 from contentmotion.config import EncodeConfig
 from contentmotion.data.buckets import BucketSampler
 from contentmotion.data.cache import LatentCache, read_header
-from contentmotion.data.encode import encode
 from contentmotion.data.sources import open_source
-from contentmotion.loading import load_autoencoder
-from contentmotion.video_io import write_video
+from contentmotion.pipelines.loading import load_autoencoder
+from contentmotion.video.write import write_video
 
 BUCKETS = ("4x16x16", "4x16x24")
 

@@ -13,10 +13,10 @@ from contentmotion.data.buckets import BucketSampler, choose_bucket
 from contentmotion.data.clips import ClipDataset, ClipShape, make_clip
 from contentmotion.data.formats import ClipFolder, ClipRecord, read_clip_folder
 from contentmotion.data.records import TarMember
-from contentmotion.data.resize import fit_frame
-from contentmotion.video_io import read_video
-from contentmotion.video_reader import read_clip
-from contentmotion.video_timeline import Timeline, VideoError, VideoInfo, choose_frames
+from contentmotion.video.reader import read_clip
+from contentmotion.video.resize import fit_frame
+from contentmotion.video.timeline import Timeline, VideoError, VideoInfo, choose_frames
+from contentmotion.video.write import read_video
 
 MakeFrames = Callable[..., np.ndarray]
 NUM = 60

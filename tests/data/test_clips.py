@@ -15,7 +15,7 @@ from PIL import Image
 from contentmotion.config import ClipConfig
 from contentmotion.data.clips import ClipDataset, StepSampler, collate, open_clips, resize_and_crop
 from contentmotion.data.formats import ClipFolder, ClipRecord, read_clip_folder
-from contentmotion.video_io import read_video, write_video
+from contentmotion.video.write import read_video, write_video
 
 MakeFrames = Callable[..., np.ndarray]
 

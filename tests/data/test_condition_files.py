@@ -13,9 +13,9 @@ from PIL import Image
 from contentmotion.config import CONDITION_NAMES, ConditionConfig, GenerateConfig
 from contentmotion.data.condition_files import read_conditions
 from contentmotion.data.condition_maps import sketch_of
-from contentmotion.image_vae import to_float
 from contentmotion.models.condition_encoder import ConditionEncoder
-from contentmotion.video_reader import VideoError
+from contentmotion.stages.image_vae import to_float
+from contentmotion.video.reader import VideoError
 
 SIZE = {"num_frames": 4, "height": 16, "width": 16, "vae": None, "known": CONDITION_NAMES}
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from contentmotion.commands.encode import encode
 from contentmotion.config import EncodeConfig
 from contentmotion.data.cache import LatentCache
-from contentmotion.data.encode import encode
 
 NUM_SHARDS = 40
 

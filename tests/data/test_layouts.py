@@ -18,7 +18,7 @@ from contentmotion.data.layouts import csv_index
 from contentmotion.data.layouts.csv_index import CsvIndex
 from contentmotion.data.layouts.hf_datasets import read_dataset
 from contentmotion.data.prompts import read_prompts
-from contentmotion.video_reader import read_clip
+from contentmotion.video.reader import read_clip
 
 
 def touch(root: Path, *names: str) -> None:

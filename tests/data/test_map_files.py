@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from contentmotion.commands.encode import encode
 from contentmotion.config import EncodeConfig
 from contentmotion.data.cache import LatentCache, collate_latents
 from contentmotion.data.clips import open_clips
 from contentmotion.data.condition_maps import sketch_of
-from contentmotion.data.encode import encode
 from contentmotion.data.map_files import sharpen_lines, to_grey
-from contentmotion.video_io import write_video
-from contentmotion.video_reader import VideoError
+from contentmotion.video.reader import VideoError
+from contentmotion.video.write import write_video
 
 
 def write_frames(folder: Path, frames: np.ndarray) -> None:

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from contentmotion.commands.encode import encode
 from contentmotion.config import EncodeConfig, TrainMotionConfig
-from contentmotion.data.encode import encode
 from contentmotion.data.limits import require_few_bad
 from contentmotion.data.shard_sampler import ShardSampler
 from contentmotion.train.motion import train_motion

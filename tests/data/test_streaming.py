@@ -18,13 +18,13 @@ from torch.utils.data import DataLoader
 
 pytest.importorskip("webdataset")
 
+from contentmotion.commands.encode import encode  # noqa: E402
 from contentmotion.config import EncodeConfig, TrainAutoencoderConfig  # noqa: E402
 from contentmotion.data.cache import LatentCache  # noqa: E402
 from contentmotion.data.clips import ClipShape, collate  # noqa: E402
-from contentmotion.data.encode import encode  # noqa: E402
 from contentmotion.data.streaming import StreamingClips, expand_urls, is_stream  # noqa: E402
 from contentmotion.train.autoencoder import train_autoencoder  # noqa: E402
-from contentmotion.video_io import write_video  # noqa: E402
+from contentmotion.video.write import write_video  # noqa: E402
 
 SHAPE = ClipShape(num_frames=4, height=16, width=16)
 NUM_SHARDS, PER_SHARD = 6, 5

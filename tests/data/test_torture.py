@@ -19,9 +19,9 @@ from PIL import Image
 
 from contentmotion.data.clips import ClipDataset
 from contentmotion.data.formats import ClipFolder, ClipRecord
-from contentmotion.video_io import write_video
-from contentmotion.video_reader import probe_video, read_clip
-from contentmotion.video_timeline import Limits, VideoError
+from contentmotion.video.reader import probe_video, read_clip
+from contentmotion.video.timeline import Limits, VideoError
+from contentmotion.video.write import write_video
 
 FRAMES = 4  # of the clips that are asked for
 RED, GREEN, BLUE = (220, 30, 30), (30, 200, 30), (30, 30, 220)
@@ -303,8 +303,8 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from contentmotion.video_reader import read_clip
-from contentmotion.video_timeline import VideoError
+from contentmotion.video.reader import read_clip
+from contentmotion.video.timeline import VideoError
 read_clip(Path(sys.argv[1]) / "good.mp4", num_frames=4, height=16, width=16)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sorted(Path(sys.argv[1]).iterdir()):

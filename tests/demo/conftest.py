@@ -70,7 +70,7 @@ def few_step_dir(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFacto
     """The tiny pipeline with the schedulers of a distilled one."""
     from diffusers import LCMScheduler
 
-    from contentmotion.loading import load_pipeline
+    from contentmotion.pipelines.loading import load_pipeline
 
     pipe = load_pipeline(str(tiny_pipeline_dir))
     for name in ("scheduler", "motion_scheduler"):
@@ -91,7 +91,7 @@ def uploads(tmp_path_factory: pytest.TempPathFactory, make_frames) -> dict[str, 
     """A good video, and one of each kind that is refused."""
     import numpy as np
 
-    from contentmotion.video_io import write_video
+    from contentmotion.video.write import write_video
 
     folder = tmp_path_factory.mktemp("uploads")
     files = {name: folder / f"{name}.mp4" for name in ("good", "other", "no-video", "long", "short", "large")}

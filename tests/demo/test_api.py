@@ -11,7 +11,7 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from contentmotion.video_io import read_metadata, read_video
+from contentmotion.video.write import read_metadata, read_video
 
 ASK = {
     "prompt": "rocket",

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from contentmotion.loading import ASSETS
-from contentmotion.video_io import write_video
+from contentmotion.pipelines.loading import ASSETS
+from contentmotion.video.write import write_video
 
 api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -30,7 +30,7 @@ def make_stable_diffusion(folder: Path) -> None:
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-    from contentmotion.conditioning import make_text_encoder
+    from contentmotion.stages.text import make_text_encoder
 
     torch.manual_seed(0)
     tokenizer, text_encoder = make_text_encoder(["a moving square"], vocab_size=300, hidden_size=32, num_layers=1)

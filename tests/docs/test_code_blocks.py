@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from contentmotion import sampling
 from contentmotion.arguments import parse_config
 from contentmotion.cli import COMMANDS, main
+from contentmotion.pipelines import sampling
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {

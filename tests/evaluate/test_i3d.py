@@ -23,7 +23,7 @@ from contentmotion.evaluate.i3d import (
     preprocess,
     same_padding,
 )
-from contentmotion.video_io import read_video
+from contentmotion.video.write import read_video
 
 WEIGHTS = "i3d_kinetics400_rgb.safetensors"
 

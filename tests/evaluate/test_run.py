@@ -13,7 +13,6 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from contentmotion.conditioning import make_text_encoder
 from contentmotion.config import EvaluateConfig
 from contentmotion.data.formats import read_clip_folder
 from contentmotion.evaluate.clips import Clips
@@ -26,9 +25,10 @@ from contentmotion.evaluate.run import evaluate
 from contentmotion.evaluate.store import PartStore, digest
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
-from contentmotion.pipeline import ContentMotionPipeline
+from contentmotion.pipelines.content_motion import ContentMotionPipeline
 from contentmotion.run_dir import write_config
-from contentmotion.video_io import write_video
+from contentmotion.stages.text import make_text_encoder
+from contentmotion.video.write import write_video
 
 FRAMES, HEIGHT, WIDTH = 10, 24, 32
 

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from contentmotion.image_vae import (
+from contentmotion.models.patch_vae import PatchVAE
+from contentmotion.saving import hash_weights
+from contentmotion.stages.image_vae import (
     decode_frames,
     encode_frames,
     to_float,
@@ -11,8 +13,6 @@ from contentmotion.image_vae import (
     vae_latent_channels,
     vae_scale_factor,
 )
-from contentmotion.models.patch_vae import PatchVAE
-from contentmotion.saving import hash_weights
 
 
 def fitted(latent_channels: int, whitening: float = 0.0) -> tuple[PatchVAE, torch.Tensor]:

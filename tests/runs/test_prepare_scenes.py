@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from contentmotion.data.formats import read_clip_folder
-from contentmotion.video_reader import read_clip
+from contentmotion.video.reader import read_clip
 
 RUNS = Path(__file__).resolve().parents[2] / "runs"
 sys.path.insert(0, str(RUNS))

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from contentmotion.commands.encode import encode
+from contentmotion.commands.export import export
 from contentmotion.config import (
     DistillConfig,
     EncodeConfig,
@@ -14,8 +16,6 @@ from contentmotion.config import (
     TrainContentConfig,
     TrainMotionConfig,
 )
-from contentmotion.data.encode import encode
-from contentmotion.export import export
 from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.content import train_content
 from contentmotion.train.motion import train_motion

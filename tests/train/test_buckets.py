@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from contentmotion.cli import main
+from contentmotion.commands.encode import encode
 from contentmotion.config import (
     DistillConfig,
     EncodeConfig,
@@ -24,9 +25,8 @@ from contentmotion.config import (
     TrainVideoConfig,
 )
 from contentmotion.data.cache import LatentCache, collate_latents
-from contentmotion.data.encode import encode
-from contentmotion.loading import load_video_pipeline
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
+from contentmotion.pipelines.loading import load_video_pipeline
 from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.batches import make_batches
 from contentmotion.train.content import train_content
@@ -35,7 +35,7 @@ from contentmotion.train.distill_parts import PARTS
 from contentmotion.train.held_out import HeldOut
 from contentmotion.train.motion import train_motion
 from contentmotion.train.video import train_video
-from contentmotion.video_io import write_video
+from contentmotion.video.write import write_video
 
 sys.path.insert(0, str(Path(__file__).parent))
 from launch import Job, run, to_words  # noqa: E402

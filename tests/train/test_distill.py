@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from contentmotion import diffusion
 from contentmotion.config import DistillConfig, TrainMotionConfig
-from contentmotion.loading import load_pipeline
-from contentmotion.sampling import _warn_once, resolve_sampling
-from contentmotion.train.consistency import consistency_loss, make_lcm_scheduler
+from contentmotion.losses.consistency import consistency_loss, make_lcm_scheduler
+from contentmotion.pipelines.loading import load_pipeline
+from contentmotion.pipelines.sampling import _warn_once, resolve_sampling
 from contentmotion.train.distill import distill
 from contentmotion.train.motion import train_motion
 

@@ -9,9 +9,9 @@ import torch
 from diffusers import LCMScheduler
 from safetensors.torch import load_file
 
+from contentmotion.commands.encode import encode
 from contentmotion.config import DistillConfig, EncodeConfig, TrainVideoConfig
-from contentmotion.data.encode import encode
-from contentmotion.loading import load_video_pipeline
+from contentmotion.pipelines.loading import load_video_pipeline
 from contentmotion.train.distill import distill
 from contentmotion.train.video import train_video
 

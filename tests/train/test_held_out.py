@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from contentmotion.config import DistillConfig
 from contentmotion.data.cache import open_cache
-from contentmotion.loading import load_pipeline
+from contentmotion.losses.consistency import compare_predictions, make_lcm_scheduler, sample
+from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.train import distill as module
 from contentmotion.train import held_out as held_out_module
 from contentmotion.train.best import Best
-from contentmotion.train.consistency import compare_predictions, make_lcm_scheduler, sample
 from contentmotion.train.distill import distill
 from contentmotion.train.distill_parts import PARTS
 from contentmotion.train.held_out import Alarms, HeldOut, what_scores_depend_on

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from contentmotion import ContentMotionPipeline
 from contentmotion.config import DistillConfig
-from contentmotion.loading import load_pipeline
+from contentmotion.losses.consistency import make_lcm_scheduler
 from contentmotion.models.motion_dit import MotionDiT
-from contentmotion.train.consistency import make_lcm_scheduler
+from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.train.distill import distill
 from contentmotion.train.distill_parts import PARTS
 from contentmotion.train.lora import add_adapters, merge_adapters, save_adapters, share_weights

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from contentmotion.cli import main
+from contentmotion.commands.encode import encode
 from contentmotion.config import EncodeConfig, TrainAutoencoderConfig, TrainConfig
 from contentmotion.data.cache import LatentCache, collate_latents
 from contentmotion.data.clips import collate
-from contentmotion.data.encode import encode
 from contentmotion.data.streaming import open_stream
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.train.autoencoder import train_autoencoder

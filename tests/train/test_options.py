@@ -22,6 +22,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.training_utils import EMAModel, compute_snr
 from safetensors.torch import load_file
 
+from contentmotion.commands.encode import encode
 from contentmotion.config import (
     EncodeConfig,
     TrainAutoencoderConfig,
@@ -30,8 +31,7 @@ from contentmotion.config import (
     TrainMotionConfig,
     TrainVideoConfig,
 )
-from contentmotion.data.encode import encode
-from contentmotion.loading import load_video_pipeline
+from contentmotion.pipelines.loading import load_video_pipeline
 from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.checkpoints import checkpoints, latest_checkpoint
 from contentmotion.train.content import load_content_parts, train_content

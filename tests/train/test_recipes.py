@@ -10,15 +10,15 @@ import torch
 import yaml
 from diffusers import UNet2DConditionModel
 
-from contentmotion.benchmark.networks import build
 from contentmotion.cli import main
 from contentmotion.config import CONDITION_NAMES
-from contentmotion.loading import load_video_pipeline
+from contentmotion.cost.networks import build
+from contentmotion.cost.plan import video_pass
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.condition_encoder import ConditionEncoder
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.models.video_unet import enable_checkpointing, inflate_unet
-from contentmotion.train.plan import video_pass
+from contentmotion.pipelines.loading import load_video_pipeline
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SIZE = "--num_frames 4 --height 16 --width 16"

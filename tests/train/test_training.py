@@ -14,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from contentmotion.commands.encode import encode
+from contentmotion.commands.export import export
 from contentmotion.config import (
     ClipConfig,
     EncodeConfig,
@@ -26,9 +28,7 @@ from contentmotion.config import (
 )
 from contentmotion.data.cache import LatentCache
 from contentmotion.data.clips import open_clips
-from contentmotion.data.encode import encode
-from contentmotion.export import export
-from contentmotion.loading import load_autoencoder, load_pipeline
+from contentmotion.pipelines.loading import load_autoencoder, load_pipeline
 from contentmotion.train import checkpoints, loop
 from contentmotion.train.autoencoder import draw_frames, train_autoencoder
 from contentmotion.train.content import load_content_parts, train_content

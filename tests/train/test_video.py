@@ -12,9 +12,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
+from contentmotion.commands.encode import encode
 from contentmotion.config import DistillConfig, EncodeConfig, TrainVideoConfig
-from contentmotion.data.encode import encode
-from contentmotion.loading import load_video_pipeline
+from contentmotion.pipelines.loading import load_video_pipeline
 from contentmotion.train.content import load_content_parts
 from contentmotion.train.distill import distill
 from contentmotion.train.video import add_conditions, train_video
@@ -49,7 +49,7 @@ def test_from_scratch_with_conditions(cache: Path, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
     # In a process that has trained nothing, too: diffusers loads no class whose module is not imported.
-    code = "import sys; from contentmotion.loading import load_any_pipeline; load_any_pipeline(sys.argv[1])"
+    code = "import sys; from contentmotion.pipelines.loading import load_any_pipeline; load_any_pipeline(sys.argv[1])"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "run/video")], check=True)
     # and on from there: the condition encoder is trained on, not made anew
     again = settings(

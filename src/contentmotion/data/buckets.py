@@ -12,8 +12,8 @@ from torch.utils.data import Sampler
 
 from contentmotion.data.records import ClipRecord
 from contentmotion.data.step_sampler import StepSampler
-from contentmotion.video_reader import probe_video, source_name
-from contentmotion.video_timeline import VideoInfo
+from contentmotion.video.reader import probe_video, source_name
+from contentmotion.video.timeline import VideoInfo
 
 Bucket = tuple[int, int, int]  # frames, height, width
 

@@ -18,11 +18,11 @@ from contentmotion.data.buckets import Bucket, BucketSampler, assign_buckets
 from contentmotion.data.formats import ClipFolder, open_folder
 from contentmotion.data.map_files import RecordsWithMaps, read_map
 from contentmotion.data.records import ClipRecord, Records, Source
-from contentmotion.data.resize import ResizeMode, crop_frames, resize_and_crop
 from contentmotion.data.step_sampler import StepSampler
 from contentmotion.run_dir import is_main_process
-from contentmotion.video_reader import Clip, read_clip, source_name
-from contentmotion.video_timeline import Timeline, choose_frames
+from contentmotion.video.reader import Clip, read_clip, source_name
+from contentmotion.video.resize import ResizeMode, crop_frames, resize_and_crop
+from contentmotion.video.timeline import Timeline, choose_frames
 
 __all__ = [
     "ClipDataset",

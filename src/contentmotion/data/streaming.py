@@ -27,8 +27,8 @@ from contentmotion.data.clips import ClipShape, make_clip
 from contentmotion.data.formats import ClipRecord
 from contentmotion.data.layouts.metadata import find_captions
 from contentmotion.data.sources import ClipBatch
-from contentmotion.video_io import VIDEO_SUFFIXES
-from contentmotion.video_reader import source_name
+from contentmotion.video.reader import source_name
+from contentmotion.video.write import VIDEO_SUFFIXES
 
 DEFAULT_WINDOW = 256
 MAX_BAD_IN_A_ROW = 1000

@@ -8,13 +8,13 @@ from typing import Any
 
 import gradio as gr
 
+from contentmotion.commands.info import flow_text, shown_settings
+from contentmotion.cost.count import clip_cost
 from contentmotion.demo.generate_tab import MODEL
 from contentmotion.demo.guards import reported
 from contentmotion.demo.studio import Model, Studio
-from contentmotion.evaluate.cost import clip_cost
-from contentmotion.image_vae import vae_scale_factor
-from contentmotion.info import flow_text, shown_settings
-from contentmotion.loading import resolve_name
+from contentmotion.pipelines.loading import resolve_name
+from contentmotion.stages.image_vae import vae_scale_factor
 
 PARTS = ["part", "class", "parameters", "settings"]
 WIDTHS = ["170px", "230px", "110px", "500px"]

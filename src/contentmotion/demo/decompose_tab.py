@@ -10,11 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from contentmotion.demo.generate_tab import MODEL
-from contentmotion.demo.guards import reported, uploaded_video
-from contentmotion.demo.studio import Studio
-from contentmotion.demo.uploads import MAX_STRIDE, read_upload
-from contentmotion.reconstruct import (
+from contentmotion.commands.reconstruct import (
     Decomposition,
     clip_shape,
     decompose,
@@ -24,6 +20,10 @@ from contentmotion.reconstruct import (
     to_pixels,
     weight_maps,
 )
+from contentmotion.demo.generate_tab import MODEL
+from contentmotion.demo.guards import reported, uploaded_video
+from contentmotion.demo.studio import Studio
+from contentmotion.demo.uploads import MAX_STRIDE, read_upload
 
 COLUMNS, CELL, GAP = 8, 96, 4  # the weights' picture: cells a row, and pixels
 

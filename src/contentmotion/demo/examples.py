@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from contentmotion.video_io import write_video
+from contentmotion.video.write import write_video
 
 SIDE, NUM_FRAMES, FPS, OVERSAMPLING = 128, 32, 8.0, 4
 

@@ -9,7 +9,7 @@ import gradio as gr
 
 from contentmotion.demo.guards import reported
 from contentmotion.demo.studio import MAX_GUIDANCE, MAX_SEED, Model, Request, Studio
-from contentmotion.sampling import MOST_DISTILLED_STEPS
+from contentmotion.pipelines.sampling import MOST_DISTILLED_STEPS
 
 MAX_HISTORY = 24  # videos a session remembers
 NEW_SEED = f"() => Math.floor(Math.random() * {MAX_SEED})"

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from contentmotion.commands.generate import Drawn, load_for_sampling, provenance, sample_all, sample_motions, slug
 from contentmotion.config import SHIPPED_MODEL, SHIPPED_STUDENT, DemoConfig, GenerateConfig, SamplingConfig
-from contentmotion.generate import Drawn, load_for_sampling, provenance, sample_all, sample_motions, slug
-from contentmotion.loading import require_checkpoints
-from contentmotion.pipeline import ContentMotionPipeline
+from contentmotion.pipelines.content_motion import ContentMotionPipeline
+from contentmotion.pipelines.loading import require_checkpoints
+from contentmotion.pipelines.sampling import MOST_DISTILLED_STEPS, Sampling, is_distilled, resolve_sampling
 from contentmotion.run_dir import resolve_device
-from contentmotion.sampling import MOST_DISTILLED_STEPS, Sampling, is_distilled, resolve_sampling
-from contentmotion.video_io import write_picture, write_video
-from contentmotion.video_timeline import Limits
+from contentmotion.video.timeline import Limits
+from contentmotion.video.write import write_picture, write_video
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from torch import Tensor
 from contentmotion.config import EvaluateConfig
 from contentmotion.data.clips import ClipDataset, collate
 from contentmotion.data.formats import ClipFolder
-from contentmotion.video_reader import probe_video
+from contentmotion.video.reader import probe_video
 
 
 class Clips:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from contentmotion.config import EvaluateConfig
 from contentmotion.evaluate.clips import Clips
-from contentmotion.image_vae import decode_frames, encode_frames, to_float, to_uint8
-from contentmotion.pipeline import ContentMotionPipeline
-from contentmotion.pipeline_checks import num_classes
+from contentmotion.pipelines.checks import num_classes
+from contentmotion.pipelines.content_motion import ContentMotionPipeline
+from contentmotion.pipelines.video_latent import VideoLatentPipeline
 from contentmotion.run_dir import seeded_generator
-from contentmotion.video_pipeline import VideoLatentPipeline
+from contentmotion.stages.image_vae import decode_frames, encode_frames, to_float, to_uint8
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from contentmotion.evaluate.measures import THUMBNAIL_FRAMES, THUMBNAIL_SIZE, Me
 from contentmotion.evaluate.parts import Part
 from contentmotion.evaluate.scores import NUM_HALVINGS
 from contentmotion.evaluate.store import digest, file_digest
-from contentmotion.pipeline_base import LatentPipeline
+from contentmotion.pipelines.base import LatentPipeline
+from contentmotion.pipelines.sampling import resolve_sampling
 from contentmotion.run_dir import describe_hardware
-from contentmotion.sampling import resolve_sampling
 
 MEASURES_VERSION = 1  # to be raised when the same videos get other numbers: stored ones are then not used again
 # What a part's videos come from, where that is not every network: evaluations that share the others share it, too.

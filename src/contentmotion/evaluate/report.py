@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from contentmotion.evaluate.scores import Measured, Scores, closest_pairs
-from contentmotion.video_io import write_contact_sheet
+from contentmotion.video.write import write_contact_sheet
 
 SHEET_CLIPS = 8
 SHEET_FRAMES = 4

@@ -21,7 +21,12 @@ from contentmotion.data.limits import require_few_bad
 from contentmotion.data.streaming import is_stream, open_stream
 from contentmotion.draws import Source, rand
 from contentmotion.evaluate.lpips import load_lpips
-from contentmotion.image_vae import (
+from contentmotion.models.autoencoder import ContentMotionAutoencoder
+from contentmotion.pipelines.content_motion import ContentMotionPipeline
+from contentmotion.pipelines.loading import load_autoencoder, load_vae
+from contentmotion.run_dir import is_main_process, prepare_output_dir
+from contentmotion.saving import save_model
+from contentmotion.stages.image_vae import (
     decode_frames,
     encode_frames,
     to_float,
@@ -29,15 +34,10 @@ from contentmotion.image_vae import (
     vae_latent_channels,
     vae_scale_factor,
 )
-from contentmotion.loading import load_autoencoder, load_vae
-from contentmotion.models.autoencoder import ContentMotionAutoencoder
-from contentmotion.pipeline import ContentMotionPipeline
-from contentmotion.run_dir import is_main_process, prepare_output_dir
-from contentmotion.saving import save_model
 from contentmotion.train.loop import Batch, fit
 from contentmotion.train.processes import this_process
 from contentmotion.train.scoring import make_scorer
-from contentmotion.video_io import write_contact_sheet
+from contentmotion.video.write import write_contact_sheet
 
 PREVIEW_CLIPS = 4
 
@@ -49,7 +49,7 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
         ValueError: No usable videos, or a size that the VAE and the patches do not divide.
     """
     if config.dry_run:
-        from contentmotion.train.plan import print_plan  # it knows all commands
+        from contentmotion.cost.plan import print_plan  # it knows all commands
 
         return print_plan(config)
     vae = load_vae(config.vae).to(this_process().device) if config.vae else None

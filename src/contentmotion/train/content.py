@@ -16,14 +16,21 @@ from diffusers import (
 )
 from diffusers.models.modeling_utils import ModelMixin
 
-from contentmotion.conditioning import make_text_encoder
 from contentmotion.config import TrainContentConfig
 from contentmotion.data.cache import LatentCache, open_cache
-from contentmotion.denoisers import ContentDenoiser
-from contentmotion.loading import load_autoencoder, load_vae, quiet, require_checkpoints, resolve_name, to_ddim
-from contentmotion.pipeline import ContentMotionPipeline
+from contentmotion.pipelines.content_motion import ContentMotionPipeline
+from contentmotion.pipelines.loading import (
+    load_autoencoder,
+    load_vae,
+    quiet,
+    require_checkpoints,
+    resolve_name,
+    to_ddim,
+)
 from contentmotion.run_dir import prepare_output_dir
 from contentmotion.saving import replacing_folder
+from contentmotion.stages.denoisers import ContentDenoiser
+from contentmotion.stages.text import make_text_encoder
 from contentmotion.train.denoiser import make_scheduler, train_denoiser
 from contentmotion.train.lora import adapt_unet, merge_adapters, save_adapters
 from contentmotion.train.previews import write_previews
@@ -40,7 +47,7 @@ def train_content(config: TrainContentConfig) -> None:
         ValueError: Something needed is missing or does not fit.
     """
     if config.dry_run:
-        from contentmotion.train.plan import print_plan  # it knows all commands
+        from contentmotion.cost.plan import print_plan  # it knows all commands
 
         return print_plan(config)
     require_checkpoints(

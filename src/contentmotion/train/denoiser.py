@@ -32,7 +32,7 @@ def diffusion_loss(
     """Denoising loss at random times; with a learned variance, DiT's hybrid of it and the variational bound.
 
     Args:
-        denoiser: See ``contentmotion.denoisers``. Twice the channels of ``x0`` mean a learned variance.
+        denoiser: See ``contentmotion.stages.denoisers``. Twice the channels of ``x0`` mean a learned variance.
         batch: "generator" is the source of all randomness.
         x0: Clean samples (b, c, ...).
         scheduler: Gives the noise schedule and the prediction type.

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from contentmotion.config import DistillConfig
 from contentmotion.data.cache import LatentCache, collate_latents, open_cache
-from contentmotion.loading import require_checkpoints
+from contentmotion.losses.consistency import consistency_loss, make_lcm_scheduler, require_teacher
 from contentmotion.models.video_unet import enable_checkpointing
+from contentmotion.pipelines.loading import require_checkpoints
 from contentmotion.run_dir import prepare_output_dir
 from contentmotion.train.best import BEST, Best
-from contentmotion.train.consistency import consistency_loss, make_lcm_scheduler, require_teacher
 from contentmotion.train.denoiser import use_plain_attention
 from contentmotion.train.distill_parts import PARTS, Part
 from contentmotion.train.held_out import Alarms, HeldOut, what_scores_depend_on
@@ -26,7 +26,7 @@ from contentmotion.train.loop import Batch, fit
 from contentmotion.train.lora import add_adapters, merge_adapters, share_weights
 from contentmotion.train.processes import is_on_cpu, this_process
 from contentmotion.train.scoring import make_scorer
-from contentmotion.video_io import write_contact_sheet
+from contentmotion.video.write import write_contact_sheet
 
 PREVIEW_STEPS = (1, 2, 4, 8)
 
@@ -40,7 +40,7 @@ def distill(config: DistillConfig) -> None:
         ValueError: A part is missing, or a cache does not fit the teacher.
     """
     if config.dry_run:
-        from contentmotion.train.plan import print_plan  # it knows all commands
+        from contentmotion.cost.plan import print_plan  # it knows all commands
 
         return print_plan(config)
     require_checkpoints(pretrained_model_name_or_path=config.pretrained_model_name_or_path)

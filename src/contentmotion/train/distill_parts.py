@@ -14,10 +14,10 @@ from contentmotion.config import DistillConfig
 from contentmotion.config.use import Component
 from contentmotion.data.cache import LatentCache
 from contentmotion.data.conditions import require_conditions
-from contentmotion.denoisers import ContentDenoiser, MotionDenoiser, VideoDenoiser, perturb
-from contentmotion.loading import is_video_model, load_pipeline, load_video_pipeline, resolve_name
-from contentmotion.pipeline import ContentMotionPipeline
-from contentmotion.train.consistency import require_teacher
+from contentmotion.losses.consistency import require_teacher
+from contentmotion.pipelines.content_motion import ContentMotionPipeline
+from contentmotion.pipelines.loading import is_video_model, load_pipeline, load_video_pipeline, resolve_name
+from contentmotion.stages.denoisers import ContentDenoiser, MotionDenoiser, VideoDenoiser, perturb
 from contentmotion.train.content import load_content_parts, save_content
 from contentmotion.train.loop import Batch
 from contentmotion.train.lora import ATTENTION_AND_FEED_FORWARD, save_adapters

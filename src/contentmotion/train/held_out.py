@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from contentmotion.config import DistillConfig
 from contentmotion.data.cache import INDEX, LatentCache, collate_latents
+from contentmotion.losses.consistency import consistency_loss, sample
 from contentmotion.run_dir import seeded_generator
-from contentmotion.train.consistency import consistency_loss, sample
 from contentmotion.train.distill_parts import Part
 from contentmotion.train.loop import Batch
 

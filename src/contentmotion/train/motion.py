@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler
 
-from contentmotion.conditioning import pooled_text_dim
 from contentmotion.config import TrainMotionConfig
 from contentmotion.data.cache import open_cache
-from contentmotion.denoisers import MotionDenoiser
-from contentmotion.loading import load_autoencoder, require_checkpoints
 from contentmotion.models.motion_dit import MotionDiT
-from contentmotion.pipeline import ContentMotionPipeline
+from contentmotion.pipelines.content_motion import ContentMotionPipeline
+from contentmotion.pipelines.loading import load_autoencoder, require_checkpoints
 from contentmotion.run_dir import prepare_output_dir
 from contentmotion.saving import replacing_folder
+from contentmotion.stages.denoisers import MotionDenoiser
+from contentmotion.stages.text import pooled_text_dim
 from contentmotion.train.content import load_content_parts
 from contentmotion.train.denoiser import make_scheduler, train_denoiser
 from contentmotion.train.loop import Batch
@@ -31,7 +31,7 @@ def train_motion(config: TrainMotionConfig) -> None:
         ValueError: Something needed is missing or does not fit.
     """
     if config.dry_run:
-        from contentmotion.train.plan import print_plan  # it knows all commands
+        from contentmotion.cost.plan import print_plan  # it knows all commands
 
         return print_plan(config)
     require_checkpoints(

@@ -11,9 +11,9 @@ import torch
 
 from contentmotion.data.cache import LatentCache
 from contentmotion.data.conditions import training_conditions
-from contentmotion.pipeline import ContentMotionPipeline
-from contentmotion.video_io import write_contact_sheet
-from contentmotion.video_pipeline import VideoLatentPipeline
+from contentmotion.pipelines.content_motion import ContentMotionPipeline
+from contentmotion.pipelines.video_latent import VideoLatentPipeline
+from contentmotion.video.write import write_contact_sheet
 
 AnyPipeline = ContentMotionPipeline | VideoLatentPipeline
 

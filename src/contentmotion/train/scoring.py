@@ -12,7 +12,7 @@ from contentmotion.config.use import Component
 from contentmotion.evaluate.i3d import load_i3d
 from contentmotion.evaluate.run import open_data, score_pipeline
 from contentmotion.evaluate.weights import find_weights
-from contentmotion.pipeline_base import LatentPipeline
+from contentmotion.pipelines.base import LatentPipeline
 from contentmotion.saving import replacing_folder
 from contentmotion.train.best import Best
 from contentmotion.train.processes import from_main, on_main, this_process

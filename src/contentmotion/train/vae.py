@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from contentmotion.config import TrainVAEConfig
 from contentmotion.data.clips import collate, open_clips
 from contentmotion.draws import Source, randn
-from contentmotion.image_vae import to_float, to_uint8
 from contentmotion.models.patch_vae import PatchVAE
 from contentmotion.run_dir import prepare_output_dir
 from contentmotion.saving import save_model
+from contentmotion.stages.image_vae import to_float, to_uint8
 from contentmotion.train.loop import Batch, fit
 from contentmotion.train.processes import this_process
-from contentmotion.video_io import write_contact_sheet
+from contentmotion.video.write import write_contact_sheet
 
 COMPONENT_IMAGES = 2048
 
@@ -27,7 +27,7 @@ def train_vae(config: TrainVAEConfig) -> None:
         ValueError: No usable videos, or a size that the VAE's patches do not divide.
     """
     if config.dry_run:
-        from contentmotion.train.plan import print_plan  # it knows all commands
+        from contentmotion.cost.plan import print_plan  # it knows all commands
 
         return print_plan(config)
     stride = 2**config.num_downsamples

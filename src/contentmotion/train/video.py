@@ -8,18 +8,19 @@ from typing import Any
 
 import torch
 
-from contentmotion.conditioning import make_text_encoder
 from contentmotion.config import TrainVideoConfig
 from contentmotion.data.cache import LatentCache, open_cache
 from contentmotion.data.conditions import require_conditions, training_conditions
-from contentmotion.denoisers import VideoDenoiser
-from contentmotion.image_vae import vae_scale_factor
-from contentmotion.loading import is_video_model, load_vae, load_video_pipeline, require_checkpoints, to_ddim
 from contentmotion.models.condition_encoder import ConditionEncoder
 from contentmotion.models.video_unet import enable_checkpointing, inflate_unet, make_video_unet, widen_input
+from contentmotion.pipelines.loading import is_video_model, load_vae, load_video_pipeline, require_checkpoints, to_ddim
+from contentmotion.pipelines.sampling import is_distilled
+from contentmotion.pipelines.video_latent import VideoLatentPipeline
 from contentmotion.run_dir import prepare_output_dir
-from contentmotion.sampling import is_distilled
 from contentmotion.saving import replacing_folder
+from contentmotion.stages.denoisers import VideoDenoiser
+from contentmotion.stages.image_vae import vae_scale_factor
+from contentmotion.stages.text import make_text_encoder
 from contentmotion.train.content import load_content_parts
 from contentmotion.train.denoiser import make_scheduler, train_denoiser
 from contentmotion.train.loop import Batch
@@ -27,7 +28,6 @@ from contentmotion.train.lora import adapt_unet, merge_adapters
 from contentmotion.train.previews import write_previews
 from contentmotion.train.processes import this_process
 from contentmotion.train.scoring import make_scorer
-from contentmotion.video_pipeline import VideoLatentPipeline
 
 
 def train_video(config: TrainVideoConfig) -> None:
@@ -39,7 +39,7 @@ def train_video(config: TrainVideoConfig) -> None:
         ValueError: Something needed is missing or does not fit.
     """
     if config.dry_run:
-        from contentmotion.train.plan import print_plan  # it knows all commands
+        from contentmotion.cost.plan import print_plan  # it knows all commands
 
         return print_plan(config)
     require_checkpoints(pretrained_model_name_or_path=config.pretrained_model_name_or_path, vae=config.vae)

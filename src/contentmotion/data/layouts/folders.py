@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from contentmotion.data.records import ColumnRecords, Listing
-from contentmotion.video_io import VIDEO_SUFFIXES, list_frames
+from contentmotion.video.write import VIDEO_SUFFIXES, list_frames
 
 SPLIT_FOLDERS = ("train", "validation", "valid", "val", "test", "eval", "dev", "heldout")
 

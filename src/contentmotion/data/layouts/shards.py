@@ -13,7 +13,7 @@ from typing import Any
 
 from contentmotion.data.layouts.metadata import find_captions
 from contentmotion.data.records import ColumnRecords, Listing, Source, TarMember, sorted_classes
-from contentmotion.video_io import VIDEO_SUFFIXES
+from contentmotion.video.write import VIDEO_SUFFIXES
 
 TEXT_KINDS = ("txt", "json", "cls")
 MAX_TEXT = 1 << 20  # bytes of a text that is read

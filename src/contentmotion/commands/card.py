@@ -1,0 +1,244 @@
+"""The model card that ``export`` writes: what can be found out, and a sentence in brackets for what cannot."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+
+import contentmotion
+from contentmotion.commands.info import count_parameters, describe_flow, find_parts, read_settings
+from contentmotion.config import BenchmarkConfig, ExportConfig
+from contentmotion.cost.report import markdown_table, number
+from contentmotion.cost.run import META, Bench
+from contentmotion.evaluate.report import COLUMNS, TITLES
+
+INTENDED = """\
+Trying out and studying text-to-video generation; a first shape of a clip for people who design one, to be looked at
+before it is used."""
+LIMITS = """\
+It draws what its data shows, with that data's gaps and prejudices, at the size and length above; other sizes, and words
+it has not seen, come out worse."""
+MISUSE = """\
+It must not be used to deceive: to make videos of real people doing or saying what they did not (deepfakes), or
+disinformation; nor to make sensitive, malicious or illegal content. The authors of CMD name that danger of large video
+generators in their ethics statement, and ask to keep it in mind and to work on safe ones. Nothing filters prompts or
+videos here. Generated files say in their metadata that a model made them (`contentmotion info FILE`); who publishes
+them should say so, too."""
+# What of a run's settings goes into its row: heading and names.
+SETTINGS = {
+    "steps": ("max_train_steps",),
+    "batch": ("train_batch_size",),
+    "accumulation": ("gradient_accumulation_steps",),
+    "learning rate": ("learning_rate",),
+    "average": ("ema_decay",),
+    "precision": ("mixed_precision",),
+    "seed": ("seed",),
+}
+BRACKETS = "*[{}]*"
+
+
+def write_card(folder: Path, config: ExportConfig, scores: dict[str, Any] | None) -> None:
+    """Writes README.md into a pipeline folder that is complete otherwise.
+
+    Args:
+        folder: The pipeline.
+        config: Where its parts are from, its name and licence.
+        scores: As ``read_scores`` gives them, or None.
+    """
+    runs = find_runs(config)
+    name = Path(config.output_dir).resolve().name
+    data = metadata(config, name, scores, (folder / "text_encoder").is_dir())
+    sections = {
+        f"# {name}": _summary(folder),
+        "## Parts": _parts(folder),
+        "## Use": _use(name, (folder / "text_encoder").is_dir()),
+        "## Data": _data(runs),
+        "## Training": _training(runs),
+        "## Scores": _scores(scores),
+        "## Cost": describe_cost(folder),
+        "## Intended use": INTENDED,
+        "## Misuse": MISUSE,
+        "## Limits": f"{LIMITS}\n\n{BRACKETS.format('say what it cannot do')}",
+        "## Licence": f"{config.license}." if config.license else BRACKETS.format("none yet: choose one"),
+    }
+    body = "\n\n".join(f"{title}\n\n{text}" for title, text in sections.items())
+    (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n{body}\n", encoding="utf-8")
+
+
+def metadata(config: ExportConfig, name: str, scores: dict[str, Any] | None, takes_text: bool) -> ModelCardData:
+    """The header that the hub reads.
+
+    Args:
+        config: Licence; what the content model is from.
+        name: Of the model.
+        scores: Of ``evaluate``, or None.
+        takes_text: Whether it is asked for videos by a text.
+    """
+    results = []
+    for part, row in (scores or {"parts": {}})["parts"].items():
+        for key in (key for key in ("fvd", "psnr", "ssim", "lpips", "clipsim") if key in row and part != "real_halves"):
+            found = EvalResult(
+                task_type="text-to-video",
+                dataset_type="video",
+                dataset_name=f"{_last(_run_of(scores).get('data_dir'))}, {row['n']} clips",
+                metric_type=key,
+                metric_name=f"{COLUMNS[key][0]}, {TITLES.get(part, part)}",
+                metric_value=round(float(row[key]), 4),
+            )
+            results.append(found)
+    source = config.pretrained_model_name_or_path
+    return ModelCardData(
+        license=config.license,
+        library_name="diffusers",
+        pipeline_tag="text-to-video" if takes_text else None,
+        tags=["contentmotion", "content-motion", *(["text-to-video"] if takes_text else ["class-to-video"])],
+        base_model=source if source.count("/") == 1 and not Path(source).exists() else None,
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+
+
+def find_runs(config: ExportConfig) -> dict[str, dict[str, Any]]:
+    """Settings of the training runs whose folders the parts are in, by command; "cache" in them is its manifest."""
+    runs: dict[str, dict[str, Any]] = {}
+    for name in (config.autoencoder, config.pretrained_model_name_or_path, config.motion_transformer):
+        file = Path(name).resolve().parent / "config.yaml" if name and Path(name).is_dir() else None
+        if file is None or not file.is_file():
+            continue
+        text = file.read_text(encoding="utf-8")
+        command = re.match(r"# To repeat the run: contentmotion (\S+)", text)
+        settings = yaml.safe_load(text)
+        if command is None or not isinstance(settings, dict) or "max_train_steps" not in settings:
+            continue
+        manifest = Path(str(settings.get("cache_dir"))) / "manifest.json"
+        if manifest.is_file():
+            settings["cache"] = json.loads(manifest.read_text(encoding="utf-8"))
+        runs[f"{command[1]}, {settings['part']}" if "part" in settings else command[1]] = settings
+    return runs
+
+
+def read_scores(file: str) -> dict[str, Any]:
+    """A scores.json.
+
+    Raises:
+        ValueError: It is none.
+        OSError: It cannot be read.
+    """
+    try:
+        scores = json.loads(Path(file).read_text(encoding="utf-8"))
+        if {"parts", "protocol"} <= scores.keys():
+            return scores
+    except (ValueError, AttributeError):
+        pass
+    raise ValueError(f"--scores {file}: not a scores.json of contentmotion evaluate")
+
+
+def _summary(folder: Path) -> str:
+    parts = find_parts(folder)
+    millions = sum(count_parameters(part)[0] for part in parts.values()) / 1e6
+    flow = f" {describe_flow(parts)}." if "autoencoder" in parts else ""
+    return (
+        f"A video model of content frame and motion latent (CMD, arXiv 2403.14148), {millions:,.2f} M parameters, made "
+        f"with contentmotion {contentmotion.__version__}.{flow}"
+    )
+
+
+def _parts(folder: Path) -> str:
+    rows = []
+    for name, part in find_parts(folder).items():
+        parameters, _, dtypes = count_parameters(part)
+        rows.append([f"`{name}`", read_settings(part)[0], f"{parameters:,}" if parameters else "", dtypes])
+    return markdown_table(["part", "class", "parameters", "numbers"], rows)
+
+
+def _use(name: str, takes_text: bool) -> str:
+    asked = '"a prompt"' if takes_text else "--class_labels 0"
+    return f"```sh\ncontentmotion generate {asked} --pretrained_model_name_or_path {name}\n```"
+
+
+def _data(runs: dict[str, dict[str, Any]]) -> str:
+    lines = []
+    for command, settings in runs.items():
+        cache = settings.get("cache") or {}
+        if settings.get("train_data_dir"):
+            size = " x ".join(str(settings[key]) for key in ("num_frames", "height", "width"))
+            lines.append(f"* {command}: `{_last(settings['train_data_dir'])}`, clips of {size}")
+        elif cache:
+            size = " x ".join(str(cache.get(key)) for key in ("num_frames", "height", "width"))
+            lines.append(
+                f"* {command}: {cache.get('items')} clips of {size}, split {cache.get('split')} (SHA-256 of the list "
+                f"{str(cache.get('data'))[:16]})"
+            )
+    lines.append(BRACKETS.format("say what the data shows, where it is from, whom it belongs to"))
+    return "\n".join(lines[:-1]) + ("\n\n" if len(lines) > 1 else "") + lines[-1]
+
+
+def _training(runs: dict[str, dict[str, Any]]) -> str:
+    if not runs:
+        return BRACKETS.format("the parts are in no folder of a training run: say how they were trained")
+    rows = [
+        [command, *(str(settings.get(name, "")) for names in SETTINGS.values() for name in names)]
+        for command, settings in runs.items()
+    ]
+    return markdown_table(["run", *SETTINGS], rows)
+
+
+def _scores(scores: dict[str, Any] | None) -> str:
+    if scores is None:
+        return BRACKETS.format("not evaluated: `contentmotion evaluate`, then `export --scores scores.json`")
+    keys = [key for key in COLUMNS if any(key in row for row in scores["parts"].values())]
+    headings = ["", *(COLUMNS[key][0].replace("-\n", "").replace("\n", " ") for key in keys)]
+    rows = [
+        [TITLES.get(part, part), *(format(row[key], COLUMNS[key][1]) if key in row else "" for key in keys)]
+        for part, row in scores["parts"].items()
+    ]
+    protocol = [
+        f"* {section}: " + "; ".join(f"{key} {_shown(value)}" for key, value in entries.items())
+        for section, entries in scores["protocol"].items()
+        if isinstance(entries, dict)
+    ]
+    notes = [f"* {line}" for line in scores.get("notes", [])]
+    return "\n".join([markdown_table(headings, rows), "", "Protocol:", "", *protocol, *notes])
+
+
+def describe_cost(folder: Path) -> str:
+    """FLOPs of one clip by stage; or why they are not counted, which is no reason to lose an export.
+
+    Args:
+        folder: Of a pipeline.
+    """
+    try:
+        [result] = Bench(BenchmarkConfig(systems=(str(folder),), meta=True), META, torch.float32).run()
+    except (ValueError, RuntimeError, AttributeError) as error:  # class-conditional models, networks of other libraries
+        return BRACKETS.format(f"not counted: {str(error).replace(str(folder), 'this model')}")
+    rows = [
+        [stage.stage, number(stage.parameters / 1e6), str(stage.passes), number(stage.tflops)]
+        for stage in result.stages
+        if stage.parameters
+    ]
+    rows.append(["in all", number(result.parameters / 1e6), "", number(result.tflops)])
+    size = " x ".join(str(side) for side in result.size)
+    table = markdown_table(["stage", "parameters (M)", "passes", "TFLOPs"], rows)
+    how = "counted, not run (2 x multiply-adds, attention included)"
+    return f"Of one clip of {size}, {result.sampling}; {how}:\n\n{table}"
+
+
+def _run_of(scores: dict[str, Any] | None) -> dict[str, Any]:
+    return ((scores or {}).get("protocol") or {}).get("run") or {}
+
+
+def _last(name: object) -> str:
+    """A file's or folder's name without the way there, which is this machine's; a hub id as it is."""
+    text = str(name)
+    return text if text.count("/") == 1 and not Path(text).exists() else Path(text).name
+
+
+def _shown(value: object) -> str:
+    text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+    return _last(text) if text.startswith(("/", ".", "~")) else text

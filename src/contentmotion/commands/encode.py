@@ -1,0 +1,312 @@
+"""Command ``encode``: videos -> latents, once; ``data/cache.py`` says what is written and reads it.
+
+Shards, not clips, are dealt to the processes, and what a shard holds depends on its number alone. A run that was killed
+therefore makes the shards that are missing, whatever the number of processes, and the files are those of a run that was
+not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+from safetensors import SafetensorError
+from safetensors.torch import save
+from torch import Tensor
+
+from contentmotion.config import ClipConfig, EncodeConfig
+from contentmotion.data.cache import FORMAT, INDEX, MANIFEST, read_header
+from contentmotion.data.condition_maps import depth_of, load_depth_model, sketch_of
+from contentmotion.data.limits import require_few_bad
+from contentmotion.data.sources import ClipSource, open_source
+from contentmotion.pipelines.loading import ASSETS, load_autoencoder, load_text_encoder, load_vae, resolve_name
+from contentmotion.run_dir import join_processes, prepare_output_dir, resolve_device, resolve_dtype
+from contentmotion.saving import hash_weights, replacing_file, write_json
+from contentmotion.stages.image_vae import encode_frames, to_float
+from contentmotion.stages.text import NULL_PROMPT, encode_prompts
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def encode(config: EncodeConfig) -> None:
+    """Fills a cache with content frames and motion latents, and writes the motion's statistics into the autoencoder.
+
+    Under torchrun or ``accelerate launch`` the processes share the work. Run again, it makes what is missing.
+
+    Raises:
+        ValueError: Too few usable videos, or the folder holds a cache made with other networks or settings.
+    """
+    # Processes finish hours apart: waiting for the last one is no failure.
+    processes = join_processes(config.device, timeout=timedelta(weeks=4))
+    device = processes.device if processes.num_processes > 1 else resolve_device(config.device)
+    target = _statistics_file(config.autoencoder) if config.autoencoder and config.measure_motion else None
+    encoder = Encoder(config, device)
+    source = open_source(config)
+    cache_dir = prepare_output_dir(config.output_dir, "encode", config)
+    manifest = _manifest(config, encoder, source)
+    _require_same(cache_dir, manifest)
+    processes.wait_for_everyone()  # all have compared before one writes
+    if processes.is_main_process:
+        for leftover in cache_dir.glob(".shard-*"):
+            leftover.unlink()
+        write_json(cache_dir / MANIFEST, manifest)
+    missing = [k for k in range(source.num_shards) if not _is_whole(cache_dir / _name(k))]
+    processes.wait_for_everyone()  # all have listed before one writes
+    mine = missing[processes.process_index :: processes.num_processes]
+    _encode_shards(config, encoder, source, mine, cache_dir, show=processes.is_main_process)
+    processes.wait_for_everyone()
+    if not processes.is_main_process:
+        return
+    index = _write_index(cache_dir, source, config.max_bad_fraction)
+    if target is not None:
+        settings = json.loads(target.read_text()) | {name: index[name] for name in ("motion_mean", "motion_std")}
+        with replacing_file(target) as partial:
+            partial.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    print(f"{index['num_clips']} clips in {cache_dir}, {len(index['skipped'])} bad files skipped")
+
+
+class Encoder:
+    """The networks of an ``encode`` run: clips -> what is cached of them."""
+
+    def __init__(self, config: EncodeConfig, device: torch.device) -> None:
+        self.device, self.config = device, config
+        self.autocast = resolve_dtype(config.mixed_precision, device)
+        self.autoencoder = load_autoencoder(config.autoencoder).to(device) if config.autoencoder else None
+        self.vae = load_vae(config.vae).to(device) if config.vae else None
+        self.tokenizer, self.text_encoder = None, None
+        if config.pretrained_model_name_or_path:
+            self.tokenizer, self.text_encoder = load_text_encoder(config.pretrained_model_name_or_path)
+            self.text_encoder.to(device)
+        self.depth_model = load_depth_model(config.depth_model, device) if config.depth_model else None
+
+    @torch.no_grad()
+    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Encodes a batch.
+
+        Args:
+            items: Clips with "frames" uint8 (t, 3, h, w), "captions", "path", and maps that were read from files.
+
+        Returns:
+            The tensors that a shard holds, on the CPU, in the cache's number format.
+
+        Raises:
+            ValueError: A value that this format does not hold, or a clip without the depth that is to be cached.
+        """
+        frames = torch.stack([item["frames"] for item in items]).to(self.device)
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            latents = encode_frames(self.vae, to_float(frames))
+            if self.autoencoder is None:
+                tensors = {"latents": latents}
+            else:
+                encoded = self.autoencoder.encode(latents)
+                tensors = {"content": encoded.content, "motion": encoded.motion_latent}
+            if self.text_encoder is not None:
+                captions = [caption for item in items for caption in item["captions"] or (NULL_PROMPT,)]
+                tokens, tensors["pooled"] = encode_prompts(self.tokenizer, self.text_encoder, captions)
+                if self.config.text_features == "tokens":
+                    tensors["tokens"] = tokens
+        tensors = {name: value.cpu().to(DTYPES[self.config.cache_dtype]) for name, value in tensors.items()}
+        for name, value in tensors.items():
+            if not torch.isfinite(value).all():
+                raise ValueError(
+                    f"{name} of a clip among {items[0]['path']} ... {items[-1]['path']} is not finite in "
+                    f"{self.config.cache_dtype}: --cache_dtype bf16, or --mixed_precision no"
+                )
+        for name in self.config.conditions:
+            tensors[name] = torch.stack([self._map(name, item) for item in items])
+        return tensors
+
+    def _map(self, name: str, item: dict[str, Any]) -> Tensor:
+        """A map of a clip, uint8 (t, 1, h, w): the one read from a file, else one taken from its frames."""
+        if name == "depth" and self.depth_model is not None:
+            return depth_of(item["frames"], self.depth_model)
+        if name in item:
+            return item[name]
+        if name == "sketch":
+            return sketch_of(item["frames"])
+        raise ValueError(f"{item['path']}: no depth file is named for it: give --depth_dir or --depth_model")
+
+
+def _encode_shards(
+    config: EncodeConfig, encoder: Encoder, source: ClipSource, mine: list[int], cache_dir: Path, show: bool
+) -> None:
+    """Reads, encodes and writes shards; a bad file is left out, never replaced by another."""
+    tensors: dict[int, list[dict[str, Tensor]]] = defaultdict(list)
+    items: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    skipped: dict[int, list[str]] = defaultdict(list)
+    good, bad = 0, set()
+    bar = {"description": "encoding", "total": source.num_batches(mine), "disable": not show}
+    for batch in track(source.batches(mine, config.dataloader_num_workers), **bar):
+        number = batch.shard
+        if batch.broken:
+            print(f"{batch.skipped[0]}; run again to try it once more", file=sys.stderr)
+            for part in (tensors, items, skipped):
+                part.pop(number, None)
+            continue
+        if batch.items:
+            tensors[number].append(encoder(batch.items))
+        heavy = ("frames", *config.conditions)
+        items[number] += [{k: v for k, v in item.items() if k not in heavy} for item in batch.items]
+        skipped[number] += batch.skipped
+        for line in batch.skipped:
+            if line not in bad:
+                bad.add(line)
+                print(f"skipped: {line}", file=sys.stderr)
+        good += len(batch.items)
+        require_few_bad(len(bad), good + len(bad), config.max_bad_fraction, None)
+        if batch.last:
+            path, bucket = cache_dir / _name(number), source.bucket(number)
+            _write_shard(path, tensors.pop(number, []), items.pop(number), skipped.pop(number), bucket)
+
+
+def _write_shard(
+    path: Path, batches: list[dict[str, Tensor]], items: list[dict[str, Any]], skipped: list[str], bucket: str | None
+) -> None:
+    tensors = {
+        name: torch.cat([batch[name] for batch in batches]).contiguous() for name in (batches[0] if batches else ())
+    }
+    lines = [json.dumps({"path": item["path"], "captions": item["captions"]}).encode() + b"\n" for item in items]
+    tensors["texts"] = torch.frombuffer(bytearray(b"".join(lines) or b"\n"), dtype=torch.uint8)
+    tensors["text_ends"] = torch.tensor([len(line) for line in lines], dtype=torch.int64).cumsum(0)
+    tensors["weight"] = torch.tensor([item["weight"] for item in items], dtype=torch.float64)
+    for name in ("label", "item"):
+        tensors[name] = torch.tensor([item[name] for item in items], dtype=torch.int64)
+    if "pooled" in tensors:
+        tensors["caption_ends"] = torch.tensor([len(item["captions"]) or 1 for item in items]).cumsum(0)
+    header = {
+        "clips": len(items),
+        "sha256": hash_tensors(tensors),
+        "skipped": list(dict.fromkeys(skipped)),
+        "weighted": bool((tensors["weight"] != 1).any()),
+        "motion": _motion_sums(tensors["motion"]) if "motion" in tensors else None,
+        **({} if bucket is None else {"bucket": bucket}),
+    }
+    # One entry: safetensors writes several in any order, and the file would not be the same each time.
+    data = save(tensors, metadata={"contentmotion": json.dumps(header)})
+    with replacing_file(path) as partial, open(partial, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # else the name may survive a power cut, and the bytes not
+
+
+def hash_tensors(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of named tensors' bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}\n".encode())
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _motion_sums(motion: Tensor) -> list[Any]:
+    """Per channel, the sum and the sum of squares of what is stored; and how many values each is over."""
+    z = motion.double()  # (n, D, t, s)
+    return [z.sum((0, 2, 3)).tolist(), z.square().sum((0, 2, 3)).tolist(), z[:, 0].numel()]
+
+
+def _write_index(cache_dir: Path, source: ClipSource, limit: float) -> dict[str, Any]:
+    """The list of a whole cache's shards, with the motion's statistics; a stream's broken shards are missing in it.
+
+    Raises:
+        ValueError: Too much is bad or missing.
+    """
+    shards, skipped, sums, weighted = [], dict.fromkeys(source.left_out), [], False
+    paths = [path for path in (cache_dir / _name(k) for k in range(source.num_shards)) if path.exists()]
+    for path in paths:
+        header = read_header(path)
+        shards.append(
+            {"name": path.name, "clips": header["clips"], "bytes": path.stat().st_size, "sha256": header["sha256"]}
+            | {name: header[name] for name in ("bucket",) if name in header}
+        )
+        skipped |= dict.fromkeys(header["skipped"])
+        weighted = weighted or header["weighted"]
+        if header["motion"]:
+            sums.append(header["motion"])
+    clips, lost = sum(shard["clips"] for shard in shards), source.num_shards - len(paths)
+    if not clips:
+        raise ValueError(f"no usable video; {next(iter(skipped), 'no shard could be read')}")
+    if lost > limit * source.num_shards:
+        raise ValueError(
+            f"{lost} of {source.num_shards} shards of the stream could not be read, more than max_bad_fraction="
+            f"{limit}: run again to try them once more"
+        )
+    require_few_bad(len(skipped), clips + len(skipped), limit, clips + len(skipped))
+    index: dict[str, Any] = {"shards": shards, "num_clips": clips, "weighted": weighted, "skipped": list(skipped)}
+    if sums:
+        totals, squares, counts = (np.sum(part, axis=0, dtype=np.float64) for part in zip(*sums, strict=True))
+        mean = totals / counts
+        index["motion_mean"] = mean.tolist()
+        index["motion_std"] = np.sqrt(np.maximum(squares / counts - mean**2, 1e-12)).tolist()
+    write_json(cache_dir / INDEX, index)
+    return index
+
+
+def _manifest(config: EncodeConfig, encoder: Encoder, source: ClipSource) -> dict[str, Any]:
+    """All that the cache's content depends on."""
+    places = ("train_data_dir",)  # data may be moved; `data` tells whether it is the same
+    names = [field.name for field in dataclasses.fields(ClipConfig) if field.name not in places]
+    names += ["buckets", "latents_only", "clips_per_shard", "num_clips_per_video", "seed", "cache_dtype"]
+    models = {name: getattr(encoder, name) for name in ("autoencoder", "vae", "text_encoder")}
+    manifest = {
+        "format": FORMAT,
+        **{name: hash_weights(model) if model is not None else None for name, model in models.items()},
+        "text_features": config.text_features if encoder.text_encoder is not None else None,
+        "precision": str(encoder.autocast or torch.float32),
+        **{name: getattr(config, name) for name in dict.fromkeys(names)},
+        **source.describe(),
+        "conditions": sorted(config.conditions),
+        "depth_model": hash_weights(encoder.depth_model.model) if encoder.depth_model else None,
+    }
+    return json.loads(json.dumps(manifest))
+
+
+def _require_same(cache_dir: Path, manifest: dict[str, Any]) -> None:
+    path = cache_dir / MANIFEST
+    begun = path.exists() and any(cache_dir.glob("shard-*"))
+    old = {"conditions": [], "depth_model": None, "buckets": []} | json.loads(path.read_text()) if begun else manifest
+    changed = [key for key in manifest if old.get(key) != manifest[key]]
+    if changed:
+        raise ValueError(
+            f"{cache_dir} holds a cache made with other settings ({', '.join(changed)}): "
+            "choose another --output_dir or remove it"
+        )
+
+
+def _statistics_file(autoencoder: str) -> Path:
+    """The config that the motion's statistics go into.
+
+    Raises:
+        ValueError: It is not ours to write.
+    """
+    folder = Path(resolve_name(autoencoder))
+    files = [path for path in (folder / "config.json", folder / "autoencoder" / "config.json") if path.exists()]
+    if not files or folder.is_relative_to(ASSETS):
+        raise ValueError(
+            f"--autoencoder {autoencoder}: the motion's statistics are written into its config, so it must be a "
+            "local folder of your own (a copy will do)"
+        )
+    return files[0]
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a shard is there, and undamaged as far as its header and its length tell."""
+    try:
+        return path.exists() and bool(read_header(path))
+    except (SafetensorError, OSError, KeyError, TypeError) as error:
+        print(f"{path}: damaged, is made again ({error})", file=sys.stderr)
+        return False
+
+
+def _name(number: int) -> str:
+    return f"shard-{number:05d}.safetensors"

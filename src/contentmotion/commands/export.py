@@ -1,0 +1,52 @@
+"""Command ``export``: parts trained apart -> one pipeline folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from contentmotion.commands.card import read_scores, write_card
+from contentmotion.config import ExportConfig
+from contentmotion.pipelines.loading import load_pipeline, quiet
+from contentmotion.run_dir import write_config
+from contentmotion.saving import replacing_folder
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def export(config: ExportConfig) -> None:
+    """Writes a folder that ``generate`` and ``ContentMotionPipeline.from_pretrained`` load, or nothing.
+
+    Raises:
+        ValueError: A part is missing, damaged or does not fit the others, the scores are none, or the folder is in use.
+        OSError: The folder cannot be written.
+    """
+    output_dir = Path(config.output_dir)
+    if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
+        raise ValueError(f"output folder {output_dir} is already in use: choose a new one")
+    scores = read_scores(config.scores) if config.scores else None
+    pipe = load_pipeline(
+        config.pretrained_model_name_or_path,
+        config.autoencoder,
+        config.motion_transformer,
+        dtype=DTYPES[config.dtype],
+    )
+    try:
+        with replacing_folder(output_dir) as folder, quiet():
+            pipe.save_pretrained(folder)
+            for path in folder.rglob("*.json"):
+                _forget_origin(path)
+            write_card(folder, config, scores)
+            write_config(folder / "config.yaml", "export", config)
+    except OSError as error:
+        raise OSError(f"output folder {output_dir} is not writable: {error.strerror or error}") from error
+    print(output_dir)
+
+
+def _forget_origin(path: Path) -> None:
+    """Drops the name of the folder that a part was loaded from: a path of this machine, in a file made to be shared."""
+    settings = json.loads(path.read_text())
+    if isinstance(settings, dict) and settings.pop("_name_or_path", None) is not None:
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,95 @@
+"""Command ``push``: a finished folder -> the Hugging Face hub, only when asked to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import filter_repo_objects, validate_repo_id
+from rich.console import Console
+from rich.table import Table
+
+from contentmotion.commands.info import CACHE, count_parameters, find_parts
+from contentmotion.config import PushConfig
+
+# Of training runs, what only serves to go on with them; and whatever is hidden, half-written files among it.
+LEFT_OUT = (".*", "*/.*", "checkpoint-*", "partial-*", "logs/*")
+
+
+def push(config: PushConfig) -> None:
+    """Uploads a folder; prints its address, or with ``dry_run`` the files and their sizes.
+
+    Raises:
+        ValueError: The folder holds nothing that ``info`` understands, the name is none, or nobody is logged in.
+        OSError: The hub cannot be reached, or refuses.
+    """
+    folder = Path(config.folder)
+    is_cache = check_folder(folder)
+    try:
+        validate_repo_id(config.repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"--repo_id {config.repo_id}: {error}") from None
+    if "/" not in config.repo_id:
+        raise ValueError(f"--repo_id {config.repo_id}: say whose it is, as owner/{config.repo_id}")
+    files = list_files(folder)
+    kind = "dataset" if is_cache else "model"
+    if config.dry_run:
+        console = Console(highlight=False)
+        console.print(_table(folder, files, f"{kind} {config.repo_id}"))
+        if not is_cache and not (folder / "README.md").exists():
+            console.print("No README.md: the hub will show no model card", style="yellow")
+        return
+    if constants.is_offline_mode():
+        raise ValueError("HF_HUB_OFFLINE is set, so the hub is not to be asked: unset it to push")
+    if get_token() is None:
+        raise ValueError("not logged in to the hub: run `hf auth login`, or put a token into HF_TOKEN")
+    api = HfApi()
+    try:
+        api.create_repo(config.repo_id, repo_type=kind, private=config.private, exist_ok=True)
+        api.upload_folder(
+            repo_id=config.repo_id,
+            repo_type=kind,
+            folder_path=folder,
+            ignore_patterns=list(LEFT_OUT),
+            commit_message=config.commit_message,
+        )
+    except HfHubHTTPError as error:
+        raise OSError(f"the hub refused {config.repo_id}: {' '.join(str(error).split())}") from error
+    except Exception as error:
+        if not type(error).__module__.startswith("httpx"):  # httpx or httpx2, by the hub client's version
+            raise
+        raise OSError(f"the hub could not be reached: {' '.join(str(error).split())}") from error
+    print(f"{api.endpoint}/{'datasets/' if is_cache else ''}{config.repo_id}")
+
+
+def check_folder(folder: Path) -> bool:
+    """Whether a folder is a latent cache; otherwise it is a checkpoint, and whole.
+
+    Raises:
+        ValueError: It is neither, or a file of it is missing or damaged.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    if (folder / CACHE).exists():
+        return True
+    for part in find_parts(folder).values():
+        count_parameters(part)
+    return False
+
+
+def list_files(folder: Path) -> list[Path]:
+    """What would be uploaded, relative to the folder, sorted."""
+    found = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    names = filter_repo_objects([path.as_posix() for path in found], ignore_patterns=list(LEFT_OUT))
+    return [Path(name) for name in names]
+
+
+def _table(folder: Path, files: list[Path], target: str) -> Table:
+    sizes = [(folder / path).stat().st_size for path in files]
+    table = Table("file", "MB", title=f"would be uploaded to {target}")
+    table.columns[1].justify = "right"
+    for path, size in zip(files, sizes, strict=True):
+        table.add_row(path.as_posix(), f"{size / 1e6:.3f}")
+    table.add_row(f"{len(files)} files", f"{sum(sizes) / 1e6:.3f}")
+    return table

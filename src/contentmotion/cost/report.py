@@ -1,0 +1,168 @@
+"""A benchmark's results as a table on the terminal, markdown, JSON and a picture."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+from rich.table import Table
+
+from contentmotion.cost.results import StageResult, SystemResult
+from contentmotion.saving import replacing_file, write_json
+
+HEADINGS = (
+    "system", "stage", "parameters (M)", "passes", "TFLOPs/pass", "TFLOPs", "share", "paper's TFLOPs", "seconds",
+    "share of s", "peak GiB",
+)  # fmt: skip
+SUMMARY_HEADINGS = (
+    "system", "sampling", "parameters (M)", "TFLOPs", "paper's TFLOPs", "seconds", "measured whole (s)", "Mpx/s",
+    "peak GiB", "TFLOPs saved", "seconds saved",
+)  # fmt: skip
+LEFT = ("system", "stage", "sampling", "training step")
+NOTES = (
+    "FLOPs are 2 x multiply-adds with attention, guidance counted. Paper's: multiply-adds of convolutions and linear "
+    "layers, one pass a step, text encoder and image decoder left out (CMD Tables 8 and 9). Seconds: median call x "
+    "calls, ± half of slowest - fastest; ~: extrapolated from one call."
+)
+# Colour-blind safe (Okabe and Ito), by stage.
+COLOURS = {
+    "text": "#999999", "content": "#0072B2", "motion": "#56B4E9", "denoiser": "#D55E00", "autoencoder": "#009E73",
+    "image decoder": "#E69F00", "video decoder": "#F0E442", "file": "#CC79A7",
+}  # fmt: skip
+
+
+def stage_rows(results: list[SystemResult]) -> list[tuple[str, ...]]:
+    """The cells under ``HEADINGS``."""
+    return [
+        (result.system, *_stage_cells(stage, result.tflops, result.seconds))
+        for result in results
+        for stage in result.stages
+        if stage.parameters or stage.seconds is not None
+    ]
+
+
+def _stage_cells(stage: StageResult, tflops: float, seconds: float | None) -> tuple[str, ...]:
+    counted = stage.parameters > 0
+    time = _seconds(stage.seconds, stage.spread, extrapolated=stage.calls > 1) if stage.seconds is not None else ""
+    return (
+        stage.stage,
+        number(stage.parameters / 1e6) if counted else "",
+        str(stage.passes) if counted else "",
+        number(stage.tflops_per_pass) if counted else "",
+        number(stage.tflops) if counted else "",
+        f"{stage.tflops / tflops:.1%}" if counted and tflops else "",
+        "" if stage.paper_tflops is None else number(stage.paper_tflops),
+        time or stage.note,
+        f"{stage.seconds / seconds:.1%}" if stage.seconds is not None and seconds else "",
+        "" if stage.peak_gb is None else number(stage.peak_gb),
+    )
+
+
+def summary_rows(results: list[SystemResult]) -> list[tuple[str, ...]]:
+    """The cells under ``SUMMARY_HEADINGS``; what is saved is against the dearest system."""
+    dearest = max(results, key=lambda result: result.tflops)
+    rows = []
+    for result in results:
+        pixels = math.prod(result.size)
+        seconds = result.measured_seconds or result.seconds
+        saved = dearest.tflops / result.tflops if result.tflops else math.nan
+        faster = dearest.seconds / result.seconds if dearest.seconds and result.seconds else None
+        whole = result.measured_seconds
+        rows.append(
+            (
+                result.system,
+                result.sampling,
+                number(result.parameters / 1e6),
+                number(result.tflops),
+                number(result.paper_tflops),
+                "" if result.seconds is None else number(result.seconds),
+                "" if whole is None else _seconds(whole, result.measured_spread, extrapolated=False),
+                "" if seconds is None else number(pixels / seconds / 1e6),
+                "" if result.peak_gb is None else number(result.peak_gb),
+                f"{number(saved)}x",
+                "" if faster is None else f"{number(faster)}x ({faster / saved:.0%} of TFLOPs)",
+            )
+        )
+    return rows
+
+
+def number(value: float) -> str:
+    """Three digits that count, no exponent."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def _seconds(median: float, spread: float | None, extrapolated: bool) -> str:
+    return f"{'~' * extrapolated}{number(median)}" + (f" ±{spread / median:.0%}" if spread and median else "")
+
+
+def rich_table(headings: tuple[str, ...], rows: list[tuple[str, ...]], title: str) -> Table:
+    """For the terminal; numbers to the right."""
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in LEFT else "right")
+    last, grouped = None, len({row[0] for row in rows}) < len(rows)
+    for row in rows:
+        if grouped and last not in (None, row[0]):
+            table.add_section()
+        table.add_row(*((row[0] if row[0] != last else ""), *row[1:]))
+        last = row[0]
+    return table
+
+
+def markdown_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """The same as markdown."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines) + "\n"
+
+
+def write_report(folder: Path, title: str, results: list[SystemResult], facts: dict[str, Any], extra: str) -> None:
+    """Writes ``benchmark.json``, ``benchmark.md`` and ``benchmark.png``.
+
+    Args:
+        folder: Where.
+        title: One line: command, date, hardware.
+        results: What was found.
+        facts: What else the JSON holds.
+        extra: More markdown, behind the tables.
+    """
+    write_json(folder / "benchmark.json", facts | {"systems": [result.as_json() for result in results]})
+    text = f"# {title}\n\n{markdown_table(SUMMARY_HEADINGS, summary_rows(results))}\n"
+    text += f"{markdown_table(HEADINGS, stage_rows(results))}\n{NOTES}\n{extra}"
+    with replacing_file(folder / "benchmark.md") as partial:
+        partial.write_text(text, encoding="utf-8")
+    with replacing_file(folder / "benchmark.png") as partial:
+        draw_bars(results).save(partial)
+
+
+def draw_bars(results: list[SystemResult]) -> Image.Image:
+    """One bar a system, as long as the logarithm of its cost, cut by the stages' shares: seconds, where all systems
+    have them, else TFLOPs."""
+    timed = all(result.seconds for result in results)
+    unit = "seconds" if timed else "TFLOPs"
+    costs = [[(s.stage, (s.seconds if timed else s.tflops) or 0.0) for s in result.stages] for result in results]
+    totals = [sum(cost for _, cost in stages) for stages in costs]
+    floor, top = min(t for t in totals if t > 0) / 3, max(totals)
+    font, row, left, width = ImageFont.load_default(18), 44, 190, 760
+    picture = Image.new("RGB", (left + width + 130, 90 + row * len(results)), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.text((10, 10), f"{unit} per clip, prompt to pixels (length: logarithm; colours: shares)", "black", font)
+    for i, (result, stages, total) in enumerate(zip(results, costs, totals, strict=True)):
+        y, x = 46 + row * i, float(left)
+        draw.text((10, y + 8), result.system[-18:], "black", font)
+        length = width * math.log(max(total, floor) / floor) / math.log(top / floor) if top > floor else width
+        for stage, cost in stages:
+            end = x + (length * cost / total if total else 0.0)
+            draw.rectangle((round(x), y, round(end), y + row - 12), fill=COLOURS[stage])
+            x = end
+        draw.text((x + 8, y + 8), number(total), "black", font)
+    x = 10
+    for stage in dict.fromkeys(name for stages in costs for name, cost in stages if cost):
+        y = picture.height - 30
+        draw.rectangle((x, y, x + 16, y + 16), fill=COLOURS[stage])
+        draw.text((x + 22, y - 2), stage, "black", font)
+        x += 40 + round(font.getlength(stage))
+    return picture

@@ -1,0 +1,1 @@
+"""Diffusers-style pipelines over the stages."""

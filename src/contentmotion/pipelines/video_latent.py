@@ -1,0 +1,220 @@
+"""From a prompt, or conditions, to a video with one network for the whole cube: ``VideoLatentPipeline`` (VideoLCM)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet3DConditionModel
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers.utils import BaseOutput
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from contentmotion.models.condition_encoder import ConditionEncoder
+from contentmotion.models.patch_vae import PatchVAE
+from contentmotion.pipelines.base import Generators, LatentPipeline, OutputType, StepCallback
+from contentmotion.pipelines.checks import check_inputs
+from contentmotion.pipelines.sampling import resolve_sampling
+from contentmotion.stages.denoisers import encode_conditions
+from contentmotion.stages.image_vae import decode_frames, vae_latent_channels, vae_scale_factor
+
+
+@dataclass
+class VideoLatentPipelineOutput(BaseOutput):
+    """Generated videos.
+
+    Attributes:
+        frames: One list of PIL images a video; or with ``output_type="np"`` an array (b, t, H, W, 3) in [0, 1], with
+            "pt" a tensor (b, t, 3, H, W) in [0, 1], with "latent" the frames' scaled latents (b, t, c, h, w).
+    """
+
+    frames: list[list[Image.Image]] | np.ndarray | Tensor
+
+
+class VideoLatentPipeline(LatentPipeline):
+    """Text-to-video generation with a video UNet; with a condition encoder also from depth, sketches, masks, frames.
+
+    ModelScope's and ZeroScope's folders load as they are. A distilled model's ``scheduler`` is an LCMScheduler.
+
+    Args:
+        vae: Image VAE, or None for models of pixels.
+        text_encoder: CLIP text encoder.
+        tokenizer: Its tokenizer.
+        unet: VideoUNet or diffusers' UNet3DConditionModel.
+        scheduler: Any diffusers scheduler.
+        condition_encoder: For models that take conditions beside the prompt.
+    """
+
+    default_guidance_scale = 9.0
+    model_cpu_offload_seq = "text_encoder->condition_encoder->unet->vae"
+    _optional_components = ["vae", "condition_encoder"]
+
+    def __init__(
+        self,
+        vae: AutoencoderKL | PatchVAE | None,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet3DConditionModel,
+        scheduler: KarrasDiffusionSchedulers,
+        condition_encoder: ConditionEncoder | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            condition_encoder=condition_encoder,
+        )
+
+    @property
+    def clip_shape(self) -> tuple[int, int, int]:
+        """Frames, height and width (pixels) that the model was trained on; 16 frames where it does not say."""
+        size = self.unet.config.sample_size or 32
+        height, width = (size, size) if isinstance(size, int) else size
+        factor = vae_scale_factor(self.vae)
+        return self.unet.config.get("num_frames", 16), height * factor, width * factor
+
+    @property
+    def condition_names(self) -> tuple[str, ...]:
+        """The conditions that the model takes."""
+        return () if self.condition_encoder is None else tuple(self.condition_encoder.config.conditions)
+
+    def check_parts(self) -> None:
+        """Raises ``ValueError`` where two networks were not made for one another."""
+        channels = vae_latent_channels(self.vae)
+        extra = 0 if self.condition_encoder is None else self.condition_encoder.config.out_channels
+        wanted, made = self.unet.config.in_channels, self.unet.config.out_channels
+        if (wanted, made) != (channels + extra, channels):
+            raise ValueError(
+                f"the video UNet takes {wanted} channels and makes {made}; image VAE and condition encoder give it "
+                f"{channels} and {extra}"
+            )
+        width = self.text_encoder.config.hidden_size
+        if self.unet.config.cross_attention_dim != width:
+            raise ValueError(
+                f"the video UNet takes text features of width {self.unet.config.cross_attention_dim}, the text "
+                f"encoder makes {width}"
+            )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str | list[str] | None = None,
+        conditions: Mapping[str, Float[Tensor, "b t c h w"]] | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_videos_per_prompt: int = 1,
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        eta: float = 0.0,
+        generator: Generators = None,
+        latents: Float[Tensor, "b t c h w"] | None = None,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback = None,
+        callback_on_step_end_tensor_inputs: tuple[str, ...] = ("latents",),
+    ) -> VideoLatentPipelineOutput | tuple:
+        """Generates videos.
+
+        Args:
+            prompt: What to show, one prompt a video.
+            negative_prompt: What to steer away from; needs guidance above 1.
+            conditions: What the frames should follow, by name (see ``data.conditions``), one of each a video or one
+                for all. Guidance leaves them in both of its passes: it strengthens the prompt alone.
+            num_inference_steps: When None 50, or 4 of a distilled model.
+            guidance_scale: 1 is none. VideoLCM's w is ``guidance_scale - 1``. When None 9, or 1 of a distilled model.
+            num_videos_per_prompt: Videos per prompt.
+            num_frames: Frames; the training length when None.
+            height: Pixels; the training size when None.
+            width: Pixels; the training size when None.
+            eta: DDIM's eta; 0 is deterministic.
+            generator: Source of the noise, or one per video: then a video does not depend on its batch.
+            latents: Initial noise.
+            output_type: "pil", "np", "pt" or "latent".
+            return_dict: Whether to return an output object rather than a tuple.
+            callback_on_step_end: Called after each step.
+            callback_on_step_end_tensor_inputs: Tensors it gets; only "latents" exists.
+
+        Raises:
+            ValueError: Arguments that do not fit each other or the models.
+        """
+        call_back, names = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        prompts, _ = check_inputs(
+            self, prompt, None, negative_prompt, num_videos_per_prompt, output_type, generator, names
+        )
+        sampling = resolve_sampling(self, num_inference_steps, None, guidance_scale, 1.0)
+        shape = self._latent_shape(len(prompts) * num_videos_per_prompt, num_frames, height, width)
+        noise = self._prepare(self.scheduler, shape, latents, generator, sampling.steps)
+        text = self._encode_text(prompts, negative_prompt, num_videos_per_prompt, sampling.guided)
+        model = self._video_model(text, self._encode_conditions(conditions, shape))
+        x = self._denoise(
+            "video", self.scheduler, noise, sampling.guidance_scale, model, eta, generator, call_back
+        )  # fmt: skip
+        if output_type != "latent":
+            x = decode_frames(self.vae, x, self._frames_per_chunk)
+        frames = self._postprocess(x, output_type)
+        self.maybe_free_model_hooks()
+        return VideoLatentPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.unet.dtype
+
+    def _latent_shape(
+        self, size: int, num_frames: int | None, height: int | None, width: int | None
+    ) -> tuple[int, int, int, int, int]:
+        frames, *sides = (a or b for a, b in zip((num_frames, height, width), self.clip_shape, strict=True))
+        factor = vae_scale_factor(self.vae)
+        multiple = factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        for name, side in zip(("height", "width"), sides, strict=True):
+            if side <= 0 or side % multiple:
+                raise ValueError(f"{name} must be a multiple of {multiple}, got {side}")
+        if frames <= 0:
+            raise ValueError(f"num_frames must be positive, got {frames}")
+        return (size, frames, self.unet.config.out_channels, sides[0] // factor, sides[1] // factor)
+
+    def _encode_conditions(
+        self, conditions: Mapping[str, Tensor] | None, shape: tuple[int, ...]
+    ) -> Float[Tensor, "b t d h w"] | None:
+        """What is joined to the noisy latents; None of a model without conditions.
+
+        Raises:
+            ValueError: A condition that the model does not take, or not one a video.
+        """
+        unknown = sorted(set(conditions or ()) - set(self.condition_names))
+        if unknown:
+            known = f"takes {', '.join(self.condition_names)}" if self.condition_names else "takes no conditions"
+            raise ValueError(f"condition {', '.join(unknown)}: this model {known}")
+        if self.condition_encoder is None:
+            return None
+        given = {}
+        for name, value in (conditions or {}).items():
+            if len(value) not in (1, shape[0]):
+                raise ValueError(f"{len(value)} conditions {name} for {shape[0]} videos")
+            value = value.expand(shape[0], *value.shape[1:])
+            given[name] = value.to(self._execution_device, self.condition_encoder.dtype)
+        return encode_conditions(self.condition_encoder, given, shape).to(self._dtype)
+
+    def _video_model(
+        self, text: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None], encoded: Tensor | None
+    ) -> Callable[[Tensor, Tensor, bool], Tensor]:
+        (hidden, _), null = text
+        both = hidden if null is None else torch.cat([null[0], hidden])
+
+        def model(noisy: Tensor, t: Tensor, guided: bool) -> Tensor:
+            noisy = noisy.to(self._dtype)
+            if encoded is not None:
+                noisy = torch.cat([noisy, torch.cat([encoded, encoded]) if guided else encoded], dim=2)
+            x = noisy.transpose(1, 2)  # (b, c, t, h, w)
+            return self.unet(x, t, encoder_hidden_states=both).sample.transpose(1, 2)
+
+        return model

@@ -1,0 +1,1 @@
+"""Videos: paths to frames, frames to files."""

@@ -1,0 +1,208 @@
+"""Frames of animated pictures and of folders of pictures, through Pillow."""
+
+from __future__ import annotations
+
+import re
+import struct
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from contentmotion.video.timeline import Limits, Timeline, VideoError, VideoInfo
+
+DEFAULT_FPS = 8.0  # of folders, and of files that do not say
+FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
+# What Pillow raises on damaged files, besides its own errors.
+_PICTURE_ERRORS = (OSError, EOFError, SyntaxError, ValueError, LookupError, struct.error, Image.DecompressionBombError)
+
+
+class PictureVideo:
+    """A gif, webp, png or jpeg; a context manager.
+
+    Args:
+        handle: The open file; closed with this.
+        limits: What it may cost.
+        deadline: `time.monotonic()` at which reading stops.
+
+    Attributes:
+        pixel_aspect: Always 1.
+
+    Raises:
+        VideoError: Not a picture, or beyond the limits.
+    """
+
+    pixel_aspect = 1.0
+
+    def __init__(self, handle: BinaryIO, limits: Limits, deadline: float) -> None:
+        self._handle, self._limits, self._deadline = handle, limits, deadline
+        try:
+            with _picture_errors():
+                self._image = _open_picture(handle, limits)
+        except BaseException:
+            handle.close()
+            raise
+
+    def __enter__(self) -> PictureVideo:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._image.close()
+        self._handle.close()
+
+    def describe(self) -> VideoInfo:
+        """Size, frames and duration; goes through the whole file, since no header says the duration."""
+        timeline = self.timeline()
+        width, height = self._image.size
+        codec = (self._image.format or "").lower()
+        return VideoInfo(
+            timeline.num_frames, timeline.num_frames / timeline.fps, timeline.fps, height, width, 0, False, codec
+        )
+
+    def timeline(self, *, exact: bool = True) -> Timeline:
+        """When each frame is shown, always by the frames' own durations."""
+        durations = []
+        for image in self._images():
+            durations.append(image.info.get("duration") or 0)
+        total = sum(durations) / 1000
+        if not total:
+            return Timeline(len(durations), DEFAULT_FPS)
+        times = np.concatenate([[0.0], np.cumsum(durations[:-1]) / 1000])
+        return Timeline(len(durations), len(durations) / total, times)
+
+    def frames(self, indices: np.ndarray | None, timeline: Timeline) -> Iterator[np.ndarray]:
+        """RGB uint8 (h, w, 3) of the frames with these rising indices (None: all), transparent parts white.
+
+        Raises:
+            VideoError: Damaged, or past the deadline.
+        """
+        counts = None if indices is None else np.bincount(indices)
+        for index, image in enumerate(self._images()):
+            repeats = 1 if counts is None else int(counts[index])
+            if repeats:
+                with _picture_errors():
+                    frame = _on_white(image)
+                for _ in range(repeats):
+                    yield frame
+            if counts is not None and index + 1 == len(counts):
+                return
+
+    def _images(self) -> Iterator[Image.Image]:
+        """Every frame in turn, decoded."""
+        number = 0
+        while True:
+            if time.monotonic() > self._deadline:
+                raise VideoError(f"takes longer than {self._limits.max_seconds:g} s")
+            with _picture_errors():
+                # Asking for the number of frames would read a long file twice.
+                try:
+                    self._image.seek(number)
+                except EOFError:
+                    if number:
+                        return
+                    raise
+                self._image.load()
+            yield self._image
+            number += 1
+
+
+class FolderVideo:
+    """A folder of numbered pictures; a context manager.
+
+    Args:
+        folder: The folder.
+        limits: What it may cost.
+        deadline: `time.monotonic()` at which reading stops.
+
+    Attributes:
+        pixel_aspect: Always 1.
+
+    Raises:
+        VideoError: No numbered pictures in it.
+        OSError: The folder cannot be read.
+    """
+
+    pixel_aspect = 1.0
+
+    def __init__(self, folder: Path, limits: Limits, deadline: float) -> None:
+        self._limits, self._deadline = limits, deadline
+        self._files = list_frames(folder)
+        if not self._files:
+            raise VideoError("a folder without numbered png or jpg frames")
+
+    def __enter__(self) -> FolderVideo:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def describe(self) -> VideoInfo:
+        """Size of the first picture, and how many there are."""
+        with self._opened(self._files[0]) as image:
+            width, height = image.size
+            codec = (image.format or "").lower()
+        count = len(self._files)
+        return VideoInfo(count, count / DEFAULT_FPS, DEFAULT_FPS, height, width, 0, False, codec)
+
+    def timeline(self, *, exact: bool = True) -> Timeline:
+        """One frame per picture, evenly spaced."""
+        return Timeline(len(self._files), DEFAULT_FPS)
+
+    def frames(self, indices: np.ndarray | None, timeline: Timeline) -> Iterator[np.ndarray]:
+        """RGB uint8 (h, w, 3) of the pictures with these indices (None: all), transparent parts white.
+
+        Raises:
+            VideoError: A damaged picture, or past the deadline.
+        """
+        for index in range(len(self._files)) if indices is None else indices:
+            with self._opened(self._files[index]) as image:
+                yield _on_white(image)
+
+    @contextmanager
+    def _opened(self, file: Path) -> Iterator[Image.Image]:
+        if time.monotonic() > self._deadline:
+            raise VideoError(f"takes longer than {self._limits.max_seconds:g} s")
+        try:
+            with _picture_errors(), open(file, "rb") as handle, _open_picture(handle, self._limits) as image:
+                yield image
+        except VideoError as error:
+            raise VideoError(f"{file}: {error}") from None
+
+
+def list_frames(folder: Path) -> list[Path]:
+    """The numbered pictures of a frame folder in the order of their numbers ("9.png" before "10.png")."""
+    files = [path for path in folder.iterdir() if path.suffix.lower() in FRAME_SUFFIXES]
+    numbered = [(re.findall(r"\d+", path.stem), path) for path in files]
+    return [path for _, path in sorted((int(digits[-1]), path) for digits, path in numbered if digits)]
+
+
+def _open_picture(handle: BinaryIO, limits: Limits) -> Image.Image:
+    image = Image.open(handle, formats=("GIF", "WEBP", "PNG", "JPEG"))
+    if image.width * image.height > limits.max_pixels:
+        raise VideoError(f"{image.width}x{image.height} pixels, more than {limits.max_pixels} are allowed")
+    return image
+
+
+@contextmanager
+def _picture_errors() -> Iterator[None]:
+    """Turns what Pillow raises on damaged files into a VideoError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes: checked here; of odd tags: no reason to refuse the pixels
+            yield
+    except VideoError:
+        raise
+    except _PICTURE_ERRORS as error:
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error).split("\n")[0]
+        raise VideoError(f"not a readable picture ({reason})") from None
+
+
+def _on_white(image: Image.Image) -> np.ndarray:
+    """RGB of a picture; transparent parts become white."""
+    rgba = image.convert("RGBA")
+    return np.array(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))

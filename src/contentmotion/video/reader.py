@@ -1,0 +1,277 @@
+"""Clips of videos: finds and decodes only the frames that a clip needs, at the size that it needs.
+
+What a file is, its first bytes tell, not its name: real containers are read through PyAV, pictures (animated or not)
+and folders of pictures through Pillow.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from contentmotion.data.records import StoredVideo, TarMember
+from contentmotion.video.timeline import Limits, TimelineError, VideoError, VideoInfo, choose_frames
+
+if TYPE_CHECKING:
+    from contentmotion.video.ffmpeg import FfmpegVideo
+    from contentmotion.video.pictures import FolderVideo, PictureVideo
+    from contentmotion.video.resize import ResizeMode
+
+    AnyVideo = FfmpegVideo | PictureVideo | FolderVideo
+    Source = str | Path | StoredVideo | bytes
+
+_PICTURE_STARTS = (b"GIF8", b"\x89PNG", b"\xff\xd8\xff")
+_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames of a clip, and where they are from.
+
+    Attributes:
+        frames: uint8 RGB, (t, h, w, 3).
+        times: Seconds from the start of the video at which each frame is first shown, float64 (t,).
+        fps: Frames per second of the clip: the video's divided by the stride, or the ones asked for.
+        indices: The frames' numbers in the video, int64 (t,).
+    """
+
+    frames: np.ndarray
+    times: np.ndarray
+    fps: float
+    indices: np.ndarray
+
+
+def probe_video(source: Source, *, limits: Limits = _LIMITS) -> VideoInfo:
+    """Read a video's header.
+
+    Args:
+        source: Video file, folder of numbered frames, video within another file, or a video file's bytes.
+        limits: What the file may cost.
+
+    Raises:
+        OSError: No such file, or not readable.
+        VideoError: Not a video, or beyond the limits.
+    """
+    with _opened(source, limits) as video:
+        return video.describe()
+
+
+def read_clip(
+    source: Source,
+    *,
+    num_frames: int | None,
+    frame_stride: int = 1,
+    fps: float | None = None,
+    position: float | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    resize_mode: ResizeMode = "center",
+    crop: tuple[float, float] | None = (0.5, 0.5),
+    limits: Limits = _LIMITS,
+    indices: np.ndarray | None = None,
+) -> Clip:
+    """Decode one clip: seeks to it, and converts no frame that is not returned.
+
+    Rotation flags and pixels that are not square are put right, transparent parts become white, deep and HDR colours
+    become 8-bit sRGB. Sound is never read.
+
+    Args:
+        source: Video file, folder of numbered frames, video within another file, or a video file's bytes.
+        num_frames: Frames to return; None: all.
+        frame_stride: Take every n-th frame of the file (ignored when `fps` is given).
+        fps: Take the frames that are shown at this rate, by their timestamps.
+        position: Where the clip starts, from 0 (the earliest start) up to 1 (the latest); None: in the middle.
+        height: Height to return in pixels; None: the stored size, with no resizing.
+        width: Width to return in pixels; given exactly when `height` is.
+        resize_mode: "center", "random": fill the frame and cut the rest off; "pad": show all, between black bars.
+        crop: Where "random" cuts, (0, 0) top left to (1, 1) bottom right; None: it does not cut yet.
+        limits: What the file may cost.
+        indices: Return the frames with these rising numbers, whatever `num_frames`, `frame_stride`, `fps` and
+            `position` say: another clip's, to read what goes with it.
+
+    Raises:
+        OSError: No such file, or not readable.
+        VideoError: Not a video, damaged, too short for the clip, or beyond the limits; one line that names the file.
+    """
+    if (height is None) != (width is None):
+        raise ValueError(f"give height and width, or neither; got {height} and {width}")
+    import contentmotion.video.resize  # noqa: F401  brings torch along, which must not count as the file's time
+
+    with _opened(source, limits) as video:
+        # By what the header says first; where the frames prove it wrong, by all packets' timestamps.
+        for exact in (False, True):
+            timeline = video.timeline(exact=exact or num_frames is None)
+            if indices is not None:
+                chosen, clip_fps = indices, timeline.fps
+                if indices[-1] >= timeline.num_frames:
+                    raise VideoError(f"{timeline.num_frames} frames, {indices[-1] + 1} needed")
+            elif num_frames is None:
+                chosen, clip_fps = np.arange(timeline.num_frames), timeline.fps
+            else:
+                chosen, clip_fps = choose_frames(timeline, num_frames, frame_stride, fps, position)
+            try:
+                frames = _gather(video.frames(chosen, timeline), video, height, width, resize_mode, crop, limits)
+            except TimelineError as error:
+                if exact:
+                    raise VideoError(str(error)) from None
+                continue
+            return Clip(frames, timeline.times_of(chosen), clip_fps, chosen)
+    raise AssertionError("unreachable")
+
+
+@dataclass(frozen=True)
+class Video:
+    """Decoded video.
+
+    Attributes:
+        frames: uint8 RGB, (t, h, w, 3), t >= 1.
+        fps: Frames per second.
+    """
+
+    frames: np.ndarray
+    fps: float
+
+
+def read_video(path: str | Path, *, max_frames: int | None = None) -> Video:
+    """Decode a whole video, from its first frame on.
+
+    Args:
+        path: Video file, or folder of numbered png or jpg frames.
+        max_frames: Stop after this many frames; None reads all.
+
+    Raises:
+        OSError: No such file, or not readable.
+        VideoError: Not a video, damaged, or without frames.
+    """
+    if max_frames is not None and max_frames < 1:
+        raise ValueError(f"max_frames must be at least 1, got {max_frames}")
+    with _opened(path, _LIMITS) as video:
+        timeline = video.timeline()
+        frames = islice(video.frames(None, timeline), max_frames)
+        return Video(_gather(frames, video, None, None, "center", None, _LIMITS), timeline.fps)
+
+
+def _gather(
+    decoded: Iterator[np.ndarray],
+    video: AnyVideo,
+    height: int | None,
+    width: int | None,
+    mode: ResizeMode,
+    crop: tuple[float, float] | None,
+    limits: Limits,
+) -> np.ndarray:
+    """Decoded frames in one array, at the size asked for."""
+    from contentmotion.video.resize import crop_frames, fit_frame
+
+    frames: list[np.ndarray] = []
+    size = 0
+    for frame in decoded:
+        if height is not None and width is not None:
+            frame = fit_frame(frame, height, width, mode, video.pixel_aspect)
+            if crop is not None:
+                frame = crop_frames(frame, height, width, crop)
+        size += frame.nbytes
+        if size > limits.max_bytes:
+            raise VideoError(f"more than {limits.max_bytes / 2**30:.1f} GiB of frames")
+        frames.append(frame)
+    if not frames:
+        raise VideoError("no frame could be decoded")
+    if sizes := {frame.shape for frame in frames} - {frames[0].shape}:
+        raise VideoError(f"frames of different sizes ({len(sizes) + 1} sizes)")
+    return np.stack(frames)
+
+
+def source_name(source: Source) -> str:
+    """What to call a source in messages; names that are no UTF-8 are spelt so that they can be printed."""
+    if isinstance(source, bytes):
+        return f"<{len(source)} bytes>"
+    return str(source).encode("utf-8", "backslashreplace").decode()
+
+
+@contextmanager
+def _opened(source: Source, limits: Limits) -> Iterator[AnyVideo]:
+    """An open video; whatever its decoder complains of, while it is open, comes out as a VideoError with its name."""
+    name = source_name(source)
+    try:
+        with _open(source, limits) as video:
+            yield video
+    except ValueError as error:
+        raise error if name in str(error) else VideoError(f"{name}: {error}") from None
+
+
+def _open(source: Source, limits: Limits) -> AnyVideo:
+    # Imported where they are used: a folder of pictures needs no PyAV, and the command line neither.
+    from contentmotion.video.ffmpeg import FfmpegVideo
+    from contentmotion.video.pictures import FolderVideo, PictureVideo
+
+    deadline = time.monotonic() + limits.max_seconds
+    if isinstance(source, StoredVideo) and not isinstance(source, TarMember):
+        source = source.read_bytes()
+    place: str | BinaryIO
+    if isinstance(source, bytes):
+        place, size, start = BytesIO(source), len(source), source[:16]
+    elif isinstance(source, TarMember):
+        if _is_folder(source.tar):
+            raise VideoError(f"{source.tar} is a folder")
+        size, end = source.size, source.offset + source.size
+        place = f"subfile,,start,{source.offset},end,{end},,:file:{source.tar}"
+        start = _first_bytes(source.tar, source.offset)
+    else:
+        path = Path(source)
+        if _is_folder(path):
+            return FolderVideo(path, limits, deadline)
+        # "file:" keeps ffmpeg from taking a colon in the name for a protocol.
+        place, size = f"file:{path}" if _is_utf8(path) else path.open("rb"), path.stat().st_size
+        start = _first_bytes(path)
+    if not size or not start:
+        raise VideoError("empty file")
+    if not start.startswith(_PICTURE_STARTS) and (start[:4], start[8:12]) != (b"RIFF", b"WEBP"):
+        return FfmpegVideo(place, size, limits, deadline)
+    if isinstance(source, TarMember):
+        source = source.read_bytes()
+    return PictureVideo(BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb"), limits, deadline)
+
+
+def _first_bytes(path: Path, offset: int = 0) -> bytes:
+    with open(path, "rb") as handle:
+        handle.seek(offset)
+        return handle.read(16)
+
+
+def _is_utf8(path: Path) -> bool:
+    """Whether a name can be handed to ffmpeg's wrapper."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether a path is a folder; raises OSError, with one clear line, where it is no readable file either."""
+    name = source_name(path)
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{name}: no such file") from None
+    except PermissionError:
+        raise PermissionError(f"{name}: no permission to read it") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise OSError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
+    if stat.S_ISDIR(mode):
+        return True
+    if not stat.S_ISREG(mode):  # a pipe would wait for ever
+        raise VideoError(f"{name}: neither file nor folder")
+    if not os.access(path, os.R_OK):
+        raise PermissionError(f"{name}: no permission to read it")
+    return False

@@ -1,0 +1,216 @@
+"""Frames -> video files and contact sheets; reading is `contentmotion.video.reader`'s, and can be had here too."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from contentmotion.saving import replacing_file
+from contentmotion.video.pictures import FRAME_SUFFIXES, list_frames
+from contentmotion.video.reader import Video, VideoError, read_video
+
+__all__ = [
+    "FRAME_SUFFIXES",
+    "VIDEO_SUFFIXES",
+    "Video",
+    "VideoError",
+    "list_frames",
+    "read_metadata",
+    "read_video",
+    "write_contact_sheet",
+    "write_picture",
+    "write_video",
+]
+
+VIDEO_SUFFIXES = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".gif", ".webp")
+
+
+def write_video(path: str | Path, frames: np.ndarray, fps: float, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a video; the suffix chooses the format.
+
+    .mp4 is H.264 yuv420p, which browsers play (odd heights and widths get their last row or column twice);
+    .webm is VP9; .gif loops for ever and keeps time to 1/100 s.
+
+    Args:
+        path: File to write; its folder must exist.
+        frames: uint8 RGB, (t, h, w, 3), t >= 1.
+        fps: Frames per second, positive.
+        metadata: What `read_metadata` finds again: a JSON object in the file's comment.
+
+    Raises:
+        ValueError: Another suffix, frames of another shape or type, fps not positive.
+        OSError: The folder does not exist or is not writable.
+    """
+    path = Path(path)
+    _check_frames(frames)
+    if not (fps > 0 and math.isfinite(fps)):
+        raise ValueError(f"fps must be positive, got {fps}")
+    suffix = path.suffix.lower()
+    if suffix not in (".mp4", ".webm", ".gif"):
+        raise ValueError(f"{path}: cannot write {suffix or 'a file without suffix'}; use .mp4, .gif or .webm")
+    comment = json.dumps(dict(metadata), ensure_ascii=False) if metadata else ""
+    with replacing_file(path) as temporary:
+        if suffix == ".gif":
+            _write_gif(temporary, frames, fps, comment)
+        else:
+            _write_ffmpeg(temporary, frames, fps, comment)
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What `write_video` or `write_picture` was told about a file; empty where it holds nothing of the kind.
+
+    Args:
+        path: A .mp4, .webm, .gif or .png file.
+
+    Raises:
+        OSError: No such file, or none of these.
+    """
+    path = Path(path)
+    if path.suffix.lower() in (".gif", ".png"):
+        with Image.open(path) as picture:
+            picture.load()
+            info = dict(picture.info)
+        if path.suffix.lower() == ".png":
+            return {str(key): value for key, value in info.items() if isinstance(value, str)}
+        comment = info.get("comment", b"").decode("utf-8", "replace")
+    else:
+        with av.open(f"file:{path}") as container:
+            found = {key.lower(): value for key, value in container.metadata.items()}  # webm: COMMENT
+        comment = found.get("comment", "")
+    try:
+        value = json.loads(comment)
+    except ValueError:
+        return {}
+    return {str(key): str(item) for key, item in value.items()} if isinstance(value, dict) else {}
+
+
+def write_picture(path: str | Path, picture: Image.Image, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a PNG, with a text chunk for each entry of the metadata.
+
+    Args:
+        path: PNG file to write; its folder must exist.
+        picture: What to write.
+        metadata: What `read_metadata` finds again.
+
+    Raises:
+        OSError: The folder does not exist or is not writable.
+    """
+    chunks = PngInfo()
+    for key, value in (metadata or {}).items():
+        chunks.add_itxt(key, value)
+    with replacing_file(Path(path)) as temporary:
+        picture.save(temporary, format="PNG", pnginfo=chunks)
+
+
+def _check_frames(frames: np.ndarray) -> None:
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise ValueError(f"frames must be uint8 (t, h, w, 3), got {frames.dtype} {frames.shape}")
+
+
+def _write_ffmpeg(path: Path, frames: np.ndarray, fps: float, comment: str) -> None:
+    height, width = frames.shape[1:3]
+    # 4:2:0 stores colour for blocks of 2x2 pixels.
+    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    # mbtree off: with it, x264 gives small pictures other bytes from run to run.
+    codec, options, container_options = "libx264", {"crf": "16", "mbtree": "0"}, {"movflags": "+faststart"}
+    if path.suffix.lower() == ".webm":
+        # bitexact: without it, each file gets a random id.
+        codec, options, container_options = "libvpx-vp9", {"crf": "20", "b": "0"}, {"fflags": "+bitexact"}
+    with av.open(f"file:{path}", "w", options=container_options) as container:
+        if comment:
+            container.metadata["comment"] = comment
+        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        for frame in frames:
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+
+
+def _write_gif(path: Path, frames: np.ndarray, fps: float, comment: str) -> None:
+    # One palette for all frames, found on all of them one above another: a palette per frame flickers.
+    height, width = frames.shape[1:3]
+    strip = Image.fromarray(frames.reshape(-1, width, 3)).quantize(256, kmeans=1)
+    images = [strip.crop((0, k * height, width, (k + 1) * height)) for k in range(len(frames))]
+    # GIF counts in 1/100 s: spread the rounding over the frames so that the whole lasts as long as it should.
+    ends = np.round(np.arange(len(frames) + 1) * 100 / fps).astype(int) * 10
+    durations = np.maximum(np.diff(ends), 10).tolist()
+    extra = {"comment": comment.encode()} if comment else {}
+    images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0, **extra)
+
+
+def write_contact_sheet(
+    path: str | Path,
+    videos: Sequence[np.ndarray],
+    captions: Sequence[str],
+    *,
+    num_columns: int = 8,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a PNG with one row per video: its caption above evenly spaced frames, the last one included.
+
+    Small frames are enlarged 2 or 3 times.
+
+    Args:
+        path: PNG file to write.
+        videos: uint8 RGB, each (t, h, w, 3); sizes may differ.
+        captions: One per video.
+        num_columns: Frames per row (fewer where a video is shorter).
+        metadata: See `write_picture`.
+
+    Raises:
+        ValueError: Nothing to draw, or not one caption per video.
+    """
+    if not videos or len(videos) != len(captions) or num_columns < 1:
+        raise ValueError(
+            f"a contact sheet needs videos, one caption each and at least one column; "
+            f"got {len(videos)} videos, {len(captions)} captions, {num_columns} columns"
+        )
+    margin, font = 8, ImageFont.load_default(size=16)
+    rows = [_contact_row(video, num_columns, margin) for video in videos]
+    width = 2 * margin + max(row.width for row in rows)
+    texts = [_wrap(caption, font, width - 2 * margin) for caption in captions]
+    text_heights = [20 * len(lines) for lines in texts]
+    height = margin + sum(row.height + 2 * margin for row in rows) + sum(text_heights)
+
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    y = margin
+    for row, lines, text_height in zip(rows, texts, text_heights, strict=True):
+        for number, line in enumerate(lines):
+            draw.text((margin, y + 20 * number), line, fill="black", font=font)
+        sheet.paste(row, (margin, y + text_height))
+        y += text_height + row.height + 2 * margin
+    write_picture(path, sheet, metadata)
+
+
+def _contact_row(video: np.ndarray, num_columns: int, gap: int) -> Image.Image:
+    """Evenly spaced frames side by side."""
+    _check_frames(video)
+    length, height, width = video.shape[:3]
+    scale = 3 if height < 48 else 2 if height < 128 else 1
+    picks = np.linspace(0, length - 1, min(num_columns, length)).round().astype(int)
+    row = Image.new("RGB", (len(picks) * (width * scale + gap) - gap, height * scale), "white")
+    for column, k in enumerate(picks):
+        frame = Image.fromarray(video[k]).resize((width * scale, height * scale), Image.Resampling.BICUBIC)
+        row.paste(frame, (column * (width * scale + gap), 0))
+    return row
+
+
+def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Break a caption into lines of at most `width` pixels (a longer single word stays whole)."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines

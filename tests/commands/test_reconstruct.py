@@ -1,0 +1,151 @@
+"""Command reconstruct: numbers, pictures, and every real clip."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from contentmotion.cli import main
+from contentmotion.commands.reconstruct import (
+    cut_clip,
+    decompose,
+    draw_sheet,
+    load_parts,
+    motion_planes,
+    recombine,
+    weight_maps,
+)
+from contentmotion.video.write import read_video, write_video
+
+
+def reconstruct(video: Path, pipeline: Path, output_dir: Path, *words: str) -> dict:
+    paths = [f"--pretrained_model_name_or_path={pipeline}", f"--output_dir={output_dir}", "--device=cpu"]
+    assert main(["reconstruct", str(video), *paths, *words]) == 0
+    return json.loads((output_dir / "reconstruction.json").read_text())
+
+
+def test_scores_match_the_video_written(
+    make_frames, tiny_pipeline_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_video(tmp_path / "in.gif", make_frames(4, 16, 16), fps=5)
+    scores = reconstruct(tmp_path / "in.gif", tiny_pipeline_dir, tmp_path / "out")
+    assert f"in.gif: PSNR {scores['psnr']:.1f} dB" in capsys.readouterr().out
+    assert "emoji" not in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("sheet.png", "reconstruction.mp4", "reconstruction.json", "config.yaml")
+    }
+    written = read_video(tmp_path / "out" / "reconstruction.mp4")
+    assert written.frames.shape == (4, 16, 32, 3)
+    assert written.fps == pytest.approx(5)
+    left, right = written.frames[:, :, :16] / 255.0, written.frames[:, :, 16:] / 255.0
+    original = read_video(tmp_path / "in.gif").frames / 255.0
+    assert -10 * np.log10(((left - original) ** 2).mean()) > 25, "the left half is the original"
+    # The file is compressed with colour at half resolution, so only roughly.
+    assert -10 * np.log10(((right - original) ** 2).mean()) == pytest.approx(scores["psnr"], abs=2.5)
+    assert len(scores["psnr_per_frame"]) == 4
+    per_frame_error = 10 ** (-np.array(scores["psnr_per_frame"]) / 10)
+    assert -10 * np.log10(per_frame_error.mean()) == pytest.approx(scores["psnr"])
+
+
+def test_a_still_video_equals_its_content_frame(tiny_pipeline_dir: Path, tmp_path: Path, make_frames) -> None:
+    (tmp_path / "still").mkdir()
+    for number in range(4):
+        Image.fromarray(make_frames(1, 16, 16)[0]).save(tmp_path / "still" / f"{number}.png")
+    scores = reconstruct(tmp_path / "still", tiny_pipeline_dir, tmp_path / "out")
+    assert scores["psnr_frozen"] > 55
+    assert scores["psnr"] < scores["psnr_frozen"], "an untrained decoder adds something"
+
+
+def test_other_sizes_and_strides(clip_folder: Path, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    words = ("--height=12", "--width=20", "--num_frames=3", "--frame_stride=2")
+    scores = reconstruct(clip_folder / "videos/0.mp4", tiny_pipeline_dir, tmp_path / "out", *words)
+    assert (scores["num_frames"], scores["height"], scores["width"]) == (3, 12, 20)
+    assert read_video(tmp_path / "out" / "reconstruction.mp4").frames.shape == (3, 12, 40, 3)
+
+
+def test_the_clip_is_the_middle_of_the_video() -> None:
+    frames = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
+    assert cut_clip("x", frames, 4, 1, 8, 8)[:, 0, 0, 0].tolist() == [3, 4, 5, 6]
+    assert cut_clip("x", frames, 4, 3, 8, 8)[:, 0, 0, 0].tolist() == [0, 3, 6, 9]
+    assert cut_clip("x", frames, 2, 3, 8, 8)[:, 0, 0, 0].tolist() == [3, 6]
+
+
+def test_weight_maps_are_relative_to_each_pixel_s_largest() -> None:
+    weights = torch.full((4, 3, 2, 2), 0.25)
+    weights[:, :, 0, 0] = torch.tensor([0.7, 0.1, 0.1, 0.1])[:, None]
+    maps = weight_maps(weights, 4, 4)
+    assert maps.shape == (4, 4, 4, 3)
+    assert (maps[:, 2:, 2:] == 255).all(), "equal shares"
+    assert (maps[0, :2, :2] == 255).all()
+    assert (maps[1:, :2, :2] == round(255 / 7)).all()
+
+
+def test_sheet_shows_every_row(make_frames) -> None:
+    original = make_frames(12, 64, 64)
+    decoded = original.copy()
+    decoded[:, :32] = np.minimum(decoded[:, :32].astype(int) + 10, 255)
+    black = np.zeros_like(original)
+    sheet = np.asarray(draw_sheet("title", original[0], original, decoded, black))
+    assert sheet.shape == (34 + 4 * (24 + 128 + 10), 276 + 8 * 138, 3)
+    tops = [34 + 24 + row * 162 for row in range(4)]
+    cells = [sheet[top : top + 128, 276 : 276 + 128] for top in tops]  # the first column
+    assert np.array_equal(cells[0][::2, ::2], original[0])
+    assert np.array_equal(cells[1][::2, ::2], decoded[0])
+    error = np.abs(decoded[0].astype(int) - original[0]) * 4
+    assert np.array_equal(cells[2][::2, ::2], error)
+    assert not cells[3].any()
+    assert sheet[34 + 24 : 34 + 24 + 256, 10 : 10 + 256].mean() == pytest.approx(original[0].mean(), abs=1)
+
+
+def test_parts_without_the_rest_of_the_pipeline(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    from diffusers import AutoencoderTiny
+
+    from contentmotion import ContentMotionAutoencoder
+
+    vae, autoencoder = load_parts(str(tiny_pipeline_dir), None)
+    assert vae is None
+    assert isinstance(autoencoder, ContentMotionAutoencoder)
+    sizes = {"hidden_size": 32, "depth": 1, "num_heads": 2, "head_dim": 16}
+    ContentMotionAutoencoder(in_channels=5, **sizes).save_pretrained(tmp_path / "five")
+    channels = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    blocks = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+    AutoencoderTiny(latent_channels=5, **channels, **blocks).save_pretrained(tmp_path / "vae")
+    vae, autoencoder = load_parts(str(tmp_path / "vae"), str(tmp_path / "five"))
+    assert (type(vae).__name__, autoencoder.config.in_channels) == ("AutoencoderTiny", 5)
+    assert load_parts(str(tmp_path / "vae"), str(tiny_pipeline_dir))[0] is None, "an autoencoder of pixels"
+    with pytest.raises(ValueError, match="takes frames of 5 channels, those of .* have 3"):
+        load_parts(str(tiny_pipeline_dir), str(tmp_path / "five"))
+
+
+def test_every_real_clip(shared_data: Path, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    videos = sorted((shared_data / "real-clips" / "videos").iterdir())
+    assert videos
+    for video in videos:
+        scores = reconstruct(video, tiny_pipeline_dir, tmp_path / video.stem)
+        assert 0 < scores["psnr"] < 60
+        with Image.open(tmp_path / video.stem / "sheet.png") as sheet:
+            sheet.load()
+
+
+def test_motion_planes_show_rows_and_columns_over_time() -> None:
+    latent = torch.zeros(5, 3, 2 + 4)  # 5 channels, 3 times, 2 rows and 4 columns of patches
+    latent[0, 2, 1] = 1.0  # second row, last time
+    latent[4, 0, 2 + 3] = 1.0  # last column, first time
+    z_x, z_y = (np.asarray(plane) for plane in motion_planes(latent, rows=2, cell=1))
+    assert (z_x.shape, z_y.shape) == ((2 * 3 - 1, 4 * 4 - 1), (2 * 4 - 1, 4 * 5 - 1)), "four channels a row"
+    assert z_x[1, 2] == 255 and z_x[:2, :3].sum() == 255
+    assert z_y[4, 3] == 255 and z_y[4:, :4].sum() == 255
+
+
+def test_recombining_a_clip_with_itself_is_its_reconstruction(tiny_pipeline_dir: Path, make_frames) -> None:
+    vae, autoencoder = load_parts(str(tiny_pipeline_dir), None)
+    clips = [torch.from_numpy(make_frames(4, 16, 16, hue=hue)).permute(0, 3, 1, 2) for hue in (0, 200)]
+    one, other = (decompose(vae, autoencoder, clip) for clip in clips)
+    assert torch.equal(recombine(vae, autoencoder, one.content_latent, one.motion_latent), one.decoded)
+    swapped = recombine(vae, autoencoder, one.content_latent, other.motion_latent)
+    assert not torch.equal(swapped, one.decoded) and not torch.equal(swapped, other.decoded)
+    error = (one.decoded.double() - one.original).div(255).square().mean()
+    assert one.psnr == pytest.approx(-10 * error.log10().item())

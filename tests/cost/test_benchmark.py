@@ -1,0 +1,185 @@
+"""What `benchmark` counts is what the paper prints and what other systems cost; what it times adds up."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from contentmotion.cli import main
+from contentmotion.config import BenchmarkConfig
+from contentmotion.cost.measure import time_in_turns
+from contentmotion.cost.networks import build, skeletons
+from contentmotion.cost.report import number
+from contentmotion.cost.results import SystemResult
+from contentmotion.cost.run import Bench
+from contentmotion.cost.stages import Size
+from contentmotion.cost.training import TrainingResult, benchmark_training
+from contentmotion.pipelines.loading import ASSETS
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+
+
+@pytest.fixture(scope="module")
+def counted() -> dict[str, SystemResult]:
+    """Every system at 16 x 512 x 1024, counted on the meta device."""
+    results = Bench(BenchmarkConfig(meta=True), META, torch.float32).run()
+    return {result.system: result for result in results}
+
+
+@pytest.fixture(scope="module")
+def training() -> dict[str, TrainingResult]:
+    """One training step at 16 x 512 x 512."""
+    return {r.name: r for r in benchmark_training(Size(16, 512, 512), None, torch.float32, 1)}
+
+
+def test_sampling_is_the_papers_table_9(counted: dict[str, SystemResult]) -> None:
+    assert counted["cmd-sd21"].paper_tflops == pytest.approx(46.8, rel=0.01)
+    steps = {stage.stage: stage for stage in counted["cmd-sd21"].stages}
+    a_step = (steps["content"].paper_tflops + steps["motion"].paper_tflops) / 50  # type: ignore[operator]
+    assert counted["cmd-sd21"].paper_tflops + 50 * a_step == pytest.approx(92.1, rel=0.01)
+    assert counted["modelscope"].paper_tflops == pytest.approx(939.0, rel=0.005)
+
+
+def test_training_is_the_papers_table_8(training: dict[str, TrainingResult]) -> None:
+    assert training["CMD content"].paper_tflops == pytest.approx(0.34, rel=0.01)
+    assert training["CMD motion"].paper_tflops == pytest.approx(0.14, rel=0.03)
+    assert training["ModelScope"].paper_tflops == pytest.approx(9.41, rel=0.005)
+    # 0.77 is one TimeSformer's, not the autoencoder's two: half of ours, by layers, is 0.66, with attention 0.87. The
+    # paper says so itself: what Table 9's 46.8 and 92.1 leave for the one decoder, 2 x 46.8 - 92.1 = 1.5, is at twice
+    # the tokens 2 x 0.77.
+    autoencoder = training["CMD autoencoder"]
+    with_attention = autoencoder.tflops / 3 / 2  # multiply-adds of the forward pass
+    assert autoencoder.paper_tflops / 2 == pytest.approx(0.657, rel=0.01)
+    assert autoencoder.paper_tflops / 2 < 0.77 < with_attention / 2
+    assert pytest.approx(2 * 46.8 - 92.1, rel=0.03) == 2 * 0.77
+
+
+@pytest.mark.parametrize(
+    ("system", "stage", "parameters", "tflops_per_pass"),
+    [
+        ("modelscope", "denoiser", 1.41e9, 45.5),
+        ("cogvideox-2b", "denoiser", 1.69e9, 53.0),
+        ("wan-1.3b", "denoiser", 1.42e9, 46.1),
+        ("wan-1.3b", "video decoder", None, 77.0),
+        ("ltx-2b", "denoiser", 1.92e9, 5.7),
+        ("ltx-2b", "video decoder", None, 8.2),
+        ("cmd-sd21", "content", 0.87e9, 1.85),
+        ("cmd-sd21", "motion", 0.68e9, 0.49),
+        ("cmd-sd21", "image decoder", None, 5.1),
+        ("cmd-sd21-4", "image decoder", None, 0.28),
+    ],
+)
+def test_passes_cost_what_is_known(
+    counted: dict[str, SystemResult], system: str, stage: str, parameters: float | None, tflops_per_pass: float
+) -> None:
+    row = next(row for row in counted[system].stages if row.stage == stage)
+    assert row.tflops_per_pass == pytest.approx(tflops_per_pass, rel=0.012)
+    if parameters:
+        assert row.parameters == pytest.approx(parameters, rel=0.01)
+
+
+def test_few_steps_are_cheap_from_prompt_to_pixels(counted: dict[str, SystemResult]) -> None:
+    ours = counted["cmd-sd21-4"]
+    assert {row.stage: row.passes for row in ours.stages} == {
+        "text": 1, "content": 4, "motion": 4, "autoencoder": 1, "image decoder": 16, "file": 1,
+    }  # fmt: skip
+    assert ours.tflops < 18
+    assert counted["modelscope"].tflops > 100 * ours.tflops
+    assert counted["ltx-2b-8"].tflops > 3 * ours.tflops
+    # With the paper's decoder, all of whose blocks attend over the whole frame, it would be just above 18.
+    papers = next(row for row in counted["cmd-sd21"].stages if row.stage == "autoencoder")
+    own = next(row for row in ours.stages if row.stage == "autoencoder")
+    assert ours.tflops - own.tflops + papers.tflops == pytest.approx(18.2, rel=0.005)
+
+
+def test_guidance_is_two_passes_a_step(counted: dict[str, SystemResult]) -> None:
+    row = next(row for row in counted["modelscope"].stages if row.stage == "denoiser")
+    assert (row.calls, row.passes) == (50, 100)
+    assert row.tflops == pytest.approx(100 * row.tflops_per_pass)
+
+
+def test_a_folder_is_counted_from_its_configs(tmp_path: Path) -> None:
+    parts = skeletons(ASSETS / "emoji")
+    assert all(p.is_meta for part in parts.values() if part is not None for p in part.parameters())
+    config = BenchmarkConfig(systems=("shipped", "shipped-4"), meta=True)
+    whole, few = Bench(config, META, torch.float32).run()
+    assert whole.size == (16, 64, 64)
+    assert {row.stage: row.passes for row in few.stages}["content"] == 4
+    assert whole.tflops > 5 * few.tflops
+
+
+def test_random_weights_are_finite_and_differ() -> None:
+    network = build("vae-tiny", CPU, torch.bfloat16)
+    for parameter in network.parameters():
+        assert parameter.dtype == torch.bfloat16
+        assert parameter.isfinite().all()
+        assert parameter.numel() < 4 or parameter.float().std() > 0.001
+
+
+def test_jobs_are_timed_in_turns_and_failures_are_lines() -> None:
+    calls = []
+
+    def fail() -> None:
+        raise RuntimeError("not enough\nmemory")
+
+    good, bad, other = time_in_turns([lambda: calls.append("a"), fail, lambda: calls.append("b")], 3, CPU)
+    assert "".join(calls) == "abababab"
+    assert not isinstance(good, str) and len(good.seconds) == 3
+    assert bad == "not enough memory"
+    assert not isinstance(other, str)
+
+
+def test_memory_of_a_call_is_seen() -> None:
+    def allocate() -> None:
+        torch.ones(50, 2**20)  # 200 MiB
+
+    timing = time_in_turns([allocate], 1, CPU)[0]
+    assert not isinstance(timing, str)
+    if timing.peak_bytes is not None:  # None: no Linux
+        assert timing.peak_bytes == pytest.approx(200 * 2**20, rel=0.1)
+
+
+def test_command_prints_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", "emoji", "--meta", "--json", f"--output_dir={tmp_path}"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "benchmark.json").read_text())
+
+
+def test_command_times_a_folder(tiny_pipeline_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--steps=2", "--num_frames=4", "--device=cpu", "--repeats=1", f"--output_dir={tmp_path / 'out'}"]
+    assert main(["benchmark", str(tiny_pipeline_dir), *words]) == 0
+    assert "benchmark.md" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out/benchmark.json").read_text())["systems"][0]
+    assert found["size"] == [4, 16, 16]
+    assert found["seconds"] == pytest.approx(sum(stage["seconds"] for stage in found["stages"]))
+    assert found["measured_seconds"] > 0
+    assert [stage["stage"] for stage in found["stages"]] == ["text", "content", "motion", "autoencoder", "file"]
+    assert (tmp_path / "out/benchmark.md").read_text().count("| content |") == 1
+    with Image.open(tmp_path / "out/benchmark.png") as picture:
+        assert len(picture.convert("RGB").getcolors(maxcolors=10**6) or ()) > 5
+
+
+def test_what_does_not_fit_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("contentmotion.cost.run.free_memory", lambda device: 1000)
+    config = BenchmarkConfig(systems=("cmd-sd21-4",), height=64, width=64, repeats=1)
+    result = Bench(config, CPU, torch.float32).run()[0]
+    assert result.seconds is None
+    assert all(row.note.startswith("does not fit: ") for row in result.stages if row.parameters)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sora"], "unknown system 'sora': choose from cmd-sd15"),
+        (["cmd-sd21", "--height=100"], "cmd-sd21: height must be a multiple of 64, got 100"),
+        (["shipped", "--width=60"], "shipped: height and width must be multiples of 16"),
+    ],
+)
+def test_mistakes_are_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", *words, "--meta"]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_numbers_have_three_digits() -> None:
+    assert [number(x) for x in (0.0, 0.01234, 1.0, 12.34, 4633.2)] == ["0", "0.0123", "1.00", "12.3", "4,633"]

@@ -1,0 +1,107 @@
+"""Costs at the paper's sizes, counted on the meta device, in both conventions (CMD Tables 8 and 9)."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from contentmotion.cost.count import Cost, clip_cost, count_cost
+from contentmotion.models.autoencoder import ContentMotionAutoencoder
+from contentmotion.models.motion_dit import MotionDiT
+from contentmotion.pipelines.loading import load_pipeline
+from contentmotion.pipelines.sampling import Sampling
+
+TERA = 1e12
+
+
+def sd21_unet() -> UNet2DConditionModel:
+    """Stable Diffusion 2.1's UNet, without weights."""
+    with torch.device("meta"):
+        return UNet2DConditionModel(
+            sample_size=64, block_out_channels=(320, 640, 1280, 1280), attention_head_dim=(5, 10, 20, 20),
+            cross_attention_dim=1024, use_linear_projection=True,
+        )  # fmt: skip
+
+
+def motion_dit(content_patch_size: int) -> MotionDiT:
+    with torch.device("meta"):
+        return MotionDiT.from_preset("DiT-XL/2", content_patch_size=content_patch_size, text_dim=1024, learn_sigma=True)
+
+
+def content_cost(h: int, w: int) -> Cost:
+    x, text = torch.empty(1, 4, h, w, device="meta"), torch.empty(1, 77, 1024, device="meta")
+    unet, t = sd21_unet(), torch.empty(1, device="meta")
+    return count_cost(lambda: unet(x, t, encoder_hidden_states=text))
+
+
+def motion_cost(h: int, w: int, content_patch_size: int) -> Cost:
+    model = motion_dit(content_patch_size)
+    z = torch.empty(1, 8, 16, (h + w) // 2, device="meta")
+    content, text = torch.empty(1, 4, h, w, device="meta"), torch.empty(1, 1024, device="meta")
+    t = torch.zeros(1, dtype=torch.long, device="meta")
+    return count_cost(lambda: model(z, t, content, pooled_text=text))
+
+
+def test_one_matrix_product() -> None:
+    a, b = torch.empty(3, 5, device="meta"), torch.empty(5, 7, device="meta")
+    assert count_cost(lambda: a @ b) == Cost(layers=105, attention=0)
+    q = torch.empty(1, 2, 11, 4, device="meta")
+    cost = count_cost(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q))
+    assert cost == Cost(layers=0, attention=2 * 2 * 11 * 11 * 4)
+
+
+def test_content_unet() -> None:
+    cost = content_cost(64, 64)
+    assert cost.layers / TERA == pytest.approx(0.339, rel=0.005)  # the paper prints 0.34
+    assert cost.multiply_adds / TERA == pytest.approx(0.402, rel=0.01)
+    wide = content_cost(64, 128)
+    assert wide.layers / TERA == pytest.approx(0.676, rel=0.005)
+    assert wide.multiply_adds / TERA == pytest.approx(0.925, rel=0.01)
+
+
+def test_motion_dit() -> None:
+    cost = motion_cost(64, 64, content_patch_size=4)  # 2 x 128 motion tokens and 256 of the content frame
+    assert cost.layers / TERA == pytest.approx(0.229, rel=0.01)
+    coarse = motion_cost(64, 64, content_patch_size=8)
+    assert coarse.layers / TERA == pytest.approx(0.143, rel=0.01)  # 320 tokens; the paper prints 0.14
+    assert coarse.multiply_adds / TERA == pytest.approx(0.150, rel=0.01)
+    assert motion_cost(64, 128, content_patch_size=8).layers / TERA == pytest.approx(0.229, rel=0.01)
+
+
+def test_sampling_a_wide_clip_is_the_papers_46_8() -> None:
+    """CMD Table 9: 16 x 512 x 1024, 50 + 50 steps, one autoencoder decode, no image decoder."""
+    with torch.device("meta"):
+        autoencoder = ContentMotionAutoencoder(residual_decoding=False)
+    content, z = torch.empty(1, 4, 64, 128, device="meta"), torch.empty(1, 8, 16, 96, device="meta")
+    decode = count_cost(lambda: autoencoder.decode(content, z))
+    total = 50 * (content_cost(64, 128).layers + motion_cost(64, 128, 8).layers) + decode.layers
+    assert total / TERA == pytest.approx(46.8, rel=0.03)
+
+
+def test_total_parameters() -> None:
+    """1.6 B: content UNet, motion DiT and autoencoder."""
+    with torch.device("meta"):
+        autoencoder = ContentMotionAutoencoder()
+    models = (sd21_unet(), motion_dit(8), autoencoder)
+    assert sum(m.num_parameters() for m in models) / 1e9 == pytest.approx(1.6, rel=0.03)
+
+
+def test_cost_of_a_clip_grows_with_its_steps(tiny_pipeline_dir: Path) -> None:
+    pipe = load_pipeline(str(tiny_pipeline_dir))
+    pipe.set_progress_bar_config(disable=True)
+    few = clip_cost(pipe, Sampling(steps=3, motion_steps=2, guidance_scale=1.0, motion_guidance_scale=1.0))
+    many = clip_cost(pipe, Sampling(steps=6, motion_steps=2, guidance_scale=2.0, motion_guidance_scale=1.0))
+    assert many["content frame"].multiply_adds == 4 * few["content frame"].multiply_adds
+    assert many["motion"] == few["motion"]
+    # Guidance encodes the null prompt, too; decoding costs the same.
+    assert many["text and decoding"].layers > few["text and decoding"].layers
+    even = clip_cost(pipe, Sampling(steps=6, motion_steps=2, guidance_scale=1.0, motion_guidance_scale=1.0))
+    assert even["text and decoding"] == few["text and decoding"]
+    assert few["motion"].attention > 0
+    direct = count_cost(
+        lambda: pipe.motion_transformer(
+            torch.zeros(1, 4, 4, 16), torch.zeros(1), torch.zeros(1, 3, 16, 16), pooled_text=torch.zeros(1, 32)
+        )
+    )
+    assert few["motion"].layers == 2 * direct.layers
