@@ -1,5 +1,6 @@
 """Command generate, on a tiny untrained pipeline."""
 
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -98,6 +99,21 @@ def test_videos_differ_by_seed_number_and_prompt_but_not_by_batch(run) -> None:
     other = gifs(run(*words[:4], "--seed=4", name="c"))
     for a, b in ((one[0], one[1]), (one[0], other[0]), (one[1], one[2])):
         assert np.abs(a.astype(int) - b.astype(int)).mean() > 5
+
+
+def test_batches_come_one_after_another(tiny_pipeline_dir: Path) -> None:
+    config = GenerateConfig(prompt=["rocket"], num_inference_steps=2, mixed_precision="no", seed=3, batch_size=2)
+    pipe = load_pipeline(str(tiny_pipeline_dir))
+    pipe.set_progress_bar_config(disable=True)
+    prompts, steps = ["rocket", "a crying cat", "rocket"], []
+    drawn = sample_all(pipe, config, prompts, lambda: steps.append(1))
+    first = next(drawn)
+    assert len(steps) == 2 + 2, "the second batch waits until it is asked for"
+    videos = [first.video, *(one.video for one in drawn)]
+    assert len(steps) == 2 * (2 + 2)
+    singly = sample_all(pipe, dataclasses.replace(config, batch_size=1), prompts, lambda: None)
+    for video, alone in zip(videos, singly, strict=True):
+        assert np.abs(video.astype(int) - alone.video).max() <= 1  # of 255
 
 
 def test_its_config_file_repeats_the_run(run, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """Every switch that makes a pipeline faster leaves its videos as they are, bit for bit or within a stated tolerance."""
 
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +17,6 @@ from contentmotion.models.video_unet import make_video_unet
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.pipelines.speed import (
     compile_networks,
-    draw_side_by_side,
     enable_tiling,
     quantize_networks,
     use_channels_last,
@@ -262,34 +259,3 @@ def test_channels_last_of_a_video_unet() -> None:
         use_channels_last(SimpleNamespace(unet=unet, vae=None))
         assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(unet(x, 500, encoder_hidden_states=text).sample, plain, atol=1e-5, rtol=1e-4)
-
-
-def test_batches_side_by_side(pipe: ContentMotionPipeline) -> None:
-    """Each batch as by itself, in order, though their schedulers' steps interleave; an error ends all of them."""
-    threads, steps = set(), []
-
-    def draw(pipe: ContentMotionPipeline, start: int, on_step: Callable[[], object]) -> np.ndarray:
-        threads.add(threading.get_ident())
-        if start == 7:
-            raise ValueError("the eighth")
-        return run(
-            pipe, ["rocket", "a crying cat"], num_inference_steps=2 + start % 2,
-            generator=[torch.Generator().manual_seed(start + k) for k in range(2)],
-            callback_on_step_end=lambda pipe, step, t, tensors: (on_step(), tensors)[1],
-        )  # fmt: skip
-
-    alone = list(draw_side_by_side(pipe, draw, range(5), lambda: steps.append(1), workers=1))
-    assert threads == {threading.get_ident()}
-    before, count = torch.get_num_threads(), len(steps)
-    together = list(draw_side_by_side(pipe, draw, range(5), lambda: steps.append(1), workers=2))
-    assert len(threads) == 3 and len(steps) == 2 * count and torch.get_num_threads() == before
-    fresh: list[int] = []
-    later = threading.Thread(target=lambda: fresh.append(torch.get_num_threads()))
-    later.start(), later.join()
-    assert fresh == [before], "what runs later has all cores again"
-    np.testing.assert_allclose(together, alone, atol=1e-5)  # a thread's share of cores splits sums elsewhere
-    drawn = draw_side_by_side(pipe, draw, [0, 7, *range(100, 200)], lambda: steps.append(1), workers=2)
-    np.testing.assert_allclose(next(drawn), alone[0], atol=1e-5)
-    with pytest.raises(ValueError, match="the eighth"):
-        next(drawn)
-    assert len(steps) < 3 * count, "the batches that nobody waits for are given up"

@@ -23,7 +23,6 @@ from contentmotion.pipelines.loading import load_any_pipeline, load_vae, require
 from contentmotion.pipelines.sampling import resolve_sampling
 from contentmotion.pipelines.speed import (
     compile_networks,
-    draw_side_by_side,
     enable_tiling,
     quantize_networks,
     use_channels_last,
@@ -213,7 +212,7 @@ def sample_all(
     content_frames: bool = True,
     follow: Mapping[str, torch.Tensor] | None = None,
 ) -> Iterator[Drawn]:
-    """Generates one video per condition, ``config.batch_size`` at once; on a CPU two batches side by side.
+    """Generates one video per condition, ``config.batch_size`` at once.
 
     Args:
         pipe: On its device.
@@ -224,16 +223,11 @@ def sample_all(
         follow: Conditions beside the prompts, by name, for video models that take some.
     """
 
-    def draw(pipe: LatentPipeline, start: int, on_step: Callable[[], object]) -> list[Drawn]:
+    for start in range(0, len(conditions), config.batch_size):
         batch = conditions[start : start + config.batch_size]
-        return sample(
+        yield from sample(
             pipe, config, batch, start, lambda step, latents: on_step(), content_frames=content_frames, follow=follow
         )
-
-    starts = range(0, len(conditions), config.batch_size)
-    together = pipe._execution_device.type == "cpu" and not config.compile  # a compiler's threads are its own affair
-    for drawn in draw_side_by_side(pipe, draw, starts, on_step, workers=min(2, len(starts)) if together else 1):
-        yield from drawn
 
 
 def sample_motions(

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -261,13 +260,12 @@ class Studio:
         same = request.same_content and count > 1
         batches = 1 if same else math.ceil(count / config.batch_size)
         total = batches * (sampling.steps + sampling.motion_steps) + same * sampling.motion_steps
-        done, lock = 0, Lock()
+        done = 0
 
-        def step() -> None:  # batches may be drawn side by side
+        def step() -> None:
             nonlocal done
-            with lock:
-                done += 1
-                on_step(done, total)
+            done += 1
+            on_step(done, total)
 
         start = time.perf_counter()
         if same:

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
-from threading import Event
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -15,7 +10,6 @@ from torch import nn
 from contentmotion.stages.image_vae import vae_latent_channels, vae_scale_factor
 
 Quantization = Literal["none", "int8"]
-T = TypeVar("T")
 
 
 def use_channels_last(pipe: Any) -> None:
@@ -93,61 +87,3 @@ def enable_tiling(pipe: Any) -> None:
 def _denoisers(pipe: Any) -> list[nn.Module]:
     found = (pipe.unet, getattr(pipe, "motion_transformer", None))
     return [network for network in found if network is not None]
-
-
-def draw_side_by_side(
-    pipe: Any,
-    draw: Callable[[Any, int, Callable[[], object]], T],
-    starts: Iterable[int],
-    on_step: Callable[[], object],
-    workers: int,
-) -> Iterator[T]:
-    """Draws batches, several at once, each in a thread with its share of the processor's cores.
-
-    Small networks leave cores idle that work on the same batch: while some compute one batch's content frames, others
-    are at another's motion or pixels.
-
-    Args:
-        pipe: Shared by the threads but for its schedulers, which count steps.
-        draw: (pipeline, start, on_step) -> a batch.
-        starts: What to call it with.
-        on_step: Called by any of the threads after a denoising step.
-        workers: How many batches at once.
-
-    Yields:
-        The batches in the order of ``starts``.
-    """
-    if workers == 1:
-        yield from (draw(pipe, start, on_step) for start in starts)
-        return
-    stopped = Event()
-
-    def step() -> None:
-        if stopped.is_set():  # nobody waits for the rest: interrupted, or another batch failed
-            raise InterruptedError
-        on_step()
-
-    total = torch.get_num_threads()
-    share = max(1, total // workers)
-    pools = [ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(share,)) for _ in range(workers)]
-    twins = [_with_own_schedulers(pipe) for _ in range(workers)]
-    try:
-        # A page's progress bar finds its event through the context.
-        jobs = [
-            pools[k % workers].submit(copy_context().run, draw, twins[k % workers], start, step)
-            for k, start in enumerate(starts)
-        ]
-        yield from (job.result() for job in jobs)
-    finally:
-        stopped.set()
-        for pool in pools:
-            pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(total)  # a thread's number is also what later threads begin with
-
-
-def _with_own_schedulers(pipe: Any) -> Any:
-    twin = copy.copy(pipe)
-    for name in ("scheduler", "motion_scheduler"):
-        if getattr(pipe, name, None) is not None:
-            setattr(twin, name, copy.deepcopy(getattr(pipe, name)))
-    return twin

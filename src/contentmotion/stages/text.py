@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from threading import Lock
 from typing import Any
 
 import torch
@@ -49,20 +48,18 @@ class TextFeatures:
     def __init__(self, capacity: int = 256) -> None:
         self.capacity = capacity
         self._known: dict[str, tuple[Tensor, Tensor]] = {}
-        self._lock = Lock()  # batches are drawn side by side
 
     def encode(
         self, tokenizer: Any, text_encoder: Any, prompts: Sequence[str]
     ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b p"]]:
         """As ``encode_prompts``."""
-        with self._lock:
-            new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
-            if new:
-                self._known |= zip(new, zip(*encode_prompts(tokenizer, text_encoder, new), strict=True), strict=True)
-            found = {prompt: self._known.pop(prompt) for prompt in dict.fromkeys(prompts)}
-            self._known |= found  # the last used are the last in line
-            for prompt in list(self._known)[: -self.capacity]:
-                del self._known[prompt]
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
+        if new:
+            self._known |= zip(new, zip(*encode_prompts(tokenizer, text_encoder, new), strict=True), strict=True)
+        found = {prompt: self._known.pop(prompt) for prompt in dict.fromkeys(prompts)}
+        self._known |= found  # the last used are the last in line
+        for prompt in list(self._known)[: -self.capacity]:
+            del self._known[prompt]
         hidden, pooled = zip(*(found[prompt] for prompt in prompts), strict=True)
         return torch.stack(hidden), torch.stack(pooled)
 
