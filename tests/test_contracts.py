@@ -18,7 +18,7 @@ EMOJI = PACKAGE / "assets/emoji"
 
 # Rooms and files at the top, lowest first; a module imports only from its own layer or from lower ones.
 LAYERS = (
-    ("config", "saving", "draws", "diffusion"),
+    ("config", "saving", "tables", "draws", "diffusion"),
     ("run_dir", "models"),
     ("video",),
     ("data",),

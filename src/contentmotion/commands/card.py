@@ -14,9 +14,10 @@ from huggingface_hub import EvalResult, ModelCardData
 import contentmotion
 from contentmotion.commands.info import count_parameters, describe_flow, find_parts, read_settings
 from contentmotion.config import BenchmarkConfig, ExportConfig
-from contentmotion.cost.report import markdown_table, number
+from contentmotion.cost.report import number
 from contentmotion.cost.run import META, Bench
 from contentmotion.evaluate.report import COLUMNS, TITLES
+from contentmotion.tables import markdown_table
 
 INTENDED = """\
 Trying out and studying text-to-video generation; a first shape of a clip for people who design one, to be looked at

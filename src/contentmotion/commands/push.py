@@ -8,10 +8,10 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from rich.console import Console
-from rich.table import Table
 
 from contentmotion.commands.info import CACHE, count_parameters, find_parts
 from contentmotion.config import PushConfig
+from contentmotion.tables import print_table
 
 # Of training runs, what only serves to go on with them; and whatever is hidden, half-written files among it.
 LEFT_OUT = (".*", "*/.*", "checkpoint-*", "partial-*", "logs/*")
@@ -35,10 +35,12 @@ def push(config: PushConfig) -> None:
     files = list_files(folder)
     kind = "dataset" if is_cache else "model"
     if config.dry_run:
-        console = Console(highlight=False)
-        console.print(_table(folder, files, f"{kind} {config.repo_id}"))
+        sizes = [(folder / path).stat().st_size for path in files]
+        rows = [[path.as_posix(), f"{size / 1e6:.3f}"] for path, size in zip(files, sizes, strict=True)]
+        rows.append([f"{len(files)} files", f"{sum(sizes) / 1e6:.3f}"])
+        print_table(["file", "MB"], rows, title=f"would be uploaded to {kind} {config.repo_id}")
         if not is_cache and not (folder / "README.md").exists():
-            console.print("No README.md: the hub will show no model card", style="yellow")
+            Console().print("No README.md: the hub will show no model card", style="yellow")
         return
     if constants.is_offline_mode():
         raise ValueError("HF_HUB_OFFLINE is set, so the hub is not to be asked: unset it to push")
@@ -83,13 +85,3 @@ def list_files(folder: Path) -> list[Path]:
     found = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     names = filter_repo_objects([path.as_posix() for path in found], ignore_patterns=list(LEFT_OUT))
     return [Path(name) for name in names]
-
-
-def _table(folder: Path, files: list[Path], target: str) -> Table:
-    sizes = [(folder / path).stat().st_size for path in files]
-    table = Table("file", "MB", title=f"would be uploaded to {target}")
-    table.columns[1].justify = "right"
-    for path, size in zip(files, sizes, strict=True):
-        table.add_row(path.as_posix(), f"{size / 1e6:.3f}")
-    table.add_row(f"{len(files)} files", f"{sum(sizes) / 1e6:.3f}")
-    return table
