@@ -30,7 +30,8 @@ from contentmotion.config import EncodeConfig
 from contentmotion.data.cache import LatentCache, collate_latents
 from contentmotion.data.clips import open_clips
 from contentmotion.pipelines.loading import ASSETS
-from contentmotion.video.write import VIDEO_SUFFIXES, write_video
+from contentmotion.video.sources import VIDEO_SUFFIXES
+from contentmotion.video.write import write_video
 
 FRAMES, CHANNELS, HEIGHT, WIDTH, MOTION, PATCH = 16, 4, 64, 128, 8, 2  # Stable Diffusion 2.1 at 512x1024
 PER_SHARD = 256

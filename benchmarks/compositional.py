@@ -31,13 +31,15 @@ from transformers import DPTImageProcessor, GLPNConfig, GLPNForDepthEstimation
 
 from contentmotion.config import CONDITION_NAMES, MAP_NAMES
 from contentmotion.data.cache import collate_latents, open_cache
-from contentmotion.data.conditions import depth_of, load_depth_model, training_conditions
+from contentmotion.data.condition_maps import depth_of, load_depth_model
+from contentmotion.data.conditions import training_conditions
 from contentmotion.evaluate.following import depth_error, first_frame_psnr, known_region_psnr, sketch_following
 from contentmotion.pipelines.loading import load_vae, load_video_pipeline
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
 from contentmotion.run_dir import describe_hardware, seeded_generator
 from contentmotion.saving import replacing_folder, write_json
-from contentmotion.stages.image_vae import decode_frames, to_uint8
+from contentmotion.stages.image_vae import decode_frames
+from contentmotion.video.pixels import to_uint8
 from contentmotion.video.write import write_contact_sheet
 
 TRAINING = {"lr_scheduler": "cosine", "report_to": "none", "checkpointing_steps": 100}

@@ -31,7 +31,7 @@ from contentmotion.commands.reconstruct import (
 from contentmotion.config import SHIPPED_MODEL
 from contentmotion.demo.examples import write_examples
 from contentmotion.saving import replacing_file
-from contentmotion.video.write import read_video
+from contentmotion.video.reader import read_video
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTED = ROOT / "benchmarks/results/2026-11-21-benchmark-counted.json"

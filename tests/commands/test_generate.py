@@ -17,7 +17,8 @@ from contentmotion.commands.generate import read_conditions, sample_all, sample_
 from contentmotion.config import GenerateConfig
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.run_dir import resolve_device, resolve_dtype, seeded_generator
-from contentmotion.video.write import read_metadata, read_video
+from contentmotion.video.reader import read_video
+from contentmotion.video.write import read_metadata
 
 
 @pytest.fixture

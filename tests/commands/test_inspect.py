@@ -16,7 +16,8 @@ from contentmotion.commands import inspect_videos
 from contentmotion.commands.inspect import clip_arguments, latent_shape
 from contentmotion.commands.inspect_videos import look_at_all
 from contentmotion.config import InspectConfig
-from contentmotion.data.records import ClipRecord, StoredVideo
+from contentmotion.data.records import ClipRecord
+from contentmotion.video.sources import StoredVideo
 from contentmotion.video.write import write_video
 
 CLIP = ["--num_frames", "8", "--height", "16", "--width", "16"]

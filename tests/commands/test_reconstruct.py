@@ -18,7 +18,8 @@ from contentmotion.commands.reconstruct import (
     recombine,
     weight_maps,
 )
-from contentmotion.video.write import read_video, write_video
+from contentmotion.video.reader import read_video
+from contentmotion.video.write import write_video
 
 
 def reconstruct(video: Path, pipeline: Path, output_dir: Path, *words: str) -> dict:

@@ -18,10 +18,10 @@ from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.pipelines.loading import load_autoencoder, load_pipeline
 from contentmotion.stages.denoisers import MotionDenoiser
-from contentmotion.stages.image_vae import to_float
 from contentmotion.stages.text import encode_prompts
 from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.motion import train_motion
+from contentmotion.video.pixels import to_float
 
 STEPS = {
     "max_train_steps": 2, "train_batch_size": 2, "logging_steps": 1, "checkpointing_steps": 1, "validation_steps": 0,

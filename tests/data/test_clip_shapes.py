@@ -11,12 +11,12 @@ import torch
 
 from contentmotion.data.buckets import BucketSampler, choose_bucket
 from contentmotion.data.clips import ClipDataset, ClipShape, make_clip
-from contentmotion.data.formats import ClipFolder, ClipRecord, read_clip_folder
-from contentmotion.data.records import TarMember
-from contentmotion.video.reader import read_clip
+from contentmotion.data.formats import ClipFolder, read_clip_folder
+from contentmotion.data.records import ClipRecord
+from contentmotion.video.reader import read_clip, read_video
 from contentmotion.video.resize import fit_frame
+from contentmotion.video.sources import TarMember
 from contentmotion.video.timeline import Timeline, VideoError, VideoInfo, choose_frames
-from contentmotion.video.write import read_video
 
 MakeFrames = Callable[..., np.ndarray]
 NUM = 60

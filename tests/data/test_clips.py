@@ -13,9 +13,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from contentmotion.config import ClipConfig
-from contentmotion.data.clips import ClipDataset, StepSampler, collate, open_clips, resize_and_crop
-from contentmotion.data.formats import ClipFolder, ClipRecord, read_clip_folder
-from contentmotion.video.write import read_video, write_video
+from contentmotion.data.clips import ClipDataset, collate, open_clips
+from contentmotion.data.formats import ClipFolder, read_clip_folder
+from contentmotion.data.records import ClipRecord
+from contentmotion.data.step_sampler import StepSampler
+from contentmotion.video.reader import read_video
+from contentmotion.video.resize import resize_and_crop
+from contentmotion.video.write import write_video
 
 MakeFrames = Callable[..., np.ndarray]
 

@@ -14,8 +14,8 @@ from contentmotion.config import CONDITION_NAMES, ConditionConfig, GenerateConfi
 from contentmotion.data.condition_files import read_conditions
 from contentmotion.data.condition_maps import sketch_of
 from contentmotion.models.condition_encoder import ConditionEncoder
-from contentmotion.stages.image_vae import to_float
-from contentmotion.video.reader import VideoError
+from contentmotion.video.pixels import to_float
+from contentmotion.video.timeline import VideoError
 
 SIZE = {"num_frames": 4, "height": 16, "width": 16, "vae": None, "known": CONDITION_NAMES}
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contentmotion.data.formats import ClipRecord, read_clip_folder
+from contentmotion.data.formats import read_clip_folder
+from contentmotion.data.records import ClipRecord
 
 
 def touch(root: Path, *names: str) -> None:

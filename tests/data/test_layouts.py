@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contentmotion.data.formats import ClipFolder, TarMember, read_clip_folder
+from contentmotion.data.formats import ClipFolder, read_clip_folder
 from contentmotion.data.layouts import csv_index
 from contentmotion.data.layouts.csv_index import CsvIndex
 from contentmotion.data.layouts.hf_datasets import read_dataset
 from contentmotion.data.prompts import read_prompts
 from contentmotion.video.reader import read_clip
+from contentmotion.video.sources import TarMember
 
 
 def touch(root: Path, *names: str) -> None:

@@ -16,7 +16,7 @@ from contentmotion.data.cache import LatentCache, collate_latents
 from contentmotion.data.clips import open_clips
 from contentmotion.data.condition_maps import sketch_of
 from contentmotion.data.map_files import sharpen_lines, to_grey
-from contentmotion.video.reader import VideoError
+from contentmotion.video.timeline import VideoError
 from contentmotion.video.write import write_video
 
 

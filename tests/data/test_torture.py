@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from contentmotion.data.clips import ClipDataset
-from contentmotion.data.formats import ClipFolder, ClipRecord
+from contentmotion.data.formats import ClipFolder
+from contentmotion.data.records import ClipRecord
 from contentmotion.video.reader import probe_video, read_clip
 from contentmotion.video.timeline import Limits, VideoError
 from contentmotion.video.write import write_video

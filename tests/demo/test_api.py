@@ -11,7 +11,8 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from contentmotion.video.write import read_metadata, read_video
+from contentmotion.video.reader import read_video
+from contentmotion.video.write import read_metadata
 
 ASK = {
     "prompt": "rocket",

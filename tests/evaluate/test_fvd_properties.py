@@ -8,7 +8,7 @@ import torch
 
 from contentmotion.evaluate.fvd import FrechetStatistics, frechet_distance
 from contentmotion.evaluate.i3d import InceptionI3d, i3d_features
-from contentmotion.video.write import read_video
+from contentmotion.video.reader import read_video
 
 VIDEOS = ("bikes.mp4", "carphone.mp4", "tree.avi", "ucf101_ApplyEyeMakeup.avi")
 NUM_FRAMES = 9  # the fewest that I3D takes

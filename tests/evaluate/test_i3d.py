@@ -23,7 +23,7 @@ from contentmotion.evaluate.i3d import (
     preprocess,
     same_padding,
 )
-from contentmotion.video.write import read_video
+from contentmotion.video.reader import read_video
 
 WEIGHTS = "i3d_kinetics400_rgb.safetensors"
 CONVERTER = Path(__file__).resolve().parents[2] / "runs/convert_weights.py"

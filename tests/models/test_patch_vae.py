@@ -5,14 +5,8 @@ import torch
 
 from contentmotion.models.patch_vae import PatchVAE
 from contentmotion.saving import hash_weights
-from contentmotion.stages.image_vae import (
-    decode_frames,
-    encode_frames,
-    to_float,
-    to_uint8,
-    vae_latent_channels,
-    vae_scale_factor,
-)
+from contentmotion.stages.image_vae import decode_frames, encode_frames, vae_latent_channels, vae_scale_factor
+from contentmotion.video.pixels import to_float, to_uint8
 
 
 def fitted(latent_channels: int, whitening: float = 0.0) -> tuple[PatchVAE, torch.Tensor]:

@@ -6,14 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contentmotion.video.write import (
-    VideoError,
-    read_metadata,
-    read_video,
-    write_contact_sheet,
-    write_picture,
-    write_video,
-)
+from contentmotion.video.reader import read_video
+from contentmotion.video.timeline import VideoError
+from contentmotion.video.write import read_metadata, write_contact_sheet, write_picture, write_video
 
 MakeFrames = Callable[..., np.ndarray]
 

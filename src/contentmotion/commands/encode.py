@@ -33,8 +33,9 @@ from contentmotion.data.sources import ClipSource, open_source
 from contentmotion.pipelines.loading import ASSETS, load_autoencoder, load_text_encoder, load_vae, resolve_name
 from contentmotion.run_dir import join_processes, prepare_output_dir, resolve_device, resolve_dtype
 from contentmotion.saving import hash_weights, replacing_file, write_json
-from contentmotion.stages.image_vae import encode_frames, to_float
+from contentmotion.stages.image_vae import encode_frames
 from contentmotion.stages.text import NULL_PROMPT, encode_prompts
+from contentmotion.video.pixels import to_float
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -30,6 +30,7 @@ from contentmotion.pipelines.speed import (
 )
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
 from contentmotion.run_dir import prepare_output_dir, resolve_device, resolve_dtype, seeded_generator
+from contentmotion.video.pixels import to_uint8
 from contentmotion.video.write import write_contact_sheet, write_video
 
 MAX_SLUG = 48  # characters of the prompt in a file's name
@@ -318,7 +319,7 @@ def sample(
     contents = output.get("content_frame")
     contents = [None] * len(batch) if contents is None else contents
     return [
-        Drawn(_to_uint8(video), None if content is None else _to_uint8(content))
+        Drawn(to_uint8(video, low=0), None if content is None else to_uint8(content, low=0))
         for video, content in zip(output.frames, contents, strict=True)
     ]
 
@@ -331,10 +332,6 @@ def slug(condition: str | int) -> str:
 
 def _caption(condition: str | int) -> str:
     return condition if isinstance(condition, str) else f"class {condition}"
-
-
-def _to_uint8(pixels: np.ndarray) -> np.ndarray:
-    return (pixels * 255).round().astype(np.uint8)
 
 
 def _progress() -> Progress:

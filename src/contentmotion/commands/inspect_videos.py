@@ -9,8 +9,9 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from contentmotion.data.records import ClipRecord, file_size
-from contentmotion.video.reader import probe_video, read_clip, source_name
+from contentmotion.data.records import ClipRecord
+from contentmotion.video.reader import probe_video, read_clip
+from contentmotion.video.sources import file_size, source_name
 
 CHUNK = 16  # videos per task of a process
 MIN_PER_PROCESS = 32  # fewer are done before another process has started

@@ -14,21 +14,16 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from contentmotion.config import SHIPPED_MODEL, ReconstructConfig
-from contentmotion.data.clips import resize_and_crop
 from contentmotion.evaluate.reconstruction import psnr
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.pipelines.loading import load_autoencoder, load_vae, require_checkpoints, resolve_name
 from contentmotion.run_dir import prepare_output_dir, resolve_device
 from contentmotion.saving import replacing_file
-from contentmotion.stages.image_vae import (
-    decode_frames,
-    encode_frames,
-    to_float,
-    to_uint8,
-    vae_latent_channels,
-    vae_scale_factor,
-)
-from contentmotion.video.write import read_video, write_video
+from contentmotion.stages.image_vae import decode_frames, encode_frames, vae_latent_channels, vae_scale_factor
+from contentmotion.video.pixels import to_float, to_uint8
+from contentmotion.video.reader import read_video
+from contentmotion.video.resize import resize_and_crop
+from contentmotion.video.write import write_video
 
 ERROR_GAIN = 4
 MAX_PSNR = 100.0  # of equal clips, whose PSNR is infinite

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from diffusers import DDIMScheduler, LCMScheduler
 from torch import nn
@@ -18,6 +17,7 @@ from contentmotion.cost.stages import Size
 from contentmotion.cost.systems import System
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
 from contentmotion.pipelines.loading import resolve_name
+from contentmotion.video.pixels import to_uint8
 from contentmotion.video.write import write_video
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def time_whole(bench: Bench, system: System, size: Size, prefix: str, result: Sy
             width=size.width,
             output_type="np",
         ).frames
-        write_video(folder / "whole.mp4", (frames[0] * 255).round().astype(np.uint8), 8)
+        write_video(folder / "whole.mp4", to_uint8(frames[0], low=0), 8)
 
     with torch.inference_mode():
         timing = time_in_turns([run], bench.config.repeats, bench.device)[0]

@@ -12,7 +12,8 @@ from torch.utils.data import Sampler
 
 from contentmotion.data.records import ClipRecord
 from contentmotion.data.step_sampler import StepSampler
-from contentmotion.video.reader import probe_video, source_name
+from contentmotion.video.reader import probe_video
+from contentmotion.video.sources import source_name
 from contentmotion.video.timeline import VideoInfo
 
 Bucket = tuple[int, int, int]  # frames, height, width

@@ -17,23 +17,13 @@ from contentmotion.config import ClipConfig, parse_bucket
 from contentmotion.data.buckets import Bucket, BucketSampler, assign_buckets
 from contentmotion.data.formats import ClipFolder, open_folder
 from contentmotion.data.map_files import RecordsWithMaps, read_map
-from contentmotion.data.records import ClipRecord, Records, Source
+from contentmotion.data.records import ClipRecord, Records
 from contentmotion.data.step_sampler import StepSampler
 from contentmotion.run_dir import is_main_process
-from contentmotion.video.reader import Clip, read_clip, source_name
-from contentmotion.video.resize import ResizeMode, crop_frames, resize_and_crop
+from contentmotion.video.reader import Clip, read_clip
+from contentmotion.video.resize import ResizeMode, crop_frames
+from contentmotion.video.sources import VideoSource, source_name
 from contentmotion.video.timeline import Timeline, choose_frames
-
-__all__ = [
-    "ClipDataset",
-    "ClipShape",
-    "StepSampler",
-    "collate",
-    "make_clip",
-    "open_clips",
-    "resize_and_crop",
-]
-
 
 MAX_PROBLEMS = 20  # lines that are printed
 
@@ -80,7 +70,7 @@ def make_clip(
     seed: int | None,
     index: int = 0,
     position: float | None = None,
-    source: Source | str | bytes | None = None,
+    source: VideoSource | None = None,
     maps: Sequence[str] = (),
 ) -> dict[str, Any]:
     """One training item: a clip cut from one video, with a caption of it.

@@ -15,8 +15,10 @@ from contentmotion.config import ConditionConfig
 from contentmotion.data.condition_maps import depth_of, load_depth_model, sketch_of
 from contentmotion.data.conditions import known_latents
 from contentmotion.data.map_files import MAX_SKEW, sharpen_lines, to_grey
-from contentmotion.stages.image_vae import encode_frames, to_float, vae_scale_factor
-from contentmotion.video.reader import VideoError, probe_video, read_clip
+from contentmotion.stages.image_vae import encode_frames, vae_scale_factor
+from contentmotion.video.pixels import to_float
+from contentmotion.video.reader import probe_video, read_clip
+from contentmotion.video.timeline import VideoError
 
 MAX_ENLARGEMENT = 4  # a file with sides shorter than this part of the clip's shows too little
 

@@ -12,21 +12,7 @@ import torch
 from torch import Tensor
 
 from contentmotion.config import CONDITION_NAMES, MAP_NAMES
-from contentmotion.data.condition_maps import DepthEstimator, depth_of, load_depth_model, sketch_of
 from contentmotion.draws import Source, rand
-
-__all__ = [
-    "CONDITION_NAMES",
-    "DepthEstimator",
-    "depth_of",
-    "draw_present",
-    "known_latents",
-    "load_depth_model",
-    "random_tubes",
-    "require_conditions",
-    "sketch_of",
-    "training_conditions",
-]
 
 
 def require_conditions(names: Sequence[str], fields: Sequence[str]) -> None:

@@ -44,13 +44,9 @@ from contentmotion.data.records import (
     ConcatenatedRecords,
     Listing,
     Records,
-    Source,
-    StoredVideo,
-    TarMember,
     sorted_classes,
 )
-
-__all__ = ["ClipFolder", "ClipRecord", "Source", "StoredVideo", "TarMember", "open_folder", "read_clip_folder"]
+from contentmotion.video.sources import StoredVideo
 
 # Up to this many rows each file is looked for at once; of more, a missing file shows when it is read.
 CHECK_FILES_BELOW = 100_000

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from contentmotion.data.records import ClipRecord, Records
-from contentmotion.video.reader import VideoError, probe_video, read_clip
+from contentmotion.video.reader import probe_video, read_clip
 from contentmotion.video.resize import ResizeMode
-from contentmotion.video.write import VIDEO_SUFFIXES
+from contentmotion.video.sources import VIDEO_SUFFIXES
+from contentmotion.video.timeline import VideoError
 
 MAX_COLOUR = 8  # mean difference of the channels, in grey levels: more is a picture in colours, no map
 MAX_SKEW = 0.02  # relative difference of two aspect ratios that rounding explains

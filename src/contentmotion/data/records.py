@@ -6,7 +6,7 @@ A `ClipRecord` is made when it is asked for; what is stored are columns (arrays,
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,63 +15,7 @@ from typing import overload
 
 import numpy as np
 
-
-class StoredVideo(ABC):
-    """A video inside another file: its bytes are to be had, but not under a path of their own."""
-
-    @property
-    def suffix(self) -> str:
-        """Suffix of the video's own name, as of a `Path`."""
-        return Path(str(self)).suffix
-
-    @abstractmethod
-    def read_bytes(self) -> bytes:
-        """The whole video file.
-
-        Raises:
-            OSError: The file that holds it is gone or too short.
-        """
-
-
-@dataclass(frozen=True)
-class TarMember(StoredVideo):
-    """A video inside an uncompressed tar file.
-
-    Attributes:
-        tar: The tar file.
-        offset: Where the video's bytes begin in it.
-        size: How many bytes there are.
-        name: The video's name inside the tar.
-    """
-
-    tar: Path
-    offset: int
-    size: int
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.tar}/{self.name}"
-
-    def read_bytes(self) -> bytes:
-        with open(self.tar, "rb") as handle:
-            handle.seek(self.offset)
-            content = handle.read(self.size)
-        if len(content) < self.size:
-            raise OSError(f"{self}: the tar file ends {self.size - len(content)} bytes too early")
-        return content
-
-
-Source = Path | StoredVideo
-
-
-def file_size(source: Source) -> int | None:
-    """Bytes of a video's file (of all files of a frame folder); None where that is not known without reading it."""
-    if isinstance(source, TarMember):
-        return source.size
-    if not isinstance(source, Path):
-        return None
-    files = source.iterdir() if source.is_dir() else [source]
-    return sum(file.stat().st_size for file in files)
+from contentmotion.video.sources import StoredVideo
 
 
 @dataclass(frozen=True)
@@ -87,7 +31,7 @@ class ClipRecord:
         conditions: Further files that go with it, by name, e.g. (("depth", Path("depth/1.mp4")),).
     """
 
-    path: Source
+    path: Path | StoredVideo
     captions: tuple[str, ...]
     label: int | None
     split: str | None
@@ -265,7 +209,7 @@ class ColumnRecords(Records):
         weights = np.array(self._weights)
         return None if (weights == 1).all() else weights
 
-    def _source(self, index: int) -> Source:
+    def _source(self, index: int) -> Path | StoredVideo:
         return self.root / self._files[index]
 
     def _record(self, index: int) -> ClipRecord:

@@ -24,11 +24,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from contentmotion.config import ClipConfig, EncodeConfig
 from contentmotion.data.clips import ClipShape, make_clip
-from contentmotion.data.formats import ClipRecord
 from contentmotion.data.layouts.metadata import find_captions
+from contentmotion.data.records import ClipRecord
 from contentmotion.data.sources import ClipBatch
-from contentmotion.video.reader import source_name
-from contentmotion.video.write import VIDEO_SUFFIXES
+from contentmotion.video.sources import VIDEO_SUFFIXES, source_name
 
 DEFAULT_WINDOW = 256
 MAX_BAD_IN_A_ROW = 1000

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from contentmotion.config import DemoConfig
-from contentmotion.video.reader import Clip, VideoError, probe_video, read_clip
-from contentmotion.video.timeline import Limits
+from contentmotion.video.reader import Clip, probe_video, read_clip
+from contentmotion.video.timeline import Limits, VideoError
 
 MAX_STRIDE = 1000
 

@@ -13,7 +13,8 @@ from contentmotion.pipelines.checks import num_classes
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
 from contentmotion.run_dir import seeded_generator
-from contentmotion.stages.image_vae import decode_frames, encode_frames, to_float, to_uint8
+from contentmotion.stages.image_vae import decode_frames, encode_frames
+from contentmotion.video.pixels import to_float, to_uint8
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class Renderer:
 
         def call(indices: list[int], frames: Tensor) -> Tensor:
             images = self._sample(indices, frames, seed, pipeline=self._without_motion()).content_frame
-            return _to_bytes(images)[:, None].expand_as(frames)
+            return to_uint8(images, low=0).cpu()[:, None].expand_as(frames)
 
         return call
 
@@ -154,7 +155,7 @@ class Renderer:
         def call(indices: list[int], frames: Tensor) -> Tensor:
             with torch.inference_mode(), self.autocast():
                 content, _ = self.pipeline.encode_video(self._on_device(frames))
-            return _to_bytes(self._sample(indices, frames, seed, content_latents=content).frames)
+            return to_uint8(self._sample(indices, frames, seed, content_latents=content).frames, low=0).cpu()
 
         return call
 
@@ -162,7 +163,7 @@ class Renderer:
         """Content and motion sampled from the caption (of the frames, only the shape counts)."""
 
         def call(indices: list[int], frames: Tensor) -> Tensor:
-            return _to_bytes(self._sample(indices, frames, seed).frames)
+            return to_uint8(self._sample(indices, frames, seed).frames, low=0).cpu()
 
         return call
 
@@ -203,8 +204,3 @@ class Renderer:
                 generator=[seeded_generator(seed, i) for i in indices],
                 output_type="pt",
             )
-
-
-def _to_bytes(pixels: Tensor) -> Tensor:
-    """Pixels in [0, 1] -> uint8, on the CPU."""
-    return (pixels.float() * 255).round().to("cpu", torch.uint8)

@@ -16,7 +16,6 @@ from torch import nn
 
 import contentmotion
 from contentmotion.config import EvaluateConfig
-from contentmotion.data.records import Source, file_size
 from contentmotion.evaluate.clips import Clips
 from contentmotion.evaluate.measures import THUMBNAIL_FRAMES, THUMBNAIL_SIZE, Measures, hash_network
 from contentmotion.evaluate.parts import Part
@@ -25,6 +24,7 @@ from contentmotion.evaluate.store import digest, file_digest
 from contentmotion.pipelines.base import LatentPipeline
 from contentmotion.pipelines.sampling import resolve_sampling
 from contentmotion.run_dir import describe_hardware
+from contentmotion.video.sources import StoredVideo, file_size
 
 MEASURES_VERSION = 1  # to be raised when the same videos get other numbers: stored ones are then not used again
 # What a part's videos come from, where that is not every network: evaluations that share the others share it, too.
@@ -157,7 +157,7 @@ def _content_digest(clips: Clips) -> str:
     return digest([_content_of(record.path) for record in clips.folder.records])
 
 
-def _content_of(source: Source) -> list[str]:
+def _content_of(source: Path | StoredVideo) -> list[str]:
     if not isinstance(source, Path):
         return [str(source), str(file_size(source))]
     files = sorted(source.iterdir()) if source.is_dir() else [source]

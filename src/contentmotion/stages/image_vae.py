@@ -65,15 +65,5 @@ def vae_latent_channels(vae: ModelMixin | None) -> int:
     return 3 if vae is None else vae.config.latent_channels
 
 
-def to_float(frames: Tensor) -> Tensor:
-    """uint8 pixels to [-1, 1]."""
-    return frames.float() / 127.5 - 1
-
-
-def to_uint8(frames: Tensor) -> Tensor:
-    """Pixels in [-1, 1] (clamped) to uint8."""
-    return ((frames.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-
 def _shift(vae: ModelMixin) -> float:
     return getattr(vae.config, "shift_factor", None) or 0.0

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from contentmotion.config import TrainAutoencoderConfig, parse_bucket
-from contentmotion.data.cache import LatentCache, collate_latents, hash_weights, open_cache
+from contentmotion.data.cache import LatentCache, collate_latents, open_cache
 from contentmotion.data.clips import ClipDataset, collate, open_clips
 from contentmotion.data.limits import require_few_bad
 from contentmotion.data.streaming import is_stream, open_stream
@@ -25,18 +25,12 @@ from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
 from contentmotion.pipelines.loading import load_autoencoder, load_vae
 from contentmotion.run_dir import is_main_process, prepare_output_dir
-from contentmotion.saving import save_model
-from contentmotion.stages.image_vae import (
-    decode_frames,
-    encode_frames,
-    to_float,
-    to_uint8,
-    vae_latent_channels,
-    vae_scale_factor,
-)
+from contentmotion.saving import hash_weights, save_model
+from contentmotion.stages.image_vae import decode_frames, encode_frames, vae_latent_channels, vae_scale_factor
 from contentmotion.train.loop import Batch, fit
 from contentmotion.train.processes import this_process
 from contentmotion.train.scoring import make_scorer
+from contentmotion.video.pixels import to_float, to_uint8
 from contentmotion.video.write import write_contact_sheet
 
 PREVIEW_CLIPS = 4

@@ -13,6 +13,7 @@ from contentmotion.data.cache import LatentCache
 from contentmotion.data.conditions import training_conditions
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
+from contentmotion.video.pixels import to_uint8
 from contentmotion.video.write import write_contact_sheet
 
 AnyPipeline = ContentMotionPipeline | VideoLatentPipeline
@@ -60,7 +61,7 @@ def make_previews(
     videos: Any = output.frames if moving else output.content_frame[:, None]
     if not text:
         captions = [f"class {item['label']}" for item in items]
-    return _to_bytes(videos), captions
+    return [to_uint8(video, low=0) for video in videos], captions
 
 
 def _preview_whole(
@@ -79,12 +80,8 @@ def _preview_whole(
         output_type="np",
         **sampling,
     )
-    return _to_bytes(output.frames), captions
+    return [to_uint8(video, low=0) for video in output.frames], captions
 
 
 def _generators(seed: int, count: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed + i) for i in range(count)]
-
-
-def _to_bytes(videos: Any) -> list[np.ndarray]:
-    return [(255 * video).round().astype(np.uint8) for video in videos]

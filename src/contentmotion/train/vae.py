@@ -12,9 +12,9 @@ from contentmotion.draws import Source, randn
 from contentmotion.models.patch_vae import PatchVAE
 from contentmotion.run_dir import prepare_output_dir
 from contentmotion.saving import save_model
-from contentmotion.stages.image_vae import to_float, to_uint8
 from contentmotion.train.loop import Batch, fit
 from contentmotion.train.processes import this_process
+from contentmotion.video.pixels import to_float, to_uint8
 from contentmotion.video.write import write_contact_sheet
 
 COMPONENT_IMAGES = 2048

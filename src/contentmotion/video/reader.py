@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from contentmotion.data.records import StoredVideo, TarMember
+from contentmotion.video.sources import StoredVideo, TarMember, VideoSource, source_name
 from contentmotion.video.timeline import Limits, TimelineError, VideoError, VideoInfo, choose_frames
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from contentmotion.video.resize import ResizeMode
 
     AnyVideo = FfmpegVideo | PictureVideo | FolderVideo
-    Source = str | Path | StoredVideo | bytes
 
 _PICTURE_STARTS = (b"GIF8", b"\x89PNG", b"\xff\xd8\xff")
 _LIMITS = Limits()
@@ -51,7 +50,7 @@ class Clip:
     indices: np.ndarray
 
 
-def probe_video(source: Source, *, limits: Limits = _LIMITS) -> VideoInfo:
+def probe_video(source: VideoSource, *, limits: Limits = _LIMITS) -> VideoInfo:
     """Read a video's header.
 
     Args:
@@ -67,7 +66,7 @@ def probe_video(source: Source, *, limits: Limits = _LIMITS) -> VideoInfo:
 
 
 def read_clip(
-    source: Source,
+    source: VideoSource,
     *,
     num_frames: int | None,
     frame_stride: int = 1,
@@ -191,15 +190,8 @@ def _gather(
     return np.stack(frames)
 
 
-def source_name(source: Source) -> str:
-    """What to call a source in messages; names that are no UTF-8 are spelt so that they can be printed."""
-    if isinstance(source, bytes):
-        return f"<{len(source)} bytes>"
-    return str(source).encode("utf-8", "backslashreplace").decode()
-
-
 @contextmanager
-def _opened(source: Source, limits: Limits) -> Iterator[AnyVideo]:
+def _opened(source: VideoSource, limits: Limits) -> Iterator[AnyVideo]:
     """An open video; whatever its decoder complains of, while it is open, comes out as a VideoError with its name."""
     name = source_name(source)
     try:
@@ -209,7 +201,7 @@ def _opened(source: Source, limits: Limits) -> Iterator[AnyVideo]:
         raise error if name in str(error) else VideoError(f"{name}: {error}") from None
 
 
-def _open(source: Source, limits: Limits) -> AnyVideo:
+def _open(source: VideoSource, limits: Limits) -> AnyVideo:
     # Imported where they are used: a folder of pictures needs no PyAV, and the command line neither.
     from contentmotion.video.ffmpeg import FfmpegVideo
     from contentmotion.video.pictures import FolderVideo, PictureVideo

@@ -1,4 +1,4 @@
-"""Frames -> video files and contact sheets; reading is `contentmotion.video.reader`'s, and can be had here too."""
+"""Frames to video files and contact sheets, and what was noted in them."""
 
 import json
 import math
@@ -6,29 +6,11 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from contentmotion.saving import replacing_file
-from contentmotion.video.pictures import FRAME_SUFFIXES, list_frames
-from contentmotion.video.reader import Video, VideoError, read_video
-
-__all__ = [
-    "FRAME_SUFFIXES",
-    "VIDEO_SUFFIXES",
-    "Video",
-    "VideoError",
-    "list_frames",
-    "read_metadata",
-    "read_video",
-    "write_contact_sheet",
-    "write_picture",
-    "write_video",
-]
-
-VIDEO_SUFFIXES = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".gif", ".webp")
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: float, metadata: Mapping[str, str] | None = None) -> None:
@@ -80,6 +62,8 @@ def read_metadata(path: str | Path) -> dict[str, str]:
             return {str(key): value for key, value in info.items() if isinstance(value, str)}
         comment = info.get("comment", b"").decode("utf-8", "replace")
     else:
+        import av  # where a container is opened, and nowhere else: no other part of this package needs it
+
         with av.open(f"file:{path}") as container:
             found = {key.lower(): value for key, value in container.metadata.items()}  # webm: COMMENT
         comment = found.get("comment", "")
@@ -114,6 +98,8 @@ def _check_frames(frames: np.ndarray) -> None:
 
 
 def _write_ffmpeg(path: Path, frames: np.ndarray, fps: float, comment: str) -> None:
+    import av
+
     height, width = frames.shape[1:3]
     # 4:2:0 stores colour for blocks of 2x2 pixels.
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")

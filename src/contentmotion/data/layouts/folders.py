@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 from contentmotion.data.records import ColumnRecords, Listing
-from contentmotion.video.write import VIDEO_SUFFIXES, list_frames
+from contentmotion.video.pictures import list_frames
+from contentmotion.video.sources import VIDEO_SUFFIXES
 
 SPLIT_FOLDERS = ("train", "validation", "valid", "val", "test", "eval", "dev", "heldout")
 

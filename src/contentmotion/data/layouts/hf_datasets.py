@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from contentmotion.data.layouts.metadata import find_captions
-from contentmotion.data.records import ClipRecord, ConcatenatedRecords, Listing, Records, Source, StoredVideo
+from contentmotion.data.records import ClipRecord, ConcatenatedRecords, Listing, Records
+from contentmotion.video.sources import StoredVideo
 
 SAVED_FILES = ("dataset_dict.json", "dataset_info.json")
 VIDEO_COLUMNS = ("video", "videos", "mp4", "clip", "file")
@@ -93,7 +94,7 @@ class TableRecords(Records):
         cells = self._texts[index] if self._texts.column_names else {}
         captions = find_captions(cells | {"text": cells.get("text") or cells.get("sentence")}) or ()
         label = cells.get("label") if self.class_names else None
-        source: Source = TableVideo(self._videos, index, self._name)
+        source = TableVideo(self._videos, index, self._name)
         return ClipRecord(source, captions, label if label is not None and label >= 0 else None, self._split)
 
 

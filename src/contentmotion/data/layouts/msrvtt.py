@@ -12,7 +12,7 @@ from typing import Any
 
 from contentmotion.data.layouts.csv_index import csv_columns
 from contentmotion.data.records import ColumnRecords, Listing
-from contentmotion.video.write import VIDEO_SUFFIXES
+from contentmotion.video.sources import VIDEO_SUFFIXES
 
 JSON_HEAD = 1 << 16  # bytes looked at to tell an MSR-VTT JSON
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from contentmotion.data.layouts.metadata import find_captions
-from contentmotion.data.records import ColumnRecords, Listing, Source, TarMember, sorted_classes
-from contentmotion.video.write import VIDEO_SUFFIXES
+from contentmotion.data.records import ColumnRecords, Listing, sorted_classes
+from contentmotion.video.sources import VIDEO_SUFFIXES, TarMember
 
 TEXT_KINDS = ("txt", "json", "cls")
 MAX_TEXT = 1 << 20  # bytes of a text that is read
@@ -38,7 +38,7 @@ class ShardRecords(ColumnRecords):
         self._places.extend((len(self._tars) - 1, member.offset, member.size))
         self.append(member.name, captions, label)
 
-    def _source(self, index: int) -> Source:
+    def _source(self, index: int) -> TarMember:
         tar, offset, size = self._places[3 * index : 3 * index + 3]
         return TarMember(self._tars[tar], offset, size, self._files[index])
 

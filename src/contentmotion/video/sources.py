@@ -1,0 +1,74 @@
+"""Where a video's bytes are: a file, a folder of frames, a place inside another file, or in memory."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+VIDEO_SUFFIXES = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".gif", ".webp")
+
+
+class StoredVideo(ABC):
+    """A video inside another file: its bytes are to be had, but not under a path of their own."""
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of the video's own name, as of a `Path`."""
+        return Path(str(self)).suffix
+
+    @abstractmethod
+    def read_bytes(self) -> bytes:
+        """The whole video file.
+
+        Raises:
+            OSError: The file that holds it is gone or too short.
+        """
+
+
+@dataclass(frozen=True)
+class TarMember(StoredVideo):
+    """A video inside an uncompressed tar file.
+
+    Attributes:
+        tar: The tar file.
+        offset: Where the video's bytes begin in it.
+        size: How many bytes there are.
+        name: The video's name inside the tar.
+    """
+
+    tar: Path
+    offset: int
+    size: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.tar}/{self.name}"
+
+    def read_bytes(self) -> bytes:
+        with open(self.tar, "rb") as handle:
+            handle.seek(self.offset)
+            content = handle.read(self.size)
+        if len(content) < self.size:
+            raise OSError(f"{self}: the tar file ends {self.size - len(content)} bytes too early")
+        return content
+
+
+VideoSource = str | Path | StoredVideo | bytes
+
+
+def file_size(source: VideoSource) -> int | None:
+    """Bytes of a video's file (of all files of a frame folder); None where that is not known without reading it."""
+    if isinstance(source, TarMember):
+        return source.size
+    if not isinstance(source, Path):
+        return None
+    files = source.iterdir() if source.is_dir() else [source]
+    return sum(file.stat().st_size for file in files)
+
+
+def source_name(source: VideoSource) -> str:
+    """What to call a source in messages; names that are no UTF-8 are spelt so that they can be printed."""
+    if isinstance(source, bytes):
+        return f"<{len(source)} bytes>"
+    return str(source).encode("utf-8", "backslashreplace").decode()
