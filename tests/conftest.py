@@ -8,7 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contentmotion.video.write import write_video
+import shapes
+
+shapes.install()  # before anything else of contentmotion is imported
+
+from contentmotion.video.write import write_video  # noqa: E402
 
 # A checkpoint name that is no folder may be one of the hub: no test asks the network by accident.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

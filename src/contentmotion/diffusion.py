@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 
-def expand_to(levels: Float[Tensor, " b"], sample: Tensor) -> Tensor:
+def expand_to(levels: Real[Tensor, " b"], sample: Tensor) -> Tensor:
     """``(b,)`` -> ``(b, 1, 1, ...)``, float32, on the sample's device."""
     return levels.to(sample.device, torch.float32).view(-1, *[1] * (sample.dim() - 1))
 
@@ -134,7 +134,7 @@ def variational_bound(
     mean, _ = posterior(predicted_x0.detach(), noisy, alpha_bar, alpha_bar_prev)
     beta = expand_to(1 - alpha_bar / alpha_bar_prev, x0)
     # The posterior's variance is 0 at t = 0: use that of t = 1 there, as the paper does.
-    floor = expand_to((1 - alphas[0]) * (1 - alphas[1] / alphas[0]) / (1 - alphas[1]), x0)
+    floor = expand_to((1 - alphas[:1]) * (1 - alphas[1:2] / alphas[:1]) / (1 - alphas[1:2]), x0)
     log_min = true_variance.clamp(min=floor).log()
     share = (variance_output + 1) / 2
     log_variance = share * beta.log() + (1 - share) * log_min

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 
@@ -40,9 +40,7 @@ class Attention(nn.Module):
         return self.proj(x.transpose(1, 2).reshape(b, n, -1))
 
 
-def sincos_embedding(
-    dim: int, positions: Float[Tensor, " n"], max_period: float = 10_000.0
-) -> Float[Tensor, "n {dim}"]:
+def sincos_embedding(dim: int, positions: Real[Tensor, " n"], max_period: float = 10_000.0) -> Float[Tensor, "n {dim}"]:
     """Sinusoidal embedding of one coordinate, cosines first (Vaswani et al. 2017, DiT's order).
 
     Args:
