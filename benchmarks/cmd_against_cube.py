@@ -38,14 +38,16 @@ from contentmotion.pipelines.loading import load_any_pipeline
 from contentmotion.run_dir import describe_hardware
 from contentmotion.saving import write_json
 
-CUBE = {"block_out_channels": "[64,96,128]", "train_batch_size": 16}
+CUBE = {"model.block_out_channels": "[64,96,128]", "train_batch_size": 16}
 AUTOENCODER = {
-    "patch_size": 1, "hidden_size": 128, "depth": 3, "num_heads": 4, "head_dim": 32, "mlp_ratio": 2.0,
+    "model.patch_size": 1, "model.hidden_size": 128, "model.depth": 3, "model.num_heads": 4, "model.head_dim": 32,
+    "model.mlp_ratio": 2.0,
     "train_batch_size": 16, "adam_beta2": 0.99,
 }  # fmt: skip
-CONTENT = {"block_out_channels": "[64,96,128]", "train_batch_size": 48}
+CONTENT = {"model.block_out_channels": "[64,96,128]", "train_batch_size": 48}
 MOTION = {
-    "hidden_size": 192, "depth": 6, "num_heads": 6, "patch_size": 2, "content_patch_size": 2, "content_noise": 0.1,
+    "model.hidden_size": 192, "model.depth": 6, "model.num_heads": 6, "model.patch_size": 2,
+    "model.content_patch_size": 2, "content_noise": 0.1,
     "train_batch_size": 64,
 }  # fmt: skip
 SHARES = {"autoencoder": 0.3, "content": 0.4, "motion": 0.3}
@@ -142,7 +144,7 @@ def prepare(shared: Path) -> None:
         subprocess.run([*script, "--num_train", "768", "--num_frames", "16"], check=True)
     clips = {"train_data_dir": shared / "shapes"}
     if not (shared / "vae/vae/config.json").exists():
-        sizes = {"num_downsamples": 3, "latent_channels": 24, "num_frames": 4, "train_batch_size": 4}
+        sizes = {"model.num_downsamples": 3, "model.latent_channels": 24, "num_frames": 4, "train_batch_size": 4}
         run("train-vae", **clips, **sizes, **TRAINING, max_train_steps=400, output_dir=shared / "vae")
     if not (shared / "latents/index.json").exists():
         run("encode", **clips, vae=shared / "vae/vae", latents_only="true", output_dir=shared / "latents")

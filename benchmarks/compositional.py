@@ -45,12 +45,13 @@ from contentmotion.video.write import write_contact_sheet
 TRAINING = {"lr_scheduler": "cosine", "report_to": "none", "checkpointing_steps": 100}
 SIZE = {"height": 32, "width": 32}
 VAE = {
-    "num_downsamples": 2, "latent_channels": 12, "num_frames": 4, "train_batch_size": 8, "max_train_steps": 1000,
+    "model.num_downsamples": 2, "model.latent_channels": 12, "num_frames": 4, "train_batch_size": 8,
+    "max_train_steps": 1000,
     "learning_rate": 1e-3, "validation_steps": 1000, "latent_whitening": 0.5,
 }  # fmt: skip
 TEACHER = {
-    "block_out_channels": "[64,64,96]", "train_batch_size": 4, "learning_rate": 1e-3, "ema_decay": 0.995,
-    "prediction_type": "v_prediction", "adam_beta2": 0.99, "validation_steps": 0, "condition_channels": 32,
+    "model.block_out_channels": "[64,64,96]", "train_batch_size": 4, "learning_rate": 1e-3, "ema_decay": 0.995,
+    "prediction_type": "v_prediction", "adam_beta2": 0.99, "validation_steps": 0, "model.condition_channels": 32,
 }  # fmt: skip
 STUDENT = {
     "train_batch_size": 4, "learning_rate": 2e-4, "guidance_scale": 2.0, "adam_beta2": 0.99, "validation_steps": 100,

@@ -40,27 +40,27 @@ FRAMES = 24  # of the clips; models of 16 frames see a window of them
 
 AUTOENCODER = {
     "max_train_steps": 250, "train_batch_size": 8, "learning_rate": 1.5e-3, "lr_scheduler": "cosine",
-    "lr_warmup_steps": 50, "adam_beta1": 0.9, "adam_beta2": 0.99, "ema_decay": 0.99, "hidden_size": 128, "depth": 2,
-    "num_heads": 4, "head_dim": 32, "mlp_ratio": 2.0,
+    "lr_warmup_steps": 50, "adam_beta1": 0.9, "adam_beta2": 0.99, "ema_decay": 0.99, "model.hidden_size": 128,
+    "model.depth": 2, "model.num_heads": 4, "model.head_dim": 32, "model.mlp_ratio": 2.0,
 }  # fmt: skip
 CONTENT = {
     "train_batch_size": 24, "learning_rate": 1e-3, "lr_scheduler": "cosine", "lr_warmup_steps": 100,
     "adam_beta2": 0.99, "adam_weight_decay": 0.01, "ema_decay": 0.995,
 }  # fmt: skip
-NEW_CONTENT = {"block_out_channels": (64, 96, 128), "text_hidden_size": 96}
+NEW_CONTENT = {"model.block_out_channels": (64, 96, 128), "model.text_hidden_size": 96}
 CONTENT_STEPS = {"pretrained": 1200, "scratch": 600, "finetuned": 600}
 MOTION = {
     "max_train_steps": 600, "train_batch_size": 32, "learning_rate": 1e-3, "lr_scheduler": "cosine",
-    "lr_warmup_steps": 50, "adam_beta2": 0.99, "adam_weight_decay": 0.01, "ema_decay": 0.99, "hidden_size": 128,
-    "depth": 4, "num_heads": 4, "content_noise": 0.1,
+    "lr_warmup_steps": 50, "adam_beta2": 0.99, "adam_weight_decay": 0.01, "ema_decay": 0.99, "model.hidden_size": 128,
+    "model.depth": 4, "model.num_heads": 4, "content_noise": 0.1,
 }  # fmt: skip
 LONG = "D=8, 24 frames"
 # Table 4b: what differs from 8 channels, learned weights, 16 frames.
 AUTOENCODERS = {
     "D=8": {},
-    "D=4": {"motion_channels": 4},
-    "D=16": {"motion_channels": 16},
-    "D=8, plain mean": {"content_mode": "mean"},
+    "D=4": {"model.motion_channels": 4},
+    "D=16": {"model.motion_channels": 16},
+    "D=8, plain mean": {"model.content_mode": "mean"},
     LONG: {"num_frames": FRAMES},
 }
 CONTENT_PATCHES = (2, 4, 8)  # Table 4c
@@ -285,7 +285,7 @@ class Study:
                     "train-content", cache_dir=cache, output_dir=self.content(name).parent, **settings, **self._training
                 )
         for patch in CONTENT_PATCHES:
-            inputs = {"cache_dir": self.root / "clips", "autoencoder": reference, "content_patch_size": patch}
+            inputs = {"cache_dir": self.root / "clips", "autoencoder": reference, "model.content_patch_size": patch}
             inputs["pretrained_model_name_or_path"] = self.content("finetuned")
             if not self.motion(patch).is_dir():
                 run("train-motion", output_dir=self.motion(patch).parent, **inputs, **MOTION, **self._training)

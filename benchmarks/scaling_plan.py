@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from contentmotion.config import TrainAutoencoderConfig, TrainMotionConfig
+from contentmotion.config import AutoencoderSizes, MotionSizes, TrainAutoencoderConfig, TrainMotionConfig
 from contentmotion.cost.count import count_cost
 from contentmotion.cost.plan import part, plan_run, unet_pass
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
@@ -24,7 +24,8 @@ AUTOENCODER_STEPS, AUTOENCODER_BATCH = 900_000, 24
 
 def count() -> dict[str, float]:
     """TFLOPs per clip by stage."""
-    frame = {"height": 512, "width": 1024, "residual_decoding": False, "output_dir": "x", "vae": SD21}
+    plain = AutoencoderSizes(residual_decoding=False)
+    frame = {"height": 512, "width": 1024, "model": plain, "output_dir": "x", "vae": SD21}
     whole = plan_run(TrainAutoencoderConfig(train_data_dir="x", **frame)).flops_per_item / 1e12
     cached = plan_run(TrainAutoencoderConfig(cache_dir="x", **frame)).flops_per_item / 1e12
     with tempfile.TemporaryDirectory() as folder, torch.device("meta"):
@@ -33,8 +34,9 @@ def count() -> dict[str, float]:
         encoder = count_cost(lambda: autoencoder.encode(torch.empty(1, FRAMES, *LATENT))).flops / 1e12
         motion = plan_run(
             TrainMotionConfig(
-                cache_dir="x", output_dir="x", autoencoder=f"{folder}/autoencoder", content_patch_size=8,
-                pretrained_model_name_or_path=SD21, learn_sigma=True,
+                cache_dir="x", output_dir="x", autoencoder=f"{folder}/autoencoder",
+                model=MotionSizes(content_patch_size=8, learn_sigma=True),
+                pretrained_model_name_or_path=SD21,
             )
         ).flops_per_item / 1e12  # fmt: skip
     unet, text = part(SD21, "unet"), part(SD21, "text_encoder")

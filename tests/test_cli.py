@@ -13,11 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import contentmotion
-from contentmotion.arguments import UsageError, build_parser, parse_config
-from contentmotion.cli import COMMANDS, Command, main
-from contentmotion.config import GenerateConfig, InfoConfig, ReconstructConfig, TrainMotionConfig
+from contentmotion.arguments import Command, UsageError, help_text, parse_config, settings_of
+from contentmotion.cli import COMMANDS, main
+from contentmotion.config import GenerateConfig, InfoConfig, MotionSizes, ReconstructConfig, TrainMotionConfig
 from contentmotion.run_dir import prepare_output_dir, write_config
 
+WORDS = "a list (words separated by spaces), each text"
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 # A busy machine is no failure.
 unhurried = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -30,8 +31,8 @@ def parse(command: str, *words: str):
 
 def fill_required(command: str) -> list[str]:
     """Words that give every required setting a value."""
-    fields = dataclasses.fields(COMMANDS[command].config_class)
-    names = [field.name for field in fields if field.default is dataclasses.MISSING]
+    settings = settings_of(COMMANDS[command].config_class).values()
+    names = [setting.name for setting in settings if setting.default is dataclasses.MISSING]
     extra = {"generate": ["--prompt", "x"], "encode": ["--autoencoder", "x"], "evaluate": ["--data_dir", "x"]}.get(
         command, []
     )
@@ -41,12 +42,14 @@ def fill_required(command: str) -> list[str]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_field_is_a_documented_flag_with_its_default(command: str) -> None:
     row = COMMANDS[command]
-    help_text = " ".join(build_parser(command, row.config_class, row.positional).format_help().split())
-    for field in dataclasses.fields(row.config_class):
-        assert f"--{field.name} " in help_text
+    shown = " ".join(help_text(command, row.config_class, row.positional).split())
+    for setting in settings_of(row.config_class).values():
+        assert f"--{setting.name} {setting.metavar} {setting.help}" in shown
     given_names = {word[2:] for word in fill_required(command) if word.startswith("--")}
     config = parse(command, *fill_required(command))
+    documented = {name.partition(".")[0] for name in settings_of(row.config_class)}
     for field in dataclasses.fields(row.config_class):
+        assert field.name in documented
         if field.name not in given_names:
             assert getattr(config, field.name) == field.default, field.name
 
@@ -56,6 +59,43 @@ def test_every_config_repeats_from_its_own_file(command: str, tmp_path: Path) ->
     config = parse(command, *fill_required(command))
     write_config(tmp_path / "config.yaml", command, config)
     assert parse(command, "--config", str(tmp_path / "config.yaml")) == config
+
+
+def test_blocks_on_the_command_line_and_in_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--cache_dir", "c", "--output_dir", "o", "--autoencoder", "a"]
+    config = parse("train-motion", *words, "--model.depth", "3", "--eval.split", "null", "--model.learn_sigma")
+    assert config.model == MotionSizes(depth=3, learn_sigma=True) and config.eval.split is None
+    (tmp_path / "a.yaml").write_text("model:\n  depth: 5\n  num_heads: 4\neval:\n  split: dev\n")
+    config = parse("train-motion", *words, "--config", str(tmp_path / "a.yaml"), "--model.depth", "3")
+    assert (config.model, config.eval.split) == (MotionSizes(depth=3, num_heads=4), "dev")
+    (folder := tmp_path / "checkpoint-000001").mkdir()
+    prepare_output_dir(tmp_path, "train-motion", config)
+    assert parse("train-motion", "--config", str(tmp_path / "config.yaml")) == config and folder.exists()
+    assert capsys.readouterr().err == ""
+    changed = dataclasses.replace(config, seed=1, model=dataclasses.replace(config.model, num_heads=8))
+    prepare_output_dir(tmp_path, "train-motion", changed)
+    assert "other settings than before: seed 0 -> 1, model.num_heads 4 -> 8." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("depth: 3", "FILE: unknown key 'depth': it is called model.depth now"),
+        ("eval_steps: 3", "FILE: unknown key 'eval_steps': it is called eval.steps now"),
+        ("i3d: x", "FILE: unknown key 'i3d': it is called eval.i3d now"),
+        ("model: 3", "FILE: unknown key 'model': settings of this block are called model.hidden_size and the like"),
+        ("model:\n  dept: 3", "FILE: unknown key 'model.dept': did you mean model.depth?"),
+        ("model:\n  depth: x", "FILE: model.depth: expected a whole number, got x"),
+        ("model:\n  depth: 0", "model.depth must be positive, got 0"),
+        ("eval:\n  steps: 1", "eval.steps needs --eval.data_dir"),
+    ],
+)
+def test_errors_about_blocks_name_the_setting(content: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(content)
+    with pytest.raises(UsageError) as error:
+        parse("train-motion", "--cache_dir=c", "--output_dir=o", "--autoencoder=a", "--config", str(file))
+    assert str(error.value) == message.replace("FILE", str(file))
 
 
 @unhurried
@@ -146,6 +186,12 @@ def test_a_later_file_beats_an_earlier_one(tmp_path: Path) -> None:
         ("generate", "give prompts, or --prompt_file, or --class_labels (exactly one of the three)"),
         ("reconstruct", "missing VIDEO (see contentmotion reconstruct --help)"),
         ("reconstruct a b", "reconstruct takes one video, got 2: a b"),
+        ("train-content --hidden_size 3", "unknown option --hidden_size: it is called --model.hidden_size now"),
+        ("train-content --lora_rank 3", "unknown option --lora_rank: it is called --lora.rank now"),
+        (
+            "train-content --model 3",
+            "unknown option --model: settings of this block are called --model.architecture and the like",
+        ),
         ("train-motion x", "unexpected word 'x': train-motion takes its settings as --name value"),
         ("generat a", "unknown command generat: did you mean generate?"),
         ("train_motion", "unknown command train_motion: did you mean train-motion?"),
@@ -172,6 +218,9 @@ def test_everything_missing_is_named_at_once() -> None:
         ("prompt: [a]\nseed: x", "FILE: seed: expected a whole number, got x"),
         ("prompt: [a]\nseed:", "FILE: seed: expected a whole number, got nothing"),
         ("- a", "--config FILE: expected lines of the form `name: value`"),
+        ("prompt: [[a], {b: c}]", f"FILE: prompt: expected {WORDS}, got several values"),
+        ("prompt: [a]\nseed: 1\nseed: 2", "--config FILE, line 3: not valid YAML: 'seed' stands here twice"),
+        ("a: &a [1]\nb: [*a, *a]", "--config FILE, line 2: not valid YAML: aliases (*name) are not read"),
         ("prompt: [a\nseed: 1", "--config FILE, line 2: not valid YAML: expected ',' or ']', but got ':'"),
     ],
 )
@@ -203,10 +252,10 @@ def test_overview_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"contentmotion {contentmotion.__version__}\n"
     assert main([]) == 2
     assert main(["generate", "a", "--help"]) == 0
-    help_text = capsys.readouterr().out
-    assert 'Example: contentmotion generate "a crying cat"' in help_text
-    assert "(default: 8.0)" in help_text
-    assert max(map(len, help_text.splitlines())) <= 110
+    shown = capsys.readouterr().out
+    assert 'Example: contentmotion generate "a crying cat"' in shown
+    assert "(default: 8.0)" in shown
+    assert max(map(len, shown.splitlines())) <= 110
 
 
 def probe(monkeypatch: pytest.MonkeyPatch, folder: Path, body: str) -> None:

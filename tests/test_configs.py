@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from contentmotion.arguments import parse_config
+from contentmotion.arguments import parse_config, settings_of
 from contentmotion.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,19 +37,19 @@ README_COMMANDS = [
 ]
 
 SD15, SD21 = "stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-2-1-base"
-DIT_L2 = {"hidden_size": 1024, "depth": 24, "num_heads": 16, "patch_size": 2}
-DIT_XL2 = {"hidden_size": 1152, "depth": 28, "num_heads": 16, "patch_size": 2}
+DIT_L2 = {"model.hidden_size": 1024, "model.depth": 24, "model.num_heads": 16, "model.patch_size": 2}
+DIT_XL2 = {"model.hidden_size": 1152, "model.depth": 28, "model.num_heads": 16, "model.patch_size": 2}
 # CMD Table 5 and B.3; "batch" is the product of batch size and accumulation.
 AUTOENCODER = {
     "num_frames": 16,
-    "patch_size": 2,
-    "hidden_size": 384,
-    "depth": 12,
-    "num_heads": 8,
-    "head_dim": 64,
-    "motion_channels": 8,
-    "content_mode": "softmax",
-    "residual_decoding": False,
+    "model.patch_size": 2,
+    "model.hidden_size": 384,
+    "model.depth": 12,
+    "model.num_heads": 8,
+    "model.head_dim": 64,
+    "model.motion_channels": 8,
+    "model.content_mode": "softmax",
+    "model.residual_decoding": False,
     "learning_rate": 1e-5,
     "adam_beta1": 0.5,
     "adam_beta2": 0.9,
@@ -66,32 +66,32 @@ DIFFUSION = {
     "batch": 256,
     "conditioning_dropout_prob": 0.1,
 }
-DIT_OBJECTIVE = {"learn_sigma": True, "prediction_type": "epsilon"}
+DIT_OBJECTIVE = {"model.learn_sigma": True, "prediction_type": "epsilon"}
 PAPER: dict[str, dict[str, Any]] = {
     "ucf101/autoencoder": AUTOENCODER | {"vae": None, "height": 64, "width": 64},
     "ucf101/encode": {"vae": None, "num_frames": 16, "height": 64, "width": 64},
     "ucf101/content": DIFFUSION
     | DIT_XL2
     | DIT_OBJECTIVE
-    | {"architecture": "dit", "vae": None, "pretrained_model_name_or_path": None},
+    | {"model.architecture": "dit", "vae": None, "pretrained_model_name_or_path": None},
     "ucf101/motion": DIFFUSION
     | DIT_L2
     | DIT_OBJECTIVE
-    | {"content_patch_size": 4, "pretrained_model_name_or_path": None},
+    | {"model.content_patch_size": 4, "pretrained_model_name_or_path": None},
     "webvid-sd15/autoencoder": AUTOENCODER | {"vae": SD15, "height": 512, "width": 512},
     "webvid-sd15/encode": {"vae": SD15, "num_frames": 16, "height": 512, "width": 512},
     "webvid-sd15/content": DIFFUSION | {"pretrained_model_name_or_path": SD15, "prediction_type": None},
     "webvid-sd15/motion": DIFFUSION
     | DIT_XL2
     | DIT_OBJECTIVE
-    | {"content_patch_size": 4, "pretrained_model_name_or_path": SD15},
+    | {"model.content_patch_size": 4, "pretrained_model_name_or_path": SD15},
     "webvid-sd21/autoencoder": AUTOENCODER | {"vae": SD21, "height": 512, "width": 1024},
     "webvid-sd21/encode": {"vae": SD21, "num_frames": 16, "height": 512, "width": 1024},
     "webvid-sd21/content": DIFFUSION | {"pretrained_model_name_or_path": SD21, "prediction_type": None},
     "webvid-sd21/motion": DIFFUSION
     | DIT_XL2
     | DIT_OBJECTIVE
-    | {"content_patch_size": 8, "pretrained_model_name_or_path": SD21},
+    | {"model.content_patch_size": 8, "pretrained_model_name_or_path": SD21},
     # VideoLCM section 4.1 and Eq. 4-5; its w of 9 is a guidance_scale of 10.
     "videolcm/encode": {"latents_only": True, "num_frames": 16, "height": 256, "width": 448},
     "videolcm/video": {"pretrained_model_name_or_path": SD21},
@@ -118,6 +118,13 @@ def command_of(path: Path) -> str:
     return command if command in COMMANDS else f"train-{path.stem}"
 
 
+def by_name(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of blocks beside the others: {"model": {"depth": 3}} -> {"model.depth": 3}."""
+    blocks = {name: value for name, value in settings.items() if isinstance(value, dict)}
+    flat = {name: value for name, value in settings.items() if name not in blocks}
+    return flat | {f"{name}.{key}": value for name, block in blocks.items() for key, value in block.items()}
+
+
 def load(path: Path) -> Any:
     """A recipe's file through the command line's own parser."""
     command = command_of(path)
@@ -141,15 +148,16 @@ def test_no_recipe_is_missing() -> None:
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_file_is_understood_and_applied(path: Path) -> None:
     config = load(path)
-    for key, value in (yaml.safe_load(path.read_text()) or {}).items():
-        applied = getattr(config, key)
+    values = by_name(dataclasses.asdict(config))
+    for key, value in by_name(yaml.safe_load(path.read_text()) or {}).items():
+        applied = values[key]
         assert (list(applied) if isinstance(applied, tuple) else applied) == value, key
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_paper_recipe_holds_the_papers_numbers(name: str) -> None:
     config = load(ROOT / "configs" / f"{name}.yaml")
-    values = dataclasses.asdict(config)
+    values = by_name(dataclasses.asdict(config))
     if "train_batch_size" in values:
         values["batch"] = config.train_batch_size * config.gradient_accumulation_steps
     expected = PAPER[name]
@@ -160,9 +168,9 @@ def test_paper_recipe_holds_the_papers_numbers(name: str) -> None:
     "path", [p for p in FILES if p.parent.name in (*PAPER_RECIPES, "videolcm", "tiny")], ids=name_of
 )
 def test_file_holds_only_what_differs_from_the_defaults(path: Path) -> None:
-    fields = {f.name: f.default for f in dataclasses.fields(COMMANDS[command_of(path)].config_class)}
-    given = yaml.safe_load(path.read_text())
-    assert [key for key, value in given.items() if value == fields[key]] == []
+    settings = settings_of(COMMANDS[command_of(path)].config_class)
+    given = by_name(yaml.safe_load(path.read_text()))
+    assert [key for key, value in given.items() if value == settings[key].default] == []
 
 
 @pytest.mark.parametrize("recipe", PAPER_RECIPES)
@@ -330,5 +338,5 @@ def test_readme_command_is_understood(words: list[str]) -> None:
     command = COMMANDS[words[0]]
     config = parse_config(words[0], command.config_class, command.positional, words[1:])
     given = {word[2:].partition("=")[0] for word in words[1:] if word.startswith("--")}
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    assert all(getattr(config, name) is not None for name in given) and given <= defaults.keys()
+    values = by_name(dataclasses.asdict(config))
+    assert all(values[name] is not None for name in given)

@@ -1,30 +1,30 @@
 """Command line and YAML file -> a command's config dataclass, with one-line errors that name the way out.
 
-jsonargparse converts and checks the values and prints the help. Finding the values is done here: a command's
-first words are its prompts (or video, or checkpoint), a list takes every word up to the next flag, and a flag
-overrules the YAML file wherever the two stand.
+A setting is a field of the config, or of one of its blocks: a block is a field that holds a dataclass of its own, such
+as the sizes of a network made from scratch. Its settings are called ``--model.depth 12`` on the command line, and stand
+under ``model:`` in YAML. A command's first words are its prompts (or video, or checkpoint), a list takes every word up
+to the next flag, and a flag overrules the YAML file wherever the two stand.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
 import functools
 import json
+import math
 import re
 import textwrap
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import docstring_parser
-import jsonargparse
 import yaml
 
-HELP_WIDTH = 110
+HELP_WIDTH, HELP_COLUMN = 110, 30
 ALLOWED = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 METAVARS = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
 
@@ -34,18 +34,43 @@ class UsageError(ValueError):
 
 
 @dataclass(frozen=True)
-class FieldType:
-    """A config field's type, taken apart.
+class Command:
+    """One row of the command line's table.
 
     Attributes:
-        item: The type, or that of a list's items.
-        is_list: Whether it is a list or a tuple.
-        optional: Whether it may be None.
+        config_class: Its settings.
+        function: "module:function"; imported when called, so that the help never waits for torch.
+        summary: One line for the list of commands.
+        positional: Field that the words right after the command's name fill.
     """
 
+    config_class: type
+    function: str
+    summary: str
+    positional: str | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a command.
+
+    Attributes:
+        name: Field of the config ("seed"), or of one of its blocks ("model.depth").
+        item: The type, or that of a list's items.
+        container: ``list`` or ``tuple`` where it is one of them.
+        optional: Whether it may be None.
+        default: ``dataclasses.MISSING`` where it has to be given.
+        help: Its documentation.
+        group: Heading that it stands under in the help.
+    """
+
+    name: str
     item: Any
-    is_list: bool
+    container: type | None
     optional: bool
+    default: Any
+    help: str
+    group: str
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -56,39 +81,110 @@ class FieldType:
     def allowed(self) -> str:
         """What may be given, in words."""
         item = f"one of {', '.join(self.choices)}" if self.choices else ALLOWED[self.item]
-        return f"a list (words separated by spaces), each {item}" if self.is_list else item
+        return f"a list (words separated by spaces), each {item}" if self.container else item
 
     @property
     def metavar(self) -> str:
         """What may be given, in short."""
         item = "|".join(self.choices) if self.choices else METAVARS[self.item]
-        return f"{item} ..." if self.is_list else item
+        return f"{item} ..." if self.container else item
+
+    def convert(self, value: Any, source: str) -> Any:
+        """The setting's value of what a YAML file holds, or of the words of a command line.
+
+        Args:
+            value: A scalar, or a list of them; numbers and truth values may be text.
+            source: Who gave it ("--seed", "train.yaml: seed").
+
+        Raises:
+            UsageError: Not a value of the setting's type.
+        """
+        if value is None and self.optional:
+            return None
+        try:
+            if not self.container:
+                return self._convert_item(value)
+            return self.container(map(self._convert_item, self._split(value if isinstance(value, list) else [value])))
+        except (ValueError, OverflowError):
+            raise UsageError(f"{source}: expected {self.allowed}, got {in_short(value)}") from None
+
+    def _split(self, items: list[Any]) -> list[Any]:
+        """A list's items, of a list written as one word too: "[1, 2]", and of words that are known "gif,mp4"."""
+        if len(items) == 1 and isinstance(items[0], str) and items[0].startswith("["):
+            with suppress(ValueError):  # a prompt
+                items = json.loads(items[0])
+        return [word for item in items for word in str(item).split(",")] if self.choices else items
+
+    def _convert_item(self, value: Any) -> Any:
+        scalar = isinstance(value, (str, bool, int, float))
+        if self.item is bool and str(value).lower() in ("true", "false"):
+            return str(value).lower() == "true"
+        if self.item is str and scalar:
+            return str(value).lower() if isinstance(value, bool) else str(value)
+        if self.item is int and isinstance(value, (str, int)) and re.fullmatch(r"[-+]?\d+", str(value)):
+            return int(value)
+        if self.item is float and scalar and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", str(value)):
+            number = float(value)
+            if math.isfinite(number):
+                return number
+        if value in self.choices:
+            return value
+        raise ValueError
 
 
-@dataclass(frozen=True)
-class Given:
-    """A value as text for jsonargparse (None: null), and who gave it ("--seed", "train.yaml: seed")."""
-
-    text: str | None
-    source: str
+def in_short(value: Any) -> str:
+    """A value that was given, for a message."""
+    if isinstance(value, list) and all(isinstance(item, (str, int, float)) for item in value):
+        value = " ".join(map(str, value))
+    if isinstance(value, (dict, list)):
+        return "several values"
+    return "nothing" if value in (None, "") else textwrap.shorten(str(value), 80)
 
 
 @functools.cache
-def field_types(config_class: type) -> dict[str, FieldType]:
-    """The types of a config's fields, by name."""
-    types_by_name = {}
-    for name, hint in get_type_hints(config_class).items():
-        inner = [a for a in get_args(hint) if a is not types.NoneType]
-        optional = get_origin(hint) in (Union, types.UnionType) and len(inner) < len(get_args(hint))
-        if optional:
-            hint = inner[0]
-        is_list = get_origin(hint) in (list, tuple)
-        types_by_name[name] = FieldType(get_args(hint)[0] if is_list else hint, is_list, optional)
-    return types_by_name
+def settings_of(config_class: type) -> dict[str, Setting]:
+    """The settings of a config by name, grouped by the class that documents them, the command's own first."""
+    hints, fields = get_type_hints(config_class), {field.name: field for field in dataclasses.fields(config_class)}
+    found: dict[str, Setting] = {}
+    blocks: dict[str, Setting] = {}
+    for documented in config_class.__mro__[:-1]:
+        title, lines = read_documentation(documented)
+        for name, line in lines.items():
+            if name in found or name in blocks:  # documented anew by a derived class
+                continue
+            if dataclasses.is_dataclass(hints[name]):
+                group = f"--{name}.*: {line}"
+                for inner in settings_of(hints[name]).values():
+                    default = getattr(fields[name].default, inner.name)
+                    whole = f"{name}.{inner.name}"
+                    blocks[whole] = dataclasses.replace(inner, name=whole, default=default, group=group)
+                continue
+            item, container, optional = take_apart(hints[name])
+            group = "settings" if documented is config_class else title
+            found[name] = Setting(name, item, container, optional, fields[name].default, line, group)
+    return found | blocks
+
+
+def take_apart(hint: Any) -> tuple[Any, type | None, bool]:
+    """A field's type as that of its items, the list or tuple they are in, and whether it may be None."""
+    inner = [a for a in get_args(hint) if a is not types.NoneType]
+    optional = get_origin(hint) in (Union, types.UnionType) and len(inner) < len(get_args(hint))
+    if optional:
+        hint = inner[0]
+    container = get_origin(hint) if get_origin(hint) in (list, tuple) else None
+    return (get_args(hint)[0] if container else hint), container, optional
+
+
+def read_documentation(documented: type) -> tuple[str, dict[str, str]]:
+    """A config class's first sentence, and what it says about each attribute."""
+    text, _, attributes = (documented.__dict__.get("__doc__") or "").partition("Attributes:\n")
+    title = " ".join(text.split("\n\n")[0].split()).partition(". ")[0].rstrip(".")
+    entries = re.split(r"^(\w+): ", textwrap.dedent(attributes), flags=re.MULTILINE)[1:]
+    return title, {name: " ".join(line.split()) for name, line in zip(entries[::2], entries[1::2], strict=True)}
 
 
 def parse_config(command: str, config_class: type, positional: str | None, words: Sequence[str]) -> Any:
-    """The config that a command line asks for; prints the help and exits where it asks for that.
+    """The config that a command line asks for.
 
     Args:
         command: The command's name.
@@ -99,97 +195,111 @@ def parse_config(command: str, config_class: type, positional: str | None, words
     Raises:
         UsageError: Unknown or missing settings, or values that are not allowed.
     """
-    parser = build_parser(command, config_class, positional)
-    if any(word in ("-h", "--help") for word in words):
-        parser.print_help()
-        parser.exit()
     flags, config_files = read_words(command, config_class, positional, words)
-    given: dict[str, Given] = {}
+    values: dict[str, Any] = {}
     for file in config_files:
-        given |= read_config_file(file, config_class)
-    given |= flags
-    require_given(command, config_class, positional, given)
+        values |= read_config_file(file, config_class)
+    values |= flags
+    missing = [
+        name.upper() if name == positional else f"--{name}"
+        for name, setting in settings_of(config_class).items()
+        if setting.default is dataclasses.MISSING and name not in values
+    ]
+    if missing:
+        raise UsageError(f"missing {' and '.join(missing)} (see contentmotion {command} --help)")
     try:
-        texts = {name: value.text for name, value in given.items() if value.text is not None}
-        values = parser.parse_args([f"--{name}={text}" for name, text in texts.items()])
-    except argparse.ArgumentError as error:
-        raise UsageError(explain(str(error), config_class, given)) from None
-    nulls = dict.fromkeys(given.keys() - texts.keys())
-    try:
-        return config_class(**{name: values[name] for name in field_types(config_class)} | nulls)
+        return make_config(config_class, values)
     except ValueError as error:  # a config's own checks
         raise UsageError(str(error)) from error
 
 
+def make_config(config_class: type, values: dict[str, Any]) -> Any:
+    """A config of its settings by name, those of blocks too ("model.depth").
+
+    Raises:
+        ValueError: A config's own checks.
+    """
+    given = {name: value for name, value in values.items() if "." not in name}
+    for field in dataclasses.fields(config_class):
+        start = f"{field.name}."
+        inner = {name.removeprefix(start): value for name, value in values.items() if name.startswith(start)}
+        if inner:
+            given[field.name] = dataclasses.replace(field.default, **inner)  # type: ignore[type-var]
+    return config_class(**given)
+
+
 def read_words(
     command: str, config_class: type, positional: str | None, words: Sequence[str]
-) -> tuple[dict[str, Given], list[str]]:
+) -> tuple[dict[str, Any], list[str]]:
     """Splits a command line into settings and the names of config files."""
-    fields = field_types(config_class)
-    values: dict[str, list[str]] = {}
+    settings = settings_of(config_class)
+    found: dict[str, list[str]] = {}
     config_files: list[str] = []
     start = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
     if start:
         if positional is None:
             raise UsageError(f"unexpected word {words[0]!r}: {command} takes its settings as --name value")
-        if start > 1 and not fields[positional].is_list:
+        if start > 1 and not settings[positional].container:
             raise UsageError(f"{command} takes one {positional}, got {start}: {' '.join(words[:start])}")
-        values[positional] = list(words[:start])
+        found[positional] = list(words[:start])
     rest = list(words[start:])
     while rest:
         flag, equals, value = rest.pop(0).partition("=")
         name = flag.removeprefix("--")
         if not flag.startswith("-"):
             raise UsageError(f"unexpected word {flag!r}: settings are given as --name value")
-        if not flag.startswith("--") or name != "config" and name not in fields:
-            near = did_you_mean(name, [*fields, "config"], prefix="--")
+        if not flag.startswith("--") or name != "config" and name not in settings:
+            near = where_it_is(name, [*settings, "config"], prefix="--")
             raise UsageError(f"unknown option {flag}{near or f' (see contentmotion {command} --help)'}")
-        found = [value] if equals else take_values(rest, fields.get(name))
-        if not found:
-            allowed = fields[name].allowed if name in fields else "a YAML file"
+        values = [value] if equals else take_values(rest, settings.get(name))
+        if not values:
+            allowed = settings[name].allowed if name in settings else "a YAML file"
             raise UsageError(f"--{name} needs a value: {allowed}")
         if name == "config":
-            config_files += found
-        elif fields[name].is_list:
-            values.setdefault(name, []).extend(found)
+            config_files += values
+        elif settings[name].container:
+            found.setdefault(name, []).extend(values)
         else:
-            values[name] = found
-    given = {}
-    for name, found in values.items():
-        is_null = fields[name].optional and not fields[name].is_list and found == ["null"]
-        given[name] = Given(None if is_null else as_text(found, fields[name]), f"--{name}")
-    return given, config_files
+            found[name] = values
+    return {name: convert_words(settings[name], values) for name, values in found.items()}, config_files
 
 
-def take_values(rest: list[str], field: FieldType | None) -> list[str]:
+def take_values(rest: list[str], setting: Setting | None) -> list[str]:
     """Removes a flag's values from the front of the remaining words."""
-    if field is not None and field.item is bool and not field.is_list:
+    if setting is not None and setting.item is bool and not setting.container:
         return [rest.pop(0)] if rest and rest[0].lower() in ("true", "false") else ["true"]
     found: list[str] = []
-    most = len(rest) if field is not None and field.is_list else 1
+    most = len(rest) if setting is not None and setting.container else 1
     while rest and not rest[0].startswith("--") and len(found) < most:
         found.append(rest.pop(0))
     return found
 
 
-def as_text(words: list[str], field: FieldType) -> str:
-    """A setting's words as jsonargparse reads them: lists as JSON."""
-    if not field.is_list:
-        return words[0]
-    if len(words) == 1 and words[0].startswith("["):  # already a list, as in the YAML file
-        try:
-            return json.dumps(json.loads(words[0]), ensure_ascii=False)
-        except ValueError:
-            pass
-    if field.choices:
-        words = [choice for word in words for choice in word.split(",")]
-    if field.item is str or field.choices:
-        return json.dumps(words, ensure_ascii=False)
-    return f"[{', '.join(words)}]"
+def convert_words(setting: Setting, words: list[str]) -> Any:
+    """The value of a flag's words; "null" is None where that is allowed."""
+    if setting.container:
+        return setting.convert(words, f"--{setting.name}")
+    return setting.convert(None if setting.optional and words == ["null"] else words[0], f"--{setting.name}")
 
 
 class _Yaml12Loader(yaml.SafeLoader):
-    """Plain words as in YAML 1.2: ``no`` and ``on`` are text, ``1e-4`` is a number, dates are text."""
+    """Plain words as in YAML 1.2: ``no`` and ``on`` are text, ``1e-4`` is a number, dates are text. No name stands
+    twice, and nothing refers to another place of the file: a few such lines can stand for gigabytes.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(
+                problem="aliases (*name) are not read", problem_mark=self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        for i, (key, _) in enumerate(node.value):
+            if key.value in names[:i]:
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands here twice", problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Yaml12Loader.yaml_implicit_resolvers = {
@@ -206,14 +316,14 @@ _Yaml12Loader.add_implicit_resolver(
 )
 
 
-def read_config_file(file: str, config_class: type) -> dict[str, Given]:
-    """The settings of a YAML file.
+def read_yaml(file: str) -> Any:
+    """What a YAML file holds.
 
     Raises:
-        UsageError: No such file, no mapping of settings, or a setting that the command does not have.
+        UsageError: No such file, or not YAML.
     """
     try:
-        content = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=_Yaml12Loader)
+        return yaml.load(Path(file).read_text(encoding="utf-8"), Loader=_Yaml12Loader)
     except OSError as error:
         raise UsageError(f"--config {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -222,36 +332,48 @@ def read_config_file(file: str, config_class: type) -> dict[str, Given]:
         where = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise UsageError(f"--config {file}{where}: not valid YAML: {problem}") from error
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits; brackets in brackets in brackets
+        raise UsageError(f"--config {file}: not valid YAML: {error}") from error
+
+
+def read_config_file(file: str, config_class: type) -> dict[str, Any]:
+    """The settings of a YAML file.
+
+    Raises:
+        UsageError: No such file, no mapping of settings, or a setting that the command does not have.
+    """
+    content = read_yaml(file)
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise UsageError(f"--config {file}: expected lines of the form `name: value`")
-    fields = field_types(config_class)
-    given = {}
+    settings = settings_of(config_class)
+    values = {}
+    for name, value in flatten(content, {name.partition(".")[0] for name in settings if "." in name}):
+        if name in settings:
+            values[name] = settings[name].convert(value, f"{file}: {name}")
+        elif not getattr(config_class, "takes_any_recipe", False):
+            raise UsageError(f"{file}: unknown key {name!r}{where_it_is(name, settings)}")
+    return values
+
+
+def flatten(content: dict[Any, Any], blocks: set[str]) -> Iterator[tuple[str, Any]]:
+    """Settings by name, where those of a block stand under its name."""
     for name, value in content.items():
-        if name not in fields and getattr(config_class, "takes_any_recipe", False):
-            continue
-        if name not in fields:
-            raise UsageError(f"{file}: unknown key {name!r}{did_you_mean(str(name), fields)}")
-        if value is None and not fields[name].optional:
-            raise UsageError(f"{file}: {name}: expected {fields[name].allowed}, got nothing")
-        if isinstance(value, str):
-            text = as_text([value], fields[name])
+        if name in blocks and isinstance(value, dict):
+            yield from ((f"{name}.{inner}", inner_value) for inner, inner_value in value.items())
         else:
-            text = None if value is None else json.dumps(value, default=str, ensure_ascii=False)
-        given[name] = Given(text, f"{file}: {name}")
-    return given
+            yield str(name), value
 
 
-def require_given(command: str, config_class: type, positional: str | None, given: dict[str, Given]) -> None:
-    """Raises ``UsageError`` naming every setting that is missing."""
-    missing = [
-        name.upper() if name == positional else f"--{name}"
-        for name, field in config_fields(config_class)
-        if field.default is dataclasses.MISSING and name not in given
-    ]
-    if missing:
-        raise UsageError(f"missing {' and '.join(missing)} (see contentmotion {command} --help)")
+def where_it_is(word: str, names: Iterable[str], prefix: str = "") -> str:
+    """The end of a message about an unknown setting: the block it is in, or the name that is meant."""
+    names = list(names)
+    inner = [name for name in names if name.startswith(f"{word}.")]
+    if inner:
+        return f": settings of this block are called {prefix}{inner[0]} and the like"
+    moved = [name for name in names if "." in name and word in (name.replace(".", "_"), name.partition(".")[2])]
+    return f": it is called {prefix}{moved[0]} now" if moved else did_you_mean(word, names, prefix)
 
 
 def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
@@ -260,69 +382,31 @@ def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
     return f": did you mean {prefix}{near[0]}?" if near else ""
 
 
-def explain(message: str, config_class: type, given: dict[str, Given]) -> str:
-    """jsonargparse's message about a value, in one line that says what is allowed."""
-    key = re.match(r'Parser key "(\w+)"', message)
-    if key is None or key[1] not in given:
-        return " ".join(message.split())
-    allowed, value = field_types(config_class)[key[1]].allowed, given[key[1]]
-    return f"{value.source}: expected {allowed}, got {value.text or 'nothing'}"
+def help_text(command: str, config_class: type, positional: str | None) -> str:
+    """What ``--help`` prints: what the command does, and its settings with their defaults."""
+    settings = settings_of(config_class)
+    words = f" {positional.upper()}{' ...' if settings[positional].container else ''}" if positional else ""
+    lines = [
+        f"usage: contentmotion {command}{words} [--config FILE.yaml] [--name value ...]\n",
+        f"{describe(config_class)}\n",
+        *help_lines("-h, --help", "Show this and exit."),
+        *help_lines("--config FILE.yaml", "Settings in `name: value` lines; flags overrule them."),
+    ]
+    group = ""
+    for setting in settings.values():
+        if setting.group != group:
+            group = setting.group
+            lines += ["", *textwrap.wrap(f"{group.rstrip('.')}:", HELP_WIDTH)]
+        lines += help_lines(f"--{setting.name} {setting.metavar}", setting.help + default_text(setting.default))
+    return "\n".join(lines)
 
 
-def config_fields(config_class: type) -> list[tuple[str, dataclasses.Field]]:
-    """Names and dataclass fields."""
-    return [(field.name, field) for field in dataclasses.fields(config_class)]
-
-
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Without the ``--name+`` twins that jsonargparse gives to lists."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30, width=HELP_WIDTH)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        options = [option for option in action.option_strings if not option.endswith("+")]
-        return ", ".join(options) + ("" if action.nargs == 0 else f" {action.metavar}")
-
-
-def build_parser(command: str, config_class: type, positional: str | None) -> jsonargparse.ArgumentParser:
-    """A parser with one flag per field, grouped by the class that documents it, the command's own first."""
-    fields = field_types(config_class)
-    defaults = dict(config_fields(config_class))
-    words = ""
-    if positional:
-        words = f" {positional.upper()}" + (" ..." if fields[positional].is_list else "")
-    parser = jsonargparse.ArgumentParser(
-        prog=f"contentmotion {command}",
-        usage=f"contentmotion {command}{words} [--config FILE.yaml] [--name value ...]",
-        description=describe(config_class),
-        formatter_class=_HelpFormatter,
-        parser_mode="json",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    help_text = "Settings in `name: value` lines; flags overrule them."
-    parser.add_argument("--config", metavar="FILE.yaml", help=help_text)
-    for documented_class in config_class.__mro__[:-1]:
-        documentation = docstring_parser.parse(documented_class.__doc__ or "")
-        title = "settings" if documented_class is config_class else documentation.short_description
-        group = parser.add_argument_group((title or "").rstrip("."))
-        for param in documentation.params:
-            if f"--{param.arg_name}" in parser._option_string_actions:  # documented anew by a derived class
-                continue
-            default = defaults[param.arg_name].default
-            required = default is dataclasses.MISSING
-            help_text = " ".join((param.description or "").split()) + default_text(default)
-            # As plain text, not as text or null: of that jsonargparse would read "#1" as a YAML comment.
-            as_is = fields[param.arg_name].item is str and not fields[param.arg_name].is_list
-            group.add_argument(
-                f"--{param.arg_name}",
-                type=str if as_is else get_type_hints(config_class)[param.arg_name],
-                default=None if required else default,
-                metavar=fields[param.arg_name].metavar,
-                help=help_text.replace("%", "%%"),
-            )
-    return parser
+def help_lines(flag: str, text: str) -> list[str]:
+    """A flag, and beside or below it what it does."""
+    lines = textwrap.wrap(text, HELP_WIDTH - HELP_COLUMN, break_on_hyphens=False)
+    beside = len(flag) + 4 <= HELP_COLUMN
+    first = [f"  {flag:<{HELP_COLUMN - 2}}{lines.pop(0)}"] if beside else [f"  {flag}"]
+    return first + [" " * HELP_COLUMN + line for line in lines]
 
 
 def default_text(default: Any) -> str:

@@ -6,32 +6,14 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import import_module
 
 import contentmotion
 from contentmotion import config
-from contentmotion.arguments import UsageError, did_you_mean, parse_config
+from contentmotion.arguments import Command, UsageError, did_you_mean, help_text, parse_config
 from contentmotion.run_dir import leave_processes
 
 DEBUG_VARIABLE = "CONTENTMOTION_DEBUG"
-
-
-@dataclass(frozen=True)
-class Command:
-    """One row of the table.
-
-    Attributes:
-        config_class: Its settings.
-        function: "module:function"; imported when called, so that the help never waits for torch.
-        summary: One line for the list of commands.
-        positional: Field that the words right after the command's name fill.
-    """
-
-    config_class: type
-    function: str
-    summary: str
-    positional: str | None = None
 
 
 COMMANDS = {
@@ -115,10 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words.remove("--debug")
         debug = True
     try:
-        try:
-            status = run(words)
-        except SystemExit as stop:  # argparse's way to end after --help
-            status = int(stop.code or 0)
+        status = run(words)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
@@ -147,7 +126,7 @@ def run(words: list[str]) -> int:
     if words[0] == "--print_completion":
         if len(words) != 2:
             raise UsageError("--print_completion needs a shell: bash, zsh or tcsh")
-        print(import_module("contentmotion.completion").completion_script(words[1]))
+        print(import_module("contentmotion.completion").completion_script(words[1], COMMANDS))
         return 0
     name = words[0]
     if name not in COMMANDS:
@@ -155,6 +134,9 @@ def run(words: list[str]) -> int:
         near = did_you_mean(name, COMMANDS) or " (see contentmotion --help)"
         raise UsageError(f"unknown {kind} {name}{near}")
     command = COMMANDS[name]
+    if "-h" in words or "--help" in words:
+        print(help_text(name, command.config_class, command.positional))
+        return 0
     settings = parse_config(name, command.config_class, command.positional, words[1:])
     module, _, function = command.function.partition(":")
     getattr(import_module(module), function)(settings)

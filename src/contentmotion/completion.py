@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
-from contentmotion.arguments import UsageError, field_types
-from contentmotion.cli import COMMANDS
+from contentmotion.arguments import Command, UsageError, settings_of
 
 
-def completion_script(shell: str) -> str:
+def completion_script(shell: str, commands: Mapping[str, Command]) -> str:
     """The script for a shell, to be sourced there.
 
     Args:
         shell: "bash", "zsh", "tcsh" or what else shtab knows.
+        commands: The command line's table.
 
     Raises:
         UsageError: A shell that shtab does not know.
@@ -27,25 +28,26 @@ def completion_script(shell: str) -> str:
         ) from None
     if shell not in shtab.SUPPORTED_SHELLS:
         raise UsageError(f"--print_completion takes one of {', '.join(shtab.SUPPORTED_SHELLS)}, got {shell}")
-    return shtab.complete(completion_parser(shtab.FILE), shell)
+    return shtab.complete(completion_parser(commands, shtab.FILE), shell)
 
 
-def completion_parser(files: Any) -> argparse.ArgumentParser:
+def completion_parser(commands: Mapping[str, Command], files: Any) -> argparse.ArgumentParser:
     """All commands with their settings, as plain argparse, which is what shtab reads.
 
     Args:
+        commands: The command line's table.
         files: What marks an argument as a file or folder.
     """
     parser = argparse.ArgumentParser(prog="contentmotion")
     parser.add_argument("--version", action="store_true")
-    commands = parser.add_subparsers()
-    for name, command in COMMANDS.items():
-        own = commands.add_parser(name, help=command.summary)
+    subparsers = parser.add_subparsers()
+    for name, command in commands.items():
+        own = subparsers.add_parser(name, help=command.summary)
         own.add_argument("--config", metavar="FILE.yaml").complete = files  # type: ignore[attr-defined]
-        for field, kind in field_types(command.config_class).items():
+        for setting, kind in settings_of(command.config_class).items():
             words = kind.choices or (("true", "false") if kind.item is bool else None)
-            many = "*" if kind.is_list else "?" if kind.item is bool else None
-            action = own.add_argument(f"--{field}", choices=words, nargs=many)
+            many = "*" if kind.container else "?" if kind.item is bool else None
+            action = own.add_argument(f"--{setting}", choices=words, nargs=many)
             if kind.item is str and not words:
                 action.complete = files  # type: ignore[attr-defined]
         if command.positional:

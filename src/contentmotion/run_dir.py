@@ -7,6 +7,7 @@ import gc
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -84,8 +85,8 @@ def _tell_changes(path: Path, config: Any) -> None:
         old = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return
-    new = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
-    changed = [f"{k} {old[k]} -> {v}" for k, v in new.items() if isinstance(old, dict) and k in old and old[k] != v]
+    old = dict(_by_name(old)) if isinstance(old, dict) else {}
+    changed = [f"{k} {old[k]} -> {v}" for k, v in _by_name(_as_yaml(config)) if k in old and old[k] != v]
     if changed:
         print(
             f"{path.parent} goes on with other settings than before: {', '.join(changed)}. The learning rate, and what "
@@ -110,9 +111,22 @@ def describe_environment(device: torch.device, num_processes: int) -> dict[str, 
     }
 
 
+def _as_yaml(config: Any) -> dict[str, Any]:
+    """A config's settings as YAML knows them: lists for tuples, a mapping for each block."""
+    return dataclasses.asdict(
+        config, dict_factory=lambda items: {k: list(v) if isinstance(v, tuple) else v for k, v in items}
+    )
+
+
+def _by_name(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Settings and their names on the command line, those of blocks too."""
+    for name, value in settings.items():
+        yield from ((f"{name}.{k}", v) for k, v in value.items()) if isinstance(value, dict) else [(name, value)]
+
+
 def write_config(path: Path, command: str, config: Any) -> None:
     """Writes a command's settings as the YAML file that its ``--config`` reads, atomically."""
-    values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+    values = _as_yaml(config)
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     if yaml.safe_load(text) != values:  # a few exotic line breaks do not survive
         text = yaml.safe_dump(values, sort_keys=False)

@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from contentmotion.cli import main
-from contentmotion.config import DistillConfig, TrainAutoencoderConfig, TrainContentConfig, TrainMotionConfig
+from contentmotion.config import (
+    AutoencoderSizes,
+    DistillConfig,
+    LoraSettings,
+    MotionSizes,
+    TrainAutoencoderConfig,
+    TrainContentConfig,
+    TrainMotionConfig,
+)
 from contentmotion.cost.plan import count_activations, plan_run
 from contentmotion.cost.plan import part as part_of
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
@@ -51,7 +59,8 @@ def test_papers_recipes(tmp_path: Path) -> None:
     with torch.device("meta"):
         ContentMotionAutoencoder(sample_height=64, sample_width=128).save_config(tmp_path / "autoencoder")
     motion = TrainMotionConfig(
-        cache_dir="x", output_dir="x", autoencoder=str(tmp_path / "autoencoder"), content_patch_size=8,
+        cache_dir="x", output_dir="x", autoencoder=str(tmp_path / "autoencoder"),
+        model=MotionSizes(content_patch_size=8),
         pretrained_model_name_or_path=SD21,
     )  # fmt: skip
     plan = plan_run(motion)
@@ -62,7 +71,9 @@ def test_papers_recipes(tmp_path: Path) -> None:
 def test_checkpointing_keeps_less() -> None:
     def activations(checkpointing: bool) -> int:
         config = TrainAutoencoderConfig(
-            output_dir="x", depth=4, hidden_size=64, num_heads=2, gradient_checkpointing=checkpointing
+            output_dir="x",
+            model=AutoencoderSizes(depth=4, hidden_size=64, num_heads=2),
+            gradient_checkpointing=checkpointing,
         )
         return plan_run(config).activation_bytes
 
@@ -80,7 +91,7 @@ def test_what_saves_memory() -> None:
     settings = {"cache_dir": "nowhere", "output_dir": "x", "pretrained_model_name_or_path": "emoji"}
     plain, adapted, some = (
         plan_run(TrainContentConfig(**settings, **changes))  # type: ignore[arg-type]
-        for changes in ({}, {"lora_rank": 4}, {"trainable_modules": ("attn2",)})
+        for changes in ({}, {"lora": LoraSettings(rank=4)}, {"trainable_modules": ("attn2",)})
     )
     assert adapted.trained < some.trained < plain.trained
     lean = TrainContentConfig(**settings, use_8bit_adam=True, offload_ema=True)
@@ -93,7 +104,7 @@ def test_lora_trains_adapters_alone(part: str) -> None:
     """Adapters' parameters by hand; the base is held once, not three times, and takes no gradient."""
     settings = {"part": part, "cache_dir": "x", "output_dir": "x"}
     full = plan_run(DistillConfig(**settings))  # type: ignore[arg-type]
-    config = DistillConfig(**settings, lora_rank=4)  # type: ignore[arg-type]
+    config = DistillConfig(**settings, lora=LoraSettings(rank=4))  # type: ignore[arg-type]
     lora = plan_run(config)
     network = part_of("emoji", PARTS[part].network)
     ends = tuple(f".{end}" for end in PARTS[part].lora_targets)
@@ -110,11 +121,11 @@ def test_lora_trains_adapters_alone(part: str) -> None:
     "command",
     [
         ["train-vae", "--train_data_dir=nowhere"],
-        ["train-autoencoder", "--train_data_dir=nowhere", "--depth=1", "--vae=emoji"],
+        ["train-autoencoder", "--train_data_dir=nowhere", "--model.depth=1", "--vae=emoji"],
         ["train-content", "--cache_dir=nowhere", "--pretrained_model_name_or_path=emoji"],
         ["train-motion", "--cache_dir=nowhere", "--autoencoder=emoji", "--pretrained_model_name_or_path=emoji"],
         ["distill", "--part=content", "--cache_dir=nowhere"],
-        ["distill", "--part=motion", "--cache_dir=nowhere", "--lora_rank=4", "--eval_cache_dir=nowhere"],
+        ["distill", "--part=motion", "--cache_dir=nowhere", "--lora.rank=4", "--eval_cache_dir=nowhere"],
     ],
 )
 def test_every_command_prints_and_writes_nothing(

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from contentmotion.commands.encode import encode, hash_tensors
-from contentmotion.config import EncodeConfig, TrainAutoencoderConfig, TrainMotionConfig
+from contentmotion.config import AutoencoderSizes, EncodeConfig, MotionSizes, TrainAutoencoderConfig, TrainMotionConfig
 from contentmotion.data.cache import LatentCache, collate_latents, read_header
 from contentmotion.data.clips import open_clips
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
@@ -197,7 +197,7 @@ def test_training_refuses_a_cache_of_another_autoencoder(config: EncodeConfig, t
     other.save_pretrained(tmp_path / "other")
     train = TrainMotionConfig(
         **STEPS,
-        **NARROW,
+        model=MotionSizes(**NARROW),
         cache_dir=config.output_dir,
         output_dir=str(tmp_path / "m"),
         autoencoder=str(tmp_path / "other"),
@@ -293,7 +293,7 @@ def test_autoencoder_trains_on_cached_latents_as_on_videos(
     encode(made)
     assert index_of(config.output_dir)["num_clips"] == 4
     train = TrainAutoencoderConfig(
-        **STEPS, **NARROW, head_dim=8, num_frames=4, height=16, width=16, vae=str(tiny_vae),
+        **STEPS, model=AutoencoderSizes(head_dim=8, **NARROW), num_frames=4, height=16, width=16, vae=str(tiny_vae),
         output_dir=str(tmp_path / "from-cache"), cache_dir=config.output_dir,
     )  # fmt: skip
     train_autoencoder(replace(train, validation_steps=2))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from contentmotion.commands.encode import encode
-from contentmotion.config import EncodeConfig, TrainMotionConfig
+from contentmotion.config import EncodeConfig, MotionSizes, TrainMotionConfig
 from contentmotion.data.limits import require_few_bad
 from contentmotion.data.shard_sampler import ShardSampler
 from contentmotion.train.motion import train_motion
@@ -128,7 +128,7 @@ def motion_config(cache_dir: Path, output_dir: Path, **kwargs: object) -> TrainM
             "cache_dir": str(cache_dir), "output_dir": str(output_dir), "train_batch_size": 3, "logging_steps": 1,
             "autoencoder": str(cache_dir.parent / "autoencoder"), "max_train_steps": 6, "checkpointing_steps": 1,
             "checkpoints_total_limit": 9, "validation_steps": 0, "report_to": "none", "mixed_precision": "no",
-            "lr_warmup_steps": 1, "hidden_size": 16, "depth": 1, "num_heads": 2, "content_patch_size": 2,
+            "lr_warmup_steps": 1, "model": MotionSizes(hidden_size=16, depth=1, num_heads=2, content_patch_size=2),
             "shuffle_window": 6, **kwargs,
         }
     )  # fmt: skip

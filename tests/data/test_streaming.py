@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 pytest.importorskip("webdataset")
 
 from contentmotion.commands.encode import encode  # noqa: E402
-from contentmotion.config import EncodeConfig, TrainAutoencoderConfig  # noqa: E402
+from contentmotion.config import AutoencoderSizes, EncodeConfig, TrainAutoencoderConfig
 from contentmotion.data.cache import LatentCache  # noqa: E402
 from contentmotion.data.clips import ClipShape, collate  # noqa: E402
 from contentmotion.data.streaming import StreamingClips, expand_urls, is_stream  # noqa: E402
@@ -209,8 +209,9 @@ def test_a_broken_shard_is_not_cached_but_tried_again(config: EncodeConfig, shar
 
 def test_training_on_a_stream_resumes_exactly(server: str, tmp_path: Path) -> None:
     config = TrainAutoencoderConfig(
-        train_data_dir=f"{server}/part-{{000..005}}.tar", num_frames=4, height=16, width=16, hidden_size=16, depth=1,
-        num_heads=2, head_dim=8, motion_channels=2, max_train_steps=4, train_batch_size=3, logging_steps=1,
+        train_data_dir=f"{server}/part-{{000..005}}.tar", num_frames=4, height=16, width=16,
+        model=AutoencoderSizes(hidden_size=16, depth=1, num_heads=2, head_dim=8, motion_channels=2),
+        max_train_steps=4, train_batch_size=3, logging_steps=1,
         checkpointing_steps=1, checkpoints_total_limit=9, validation_steps=4, report_to="none", mixed_precision="no",
         lr_warmup_steps=1, dataloader_num_workers=2, output_dir=str(tmp_path / "whole"),
     )  # fmt: skip

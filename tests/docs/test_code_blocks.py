@@ -51,17 +51,26 @@ BLOCK = re.compile(
 )
 STEPS = ["--max_train_steps", "2", "--train_batch_size", "2", "--validation_steps", "0"]
 STEPS += ["--report_to", "none", "--mixed_precision", "no"]
-SIZES = ["--hidden_size", "16", "--depth", "1", "--num_heads", "2"]
+SIZES = ["--model.hidden_size", "16", "--model.depth", "1", "--model.num_heads", "2"]
 CLIP = ["--num_frames", "4", "--height", "32", "--width", "32"]
 FEW = ["--num_inference_steps", "2", "--device", "cpu", "--mixed_precision", "no"]
 # What makes a command small; a flag given twice counts the second time.
 SMALL = {
     "generate": FEW,
     "inspect": [*CLIP, "--num_workers", "1"],
-    "train-autoencoder": [*STEPS, *CLIP, *SIZES, "--head_dim", "8"],
+    "train-autoencoder": [*STEPS, *CLIP, *SIZES, "--model.head_dim", "8"],
     "encode": [*CLIP, "--mixed_precision", "no"],
-    "train-content": [*STEPS, "--block_out_channels", "32", "32", "--text_num_layers", "1", "--vocab_size", "600"],
-    "train-motion": [*STEPS, *SIZES, "--content_patch_size", "2"],
+    "train-content": [
+        *STEPS,
+        "--model.block_out_channels",
+        "32",
+        "32",
+        "--model.text_num_layers",
+        "1",
+        "--model.vocab_size",
+        "600",
+    ],
+    "train-motion": [*STEPS, *SIZES, "--model.content_patch_size", "2"],
     "distill": STEPS,
     "evaluate": [*FEW, "--components", "reconstruction", "--num_videos", "4", "--num_frames", "10"],
 }

@@ -17,12 +17,16 @@ from safetensors.torch import load_file
 from contentmotion.cli import main
 from contentmotion.commands.encode import encode
 from contentmotion.config import (
+    AutoencoderSizes,
+    ContentSizes,
     DistillConfig,
     EncodeConfig,
+    MotionSizes,
     TrainAutoencoderConfig,
     TrainContentConfig,
     TrainMotionConfig,
     TrainVideoConfig,
+    VideoSizes,
 )
 from contentmotion.data.cache import LatentCache, collate_latents
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
@@ -47,8 +51,8 @@ def job(clips: Path, folder: Path, batch_size: int) -> Job:
         "train_data_dir": clips, "split": "null", "max_bad_fraction": 0.3, "buckets": ("4x16x16", "4x16x24", "8x16x24"),
         "output_dir": folder, "max_train_steps": 6, "train_batch_size": batch_size, "logging_steps": 1,
         "checkpointing_steps": 6, "validation_steps": 6, "report_to": "none", "mixed_precision": "no",
-        "lr_warmup_steps": 1, "learning_rate": 1e-3, "hidden_size": 16, "depth": 1, "num_heads": 2, "head_dim": 8,
-        "motion_channels": 2,
+        "lr_warmup_steps": 1, "learning_rate": 1e-3, "model.hidden_size": 16, "model.depth": 1, "model.num_heads": 2,
+        "model.head_dim": 8, "model.motion_channels": 2,
     }  # fmt: skip
     return "train-autoencoder", settings
 
@@ -99,16 +103,17 @@ def root(two_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     encode(EncodeConfig(**data, autoencoder=f"{root}/autoencoder", output_dir=f"{root}/cache"))
     encode(EncodeConfig(**data, latents_only=True, conditions=("sketch",), output_dir=f"{root}/latents"))
     common = STEPS | {"cache_dir": f"{root}/cache", "validation_steps": 3}
-    train_content(TrainContentConfig(**common, **UNET, output_dir=f"{root}/content"))
+    train_content(TrainContentConfig(**common, model=ContentSizes(**UNET), output_dir=f"{root}/content"))
     return root
 
 
 def motion_config(root: Path, folder: Path, **changes: Any) -> TrainMotionConfig:
     given: dict[str, Any] = {
         "cache_dir": f"{root}/cache", "autoencoder": f"{root}/autoencoder", "output_dir": str(folder),
-        "pretrained_model_name_or_path": f"{root}/content/content", "content_patch_size": 2,
+        "pretrained_model_name_or_path": f"{root}/content/content",
+        "model": MotionSizes(content_patch_size=2, **NARROW),
     }  # fmt: skip
-    return TrainMotionConfig(**STEPS | NARROW | given | changes)
+    return TrainMotionConfig(**STEPS | given | changes)
 
 
 def losses(folder: Path) -> list[float]:
@@ -142,9 +147,9 @@ def test_content_models_train_on_a_cache_of_several_sizes(root: Path) -> None:
     assert learned(root / "content", 3) and (root / "content/preview-000003.png").exists()
     unet = json.loads((root / "content/content/unet/config.json").read_text())
     assert unet["sample_size"] == 16, "the first bucket's"
-    wide = {"cache_dir": f"{root}/cache", "output_dir": f"{root}/dit", "architecture": "dit"}
+    dit = ContentSizes(architecture="dit", **NARROW)
     with pytest.raises(ValueError, match="takes square content frames, these are 16x24"):
-        train_content(TrainContentConfig(**STEPS | NARROW | wide))
+        train_content(TrainContentConfig(**STEPS, model=dit, cache_dir=f"{root}/cache", output_dir=f"{root}/dit"))
 
 
 def test_motion_models_train_on_a_cache_of_several_sizes_and_resume(root: Path, tmp_path: Path) -> None:
@@ -162,7 +167,7 @@ def test_motion_models_train_on_a_cache_of_several_sizes_and_resume(root: Path, 
 
 def test_video_models_train_on_a_cache_of_several_sizes(root: Path, tmp_path: Path, capsys: Any) -> None:
     config = TrainVideoConfig(
-        **STEPS | {"validation_steps": 3}, **UNET, num_attention_heads=2, cache_dir=f"{root}/latents",
+        **STEPS | {"validation_steps": 3}, model=VideoSizes(num_attention_heads=2, **UNET), cache_dir=f"{root}/latents",
         conditions=("sketch", "first_frame"), output_dir=f"{tmp_path}/run",
     )  # fmt: skip
     train_video(config)
@@ -208,8 +213,8 @@ def test_held_out_batches_are_of_one_length(
 
 def test_autoencoders_train_on_a_cache_of_several_sizes(root: Path, tmp_path: Path) -> None:
     config = TrainAutoencoderConfig(
-        **STEPS | {"validation_steps": 3}, **NARROW, head_dim=8, motion_channels=2, num_frames=4, height=16, width=16,
-        cache_dir=f"{root}/latents", output_dir=f"{tmp_path}/run",
+        **STEPS | {"validation_steps": 3}, model=AutoencoderSizes(head_dim=8, motion_channels=2, **NARROW),
+        num_frames=4, height=16, width=16, cache_dir=f"{root}/latents", output_dir=f"{tmp_path}/run",
     )  # fmt: skip
     train_autoencoder(config)
     assert learned(tmp_path / "run", 3) and (tmp_path / "run/preview-000003.png").exists()
@@ -224,8 +229,9 @@ def test_two_processes_fill_and_train_on_a_cache_of_several_sizes(root: Path, tw
         "train_data_dir": two_shapes, "buckets": BUCKETS, "clips_per_shard": 3, "autoencoder": root / "autoencoder",
         "measure_motion": "false", "output_dir": tmp_path / "cache",
     }  # fmt: skip
-    settings: dict[str, Any] = STEPS | NARROW | {
-        "cache_dir": tmp_path / "cache", "autoencoder": root / "autoencoder", "content_patch_size": 2,
+    sizes = {f"model.{name}": size for name, size in NARROW.items()}
+    settings: dict[str, Any] = STEPS | sizes | {
+        "cache_dir": tmp_path / "cache", "autoencoder": root / "autoencoder", "model.content_patch_size": 2,
         "pretrained_model_name_or_path": root / "content/content", "output_dir": tmp_path / "two",
         "train_batch_size": 1,
     }  # fmt: skip

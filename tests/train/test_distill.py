@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from contentmotion import diffusion
-from contentmotion.config import DistillConfig, TrainMotionConfig
+from contentmotion.config import DistillConfig, ScheduledEvaluation, TrainMotionConfig
 from contentmotion.losses.consistency import consistency_loss, make_lcm_scheduler
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.pipelines.sampling import _warn_once, resolve_sampling
@@ -219,9 +219,9 @@ def test_a_stable_diffusion_folder_is_a_teacher(root: Path, distill_config: Conf
     assert (root / "from-sd/preview-000002.png").exists()
     with pytest.raises(ValueError, match="content model has a LCMScheduler; a teacher is a model with a DDIMScheduler"):
         distill(distill_config("bad", "content", pretrained_model_name_or_path=f"{root}/from-sd/content"))
-    with pytest.raises(ValueError, match="eval_steps needs an autoencoder"):
+    with pytest.raises(ValueError, match="eval.steps needs an autoencoder"):
         distill(distill_config(
-            "bad", "content", pretrained_model_name_or_path=folder, eval_steps=1, eval_data_dir="x"
+            "bad", "content", pretrained_model_name_or_path=folder, eval=ScheduledEvaluation(steps=1, data_dir="x")
         ))  # fmt: skip
 
 

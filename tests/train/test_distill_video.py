@@ -10,7 +10,7 @@ from diffusers import LCMScheduler
 from safetensors.torch import load_file
 
 from contentmotion.commands.encode import encode
-from contentmotion.config import DistillConfig, EncodeConfig, TrainVideoConfig
+from contentmotion.config import DistillConfig, EncodeConfig, LoraSettings, TrainVideoConfig, VideoSizes
 from contentmotion.pipelines.loading import load_video_pipeline
 from contentmotion.train.distill import distill
 from contentmotion.train.video import train_video
@@ -32,8 +32,10 @@ def root(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         encode(EncodeConfig(**data, split=split, conditions=("sketch",), output_dir=f"{root}/{name}"))
     train_video(
         TrainVideoConfig(
-            **STEPS, cache_dir=f"{root}/cache", conditions=("sketch", "mask"), block_out_channels=(32, 32),
-            num_attention_heads=2, text_hidden_size=32, text_num_layers=1, vocab_size=600, output_dir=f"{root}/run",
+            **STEPS, cache_dir=f"{root}/cache", conditions=("sketch", "mask"), model=VideoSizes(
+                block_out_channels=(32, 32), num_attention_heads=2, text_hidden_size=32, text_num_layers=1,
+                vocab_size=600,
+            ), output_dir=f"{root}/run",
         )
     )  # fmt: skip
     return root
@@ -68,7 +70,7 @@ def test_student_follows_conditions_in_few_steps(root: Path) -> None:
 
 
 def test_lora_leaves_the_condition_encoder_alone(root: Path) -> None:
-    folder = run(root, "lora", lora_rank=2)
+    folder = run(root, "lora", lora=LoraSettings(rank=2))
     parts = [load_file(f / "video" / ENCODER) for f in (root / "run", folder)]
     assert all(torch.equal(parts[0][name], parts[1][name]) for name in parts[0])
     teacher, student = (load_file(f / "video" / WEIGHTS) for f in (root / "run", folder))
@@ -101,5 +103,5 @@ def test_bad_input(root: Path, tiny_pipeline_dir: Path, clip_folder: Path) -> No
 
 def test_dry_run_counts(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(root, "dry", dry_run=True)
-    run(root, "dry", dry_run=True, lora_rank=2)
+    run(root, "dry", dry_run=True, lora=LoraSettings(rank=2))
     assert capsys.readouterr().out.count("trained parameters") == 2 and not (root / "dry").exists()

@@ -35,9 +35,10 @@ STEPS: dict[str, Any] = {
     "report_to": "none", "mixed_precision": "no", "lr_warmup_steps": 1, "learning_rate": 1e-3,
     "checkpoints_total_limit": 9,
 }  # fmt: skip
-NARROW = {"hidden_size": 16, "depth": 1, "num_heads": 2}
+NARROW = {"model.hidden_size": 16, "model.depth": 1, "model.num_heads": 2}
 UNET = {
-    "block_out_channels": (32, 32), "text_hidden_size": 32, "text_num_layers": 1, "vocab_size": 600,
+    "model.block_out_channels": (32, 32), "model.text_hidden_size": 32, "model.text_num_layers": 1,
+    "model.vocab_size": 600,
 }  # fmt: skip
 
 
@@ -50,16 +51,17 @@ def stages(clips: Path, root: Path, count: int) -> list[Job]:
     content = {"pretrained_model_name_or_path": f"{root}/content1/content"}
     return [
         ("train-vae", train | data | {
-            "output_dir": f"{root}/vae{count}", "validation_steps": NUM_STEPS, "latent_channels": 4,
-            "hidden_channels": 8, "num_layers": 1}),
+            "output_dir": f"{root}/vae{count}", "validation_steps": NUM_STEPS, "model.latent_channels": 4,
+            "model.hidden_channels": 8, "model.num_layers": 1}),
         ("train-autoencoder", accumulating | data | NARROW | {
-            "output_dir": f"{root}/ae{count}", "vae": vae, "cache_latents": True, "head_dim": 8, "motion_channels": 2}),
+            "output_dir": f"{root}/ae{count}", "vae": vae, "cache_latents": True, "model.head_dim": 8,
+            "model.motion_channels": 2}),
         ("encode", data | {"output_dir": f"{root}/cache{count}", "autoencoder": ae, "vae": vae, "clips_per_shard": 2}),
         ("encode", data | {
             "output_dir": f"{root}/latents{count}", "latents_only": True, "vae": vae, "conditions": ("sketch",)}),
         ("train-content", train | UNET | {"output_dir": f"{root}/content{count}", "cache_dir": cache, "vae": vae}),
         ("train-motion", accumulating | NARROW | content | {
-            "output_dir": f"{root}/motion{count}", "cache_dir": cache, "autoencoder": ae, "content_patch_size": 2,
+            "output_dir": f"{root}/motion{count}", "cache_dir": cache, "autoencoder": ae, "model.content_patch_size": 2,
             "content_noise": 0.1}),
         ("train-video", train | UNET | {
             "output_dir": f"{root}/video{count}", "cache_dir": latents, "vae": vae, "conditions": ("sketch", "mask")}),

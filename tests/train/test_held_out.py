@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from contentmotion.config import DistillConfig
+from contentmotion.config import DistillConfig, LoraSettings
 from contentmotion.data.cache import open_cache
 from contentmotion.losses.consistency import compare_predictions, make_lcm_scheduler, sample
 from contentmotion.pipelines.loading import load_pipeline
@@ -111,7 +111,9 @@ def test_ratios_of_predictions() -> None:
     assert found["motion_ratio"] < 1e-6 and found["x0_std_ratio"] == pytest.approx(1, abs=0.2)
 
 
-@pytest.mark.parametrize("settings", [{}, {"lora_rank": 2, "lora_target_modules": ("proj_out",)}], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"lora": LoraSettings(rank=2, target_modules=("proj_out",))}], ids=["full", "lora"]
+)
 def test_best_student_is_kept_over_a_kill(
     root: Path, distill_config: Configure, settings: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:

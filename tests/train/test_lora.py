@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from contentmotion import ContentMotionPipeline
-from contentmotion.config import DistillConfig
+from contentmotion.config import DistillConfig, LoraSettings
 from contentmotion.losses.consistency import make_lcm_scheduler
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.pipelines.loading import load_pipeline
@@ -131,10 +131,10 @@ def test_only_adapters_train_and_the_target_follows(
 
     monkeypatch.setattr(module, "consistency_loss", spy)
     config = distill_config(
-        f"lora-{part}", part, lora_rank=2, max_train_steps=3, ema_decay=0.5, learning_rate=1e-2,
+        f"lora-{part}", part, max_train_steps=3, ema_decay=0.5, learning_rate=1e-2,
         gradient_checkpointing=True, validation_steps=3,
         # This hardly trained teacher's blocks still are the identity: adapters inside would get no gradient.
-        lora_target_modules=("proj_out",) if part == "motion" else (),
+        lora=LoraSettings(rank=2, target_modules=("proj_out",) if part == "motion" else ()),
     )  # fmt: skip
     distill(config)
     assert (root / f"lora-{part}/preview-000003.png").exists()
@@ -169,7 +169,7 @@ def test_only_adapters_train_and_the_target_follows(
 
 
 def test_resume_is_exact(root: Path, distill_config: Configure) -> None:
-    settings = {"max_train_steps": 4, "checkpoints_total_limit": 9, "lora_rank": 2}
+    settings = {"max_train_steps": 4, "checkpoints_total_limit": 9, "lora": LoraSettings(rank=2)}
     distill(distill_config("lora-whole", "content", **settings))
     out = root / "lora-whole"
     expected = load_file(out / LORA)
@@ -182,9 +182,9 @@ def test_resume_is_exact(root: Path, distill_config: Configure) -> None:
 
 def test_bad_input(distill_config: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="no layer of the UNet2DConditionModel is called nothing"):
-        distill(distill_config("bad", "content", lora_rank=2, lora_target_modules=("nothing",)))
-    with pytest.raises(ValueError, match="need --lora_rank"):
-        distill_config("bad", "content", lora_alpha=2.0)
+        distill(distill_config("bad", "content", lora=LoraSettings(rank=2, target_modules=("nothing",))))
+    with pytest.raises(ValueError, match="need --lora.rank"):
+        LoraSettings(alpha=2.0)
     original = builtins.__import__
 
     def without_peft(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -193,5 +193,5 @@ def test_bad_input(distill_config: Configure, monkeypatch: pytest.MonkeyPatch) -
         return original(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_peft)
-    with pytest.raises(ImportError, match=r'^--lora_rank needs PEFT: pip install "contentmotion\[lora\]"$'):
+    with pytest.raises(ImportError, match=r'^--lora.rank needs PEFT: pip install "contentmotion\[lora\]"$'):
         add_adapters(torch.nn.Linear(2, 2), 2, None, ("x",))

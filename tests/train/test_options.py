@@ -24,12 +24,17 @@ from safetensors.torch import load_file
 
 from contentmotion.commands.encode import encode
 from contentmotion.config import (
+    AutoencoderSizes,
+    ContentSizes,
     EncodeConfig,
+    LoraSettings,
+    MotionSizes,
     TrainAutoencoderConfig,
     TrainConfig,
     TrainContentConfig,
     TrainMotionConfig,
     TrainVideoConfig,
+    VideoSizes,
 )
 from contentmotion.pipelines.loading import load_video_pipeline
 from contentmotion.train.autoencoder import train_autoencoder
@@ -290,19 +295,21 @@ def base(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tiny models of pixels, trained for two steps: autoencoder, content, video; and their caches."""
     root = tmp_path_factory.mktemp("base")
     data = {"train_data_dir": str(clip_folder), "num_frames": 4, "height": 16, "width": 16}
-    sizes = {"hidden_size": 16, "depth": 1, "num_heads": 2, "head_dim": 8}
-    train_autoencoder(TrainAutoencoderConfig(**data, **STEPS, **sizes, output_dir=f"{root}/ae"))
+    sizes = AutoencoderSizes(hidden_size=16, depth=1, num_heads=2, head_dim=8)
+    train_autoencoder(TrainAutoencoderConfig(**data, **STEPS, model=sizes, output_dir=f"{root}/ae"))
     encode(EncodeConfig(**data, autoencoder=f"{root}/ae/autoencoder", output_dir=f"{root}/cache"))
     encode(EncodeConfig(**data, latents_only=True, output_dir=f"{root}/latents"))
     unet = {"block_out_channels": (32, 32), "text_hidden_size": 32, "text_num_layers": 1, "vocab_size": 600}
-    train_content(TrainContentConfig(**STEPS, **unet, cache_dir=f"{root}/cache", output_dir=f"{root}/content"))
-    train_video(TrainVideoConfig(**STEPS, **unet, cache_dir=f"{root}/latents", output_dir=f"{root}/video"))
+    content = {"model": ContentSizes(**unet), "cache_dir": f"{root}/cache"}
+    train_content(TrainContentConfig(**STEPS, **content, output_dir=f"{root}/content"))
+    video = {"model": VideoSizes(**unet), "cache_dir": f"{root}/latents"}
+    train_video(TrainVideoConfig(**STEPS, **video, output_dir=f"{root}/video"))
     return root
 
 
 def test_content_adapters_load_in_diffusers_and_change_the_picture(base: Path) -> None:
     name = f"{base}/content/content"
-    settings = STEPS | {"cache_dir": f"{base}/cache", "learning_rate": 0.1, "lora_rank": 4}
+    settings = STEPS | {"cache_dir": f"{base}/cache", "learning_rate": 0.1, "lora": LoraSettings(rank=4)}
     train_content(TrainContentConfig(**settings, pretrained_model_name_or_path=name, output_dir=f"{base}/adapted"))
 
     def draw(folder: str, lora: str | None = None) -> torch.Tensor:
@@ -331,7 +338,7 @@ def test_content_adapters_load_in_diffusers_and_change_the_picture(base: Path) -
 
 def test_video_adapters_are_merged(base: Path) -> None:
     name = f"{base}/video/video"
-    settings = STEPS | {"cache_dir": f"{base}/latents", "learning_rate": 1e-2, "lora_rank": 2}
+    settings = STEPS | {"cache_dir": f"{base}/latents", "learning_rate": 1e-2, "lora": LoraSettings(rank=2)}
     config = TrainVideoConfig(**settings, pretrained_model_name_or_path=name, output_dir=f"{base}/adapted-video")
     train_video(config)
     before, after = (
@@ -343,16 +350,16 @@ def test_video_adapters_are_merged(base: Path) -> None:
         key.removesuffix(".weight").endswith(("to_q", "to_k", "to_v", "to_out.0", "proj", "net.2")) for key in changed
     )
     pictures = {"pretrained_model_name_or_path": f"{base}/content/content", "output_dir": f"{base}/pictures"}
-    with pytest.raises(ValueError, match="lora_rank adapts a video model"):
+    with pytest.raises(ValueError, match="lora.rank adapts a video model"):
         train_video(TrainVideoConfig(**settings, **pictures))
-    with pytest.raises(ValueError, match="lora_rank is for a pretrained UNet"):
+    with pytest.raises(ValueError, match="lora.rank is for a pretrained UNet"):
         TrainVideoConfig(**settings, output_dir=f"{base}/scratch")
 
 
 def test_only_some_layers_are_trained(base: Path) -> None:
     settings = STEPS | {"cache_dir": f"{base}/cache", "learning_rate": 1e-2, "snr_gamma": 5.0}
     parts = {"pretrained_model_name_or_path": f"{base}/content/content", "autoencoder": f"{base}/ae/autoencoder"}
-    sizes = {"hidden_size": 16, "depth": 1, "num_heads": 2, "content_patch_size": 2}
+    sizes = {"model": MotionSizes(hidden_size=16, depth=1, num_heads=2, content_patch_size=2)}
     config = TrainContentConfig(
         **settings, pretrained_model_name_or_path=f"{base}/content/content", trainable_modules=("attn2",),
         output_dir=f"{base}/some",

@@ -26,7 +26,7 @@ STEP = (
     "--max_train_steps 3 --train_batch_size 2 --gradient_accumulation_steps 1 --logging_steps 1 --validation_steps 0"
     " --report_to none --mixed_precision no --dataloader_num_workers 0"
 )
-NARROW = "--hidden_size 16 --num_heads 2"
+NARROW = "--model.hidden_size 16 --model.num_heads 2"
 
 
 def run(command: str, recipe: str, stage: str, *flags: str) -> None:
@@ -61,8 +61,17 @@ def test_paper_recipe_takes_steps(recipe: str, clip_folder: Path, tiny: Path, tm
     ae = f"--autoencoder {tmp_path}/ae/autoencoder"
     cache = f"--cache_dir {tmp_path}/cache"
     narrow_dit = "" if text else NARROW
-    content_patch = "--content_patch_size 4" if text else ""  # 8 does not divide the small frames
-    run("train-autoencoder", recipe, "autoencoder", data, STEP, vae, NARROW, f"--head_dim 8 --output_dir {tmp_path}/ae")
+    content_patch = "--model.content_patch_size 4" if text else ""  # 8 does not divide the small frames
+    run(
+        "train-autoencoder",
+        recipe,
+        "autoencoder",
+        data,
+        STEP,
+        vae,
+        NARROW,
+        f"--model.head_dim 8 --output_dir {tmp_path}/ae",
+    )
     run("encode", recipe, "encode", data, vae, ae, f"--output_dir {tmp_path}/cache")
     run("train-content", recipe, "content", STEP, cache, image_model, narrow_dit, f"--output_dir {tmp_path}/content")
     run(
@@ -85,11 +94,11 @@ def test_paper_recipe_builds_at_full_size(recipe: str) -> None:
     h, w = (own.get(name, 64) // factor for name in ("height", "width"))
     with torch.device("meta"):
         autoencoder = ContentMotionAutoencoder(
-            in_channels=channels, residual_decoding=own["residual_decoding"], content_mode="softmax"
+            in_channels=channels, residual_decoding=own["model"]["residual_decoding"], content_mode="softmax"
         )
-        sizes = {k: own_motion[k] for k in ("hidden_size", "depth", "content_patch_size") if k in own_motion}
+        sizes = own_motion["model"]
         condition = {"num_classes": 101} if pixels else {"text_dim": 1024}
-        motion = MotionDiT(content_channels=channels, learn_sigma=own_motion["learn_sigma"], **condition, **sizes)
+        motion = MotionDiT(content_channels=channels, **condition, **sizes)
         x = torch.empty(1, 16, channels, h, w)
         encoded = autoencoder.encode(x)
         decoded = autoencoder.decode(encoded.content, encoded.motion_latent)

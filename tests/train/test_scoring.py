@@ -11,10 +11,15 @@ import pytest
 from contentmotion.commands.encode import encode
 from contentmotion.commands.export import export
 from contentmotion.config import (
+    AutoencoderSizes,
+    ContentEvaluation,
+    ContentSizes,
     DistillConfig,
     EncodeConfig,
     EvaluateConfig,
     ExportConfig,
+    MotionSizes,
+    ScheduledEvaluation,
     TrainAutoencoderConfig,
     TrainContentConfig,
     TrainMotionConfig,
@@ -33,20 +38,13 @@ def config(clip_folder: Path, i3d_file: Path, tmp_path_factory: pytest.TempPathF
         num_frames=10,
         height=24,
         width=32,
-        hidden_size=16,
-        depth=1,
-        num_heads=2,
-        head_dim=8,
+        model=AutoencoderSizes(hidden_size=16, depth=1, num_heads=2, head_dim=8),
         max_train_steps=3,
         train_batch_size=2,
         validation_steps=0,
         mixed_precision="no",
         report_to="none",
-        eval_steps=2,
-        eval_data_dir=str(clip_folder),
-        eval_split="train",
-        eval_num_videos=4,
-        i3d=str(i3d_file),
+        eval=ScheduledEvaluation(steps=2, data_dir=str(clip_folder), split="train", num_videos=4, i3d=str(i3d_file)),
         output_dir=str(tmp_path_factory.mktemp("run")),
     )
 
@@ -60,11 +58,11 @@ def test_scores_on_a_schedule_are_those_of_evaluate(config: TrainAutoencoderConf
     assert (run_dir / "eval-000002/sheet.png").exists()
     evaluate(
         EvaluateConfig(
-            data_dir=config.eval_data_dir,
+            data_dir=config.eval.data_dir,
             autoencoder=str(run_dir / "autoencoder"),
             components=("reconstruction",),
             num_videos=4,
-            i3d=config.i3d,
+            i3d=config.eval.i3d,
             mixed_precision="no",
             output_dir=str(tmp_path),
         )
@@ -74,23 +72,24 @@ def test_scores_on_a_schedule_are_those_of_evaluate(config: TrainAutoencoderConf
 
 
 def test_content_motion_and_students_are_scored(config: TrainAutoencoderConfig, tmp_path: Path) -> None:
-    scored = {name: getattr(config, name) for name in ("eval_steps", "eval_data_dir", "eval_split", "i3d")}
-    common: dict[str, Any] = scored | {
+    scored = dataclasses.replace(config.eval, num_inference_steps=1)
+    common: dict[str, Any] = {
         "max_train_steps": 2, "train_batch_size": 2, "validation_steps": 0, "mixed_precision": "no",
-        "report_to": "none", "eval_num_videos": 4, "eval_num_inference_steps": 1, "cache_dir": f"{tmp_path}/cache",
+        "report_to": "none", "eval": scored, "cache_dir": f"{tmp_path}/cache",
     }  # fmt: skip
     data = {"train_data_dir": str(config.train_data_dir), "num_frames": 10, "height": 24, "width": 32}
-    train_autoencoder(dataclasses.replace(config, eval_steps=0, output_dir=f"{tmp_path}/ae"))
+    train_autoencoder(dataclasses.replace(config, eval=ScheduledEvaluation(), output_dir=f"{tmp_path}/ae"))
     autoencoder = f"{tmp_path}/ae/autoencoder"
     encode(EncodeConfig(**data, autoencoder=autoencoder, output_dir=f"{tmp_path}/cache"))
     train_content(
         TrainContentConfig(
-            **common, eval_autoencoder=autoencoder, output_dir=f"{tmp_path}/content", block_out_channels=(32, 32),
-            text_hidden_size=32, text_num_layers=1, vocab_size=600,
+            **common | {"eval": ContentEvaluation(autoencoder=autoencoder, **dataclasses.asdict(scored))},
+            model=ContentSizes(block_out_channels=(32, 32), text_hidden_size=32, text_num_layers=1, vocab_size=600),
+            output_dir=f"{tmp_path}/content",
         )
     )  # fmt: skip
     parts = {"pretrained_model_name_or_path": f"{tmp_path}/content/content", "autoencoder": autoencoder}
-    sizes = {"hidden_size": 16, "depth": 1, "num_heads": 2, "content_patch_size": 2}
+    sizes = {"model": MotionSizes(hidden_size=16, depth=1, num_heads=2, content_patch_size=2)}
     train_motion(TrainMotionConfig(**common, **parts, **sizes, output_dir=f"{tmp_path}/motion"))
     motion = f"{tmp_path}/motion/motion_transformer"
     export(ExportConfig(**parts, motion_transformer=motion, output_dir=f"{tmp_path}/teacher", dtype="fp32"))
@@ -114,7 +113,8 @@ def test_the_best_is_kept_beside_the_last(
 ) -> None:
     """The best is an early one; also when the run was killed after it, or before the last score."""
     config = dataclasses.replace(
-        config, eval_steps=1, max_train_steps=4, learning_rate=0.02, lr_warmup_steps=0, ema_decay=0.5,
+        config, eval=dataclasses.replace(config.eval, steps=1), max_train_steps=4, learning_rate=0.02,
+        lr_warmup_steps=0, ema_decay=0.5,
         checkpointing_steps=1, checkpoints_total_limit=9, output_dir=f"{tmp_path}/run",
     )  # fmt: skip
     train_autoencoder(config)
@@ -132,8 +132,8 @@ def test_the_best_is_kept_beside_the_last(
     assert kept != weights(".")
     evaluate(
         EvaluateConfig(
-            data_dir=config.eval_data_dir, autoencoder=f"{run_dir}/best/autoencoder", components=("reconstruction",),
-            num_videos=4, i3d=config.i3d, mixed_precision="no", output_dir=f"{tmp_path}/scores",
+            data_dir=config.eval.data_dir, autoencoder=f"{run_dir}/best/autoencoder", components=("reconstruction",),
+            num_videos=4, i3d=config.eval.i3d, mixed_precision="no", output_dir=f"{tmp_path}/scores",
         )
     )  # fmt: skip
     again = json.loads((tmp_path / "scores/scores.json").read_text())["parts"]["reconstruction"]["fvd"]
@@ -149,7 +149,7 @@ def test_the_best_is_kept_beside_the_last(
     assert made_up_for["step"] == made_up_for["last"]["step"] == 4 and weights("best") == weights(".")
     assert made_up_for["fvd"] == pytest.approx(scores[4], rel=1e-6)
     capsys.readouterr()
-    train_autoencoder(dataclasses.replace(config, eval_num_videos=None))
+    train_autoencoder(dataclasses.replace(config, eval=dataclasses.replace(config.eval, num_videos=None)))
     assert "best.json: scored on other clips or settings than now" in capsys.readouterr().err
 
 
@@ -158,7 +158,9 @@ def test_scoring_does_not_change_the_run(config: TrainAutoencoderConfig, tmp_pat
         lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
         return [line["loss"] for line in lines if "loss" in line]
 
-    train_autoencoder(dataclasses.replace(config, eval_steps=0, logging_steps=1, output_dir=str(tmp_path / "a")))
+    train_autoencoder(
+        dataclasses.replace(config, eval=ScheduledEvaluation(), logging_steps=1, output_dir=str(tmp_path / "a"))
+    )
     assert not list((tmp_path / "a").glob("best*"))
     train_autoencoder(dataclasses.replace(config, logging_steps=1, output_dir=str(tmp_path / "b")))
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
@@ -166,7 +168,8 @@ def test_scoring_does_not_change_the_run(config: TrainAutoencoderConfig, tmp_pat
 
 def test_what_is_missing_is_said_before_training(config: TrainAutoencoderConfig, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="none.safetensors"):
-        train_autoencoder(dataclasses.replace(config, i3d="none.safetensors", output_dir=str(tmp_path)))
+        nowhere = dataclasses.replace(config.eval, i3d="none.safetensors")
+        train_autoencoder(dataclasses.replace(config, eval=nowhere, output_dir=str(tmp_path)))
     assert not list(tmp_path.glob("checkpoint*"))
-    with pytest.raises(ValueError, match="eval_steps needs --eval_data_dir"):
-        dataclasses.replace(config, eval_data_dir=None)
+    with pytest.raises(ValueError, match="eval.steps needs --eval.data_dir"):
+        dataclasses.replace(config.eval, data_dir=None)

@@ -17,9 +17,14 @@ from safetensors.torch import load_file
 from contentmotion.commands.encode import encode
 from contentmotion.commands.export import export
 from contentmotion.config import (
+    AutoencoderSizes,
     ClipConfig,
+    ContentSizes,
     EncodeConfig,
     ExportConfig,
+    ImageVAESizes,
+    MotionSizes,
+    PerceptualLoss,
     TrainAutoencoderConfig,
     TrainConfig,
     TrainContentConfig,
@@ -40,7 +45,7 @@ STEPS = {
     "max_train_steps": 2, "train_batch_size": 2, "logging_steps": 1, "checkpointing_steps": 1,
     "validation_steps": 2, "report_to": "none", "mixed_precision": "no", "lr_warmup_steps": 1,
 }  # fmt: skip
-AUTOENCODER = {"hidden_size": 16, "depth": 1, "num_heads": 2, "head_dim": 8, "motion_channels": 2}
+AUTOENCODER = AutoencoderSizes(hidden_size=16, depth=1, num_heads=2, head_dim=8, motion_channels=2)
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +54,14 @@ def run(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("run")
     data = {"train_data_dir": str(clip_folder), **CLIPS}
     train_vae(
-        TrainVAEConfig(**data, **STEPS, output_dir=f"{root}/vae", latent_channels=4, hidden_channels=8, num_layers=1)
-    )
+        TrainVAEConfig(
+            **data, **STEPS, output_dir=f"{root}/vae",
+            model=ImageVAESizes(latent_channels=4, hidden_channels=8, num_layers=1),
+        )
+    )  # fmt: skip
     train_autoencoder(
         TrainAutoencoderConfig(
-            **data, **STEPS, **AUTOENCODER, output_dir=f"{root}/ae", vae=f"{root}/vae/vae", cache_latents=True
+            **data, **STEPS, model=AUTOENCODER, output_dir=f"{root}/ae", vae=f"{root}/vae/vae", cache_latents=True
         )
     )
     encode(
@@ -65,7 +73,7 @@ def run(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_content(
         TrainContentConfig(
             **STEPS, cache_dir=f"{root}/cache", vae=f"{root}/vae/vae", output_dir=f"{root}/content",
-            block_out_channels=(32, 32), text_hidden_size=32, text_num_layers=1, vocab_size=600,
+            model=ContentSizes(block_out_channels=(32, 32), text_hidden_size=32, text_num_layers=1, vocab_size=600),
             validation_prompts=("square",),
         )
     )  # fmt: skip
@@ -76,8 +84,9 @@ def run(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def motion_config(root: Path, name: str, **kwargs: object) -> TrainMotionConfig:
     return TrainMotionConfig(
         **{
-            **STEPS, "cache_dir": f"{root}/cache", "output_dir": f"{root}/{name}", "hidden_size": 16, "depth": 1,
-            "num_heads": 2, "content_patch_size": 2, "autoencoder": f"{root}/ae/autoencoder",
+            **STEPS, "cache_dir": f"{root}/cache", "output_dir": f"{root}/{name}",
+            "model": MotionSizes(hidden_size=16, depth=1, num_heads=2, content_patch_size=2),
+            "autoencoder": f"{root}/ae/autoencoder",
             "pretrained_model_name_or_path": f"{root}/content/content", "content_noise": 0.1, **kwargs,
         }
     )  # fmt: skip
@@ -198,12 +207,13 @@ def test_fine_tuning_keeps_parameters_and_text_encoder(run: Path) -> None:
 
 def test_perceptual_loss_begins_at_its_step(run: Path, clip_folder: Path, shared_data: Path, tmp_path: Path) -> None:
     steps = STEPS | {"max_train_steps": 3, "checkpointing_steps": 3}
-    settings = {**steps, **AUTOENCODER, "train_data_dir": str(clip_folder), "num_frames": 4, "perceptual_weight": 0.1}
     lpips = str(shared_data / "lpips/lpips_alex.safetensors")
+    loss = PerceptualLoss(weight=0.1, start_step=1, lpips=lpips)
+    settings = {**steps, "model": AUTOENCODER, "train_data_dir": str(clip_folder), "num_frames": 4, "perceptual": loss}
     train_autoencoder(
         TrainAutoencoderConfig(
-            **settings, height=32, width=32, vae=f"{run}/vae/vae", cache_latents=True, lpips=lpips,
-            perceptual_start_step=1, output_dir=f"{tmp_path}/ae",
+            **settings, height=32, width=32, vae=f"{run}/vae/vae", cache_latents=True,
+            output_dir=f"{tmp_path}/ae",
         )
     )  # fmt: skip
     first, *others = [json.loads(line) for line in (tmp_path / "ae/metrics.jsonl").read_text().splitlines()]
@@ -211,14 +221,14 @@ def test_perceptual_loss_begins_at_its_step(run: Path, clip_folder: Path, shared
     for line in others:
         assert line["lpips"] > 0
         assert line["loss"] == pytest.approx(line["mse"] + 0.1 * line["lpips"], rel=1e-5)
-    with pytest.raises(ValueError, match="perceptual_weight needs clips of 32x32 pixels or more, got 16x16"):
+    with pytest.raises(ValueError, match="perceptual.weight needs clips of 32x32 pixels or more, got 16x16"):
         TrainAutoencoderConfig(**settings, height=16, width=16, output_dir=f"{tmp_path}/small")
 
 
 def test_buckets_train_clips_of_several_sizes(clip_folder: Path, tmp_path: Path) -> None:
     make = {"train_data_dir": str(clip_folder), "split": None, "max_bad_fraction": 0.3}
     config = TrainAutoencoderConfig(
-        **make, **STEPS | {"max_train_steps": 4}, **AUTOENCODER, output_dir=f"{tmp_path}/ae",
+        **make, **STEPS | {"max_train_steps": 4}, model=AUTOENCODER, output_dir=f"{tmp_path}/ae",
         buckets=("4x16x16", "4x16x24", "8x16x24"),
     )  # fmt: skip
     train_autoencoder(config)
@@ -298,7 +308,7 @@ def test_resuming_an_earlier_checkpoint_leaves_the_later_branch(run: Path) -> No
 
 def test_finished_autoencoder_keeps_its_statistics(run: Path, clip_folder: Path) -> None:
     config = TrainAutoencoderConfig(
-        train_data_dir=str(clip_folder), **CLIPS, **STEPS, **AUTOENCODER, output_dir=f"{run}/ae",
+        train_data_dir=str(clip_folder), **CLIPS, **STEPS, model=AUTOENCODER, output_dir=f"{run}/ae",
         vae=f"{run}/vae/vae", cache_latents=True,
     )  # fmt: skip
     before = load_autoencoder(f"{run}/ae/autoencoder").config.motion_mean
@@ -324,15 +334,17 @@ def test_class_conditional_on_pixels(clip_folder: Path, tmp_path: Path) -> None:
     """The UCF-101 recipe in small: no VAE, class labels, DiT content model, learned variances."""
     data = {"train_data_dir": str(clip_folder), **CLIPS}
     train_autoencoder(
-        TrainAutoencoderConfig(**data, **STEPS, **AUTOENCODER, output_dir=f"{tmp_path}/ae", residual_decoding=False)
+        TrainAutoencoderConfig(
+            **data, **STEPS, model=replace(AUTOENCODER, residual_decoding=False), output_dir=f"{tmp_path}/ae"
+        )
     )
     encode(EncodeConfig(**data, autoencoder=f"{tmp_path}/ae/autoencoder", output_dir=f"{tmp_path}/cache"))
-    shared = {**STEPS, "cache_dir": f"{tmp_path}/cache", "learn_sigma": True, "prediction_type": "epsilon"}
-    small = {"hidden_size": 16, "depth": 1, "num_heads": 2}
-    train_content(TrainContentConfig(**shared, **small, output_dir=f"{tmp_path}/content", architecture="dit"))
-    train_motion(
-        TrainMotionConfig(**shared, **small, output_dir=f"{tmp_path}/motion", autoencoder=f"{tmp_path}/ae/autoencoder")
-    )
+    shared = {**STEPS, "cache_dir": f"{tmp_path}/cache", "prediction_type": "epsilon"}
+    small = {"hidden_size": 16, "depth": 1, "num_heads": 2, "learn_sigma": True}
+    dit = ContentSizes(**small, architecture="dit")
+    train_content(TrainContentConfig(**shared, model=dit, output_dir=f"{tmp_path}/content"))
+    own = {"model": MotionSizes(**small), "autoencoder": f"{tmp_path}/ae/autoencoder"}
+    train_motion(TrainMotionConfig(**shared, **own, output_dir=f"{tmp_path}/motion"))
     pipe = load_pipeline(
         f"{tmp_path}/content/content", f"{tmp_path}/ae/autoencoder", f"{tmp_path}/motion/motion_transformer"
     )
@@ -349,7 +361,7 @@ def test_bad_files_are_skipped_and_named(clip_folder: Path, tmp_path: Path, caps
     (tmp_path / "data/a/broken.mp4").write_text("not a video")
     config = TrainAutoencoderConfig(
         train_data_dir=str(tmp_path / "data"), **CLIPS, **{**STEPS, "max_train_steps": 5, "validation_steps": 0},
-        **AUTOENCODER, output_dir=str(tmp_path / "ae"), max_bad_fraction=0.3,
+        model=AUTOENCODER, output_dir=str(tmp_path / "ae"), max_bad_fraction=0.3,
     )  # fmt: skip
     train_autoencoder(config)
     named = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
@@ -359,11 +371,12 @@ def test_bad_files_are_skipped_and_named(clip_folder: Path, tmp_path: Path, caps
 KILLED_RUN = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts its children without
-from contentmotion.config import TrainAutoencoderConfig
+from contentmotion.config import AutoencoderSizes, TrainAutoencoderConfig
 from contentmotion.train.autoencoder import draw_frames, train_autoencoder
 train_autoencoder(TrainAutoencoderConfig(
-    train_data_dir=sys.argv[1], output_dir=sys.argv[2], num_frames=4, height=16, width=16, hidden_size=16, depth=1,
-    num_heads=2, head_dim=8, motion_channels=2, max_train_steps=int(sys.argv[3]), train_batch_size=2,
+    train_data_dir=sys.argv[1], output_dir=sys.argv[2], num_frames=4, height=16, width=16,
+    model=AutoencoderSizes(hidden_size=16, depth=1, num_heads=2, head_dim=8, motion_channels=2),
+    max_train_steps=int(sys.argv[3]), train_batch_size=2,
     checkpointing_steps=1, validation_steps=0, report_to="none", mixed_precision="no"))
 """
 

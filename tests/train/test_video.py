@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from contentmotion.commands.encode import encode
-from contentmotion.config import DistillConfig, EncodeConfig, TrainVideoConfig
+from contentmotion.config import DistillConfig, EncodeConfig, TrainVideoConfig, VideoSizes
 from contentmotion.pipelines.loading import load_video_pipeline
 from contentmotion.train.content import load_content_parts
 from contentmotion.train.distill import distill
@@ -22,8 +22,9 @@ from contentmotion.train.video import add_conditions, train_video
 STEPS: dict[str, Any] = {
     "max_train_steps": 2, "train_batch_size": 2, "logging_steps": 1, "checkpointing_steps": 1,
     "validation_steps": 0, "report_to": "none", "mixed_precision": "no", "lr_warmup_steps": 1, "learning_rate": 1e-3,
-    "block_out_channels": (32, 32), "num_attention_heads": 2, "text_hidden_size": 32, "text_num_layers": 1,
-    "vocab_size": 600,
+    "model": VideoSizes(
+        block_out_channels=(32, 32), num_attention_heads=2, text_hidden_size=32, text_num_layers=1, vocab_size=600
+    ),
 }  # fmt: skip
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 

@@ -184,8 +184,8 @@ def _cache(config: InspectConfig, folder: ClipFolder, facts: Sequence[VideoFacts
     """How large `contentmotion encode`'s cache of these clips gets, without text features."""
     channels, factor = latent_shape(config.vae)
     settings = _model_config(config.autoencoder)
-    patch = settings.get("patch_size", config.patch_size)
-    motion_channels = settings.get("motion_channels", config.motion_channels)
+    patch = settings.get("patch_size", config.model.patch_size)
+    motion_channels = settings.get("motion_channels", config.model.motion_channels)
     usual = parse_bucket(config.buckets[0]) if config.buckets else (config.num_frames, config.height, config.width)
     good = [found.size or usual for found in facts if found.status == "good"]
     clips = round(len(good) * len(folder.records) / len(facts)) * config.num_clips_per_video

@@ -1,9 +1,21 @@
 """Every command's settings, as frozen dataclasses.
 
 This package imports nothing heavy, so that ``contentmotion COMMAND --help`` answers at once. A field's documentation
-is its line under ``Attributes:``; jsonargparse turns it into the flag's help. Field names are diffusers' words.
+is its line under ``Attributes:``, which is the flag's help. Field names are diffusers' words.
 """
 
+from contentmotion.config.blocks import (
+    AutoencoderSizes,
+    ContentEvaluation,
+    ContentSizes,
+    ImageVAESizes,
+    LoraSettings,
+    MotionLatentSizes,
+    MotionSizes,
+    PerceptualLoss,
+    ScheduledEvaluation,
+    VideoSizes,
+)
 from contentmotion.config.common import (
     SHIPPED_MODEL,
     SHIPPED_STUDENT,
@@ -20,7 +32,7 @@ from contentmotion.config.data import ClipConfig, EncodeConfig, FolderConfig, In
 from contentmotion.config.distill import DistillConfig
 from contentmotion.config.publish import PushConfig
 from contentmotion.config.train import (
-    ScheduledEvaluationConfig,
+    ScoredTrainConfig,
     TrainAutoencoderConfig,
     TrainConfig,
     TrainContentConfig,
@@ -56,6 +68,16 @@ __all__ = [
     "MAP_NAMES",
     "MapName",
     "ConditionConfig",
+    "AutoencoderSizes",
+    "ContentEvaluation",
+    "ContentSizes",
+    "ImageVAESizes",
+    "LoraSettings",
+    "MotionLatentSizes",
+    "MotionSizes",
+    "PerceptualLoss",
+    "ScheduledEvaluation",
+    "VideoSizes",
     "FolderConfig",
     "ClipConfig",
     "InspectConfig",
@@ -71,6 +93,7 @@ __all__ = [
     "PushConfig",
     "BenchmarkConfig",
     "TrainConfig",
+    "ScoredTrainConfig",
     "TrainVAEConfig",
     "TrainAutoencoderConfig",
     "TrainDenoiserConfig",
@@ -79,5 +102,4 @@ __all__ = [
     "TrainMotionConfig",
     "TrainVideoConfig",
     "DistillConfig",
-    "ScheduledEvaluationConfig",
 ]

@@ -7,7 +7,7 @@ from typing import Literal
 SHIPPED_MODEL = "emoji"
 SHIPPED_STUDENT = "emoji-lcm"  # the same, distilled
 MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
+PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
 Layout = Literal[
     "auto", "videofolder", "sidecar", "classes", "ucf101", "webvid", "msrvtt", "webdataset", "datasets",
 ]  # fmt: skip
@@ -34,30 +34,27 @@ def parse_bucket(text: str) -> tuple[int, int, int]:
     return frames, height, width
 
 
+def full_name(config: object, name: str) -> str:
+    """A field's name on the command line: with that of its block, if it is in one."""
+    return f"{config.block}.{name}" if hasattr(config, "block") else name
+
+
 def require_positive(config: object, *names: str) -> None:
     """Raise ``ValueError`` for the first named field that is set and not above zero."""
     for name in names:
         value = getattr(config, name)
-        require(value is None or value > 0, f"{name} must be positive, got {value}")
+        require(value is None or value > 0, f"{full_name(config, name)} must be positive, got {value}")
 
 
 def require_share(config: object, *names: str) -> None:
     """Raises ``ValueError`` for a field outside [0, 1]."""
     for name in names:
         value = getattr(config, name)
-        require(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
-
-
-def require_lora(config: object) -> None:
-    """Raises ``ValueError`` for settings of low-rank adapters that do not go together."""
-    require_positive(config, "lora_alpha")
-    require_not_negative(config, "lora_rank")
-    rank, alpha, targets = (getattr(config, name) for name in ("lora_rank", "lora_alpha", "lora_target_modules"))
-    require(rank > 0 or not (alpha or targets), "lora_alpha and lora_target_modules need --lora_rank")
+        require(0 <= value <= 1, f"{full_name(config, name)} must be in [0, 1], got {value}")
 
 
 def require_not_negative(config: object, *names: str) -> None:
     """Raise ``ValueError`` for the first named field that is below zero."""
     for name in names:
         value = getattr(config, name)
-        require(value >= 0, f"{name} must not be negative, got {value}")
+        require(value >= 0, f"{full_name(config, name)} must not be negative, got {value}")

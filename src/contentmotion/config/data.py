@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from contentmotion.config.blocks import MotionLatentSizes
 from contentmotion.config.common import (
     Layout,
     MixedPrecision,
@@ -86,9 +87,8 @@ class InspectConfig(ClipConfig):
         buckets: Sizes to cache or to train on side by side (see encode), in place of num_frames, height and width.
         decode: Decode a clip of each video, which finds damage that the header does not show; else read headers only.
         vae: Image VAE of the recipe, for the size of the cache (see train-autoencoder).
-        autoencoder: Autoencoder of the recipe, for the size of the cache; else the two settings that follow.
-        patch_size: Patch size of the autoencoder.
-        motion_channels: Channels of the motion latent.
+        autoencoder: Autoencoder of the recipe, for the size of the cache; else `model`.
+        model: What the size of a motion latent depends on.
         cache_dtype: Number format of the cache.
         num_workers: Processes; one per core when not given.
         output_dir: Folder for `inspect.json` and `inspect.png`.
@@ -103,8 +103,7 @@ class InspectConfig(ClipConfig):
     decode: bool = True
     vae: str | None = None
     autoencoder: str | None = None
-    patch_size: int = 2
-    motion_channels: int = 8
+    model: MotionLatentSizes = MotionLatentSizes()
     cache_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     num_workers: int | None = None
     output_dir: str = "outputs/inspect"
@@ -112,7 +111,7 @@ class InspectConfig(ClipConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "num_videos", "num_clips_per_video", "patch_size", "motion_channels", "num_workers")
+        require_positive(self, "num_videos", "num_clips_per_video", "num_workers")
         for text in self.buckets:
             parse_bucket(text)
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from contentmotion.config.blocks import LoraSettings
 from contentmotion.config.common import (
     SHIPPED_MODEL,
     require,
-    require_lora,
     require_not_negative,
     require_positive,
     require_share,
 )
-from contentmotion.config.train import ScheduledEvaluationConfig, TrainConfig
+from contentmotion.config.train import ScoredTrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig(ScheduledEvaluationConfig, TrainConfig):
+class DistillConfig(ScoredTrainConfig):
     """Distil a model of a pipeline into one that samples in 1 to 8 steps (consistency distillation, VideoLCM;
     docs/distillation.md). `export` and `generate` take the result in the teacher's place.
 
@@ -35,10 +35,7 @@ class DistillConfig(ScheduledEvaluationConfig, TrainConfig):
         huber_c: Below this, the loss is quadratic.
         content_noise: Of the motion model: noise on its content frames, see train-motion.
         condition_dropout_prob: Of a video model with conditions: see train-video.
-        lora_rank: Train low-rank adapters of this rank (PEFT) instead of all weights; 0 trains all.
-        lora_alpha: Scale of the adapters, over lora_rank; lora_rank when not given.
-        lora_target_modules: Ends of the names of the layers with an adapter; when not given the attention's and the
-            feed-forward ones.
+        lora: Low-rank adapters (PEFT) instead of all weights.
         eval_cache_dir: Latent cache of clips that are not trained on: scores the student on them (heldout_loss,
             student_error), and makes the best one the result.
         heldout_steps: Score on these clips every n steps; validation_steps when not given.
@@ -54,9 +51,7 @@ class DistillConfig(ScheduledEvaluationConfig, TrainConfig):
     huber_c: float = 0.001
     content_noise: float = 0.0
     condition_dropout_prob: float = 0.5
-    lora_rank: int = 0
-    lora_alpha: float | None = None
-    lora_target_modules: tuple[str, ...] = ()
+    lora: LoraSettings = LoraSettings()
     eval_cache_dir: str | None = None
     heldout_steps: int | None = None
     heldout_items: int = 16
@@ -68,7 +63,6 @@ class DistillConfig(ScheduledEvaluationConfig, TrainConfig):
         super().__post_init__()
         require_positive(self, "num_ddim_steps", "huber_c", "ema_decay", "heldout_steps", "heldout_items")
         require_not_negative(self, "content_noise")
-        require_lora(self)
         require_share(self, "condition_dropout_prob")
         require(
             8 <= self.num_ddim_steps <= 1000,

@@ -5,12 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from contentmotion.config.blocks import (
+    AutoencoderSizes,
+    ContentEvaluation,
+    ContentSizes,
+    ImageVAESizes,
+    LoraSettings,
+    MotionSizes,
+    PerceptualLoss,
+    ScheduledEvaluation,
+)
 from contentmotion.config.common import (
     MixedPrecision,
     PredictionType,
     parse_bucket,
     require,
-    require_lora,
     require_not_negative,
     require_positive,
     require_share,
@@ -106,31 +115,14 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScheduledEvaluationConfig:
-    """Scores while training, by the code of ``evaluate``: into metrics.jsonl, the trackers and eval-N/. The model with
-    the lowest FVD is kept in best/, and best.json names its step.
+class ScoredTrainConfig(TrainConfig):
+    """What every training command shares whose model can be scored while it trains.
 
     Attributes:
-        eval_steps: Score every n steps, and keep the model with the lowest FVD in best/; 0 never.
-        eval_data_dir: Real videos to score against, in any layout (docs/data.md).
-        eval_split: Split of them, where they have splits.
-        eval_num_videos: Use only n of them, drawn from the seed.
-        eval_num_inference_steps: Denoising steps; when not given 50, or 4 of a distilled model.
-        i3d: I3D weights (see evaluate).
+        eval: Scores while training, by the code of `evaluate`.
     """
 
-    eval_steps: int = 0
-    eval_data_dir: str | None = None
-    eval_split: str | None = "test"
-    eval_num_videos: int | None = 64
-    eval_num_inference_steps: int | None = None
-    i3d: str | None = None
-
-    def __post_init__(self) -> None:
-        getattr(super(), "__post_init__", lambda: None)()  # of the other settings that a command has
-        require_not_negative(self, "eval_steps")
-        require_positive(self, "eval_num_videos", "eval_num_inference_steps")
-        require(not self.eval_steps or self.eval_data_dir is not None, "eval_steps needs --eval_data_dir")
+    eval: ScheduledEvaluation = ScheduledEvaluation()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,10 +131,7 @@ class TrainVAEConfig(ClipConfig, TrainConfig):
     convolutional network. Only needed when no pretrained image VAE fits; the paper uses Stable Diffusion's.
 
     Attributes:
-        latent_channels: Channels of the image latent.
-        num_downsamples: How often height and width are halved; patches are 2 to the power of this.
-        hidden_channels: Width of the refining network.
-        num_layers: Residual blocks of the refining network.
+        model: Sizes of the image VAE.
         latent_noise: Standard deviation of noise added to the (unit-scale) latents in training, so that the decoder
             forgives the small errors that a diffusion model makes.
         latent_whitening: How much alike the channels' variances are made, for models that denoise the latents:
@@ -150,22 +139,18 @@ class TrainVAEConfig(ClipConfig, TrainConfig):
             exponent).
     """
 
-    latent_channels: int = 12
-    num_downsamples: int = 2
-    hidden_channels: int = 96
-    num_layers: int = 4
+    model: ImageVAESizes = ImageVAESizes()
     latent_noise: float = 0.03
     latent_whitening: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "latent_channels", "num_downsamples", "hidden_channels", "num_layers")
         require_not_negative(self, "latent_noise")
         require_share(self, "latent_whitening")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainAutoencoderConfig(ClipConfig, ScheduledEvaluationConfig, TrainConfig):
+class TrainAutoencoderConfig(ClipConfig, ScoredTrainConfig):
     """Train the autoencoder that splits a video into a content frame and a motion latent (CMD Eq. 3-6).
 
     Example: contentmotion train-autoencoder --config configs/emoji/autoencoder.yaml
@@ -178,23 +163,8 @@ class TrainAutoencoderConfig(ClipConfig, ScheduledEvaluationConfig, TrainConfig)
         cache_latents: Keep the clips' VAE latents in memory (small data sets): encodes each clip once.
         cache_dir: Cache that `encode --latents_only` filled: trains on its latents, and decodes no video. One with
             buckets trains on all their sizes; num_frames, height and width are one of them.
-        patch_size: Patch size of the TimeSformers.
-        hidden_size: Width of the TimeSformers.
-        depth: Blocks of the encoder, and of the decoder.
-        num_heads: Attention heads.
-        head_dim: Channels per head.
-        mlp_ratio: Width of the GEGLU layers over hidden_size.
-        motion_channels: Channels D of the motion latent.
-        content_mode: "softmax": learned weights over frames (Eq. 3); "mean": their plain mean (the ablation).
-        residual_decoding: The decoder predicts the difference from the content frame, starting at zero.
-        refine_channels: Width of a convolutional head behind the decoder's patches; 0: none, as in the paper.
-        attention_window: Side, in patches, of the windows inside which two of three decoder blocks attend: cheaper
-            where frames are large; 0: none, as in the paper.
-        perceptual_weight: Weight of LPIPS between decoded and true pixels, beside the squared error (ours; the paper
-            has the squared error alone). It sharpens; it needs height and width of 32 at least.
-        perceptual_start_step: Begin with LPIPS after this many steps, when there is something to sharpen.
-        perceptual_frames: Frames of each clip that LPIPS compares, drawn anew each step.
-        lpips: LPIPS weights (safetensors, AlexNet); else the environment variable CONTENTMOTION_LPIPS.
+        model: Sizes of the autoencoder.
+        perceptual: LPIPS beside the squared error (ours; the paper has the squared error alone).
     """
 
     train_data_dir: str | None = None
@@ -202,21 +172,8 @@ class TrainAutoencoderConfig(ClipConfig, ScheduledEvaluationConfig, TrainConfig)
     buckets: tuple[str, ...] = ()
     cache_latents: bool = False
     cache_dir: str | None = None
-    patch_size: int = 2
-    hidden_size: int = 384
-    depth: int = 12
-    num_heads: int = 8
-    head_dim: int = 64
-    mlp_ratio: float = 4.0
-    motion_channels: int = 8
-    content_mode: Literal["softmax", "mean"] = "softmax"
-    residual_decoding: bool = True
-    refine_channels: int = 0
-    attention_window: int = 0
-    perceptual_weight: float = 0.0
-    perceptual_start_step: int = 0
-    perceptual_frames: int = 2
-    lpips: str | None = None
+    model: AutoencoderSizes = AutoencoderSizes()
+    perceptual: PerceptualLoss = PerceptualLoss()
     adam_beta1: float = 0.5
     adam_beta2: float = 0.9
 
@@ -229,26 +186,25 @@ class TrainAutoencoderConfig(ClipConfig, ScheduledEvaluationConfig, TrainConfig)
             "buckets are cut from videos: they go with neither cache_latents nor cache_dir (a cache has those that "
             "encode --buckets made)",
         )
-        require_positive(
-            self, "patch_size", "hidden_size", "depth", "num_heads", "head_dim", "motion_channels", "perceptual_frames"
-        )
-        require_not_negative(self, "refine_channels", "attention_window", "perceptual_weight", "perceptual_start_step")
         require(
-            not self.perceptual_weight or min(self.height, self.width) >= 32,
-            f"perceptual_weight needs clips of 32x32 pixels or more, got {self.height}x{self.width}",
+            not self.perceptual.weight or min(self.height, self.width) >= 32,
+            f"perceptual.weight needs clips of 32x32 pixels or more, got {self.height}x{self.width}",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainDenoiserConfig(ScheduledEvaluationConfig, TrainConfig):
+class TrainDenoiserConfig(ScoredTrainConfig):
     """What training the content model and the motion model share.
 
     Attributes:
         cache_dir: Latent cache, made by encode.
         pretrained_model_name_or_path: Stable Diffusion folder or hub id.
         conditioning_dropout_prob: Share of items trained with the empty prompt (or the null class).
-        prediction_type: What a network made from scratch predicts; v_prediction when not given. A pretrained one keeps
-            its own.
+        prediction_type: What a network made from scratch predicts; v_prediction when not given. With "flow" it predicts
+            the velocity of flow matching. A pretrained one keeps its own.
+        flow_shift: Of flow matching: above 1, times are moved towards noise, as large pictures need (SD3 Eq. 23).
+        logit_mean: Of flow matching: mean of the times' logit (SD3's logit-normal times).
+        logit_std: Of flow matching: standard deviation of the times' logit.
         snr_gamma: Weigh the loss by min(SNR, gamma) instead of the SNR that predicting the noise implies (Hang et al.
             2023, who take 5); none: the papers' plain loss.
         trainable_modules: Train only what has one of these words in its name, such as temp_ or attn2; all when not
@@ -259,14 +215,16 @@ class TrainDenoiserConfig(ScheduledEvaluationConfig, TrainConfig):
     pretrained_model_name_or_path: str | None = None
     conditioning_dropout_prob: float = 0.1
     prediction_type: PredictionType | None = None
+    flow_shift: float = 1.0
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
     snr_gamma: float | None = None
     trainable_modules: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_share(self, "conditioning_dropout_prob")
-        require_positive(self, "snr_gamma")
-        require_positive(self, *(n for n in ("hidden_size", "depth", "num_heads", "patch_size") if hasattr(self, n)))
+        require_positive(self, "snr_gamma", "flow_shift", "logit_std")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,44 +233,23 @@ class TrainUNetConfig(TrainDenoiserConfig):
 
     Attributes:
         vae: Image VAE of a model trained from scratch (none: pixels).
-        block_out_channels: UNet from scratch: channels per resolution.
-        layers_per_block: UNet from scratch: residual blocks per resolution.
-        num_attention_heads: UNet from scratch: attention heads.
-        text_hidden_size: Text encoder from scratch: width.
-        text_num_layers: Text encoder from scratch: depth.
-        vocab_size: Text encoder from scratch: size of the vocabulary, learned from the captions.
         train_text_encoder: Train the text encoder too (always so when it is made from scratch).
-        lora_rank: Train low-rank adapters of this rank (PEFT) beside a pretrained UNet's weights; 0 trains these.
-        lora_alpha: Scale of the adapters, over lora_rank; lora_rank when not given.
-        lora_target_modules: Ends of the names of the layers with an adapter; when not given the attention's and the
-            feed-forward ones.
+        lora: Low-rank adapters (PEFT) beside a pretrained UNet's weights.
         validation_prompts: Prompts of the preview pictures; captions of the cache when not given.
     """
 
     vae: str | None = None
-    block_out_channels: tuple[int, ...] = (96, 128, 128)
-    layers_per_block: int = 1
-    num_attention_heads: int = 4
-    text_hidden_size: int = 128
-    text_num_layers: int = 2
-    vocab_size: int = 1024
     train_text_encoder: bool = False
-    lora_rank: int = 0
-    lora_alpha: float | None = None
-    lora_target_modules: tuple[str, ...] = ()
+    lora: LoraSettings = LoraSettings()
     validation_prompts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "layers_per_block", "num_attention_heads", "text_num_layers", "vocab_size")
-        width = self.text_hidden_size
-        require(width > 0 and width % 32 == 0, f"text_hidden_size must be a multiple of 32, got {width}")
-        require_lora(self)
         require(
-            not self.lora_rank or bool(self.pretrained_model_name_or_path and not self.train_text_encoder),
-            "lora_rank is for a pretrained UNet: it needs --pretrained_model_name_or_path, without train_text_encoder",
+            not self.lora.rank or bool(self.pretrained_model_name_or_path and not self.train_text_encoder),
+            "lora.rank is for a pretrained UNet: it needs --pretrained_model_name_or_path, without train_text_encoder",
         )
-        require(not (self.lora_rank and self.trainable_modules), "lora_rank goes without trainable_modules")
+        require(not (self.lora.rank and self.trainable_modules), "lora.rank goes without trainable_modules")
         require(
             not (self.pretrained_model_name_or_path and self.prediction_type),
             "prediction_type is for models from scratch: a pretrained one keeps its own",
@@ -325,29 +262,11 @@ class TrainContentConfig(TrainUNetConfig):
     (CMD Eq. 7), or train one from scratch. The output is a Stable Diffusion folder.
 
     Attributes:
-        eval_autoencoder: With eval_steps: the autoencoder that filled the cache, for the true content frames.
-        architecture: Of a model trained from scratch: "unet" (text) or "dit" (classes).
-        hidden_size: DiT from scratch: width.
-        depth: DiT from scratch: blocks.
-        num_heads: DiT from scratch: attention heads.
-        patch_size: DiT from scratch: patch size.
-        learn_sigma: DiT from scratch: learn the variance (DiT's hybrid loss).
+        model: Sizes of a model trained from scratch: a UNet with its text encoder, or a DiT.
     """
 
-    eval_autoencoder: str | None = None
-    architecture: Literal["unet", "dit"] = "unet"
-    hidden_size: int = 1152
-    depth: int = 28
-    num_heads: int = 16
-    patch_size: int = 2
-    learn_sigma: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            not self.eval_steps or self.eval_autoencoder is not None,
-            "eval_steps of train-content needs --eval_autoencoder: it says what the true content frames are",
-        )
+    model: ContentSizes = ContentSizes()
+    eval: ContentEvaluation = ContentEvaluation()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,26 +277,15 @@ class TrainMotionConfig(TrainDenoiserConfig):
     Attributes:
         autoencoder: Folder of the ContentMotionAutoencoder that filled the cache: it knows the motion's mean and
             deviation, and shows the previews.
-        hidden_size: Width.
-        depth: Blocks.
-        num_heads: Attention heads.
-        patch_size: Patch size on the motion planes.
-        content_patch_size: Patch size on the content frame ("key" patch of CMD Table 6).
-        learn_sigma: Learn the variance (DiT's hybrid loss; the paper's recipes do).
+        model: Sizes of the motion model.
         content_noise: Standard deviation of noise added to the content frame in training, relative to its own, so
             that the motion model forgives what the content model gets wrong.
     """
 
     autoencoder: str
-    hidden_size: int = 1152
-    depth: int = 28
-    num_heads: int = 16
-    patch_size: int = 2
-    content_patch_size: int = 4
-    learn_sigma: bool = False
+    model: MotionSizes = MotionSizes()
     content_noise: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "content_patch_size")
         require_not_negative(self, "content_noise")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from contentmotion.config.common import require_positive, require_share
+from contentmotion.config.blocks import VideoSizes
+from contentmotion.config.common import require_share
 from contentmotion.config.conditions import ConditionName
 from contentmotion.config.train import TrainUNetConfig
 
@@ -20,20 +21,16 @@ class TrainVideoConfig(TrainUNetConfig):
     Attributes:
         pretrained_model_name_or_path: Stable Diffusion or video pipeline folder or hub id; none trains from scratch.
         cache_dir: Latents of whole clips, made by `encode --latents_only true`; depth and sketches must be in it.
+        model: Sizes of a model trained from scratch, and of the condition encoder.
         conditions: Conditions to learn: depth, sketch, mask, first_frame.
-        condition_hidden_channels: Width of the condition encoder.
-        condition_channels: Channels that it adds to the noisy latents.
         condition_dropout_prob: Share of items that do without a condition, drawn for each one by itself; that all
             are dropped, or all are kept, is drawn besides.
     """
 
-    block_out_channels: tuple[int, ...] = (64, 96, 128)
+    model: VideoSizes = VideoSizes()
     conditions: tuple[ConditionName, ...] = ()
-    condition_hidden_channels: int = 64
-    condition_channels: int = 8
     condition_dropout_prob: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "condition_hidden_channels", "condition_channels")
         require_share(self, "condition_dropout_prob")

@@ -226,9 +226,9 @@ class _FusedAttention(TorchFunctionMode):
 def _plan_vae(config: TrainVAEConfig) -> Plan:
     with META:
         vae = PatchVAE(
-            latent_channels=config.latent_channels,
-            block_out_channels=(config.hidden_channels,) * (config.num_downsamples + 1),
-            num_layers=config.num_layers,
+            latent_channels=config.model.latent_channels,
+            block_out_channels=(config.model.hidden_channels,) * (config.model.num_downsamples + 1),
+            num_layers=config.model.num_layers,
         )
     return _plan(vae, lambda: vae(_empty(1, 3, config.height, config.width)), {}, config)
 
@@ -353,12 +353,12 @@ def _plan_distillation(config: DistillConfig) -> Plan:
     once = count_cost(forward).flops
     # The target, and the teacher, with guidance twice a step.
     passes = 2 if config.guidance_scale == 1 else 3
-    if not config.lora_rank:
+    if not config.lora.rank:
         plan = _plan(student, forward, _frozen_text(text), config)
         frozen, flops = plan.frozen + 2 * plan.trained, plan.flops_per_item + passes * once
         return Plan(plan.trained, frozen, flops, plan.activation_bytes)
     with META:
-        add_adapters(student, config.lora_rank, config.lora_alpha, config.lora_target_modules or kind.lora_targets)
+        add_adapters(student, config.lora.rank, config.lora.alpha, config.lora.target_modules or kind.lora_targets)
     plan = _plan(student, forward, _frozen_text(text), config)
     adapted = count_cost(forward).flops
     # Frozen weights take no gradient: their share of the backward pass is one forward pass's worth, not two.

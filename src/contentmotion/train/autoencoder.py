@@ -52,7 +52,7 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
     dataset, join, shown = open_training_clips(config, vae)
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    lpips = load_lpips(config.lpips).to(this_process().device) if config.perceptual_weight else None
+    lpips = load_lpips(config.perceptual.lpips).to(this_process().device) if config.perceptual.weight else None
 
     pipe = ContentMotionPipeline(vae=vae, autoencoder=model)
 
@@ -64,12 +64,12 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
         x = latents_of(batch)
         decoded = model(x)
         mse = F.mse_loss(decoded.float(), x)
-        if lpips is None or batch["step"] <= config.perceptual_start_step:
+        if lpips is None or batch["step"] <= config.perceptual.start_step:
             return {"loss": mse}
-        true, decoded = draw_frames((x, decoded), config.perceptual_frames, batch["generator"])
+        true, decoded = draw_frames((x, decoded), config.perceptual.frames, batch["generator"])
         true, decoded = decode_frames(vae, true), decode_frames(vae, decoded)
         perceptual = lpips(true.flatten(0, 1), decoded.flatten(0, 1)).mean()
-        loss = mse + config.perceptual_weight * perceptual
+        loss = mse + config.perceptual.weight * perceptual
         return {"loss": loss, "mse": mse.detach(), "lpips": perceptual.detach()}
 
     def preview(step: int) -> None:
@@ -84,7 +84,7 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
         save_model(model, folder / "autoencoder")
 
     score = make_scorer(pipe, config, "reconstruction", run_dir, save)
-    fit(model, loss, dataset, config, collate=join, preview=preview, evaluate=score, eval_steps=config.eval_steps)
+    fit(model, loss, dataset, config, collate=join, preview=preview, evaluate=score, eval_steps=config.eval.steps)
     if score:
         score.finish()
     path = run_dir / "autoencoder"
@@ -122,22 +122,22 @@ def make_autoencoder(config: TrainAutoencoderConfig, vae: ModelMixin | None) -> 
     factor = vae_scale_factor(vae)
     for name in ("height", "width"):
         size = getattr(config, name)
-        if size % (factor * config.patch_size):
-            raise ValueError(f"{name} must be a multiple of {factor * config.patch_size}, got {size}")
+        if size % (factor * config.model.patch_size):
+            raise ValueError(f"{name} must be a multiple of {factor * config.model.patch_size}, got {size}")
     torch.manual_seed(config.seed)
     return ContentMotionAutoencoder(
         in_channels=vae_latent_channels(vae),
-        patch_size=config.patch_size,
-        hidden_size=config.hidden_size,
-        depth=config.depth,
-        num_heads=config.num_heads,
-        head_dim=config.head_dim,
-        mlp_ratio=config.mlp_ratio,
-        motion_channels=config.motion_channels,
-        content_mode=config.content_mode,
-        residual_decoding=config.residual_decoding,
-        refine_channels=config.refine_channels,
-        attention_window=config.attention_window,
+        patch_size=config.model.patch_size,
+        hidden_size=config.model.hidden_size,
+        depth=config.model.depth,
+        num_heads=config.model.num_heads,
+        head_dim=config.model.head_dim,
+        mlp_ratio=config.model.mlp_ratio,
+        motion_channels=config.model.motion_channels,
+        content_mode=config.model.content_mode,
+        residual_decoding=config.model.residual_decoding,
+        refine_channels=config.model.refine_channels,
+        attention_window=config.model.attention_window,
         num_frames=config.num_frames,
         sample_height=config.height // factor,
         sample_width=config.width // factor,

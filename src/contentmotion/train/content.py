@@ -41,7 +41,7 @@ from contentmotion.train.scoring import make_scorer
 def train_content(config: TrainContentConfig) -> None:
     """Fine-tunes a Stable Diffusion UNet, or trains a model from scratch; ``output_dir/content`` is the result.
 
-    With adapters (``lora_rank``) these are merged there, and alone in ``output_dir/lora``.
+    With adapters (``lora.rank``) these are merged there, and alone in ``output_dir/lora``.
 
     Raises:
         ValueError: Something needed is missing or does not fit.
@@ -78,13 +78,13 @@ def train_content(config: TrainContentConfig) -> None:
         write_previews(pipe, cache, config.validation_prompts, config.seed, run_dir / f"preview-{step:06d}.png")
 
     scored = ContentMotionPipeline(**parts)
-    if config.eval_autoencoder:
-        scored.register_modules(autoencoder=load_autoencoder(config.eval_autoencoder))
+    if config.eval.autoencoder:
+        scored.register_modules(autoencoder=load_autoencoder(config.eval.autoencoder))
         cache.require_made_with(autoencoder=scored.autoencoder)
 
     def save(folder: Path) -> None:
         adapted = {}
-        if config.lora_rank:
+        if config.lora.rank:
             save_adapters(parts["unet"], parts["scheduler"], folder / "lora")
             adapted = {"unet": merge_adapters(parts["unet"])}
         save_content(ContentMotionPipeline(**parts | adapted), folder / "content")
@@ -125,18 +125,18 @@ def make_content_parts(config: TrainContentConfig, cache: LatentCache) -> dict[s
     shapes = cache.shapes("content")
     channels, height, width = shapes[0]
     parts: dict[str, Any] = {"vae": vae, "text_encoder": None, "tokenizer": None}
-    if config.architecture == "dit":
+    if config.model.architecture == "dit":
         for _, high, wide in shapes:
             if high != wide:
                 raise ValueError(f"a DiT content model takes square content frames, these are {high}x{wide}")
         unet: ModelMixin = DiTTransformer2DModel(
             in_channels=channels,
-            out_channels=channels * (2 if config.learn_sigma else 1),
+            out_channels=channels * (2 if config.model.learn_sigma else 1),
             sample_size=height,
-            patch_size=config.patch_size,
-            num_layers=config.depth,
-            num_attention_heads=config.num_heads,
-            attention_head_dim=config.hidden_size // config.num_heads,
+            patch_size=config.model.patch_size,
+            num_layers=config.model.depth,
+            num_attention_heads=config.model.num_heads,
+            attention_head_dim=config.model.hidden_size // config.model.num_heads,
             num_embeds_ada_norm=_num_classes(cache),
         )
         # Dropping labels is the loss's business here, with the run's own generator.
@@ -147,25 +147,25 @@ def make_content_parts(config: TrainContentConfig, cache: LatentCache) -> dict[s
     captions = chain.from_iterable(cache.captions())
     parts["tokenizer"], parts["text_encoder"] = make_text_encoder(
         captions,
-        vocab_size=config.vocab_size,
-        hidden_size=config.text_hidden_size,
-        num_layers=config.text_num_layers,
+        vocab_size=config.model.vocab_size,
+        hidden_size=config.model.text_hidden_size,
+        num_layers=config.model.text_num_layers,
     )
-    levels = len(config.block_out_channels)
+    levels = len(config.model.block_out_channels)
     unet = UNet2DConditionModel(
         sample_size=(height, width) if height != width else height,
         in_channels=channels,
         out_channels=channels,
-        block_out_channels=tuple(config.block_out_channels),
+        block_out_channels=tuple(config.model.block_out_channels),
         # Attention everywhere but at the finest resolution, where it costs most.
         down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * (levels - 1),
         up_block_types=("CrossAttnUpBlock2D",) * (levels - 1) + ("UpBlock2D",),
-        layers_per_block=config.layers_per_block,
-        attention_head_dim=config.num_attention_heads,  # diffusers calls the number of heads so
-        cross_attention_dim=config.text_hidden_size,
+        layers_per_block=config.model.layers_per_block,
+        attention_head_dim=config.model.num_attention_heads,  # diffusers calls the number of heads so
+        cross_attention_dim=config.model.text_hidden_size,
         # The whole prompt steers every block, beside attention to its words: names are learned in fewer steps.
         addition_embed_type="text",
-        addition_embed_type_num_heads=config.num_attention_heads,
+        addition_embed_type_num_heads=config.model.num_attention_heads,
     )
     return parts | {"unet": unet, "scheduler": make_scheduler("scaled_linear", config.prediction_type)}
 

@@ -144,7 +144,7 @@ def train_denoiser(
         use_plain_attention(denoiser)
     fit(
         denoiser, loss, cache, config,
-        collate=collate_latents, preview=preview, evaluate=score, eval_steps=config.eval_steps,
+        collate=collate_latents, preview=preview, evaluate=score, eval_steps=config.eval.steps,
     )  # fmt: skip
     if score:
         score.finish()

@@ -93,7 +93,7 @@ def distill(config: DistillConfig) -> None:
         best.offer(step, scores["student_error"])
         return scores
 
-    schedule = {score_held_out: heldout_schedule(config)} | ({score: config.eval_steps} if score else {})
+    schedule = {score_held_out: heldout_schedule(config)} | ({score: config.eval.steps} if score else {})
     fit(
         denoisers["student"], loss, cache, config,
         collate=collate_latents, preview=preview, target=denoisers["target"],
@@ -161,10 +161,10 @@ def make_roles(teacher: Any, part: Part, config: DistillConfig, lcm: LCMSchedule
     With LoRA the three share all weights but the adapters.
     """
     everything: dict[str, Any] = teacher.components
-    if config.lora_rank:
+    if config.lora.rank:
         torch.manual_seed(config.seed)
         network = share_weights(everything[part.network])
-        add_adapters(network, config.lora_rank, config.lora_alpha, config.lora_target_modules or part.lora_targets)
+        add_adapters(network, config.lora.rank, config.lora.alpha, config.lora.target_modules or part.lora_targets)
         own, averages = {part.network: network}, {part.network: share_weights(network)}
     else:
         names = [name for name in (part.network, *part.besides) if everything[name] is not None]

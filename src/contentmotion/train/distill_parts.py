@@ -102,8 +102,8 @@ def open_content_teacher(config: DistillConfig) -> ContentMotionPipeline:
     index = ContentMotionPipeline.load_config(path)
     if index.get("autoencoder", [None, None])[0] is not None:
         return load_pipeline(name)
-    if config.eval_steps:
-        raise ValueError(f"eval_steps needs an autoencoder, and {name} has none: give a whole pipeline (export)")
+    if config.eval.steps:
+        raise ValueError(f"eval.steps needs an autoencoder, and {name} has none: give a whole pipeline (export)")
     if index.get("scheduler", [None, None])[1] == LCMScheduler.__name__:
         require_teacher(LCMScheduler(), f"{name}: its content model", config.num_ddim_steps)
     return ContentMotionPipeline(**load_content_parts(name))

@@ -40,7 +40,7 @@ def add_adapters(network: nn.Module, rank: int, alpha: float | None, target_modu
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ImportError('--lora_rank needs PEFT: pip install "contentmotion[lora]"') from error
+        raise ImportError('--lora.rank needs PEFT: pip install "contentmotion[lora]"') from error
     config = LoraConfig(
         r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=list(target_modules),
         init_lora_weights=True,
@@ -53,11 +53,11 @@ def add_adapters(network: nn.Module, rank: int, alpha: float | None, target_modu
 
 def adapt_unet(unet: nn.Module, config: TrainUNetConfig) -> None:
     """Freezes a UNet and puts adapters beside its layers, where a config asks for adapters."""
-    if not config.lora_rank:
+    if not config.lora.rank:
         return
     unet.requires_grad_(False)
-    targets = config.lora_target_modules or ATTENTION_AND_FEED_FORWARD
-    add_adapters(unet, config.lora_rank, config.lora_alpha, targets)
+    targets = config.lora.target_modules or ATTENTION_AND_FEED_FORWARD
+    add_adapters(unet, config.lora.rank, config.lora.alpha, targets)
 
 
 def merge_adapters(network: nn.Module) -> nn.Module:

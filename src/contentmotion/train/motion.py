@@ -95,14 +95,14 @@ def make_motion_transformer(
     return MotionDiT(
         motion_channels=motion_channels,
         content_channels=content_channels,
-        hidden_size=config.hidden_size,
-        depth=config.depth,
-        num_heads=config.num_heads,
-        patch_size=config.patch_size,
-        content_patch_size=config.content_patch_size,
+        hidden_size=config.model.hidden_size,
+        depth=config.model.depth,
+        num_heads=config.model.num_heads,
+        patch_size=config.model.patch_size,
+        content_patch_size=config.model.content_patch_size,
         num_classes=num_classes,
         text_dim=text_dim,
-        learn_sigma=config.learn_sigma,
+        learn_sigma=config.model.learn_sigma,
     )
 
 

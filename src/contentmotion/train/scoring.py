@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from contentmotion.config import EvaluateConfig, ScheduledEvaluationConfig, TrainConfig
+from contentmotion.config import EvaluateConfig, ScoredTrainConfig
 from contentmotion.config.use import Component
 from contentmotion.evaluate.i3d import load_i3d
 from contentmotion.evaluate.run import open_data, score_pipeline
@@ -21,12 +21,8 @@ BEST_FOLDER = "best"
 SCORE = "fvd"  # which decides what is best, of every component
 
 
-class ScoredConfig(ScheduledEvaluationConfig, TrainConfig):
-    """What a stage that can be scored has."""
-
-
 class Scorer:
-    """What ``fit`` calls every ``eval_steps``. The model with the lowest FVD is kept in ``best`` (see ``Best``).
+    """What ``fit`` calls every ``eval.steps``. The model with the lowest FVD is kept in ``best`` (see ``Best``).
 
     Args:
         pipe: With the networks being trained inside.
@@ -43,20 +39,20 @@ class Scorer:
     def __init__(
         self,
         pipe: LatentPipeline,
-        config: ScoredConfig,
+        config: ScoredTrainConfig,
         component: Component,
         run_dir: Path,
         save: Callable[[Path], None] | None,
     ) -> None:
         self.pipe, self.component, self.run_dir, self.last_step = pipe, component, run_dir, config.max_train_steps
         self.settings = EvaluateConfig(
-            data_dir=config.eval_data_dir,
-            split=config.eval_split,
-            num_videos=config.eval_num_videos,
-            num_inference_steps=config.eval_num_inference_steps,
-            motion_num_inference_steps=config.eval_num_inference_steps if component == "motion" else None,
+            data_dir=config.eval.data_dir,
+            split=config.eval.split,
+            num_videos=config.eval.num_videos,
+            num_inference_steps=config.eval.num_inference_steps,
+            motion_num_inference_steps=config.eval.num_inference_steps if component == "motion" else None,
             components=(component,),
-            i3d=config.i3d,
+            i3d=config.eval.i3d,
             seed=config.seed,
             mixed_precision=config.mixed_precision,
             cache_dir=str(run_dir / "eval-parts"),
@@ -64,7 +60,7 @@ class Scorer:
         )
         # What is wrong is said now, not after hours.
         pipe.check_parts()
-        load_i3d(find_weights(config.i3d, "i3d"))
+        load_i3d(find_weights(config.eval.i3d, "i3d"))
         open_data(self.settings, pipe)
         self.best: Best | None = None
         if save is not None and this_process().is_main_process:
@@ -95,10 +91,10 @@ class Scorer:
 
 def make_scorer(
     pipe: LatentPipeline,
-    config: ScoredConfig,
+    config: ScoredTrainConfig,
     component: Component,
     run_dir: Path,
     save: Callable[[Path], None] | None = None,
 ) -> Scorer | None:
     """A ``Scorer`` with these arguments; None where no scores are wanted."""
-    return Scorer(pipe, config, component, run_dir, save) if config.eval_steps else None
+    return Scorer(pipe, config, component, run_dir, save) if config.eval.steps else None

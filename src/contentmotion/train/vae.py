@@ -30,16 +30,16 @@ def train_vae(config: TrainVAEConfig) -> None:
         from contentmotion.cost.plan import print_plan  # it knows all commands
 
         return print_plan(config)
-    stride = 2**config.num_downsamples
+    stride = 2**config.model.num_downsamples
     if config.height % stride or config.width % stride:
         raise ValueError(f"height and width must be multiples of {stride}, got {config.height}x{config.width}")
     run_dir = prepare_output_dir(config.output_dir, "train-vae", config)
     frames = open_clips(config, num_frames=1, cache_in_memory=True)
     torch.manual_seed(config.seed)
     vae = PatchVAE(
-        latent_channels=config.latent_channels,
-        block_out_channels=(config.hidden_channels,) * (config.num_downsamples + 1),
-        num_layers=config.num_layers,
+        latent_channels=config.model.latent_channels,
+        block_out_channels=(config.model.hidden_channels,) * (config.model.num_downsamples + 1),
+        num_layers=config.model.num_layers,
     )
     images = [frames[k % len(frames), k]["frames"] for k in range(min(COMPONENT_IMAGES, 16 * len(frames)))]
     vae.fit_components(to_float(torch.cat(images)), config.latent_whitening)

@@ -33,7 +33,7 @@ from contentmotion.train.scoring import make_scorer
 def train_video(config: TrainVideoConfig) -> None:
     """Trains a video UNet on latents of whole clips; ``output_dir/video`` is the result, a pipeline folder.
 
-    With adapters (``lora_rank``) these are merged there: diffusers' video UNet loads none by itself.
+    With adapters (``lora.rank``) these are merged there: diffusers' video UNet loads none by itself.
 
     Raises:
         ValueError: Something needed is missing or does not fit.
@@ -66,7 +66,7 @@ def train_video(config: TrainVideoConfig) -> None:
         write_previews(pipe, cache, config.validation_prompts, config.seed, run_dir / f"preview-{step:06d}.png")
 
     def save(folder: Path) -> None:
-        adapted = {"unet": merge_adapters(parts["unet"])} if config.lora_rank else {}
+        adapted = {"unet": merge_adapters(parts["unet"])} if config.lora.rank else {}
         save_video(VideoLatentPipeline(**parts | adapted), folder / "video")
 
     train_denoiser(
@@ -94,21 +94,21 @@ def make_video_parts(config: TrainVideoConfig, cache: LatentCache) -> dict[str, 
         ValueError: The checkpoint cannot be made the model that the config asks for.
     """
     frames, channels, height, width = cache[0]["latents"].shape
-    extra = config.condition_channels if config.conditions else 0
+    extra = config.model.condition_channels if config.conditions else 0
     name = config.pretrained_model_name_or_path
     torch.manual_seed(config.seed)
     if name is None:
         vae = load_vae(config.vae) if config.vae else None
         texts = chain.from_iterable(cache.captions())
-        sizes = {"hidden_size": config.text_hidden_size, "num_layers": config.text_num_layers}
-        tokenizer, text_encoder = make_text_encoder(texts, vocab_size=config.vocab_size, **sizes)
+        sizes = {"hidden_size": config.model.text_hidden_size, "num_layers": config.model.text_num_layers}
+        tokenizer, text_encoder = make_text_encoder(texts, vocab_size=config.model.vocab_size, **sizes)
         unet: Any = make_video_unet(
             latent_channels=channels,
             extra_channels=extra,
-            block_out_channels=config.block_out_channels,
-            layers_per_block=config.layers_per_block,
-            num_attention_heads=config.num_attention_heads,
-            cross_attention_dim=config.text_hidden_size,
+            block_out_channels=config.model.block_out_channels,
+            layers_per_block=config.model.layers_per_block,
+            num_attention_heads=config.model.num_attention_heads,
+            cross_attention_dim=config.model.text_hidden_size,
             sample_size=(height, width),
             num_frames=frames,
         )
@@ -124,11 +124,11 @@ def make_video_parts(config: TrainVideoConfig, cache: LatentCache) -> dict[str, 
         parts["scheduler"] = to_ddim(parts["scheduler"].config)
         if known:
             return fit_to_clips(parts, cache)
-        if config.lora_rank and extra:
+        if config.lora.rank and extra:
             raise ValueError(f"{name} does not know conditions yet: adapters are not enough to learn them")
         parts["unet"] = widen_input(parts["unet"], extra)
-    elif config.lora_rank:
-        raise ValueError(f"lora_rank adapts a video model; {name} is one of pictures, whose layers in time are new")
+    elif config.lora.rank:
+        raise ValueError(f"lora.rank adapts a video model; {name} is one of pictures, whose layers in time are new")
     else:
         parts = load_content_parts(name)
         parts["unet"] = inflate_unet(parts["unet"], frames, extra)
@@ -138,7 +138,7 @@ def make_video_parts(config: TrainVideoConfig, cache: LatentCache) -> dict[str, 
             conditions=config.conditions,
             latent_channels=channels,
             vae_scale_factor=vae_scale_factor(parts["vae"]),
-            hidden_channels=config.condition_hidden_channels,
+            hidden_channels=config.model.condition_hidden_channels,
             out_channels=extra,
         )
     return fit_to_clips(parts | {"condition_encoder": encoder}, cache)
