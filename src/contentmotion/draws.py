@@ -1,4 +1,4 @@
-"""Random numbers of a training batch that do not depend on how many processes share it."""
+"""Random numbers of a training step that do not depend on how many processes and forward passes share it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,30 @@ from torch import Tensor
 
 
 class BatchGenerator:
-    """The source of randomness of one training batch.
+    """The source of randomness of one forward pass of a training step.
 
-    Every process draws for the whole batch and takes its own items' rows: item i is of process i mod n. So a batch gets
-    the same numbers whether one process computes it or many. Each pays for drawing them all.
+    Every process draws for the items of the whole step and takes its own rows: item i of a forward pass is of process
+    i mod n, and the next forward pass has the items after those. So an item gets the same numbers whether one process
+    computes the step at once or many do in parts. Each pays for drawing them all.
 
     Args:
-        generator: The same in all processes, on the CPU.
+        generator: The same in all processes and forward passes, on the CPU.
         process_index: Which process this is.
         num_processes: Of how many.
+        part: Which forward pass of the step.
+        num_parts: Of how many (``gradient_accumulation_steps``).
     """
 
-    def __init__(self, generator: torch.Generator, process_index: int = 0, num_processes: int = 1) -> None:
+    def __init__(
+        self,
+        generator: torch.Generator,
+        process_index: int = 0,
+        num_processes: int = 1,
+        part: int = 0,
+        num_parts: int = 1,
+    ) -> None:
         self.generator, self.process_index, self.num_processes = generator, process_index, num_processes
+        self.part, self.num_parts = part, num_parts
 
 
 Source = torch.Generator | BatchGenerator  # the former where a batch is not shared
@@ -58,8 +69,10 @@ def _draw(
 ) -> Tensor:
     if not isinstance(source, BatchGenerator):
         return sample(shape, source)
-    full = list(shape)
-    full[batch_dim] *= source.num_processes
-    mine = torch.arange(source.process_index, full[batch_dim], source.num_processes)
+    items, full = shape[batch_dim], list(shape)
+    full[batch_dim] = items * source.num_processes * source.num_parts
     drawn = sample(full, source.generator)
-    return drawn if source.num_processes == 1 else drawn.index_select(batch_dim, mine)
+    if full[batch_dim] == items:
+        return drawn
+    first = source.part * items * source.num_processes + source.process_index
+    return drawn.index_select(batch_dim, first + source.num_processes * torch.arange(items))

@@ -6,16 +6,14 @@ import time
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Event, Thread, Timer
-from traceback import StackSummary
 from typing import Any
 
 import pytest
 import torch
-from torch.distributed.checkpoint.api import CheckpointException
 
 from contentmotion.config import TrainConfig
 from contentmotion.train.checkpoints import CheckpointWriter, checkpoints
-from contentmotion.train.loop import fit
+from contentmotion.train.loop import Player, fit
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_options import STEPS, Numbers, collate, files_no_larger_than, line_loss, lines, small_run  # noqa: E402
@@ -36,7 +34,7 @@ def fitted(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     model = torch.nn.Linear(1, 1)
     config = TrainConfig(output_dir=str(folder), **STEPS | {"learning_rate": 0.1, "ema_decay": 0.5} | changes)
-    fit(model, line_loss, Numbers(), config, collate=collate)
+    fit([Player(model, line_loss)], Numbers(), config, collate=collate)
     return dict(model.state_dict())
 
 
@@ -62,14 +60,12 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
     may_end, calls = Event(), []
 
     def write(folder: Path) -> Future:
-        folder.mkdir(parents=True)
         written: Future = Future()
 
         def work() -> None:
             may_end.wait(60)
             if len(calls) == 3:
-                full = (OSError(28, "No space left"), StackSummary())
-                written.set_exception(CheckpointException("", {1: full}))
+                written.set_exception(OSError(28, "No space left"))
             else:
                 (folder / "whole").touch()
                 written.set_result(None)
@@ -101,7 +97,6 @@ def test_the_last_one_is_awaited_however_the_run_ends(tmp_path: Path, error: Bas
     may_end = Event()
 
     def write(folder: Path) -> Future:
-        folder.mkdir()
         written: Future = Future()
         Thread(target=lambda: (may_end.wait(60), written.set_result(None)), daemon=True).start()
         return written
@@ -122,7 +117,7 @@ def test_full_disk_in_the_background_keeps_the_last_checkpoint(tmp_path: Path) -
     with files_no_larger_than(8192), pytest.raises(OSError, match=r"checkpoint-\d+ could not be written: ") as error:
         small_run(tmp_path, wide(), async_checkpointing=True, max_train_steps=50)
     assert f"the last good checkpoint is {tmp_path}/checkpoint-000001" in str(error.value)
-    assert "\n" not in str(error.value) and "CheckpointException" not in str(error.value)
+    assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["checkpoint-000001"], "nothing half-written"
     small_run(tmp_path, wide(), max_train_steps=2)
     assert names(tmp_path) == ["checkpoint-000001", "checkpoint-000002"]
@@ -138,7 +133,7 @@ def test_time_limit_waits_for_the_checkpoint(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize("in_background", [True, False])
 def test_missing_part_of_a_checkpoint_is_one_line(tmp_path: Path, in_background: bool) -> None:
     small_run(tmp_path, wide(), async_checkpointing=in_background)
-    [part] = (tmp_path / "checkpoint-000002").rglob("*.distcp" if in_background else "model.safetensors")
+    part = tmp_path / "checkpoint-000002/model.safetensors"
     part.unlink()
     with pytest.raises(ValueError, match=r"checkpoint-000002 is damaged: .*") as error:
         small_run(tmp_path, wide(), max_train_steps=3)

@@ -136,7 +136,7 @@ def test_sharded_is_the_same(root: Path, stage: str) -> None:
     one, two = root / f"{stage}1", root / f"{stage}-sharded"
     for name, tolerance in TOLERANCE.items():
         assert values(two, name) == pytest.approx(values(one, name), rel=tolerance), name
-    assert (two / f"checkpoint-{NUM_STEPS:06d}/sharded/.metadata").exists()
+    assert (two / f"checkpoint-{NUM_STEPS:06d}/model-00002-of-00002.safetensors").exists()
     assert (two / f"preview-{NUM_STEPS:06d}.png").exists() == (stage in ("vae", "ae", "motion"))
     assert_same_results(one, two)
 
@@ -235,7 +235,6 @@ def test_stopped_killed_and_resumed_in_another_number_of_processes(clip_folder: 
         2,
     )
 
-    assert (root / f"background/checkpoint-{last - 1:06d}/sharded/__1_0.distcp").exists(), "each writes its part"
     for folder in ("whole", "background"):
         assert values(broken, "loss") == values(root / folder, "loss"), "bit for bit"
         one, other = (load_file(place / "motion_transformer" / WEIGHTS) for place in (broken, root / folder))
@@ -250,7 +249,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 from contentmotion.config import TrainConfig
 from contentmotion.run_dir import leave_processes
-from contentmotion.train.loop import fit
+from contentmotion.train.loop import Player, fit
 from test_options import STEPS, Numbers, collate, line_loss
 
 unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -272,7 +271,7 @@ for name, loss, settings in (
     model = torch.nn.Sequential(torch.nn.Linear(1, 4096), torch.nn.Linear(4096, 1))
     config = TrainConfig(output_dir=f"{sys.argv[2]}/{name}", **STEPS | {"max_train_steps": 50} | settings)
     try:
-        fit(model, loss, Numbers(), config, collate=collate)
+        fit([Player(model, loss)], Numbers(), config, collate=collate)
     except (ValueError, OSError) as error:
         print(f"{name}: {error}", file=sys.stderr)
     except SystemExit as stop:
@@ -295,7 +294,7 @@ def test_what_goes_wrong_in_one_process_stops_all(tmp_path: Path) -> None:
     ):  # that of step 2 may not be done yet
         where = f"{tmp_path}/{name}/checkpoint-00000"
         kept = int(line[-1])
-        assert kept + 1 in failed and "CheckpointException" not in line, line
+        assert kept + 1 in failed, line
         assert line.startswith(f"{name}: {where}{kept + 1} could not be written: "), line
         assert line.endswith(f"; the last good checkpoint is {where}{kept}"), line
         assert [checkpoint_step(path) for path in checkpoints(tmp_path / name)] == list(range(1, kept + 1))

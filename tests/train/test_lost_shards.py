@@ -18,7 +18,7 @@ from contentmotion.data.streaming import open_stream
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.checkpoints import checkpoints
-from contentmotion.train.loop import fit
+from contentmotion.train.loop import Player, fit
 
 SIZE: dict[str, Any] = {"num_frames": 4, "height": 16, "width": 16}
 STEPS: dict[str, Any] = {
@@ -61,7 +61,7 @@ def run_losing(
             lose()
         return {"loss": model(batch[field].float().mean()[None]).square().mean()}
 
-    fit(model, loss, dataset, TrainConfig(output_dir=str(folder), **STEPS | changes), collate=join)
+    fit([Player(model, loss)], dataset, TrainConfig(output_dir=str(folder), **STEPS | changes), collate=join)
 
 
 def done(folder: Path) -> list[int]:

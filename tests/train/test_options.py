@@ -41,9 +41,9 @@ from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.checkpoints import checkpoints, latest_checkpoint
 from contentmotion.train.content import load_content_parts, train_content
 from contentmotion.train.denoiser import snr_weights, split_by_time
-from contentmotion.train.loop import fit
+from contentmotion.train.loop import Player, fit
 from contentmotion.train.motion import train_motion
-from contentmotion.train.optimizers import update_average
+from contentmotion.train.optimizers import Average
 from contentmotion.train.stopping import OUT_OF_TIME, StopRequests
 from contentmotion.train.video import train_video
 
@@ -80,7 +80,7 @@ def small_run(folder: Path, model: torch.nn.Module | None = None, items: Numbers
     """A line, fitted."""
     torch.manual_seed(0)
     config = TrainConfig(output_dir=str(folder), **STEPS | changes)
-    fit(model or torch.nn.Linear(1, 1), line_loss, items or Numbers(), config, collate=collate)
+    fit([Player(model or torch.nn.Linear(1, 1), line_loss)], items or Numbers(), config, collate=collate)
 
 
 def lines(folder: Path) -> list[dict]:
@@ -102,9 +102,9 @@ def test_time_limit_stops_with_a_checkpoint_and_goes_on(tmp_path: Path, capsys: 
 def test_sigterm_leaves_a_note_once_and_the_old_handler_after() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with StopRequests(None) as stop:
-        assert not stop.terminated and not stop.out_of_time
+        assert not stop.signal and not stop.out_of_time
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.terminated
+        assert stop.signal == signal.SIGTERM
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "the next one ends the process"
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -140,15 +140,14 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
 def test_average_is_diffusers_own() -> None:
     torch.manual_seed(0)
     weights = [torch.nn.Parameter(torch.randn(shape)) for shape in ((3, 4), (5,))]
-    theirs, ours = (EMAModel(weights, decay=0.99) for _ in range(2))
+    theirs, ours = EMAModel(weights, decay=0.99), Average(weights, decay=0.99)
     for _ in range(50):
         with torch.no_grad():
             for weight in weights:
                 weight += 0.1 * torch.randn_like(weight)
         theirs.step(weights)
-        update_average(ours, weights)
-    assert (ours.optimization_step, ours.cur_decay_value) == (theirs.optimization_step, theirs.cur_decay_value)
-    torch.testing.assert_close(ours.shadow_params, theirs.shadow_params)
+        ours.step(weights)
+        torch.testing.assert_close(ours.values, theirs.shadow_params)
 
 
 def kill_the_reader(index: int) -> None:

@@ -288,7 +288,7 @@ def test_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path: Path) 
 
     config = TrainConfig(output_dir=str(tmp_path), **STEPS | {"max_train_steps": 5, "validation_steps": 0})
     with pytest.raises(ValueError, match=r"gradient norm is nan at step 3 .*last good checkpoint is .*-000002"):
-        loop.fit(model, loss, Items(), config, collate=collate)
+        loop.fit([loop.Player(model, loss)], Items(), config, collate=collate)
     assert torch.isfinite(load_file(tmp_path / "checkpoint-000002/model.safetensors")["weight"]).all()
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 

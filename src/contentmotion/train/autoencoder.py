@@ -27,8 +27,8 @@ from contentmotion.pipelines.loading import load_autoencoder, load_vae
 from contentmotion.run_dir import is_main_process, prepare_output_dir
 from contentmotion.saving import hash_weights, save_model
 from contentmotion.stages.image_vae import decode_frames, encode_frames, vae_latent_channels, vae_scale_factor
-from contentmotion.train.loop import Batch, fit
-from contentmotion.train.processes import this_process
+from contentmotion.train.loop import Batch, Player, Scheduled, fit
+from contentmotion.train.processes import on_main, this_process
 from contentmotion.train.scoring import make_scorer
 from contentmotion.video.pixels import to_float, to_uint8
 from contentmotion.video.write import write_contact_sheet
@@ -84,15 +84,17 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
         save_model(model, folder / "autoencoder")
 
     score = make_scorer(pipe, config, "reconstruction", run_dir, save)
-    fit(model, loss, dataset, config, collate=join, preview=preview, evaluate=score, eval_steps=config.eval.steps)
-    if score:
-        score.finish()
     path = run_dir / "autoencoder"
-    # A run that was finished before: leave it, with the statistics that encode added.
-    finished = path.is_dir() and hash_weights(load_autoencoder(str(path))) == hash_weights(model)
-    if this_process().is_main_process:
-        if not finished:
+
+    def save_if_new() -> None:
+        # A run that was finished before: leave it, with the statistics that encode added.
+        if not (path.is_dir() and hash_weights(load_autoencoder(str(path))) == hash_weights(model)):
             save(run_dir)
+
+    at: list[Scheduled] = [(config.validation_steps, lambda step: on_main(lambda: preview(step)))]
+    at += [(config.eval.steps, score)] if score else []
+    fit([Player(model, loss)], dataset, config, collate=join, at=at, save=save_if_new)
+    if this_process().is_main_process:
         print(path)
 
 

@@ -8,8 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor
+from accelerate import PartialState
 from torch.utils.data import DataLoader, Dataset
 
 from contentmotion.config import TrainConfig
@@ -17,20 +16,19 @@ from contentmotion.data.shard_sampler import ShardSampler
 from contentmotion.data.step_sampler import StepSampler
 from contentmotion.data.streaming import StreamingClips
 from contentmotion.draws import BatchGenerator
-
-Batch = dict[str, Any]
+from contentmotion.losses.player import Batch
+from contentmotion.train.stopping import STOP_SIGNALS
 
 
 def make_batches(
-    dataset: Dataset, config: TrainConfig, accelerator: Accelerator, first_step: int, collate: Callable
+    dataset: Dataset, config: TrainConfig, process: PartialState, first_step: int, collate: Callable
 ) -> Generator[Batch]:
-    """This process's batches; each one's generator depends on the seed and the micro-step alone, not on how many
-    processes share the batch.
+    """This process's batches, in the CPU's memory, each with its "step".
 
     Args:
         dataset: See ``fit``.
         config: Batch size, seed, steps.
-        accelerator: Where this process stands.
+        process: Where this process stands.
         first_step: Steps that are done.
         collate: Items to batch.
 
@@ -39,9 +37,9 @@ def make_batches(
     """
     accumulation = config.gradient_accumulation_steps
     first, stop = first_step * accumulation, config.max_train_steps * accumulation
-    place, count, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    device: Any = process.device
     loader = DataLoader(
-        **_order(dataset, config, accelerator, first, stop),
+        **_order(dataset, config, process, first, stop),
         collate_fn=collate,
         num_workers=config.dataloader_num_workers,
         pin_memory=device.type == "cuda",
@@ -51,14 +49,34 @@ def make_batches(
     try:
         for micro_step in range(first, stop):
             batch = _next(reader, config.dataloader_num_workers)
-            seed = (config.seed * 1_000_003 + micro_step) * 1_009
-            batch["generator"] = BatchGenerator(torch.Generator().manual_seed(seed), place, count)
             batch["step"] = micro_step // accumulation + 1
-            torch.manual_seed(seed + place)  # for modules that draw by themselves, such as dropout
-            yield {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+            yield batch
     finally:
         if config.dataloader_num_workers:  # Python would end them by SIGTERM and wait, and they do not heed it
             reader._shutdown_workers()
+
+
+def begin_draws(config: TrainConfig, step: int, part: int, process: PartialState, player: int) -> BatchGenerator:
+    """The randomness of one of a step's forward passes; also seeds what modules draw by themselves, such as dropout.
+
+    What comes from the generator depends on the seed, the step, the player and the item's place in the step alone, not
+    on how many processes and forward passes share the step.
+
+    Args:
+        config: Seed, forward passes a step.
+        step: From 1 on.
+        part: Which of the step's forward passes, from 0 on.
+        process: Where this process stands.
+        player: Number of the player.
+    """
+    parts = config.gradient_accumulation_steps
+
+    def seed(number: int) -> int:
+        return (config.seed * 1_000_003 + number) * 1_009
+
+    torch.manual_seed(seed((step - 1) * parts + part) + process.process_index)
+    generator = torch.Generator().manual_seed(seed(step - 1) + (1_009 - player if player else 0))
+    return BatchGenerator(generator, process.process_index, process.num_processes, part, parts)
 
 
 def _next(reader: Iterator[Batch], workers: int) -> Batch:
@@ -78,18 +96,19 @@ def _next(reader: Iterator[Batch], workers: int) -> Batch:
 
 
 def _leave_stopping_to_the_run(worker: int) -> None:
-    """A cluster sends SIGTERM to every process; the run still needs its readers to finish its step."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """A cluster and a terminal signal every process; the run still needs its readers to finish its step."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
-def _order(dataset: Dataset, config: TrainConfig, accelerator: Accelerator, first: int, stop: int) -> dict[str, Any]:
+def _order(dataset: Dataset, config: TrainConfig, process: PartialState, first: int, stop: int) -> dict[str, Any]:
     """Which items this process's micro-batches ``first``, ..., ``stop`` - 1 have, as arguments of a ``DataLoader``."""
-    place = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
+    place = {"process_index": process.process_index, "num_processes": process.num_processes}
     if isinstance(dataset, StreamingClips):
         stream = dataset.placed(seed=config.seed, batch_size=config.train_batch_size, first_batch=first, **place)
         return {"dataset": stream, "batch_size": config.train_batch_size}
     run = {"seed": config.seed, "start_step": first, "num_steps": stop}
-    weights, everyone = getattr(dataset, "weights", None), config.train_batch_size * accelerator.num_processes
+    weights, everyone = getattr(dataset, "weights", None), config.train_batch_size * process.num_processes
     if config.shuffle_window is not None:
         if not hasattr(dataset, "shard_sizes"):
             raise ValueError("shuffle_window is for caches and streams: these clips are not in shards")
@@ -102,5 +121,5 @@ def _order(dataset: Dataset, config: TrainConfig, accelerator: Accelerator, firs
         batches = dataset.sampler(everyone, **run)
     else:
         batches = StepSampler(len(dataset), everyone, weights=weights, **run)  # type: ignore[arg-type]
-    mine = (batch[accelerator.process_index :: accelerator.num_processes] for batch in batches)
+    mine = (batch[process.process_index :: process.num_processes] for batch in batches)
     return {"dataset": dataset, "batch_sampler": mine}

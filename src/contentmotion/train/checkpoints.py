@@ -1,23 +1,35 @@
-"""Checkpoints: written under another name and renamed, so that a folder called checkpoint-N is always whole."""
+"""Checkpoints: safetensors and JSON, never a pickle; written under another name and renamed, so that a folder called
+checkpoint-N is always whole.
+
+``checkpoint-N/`` holds of each player ``NAME.safetensors`` (all of the network), ``NAME-average.safetensors`` and
+``NAME-optimizer.safetensors`` (parameter's name, dot, "exp_avg" and so on), and ``state.json`` with everything else.
+Of a run that was sharded each file is in as many parts as there were processes, ``NAME-00001-of-00002.safetensors``:
+a part holds rows of its tensors, and says in its metadata the number of the first.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from accelerate import Accelerator
-from safetensors.torch import load_model
-from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from contentmotion.config import TrainConfig
 from contentmotion.train.processes import from_main, on_main, this_process, together
+from contentmotion.train.sharding import local_rows
 
-WEIGHTS = "model.safetensors"
+STATE = "state.json"
+_OLD = ("*.pkl", "*.bin", "*/.metadata")  # what earlier versions wrote: pickles
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
@@ -36,20 +48,117 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
-def register_weights(accelerator: Accelerator, model: nn.Module) -> None:
-    """Makes checkpoints hold ``model``'s weights under its own names, whatever wraps it in this run."""
+def read_state(folder: Path) -> dict[str, Any]:
+    """What a checkpoint's JSON holds.
 
-    def save(models: list[nn.Module], weights: list[dict[str, Tensor]], folder: str) -> None:
-        if weights:
-            weights[:] = [model.state_dict()]
+    Raises:
+        ValueError: The checkpoint is of an earlier version, or it is no JSON.
+        OSError: There is none.
+    """
+    if not (folder / STATE).exists() and any(any(folder.glob(pattern)) for pattern in _OLD):
+        raise ValueError(
+            "an earlier version wrote it, with pickles, which are never read: go on with that version, or begin anew "
+            "in another --output_dir"
+        )
+    return json.loads((folder / STATE).read_text(encoding="utf-8"))
 
-    def load(models: list[nn.Module], folder: str) -> None:
-        if models:
-            models.clear()
-            load_model(model, Path(folder) / WEIGHTS)
 
-    accelerator.register_save_state_pre_hook(save)
-    accelerator.register_load_state_pre_hook(load)
+def file_names(stem: str, num_parts: int) -> list[str]:
+    """The files that hold one thing; ``num_parts`` is 0 where it is not in parts."""
+    parts = [f"-{k:05d}-of-{num_parts:05d}" for k in range(1, num_parts + 1)] or [""]
+    return [f"{stem}{part}.safetensors" for part in parts]
+
+
+def own_part(tensors: Mapping[str, Tensor], everything: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Copies in the CPU's memory of what this process is to write.
+
+    Args:
+        tensors: By name, sharded or not.
+        everything: Whether it writes those too that are not sharded.
+
+    Returns:
+        Tensors, and the metadata of their file.
+    """
+    mine, first_rows = {}, {}
+    for name, tensor in tensors.items():
+        if everything or isinstance(tensor, DTensor):
+            rows, first_rows[name] = local_rows(tensor.detach())
+            mine[name] = rows.to("cpu", copy=True).contiguous()
+    return mine, {"first_rows": json.dumps({name: start for name, start in first_rows.items() if start})}
+
+
+def write_part(path: Path, part: tuple[dict[str, Tensor], dict[str, str]]) -> None:
+    """Writes what ``own_part`` gave."""
+    tensors, metadata = part
+    save_file(tensors, path, metadata=metadata)
+
+
+class TensorFiles:
+    """The tensors that the files of one thing hold together, by name.
+
+    Raises:
+        OSError: A file is missing, or is no whole safetensors file.
+    """
+
+    def __init__(self, folder: Path, stem: str, num_parts: int) -> None:
+        self.places: dict[str, list[tuple[Any, int, list[int]]]] = {}
+        for name in file_names(stem, num_parts):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(2, "No such file", name)
+            try:
+                file: Any = safe_open(folder / name, framework="pt")
+            except SafetensorError as error:
+                raise OSError(f"{name}: {error}") from error
+            first_rows = json.loads((file.metadata() or {}).get("first_rows", "{}"))
+            for key in file.keys():  # noqa: SIM118 (it is no dict)
+                place = (file, first_rows.get(key, 0), file.get_slice(key).get_shape())
+                self.places.setdefault(key, []).append(place)
+
+    def empty_like(self, name: str, like: Tensor) -> Tensor:
+        """A tensor for ``read``: sharded as ``like`` is if it has its shape."""
+        shape = self.shape(name)
+        file = self.places[name][0][0]
+        dtype = (file.get_slice(name)[:0] if shape else file.get_tensor(name)).dtype
+        if list(like.shape) == shape:
+            return torch.empty_like(like, dtype=dtype, requires_grad=False)
+        return torch.empty(shape, dtype=dtype, device=like.device)
+
+    def shape(self, name: str) -> list[int]:
+        """The whole tensor's shape."""
+        pieces = self.places[name]
+        shape = pieces[0][2]
+        return [max(first + piece[0] for _, first, piece in pieces), *shape[1:]] if shape else []
+
+    def read_all(self, tensors: Mapping[str, Tensor]) -> None:
+        """Fills these tensors, which must be all that there are (see ``read``)."""
+        if besides := sorted(self.places.keys() - tensors.keys()):
+            raise ValueError(f"it has {besides[0]} besides")
+        for name, tensor in tensors.items():
+            self.read(name, tensor)
+
+    @torch.no_grad()
+    def read(self, name: str, into: Tensor) -> None:
+        """Fills a tensor, or the part of it that this process holds.
+
+        Raises:
+            ValueError: The file has no such tensor, or it has another shape.
+        """
+        if name not in self.places:
+            raise ValueError(f"it has no {name}")
+        if self.shape(name) != list(into.shape):
+            raise ValueError(f"its {name} is {self.shape(name)}, not {list(into.shape)}")
+        if into.ndim == 0:
+            into.copy_(self.places[name][0][0].get_tensor(name))
+            return
+        rows, start = local_rows(into)
+        filled = 0
+        for file, first, shape in self.places[name]:
+            begin, end = max(start, first), min(start + len(rows), first + shape[0])
+            if begin < end:
+                rows[begin - start : end - start].copy_(file.get_slice(name)[begin - first : end - first])
+                filled += end - begin
+        if filled != len(rows):
+            raise OSError(f"rows of {name} are missing")
 
 
 class CheckpointWriter:
@@ -60,11 +169,12 @@ class CheckpointWriter:
 
     Args:
         write: Writes what there is to a folder, in every process; gives a future where that goes on in the background.
+            It is also given what ``save`` was.
         run_dir: Folder of the run.
         limit: Checkpoints to keep.
     """
 
-    def __init__(self, write: Callable[[Path], Future | None], run_dir: Path, limit: int) -> None:
+    def __init__(self, write: Callable[..., Future | None], run_dir: Path, limit: int) -> None:
         self.write, self.run_dir, self.limit = write, run_dir, limit
         self._step = 0
         self._named: Future[None] | None = None  # the checkpoint that is being written
@@ -85,11 +195,12 @@ class CheckpointWriter:
         """Whether this process knows that what it writes in the background cannot be written."""
         return self._named is not None and self._named.done() and self._named.exception() is not None
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, *what: Any) -> None:
         """Writes a checkpoint, or begins to, once the one before is written.
 
         Args:
             step: Steps behind it.
+            what: Handed on to ``write``.
 
         Raises:
             OSError: It, or the one before, could not be written; what was there before is still there.
@@ -97,7 +208,8 @@ class CheckpointWriter:
         self.wait()
         self._step = step
         on_main(lambda: shutil.rmtree(self._partial, ignore_errors=True))
-        together(lambda: self._explained(self._begin))
+        on_main(lambda: self._explained(lambda: self._partial.mkdir(parents=True)))
+        self._together(lambda: self._begin(*what))
         if self._named is None:
             on_main(self._publish)
 
@@ -109,7 +221,7 @@ class CheckpointWriter:
         """
         if self._named is not None:
             named, self._named = self._named, None
-            together(lambda: self._explained(named.result))
+            self._together(named.result)
 
     @property
     def _partial(self) -> Path:
@@ -119,8 +231,8 @@ class CheckpointWriter:
     def _final(self) -> Path:
         return self.run_dir / f"checkpoint-{self._step:06d}"
 
-    def _begin(self) -> None:
-        written = self.write(self._partial)
+    def _begin(self, *what: Any) -> None:
+        written = self.write(self._partial, *what)
         if written is None:
             return
         self._named = named = Future()
@@ -143,12 +255,20 @@ class CheckpointWriter:
         for old in checkpoints(self.run_dir)[: -self.limit]:
             shutil.rmtree(old)
 
+    def _together(self, do: Callable[[], object]) -> None:
+        """Calls it in every process; where it fails in one, nothing half-written is left."""
+        try:
+            together(lambda: self._explained(do))
+        except BaseException:
+            if this_process().is_main_process:  # all have ended their attempts
+                shutil.rmtree(self._partial, ignore_errors=True)
+            raise
+
     def _explained(self, do: Callable[[], object]) -> None:
         """Raises ``OSError`` in one line where it fails."""
         try:
             do()
-        except (Exception, CheckpointException) as error:  # a full disk is one of the system, of torch, of safetensors
-            shutil.rmtree(self._partial, ignore_errors=True)
+        except Exception as error:  # a full disk is an error of the system, or of safetensors
             if "DataLoader worker" in str(error):  # torch's signal handler, which came in between
                 raise
             kept = latest_checkpoint(self.run_dir)
@@ -158,15 +278,8 @@ class CheckpointWriter:
             ) from error
 
 
-def _cause(error: BaseException) -> BaseException:
-    """Of torch's distributed checkpoints, what went wrong in the first process where something did."""
-    failed = isinstance(error, CheckpointException) and error.failures
-    return next(iter(error.failures.values()))[0] if failed else error
-
-
 def reason_of(error: BaseException) -> str:
     """Why something could not be read or written, in one line."""
-    error = _cause(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
@@ -199,8 +312,8 @@ def resume(read: Callable[[Path], None], config: TrainConfig, run_dir: Path) -> 
         try:
             checkpoint_step(checkpoint)
             read(checkpoint)
-        except (Exception, CheckpointException) as error:  # whatever torch and safetensors raise
-            damaged = isinstance(_cause(error), OSError)
+        except Exception as error:  # whatever torch, safetensors and a JSON of another shape raise
+            damaged = isinstance(error, OSError)
             what = "is damaged" if damaged else "does not fit this model and configuration"
             others = [other for other in checkpoints(run_dir) if other.resolve() != checkpoint.resolve()]
             hint = f". Another one: --resume_from_checkpoint {others[-1]}" if others and damaged else ""

@@ -90,9 +90,17 @@ def train_content(config: TrainContentConfig) -> None:
         save_content(ContentMotionPipeline(**parts | adapted), folder / "content")
 
     score = make_scorer(scored, config, "content", run_dir, save)
-    train_denoiser(config, cache, denoiser, lambda batch: batch["content"], parts["scheduler"], preview, score)
+    train_denoiser(
+        config,
+        cache,
+        denoiser,
+        lambda batch: batch["content"],
+        parts["scheduler"],
+        preview,
+        score,
+        lambda: save(run_dir),
+    )
     if this_process().is_main_process:
-        save(run_dir)
         print(run_dir / "content")
 
 

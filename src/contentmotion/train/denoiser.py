@@ -15,9 +15,9 @@ from contentmotion import diffusion
 from contentmotion.config import TrainDenoiserConfig
 from contentmotion.data.cache import LatentCache, collate_latents
 from contentmotion.draws import rand, randint, randn
-from contentmotion.train.loop import Batch, fit
+from contentmotion.train.loop import Batch, Player, Scheduled, fit
 from contentmotion.train.metrics import COUNT, SUM
-from contentmotion.train.processes import is_on_cpu
+from contentmotion.train.processes import is_on_cpu, on_main
 from contentmotion.train.scoring import Scorer
 
 
@@ -129,9 +129,12 @@ def train_denoiser(
     scheduler: DDIMScheduler,
     preview: Callable[[int], None] | None,
     score: Scorer | None,
+    save: Callable[[], object],
     prepare: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> None:
-    """Trains what requires a gradient in ``denoiser`` on a latent cache; ``prepare`` adds what it wants to a batch."""
+    """Trains what requires a gradient in ``denoiser`` on a latent cache; ``prepare`` adds what it wants to a batch,
+    ``save`` writes the result.
+    """
 
     def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         batch = prepare(batch)
@@ -142,12 +145,9 @@ def train_denoiser(
 
     if is_on_cpu():
         use_plain_attention(denoiser)
-    fit(
-        denoiser, loss, cache, config,
-        collate=collate_latents, preview=preview, evaluate=score, eval_steps=config.eval.steps,
-    )  # fmt: skip
-    if score:
-        score.finish()
+    at: list[Scheduled] = [(config.validation_steps, lambda step: on_main(lambda: preview(step) if preview else None))]
+    at += [(config.eval.steps, score)] if score else []
+    fit([Player(denoiser, loss)], cache, config, collate=collate_latents, at=at, save=save)
 
 
 def freeze_all_but(module: nn.Module, words: Sequence[str]) -> None:

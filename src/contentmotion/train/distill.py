@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,9 @@ from contentmotion.train.best import BEST, Best
 from contentmotion.train.denoiser import use_plain_attention
 from contentmotion.train.distill_parts import PARTS, Part
 from contentmotion.train.held_out import Alarms, HeldOut, what_scores_depend_on
-from contentmotion.train.loop import Batch, fit
+from contentmotion.train.loop import Batch, Player, Scheduled, fit
 from contentmotion.train.lora import add_adapters, merge_adapters, share_weights
-from contentmotion.train.processes import is_on_cpu, this_process
+from contentmotion.train.processes import is_on_cpu, on_main, this_process
 from contentmotion.train.scoring import make_scorer
 from contentmotion.video.write import write_contact_sheet
 
@@ -93,42 +92,22 @@ def distill(config: DistillConfig) -> None:
         best.offer(step, scores["student_error"])
         return scores
 
-    schedule = {score_held_out: heldout_schedule(config)} | ({score: config.eval.steps} if score else {})
-    fit(
-        denoisers["student"], loss, cache, config,
-        collate=collate_latents, preview=preview, target=denoisers["target"],
-        evaluate=run_on_schedule(schedule, config.max_train_steps), eval_steps=tuple(schedule.values()),
-    )  # fmt: skip
-    if best is not None and best.last_step != config.max_train_steps:
-        score_held_out(config.max_train_steps)  # it was stopped between its last checkpoint and this
-    if score:
-        score.finish()
-    if unseen is None and is_main:
-        save()
-        if score is None:
-            (run_dir / BEST).unlink(missing_ok=True)
+    at: list[Scheduled] = [
+        (config.validation_steps, lambda step: on_main(lambda: preview(step))),
+        (heldout_schedule(config), score_held_out),
+    ]
+    at += [(config.eval.steps, score)] if score else []
+    player = Player(denoisers["student"], loss, target=denoisers["target"])
+    fit([player], cache, config, collate=collate_latents, at=at, save=save if unseen is None else None)
     if is_main:
+        if unseen is None and score is None:
+            (run_dir / BEST).unlink(missing_ok=True)
         print(folder)
 
 
 def heldout_schedule(config: DistillConfig) -> int:
     """Steps between two scores on the held-out clips; 0 without any."""
     return (config.heldout_steps or config.validation_steps) if config.eval_cache_dir else 0
-
-
-def run_on_schedule(
-    schedule: dict[Callable[[int], dict[str, float]], int], last_step: int
-) -> Callable[[int], dict[str, float]]:
-    """One ``evaluate`` of several, each every so many steps (0: never) and at the end."""
-
-    def evaluate(step: int) -> dict[str, float]:
-        scores: dict[str, float] = {}
-        for score, every in schedule.items():
-            if every and (step % every == 0 or step == last_step):
-                scores |= score(step)
-        return scores
-
-    return evaluate
 
 
 def open_caches(config: DistillConfig, part: Part, teacher: Any) -> tuple[LatentCache, LatentCache | None]:

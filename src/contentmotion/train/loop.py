@@ -1,4 +1,4 @@
-"""The training loop, the only one: what differs between stages (model, loss, data, preview) is passed in."""
+"""The training loop, the only one: networks and losses come as players, all that happens now and then as functions."""
 
 from __future__ import annotations
 
@@ -6,62 +6,58 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration, gather_object
-from diffusers.training_utils import EMAModel
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
 from contentmotion.config import TrainConfig
+from contentmotion.losses.player import Batch, Loss, Player
 from contentmotion.run_dir import ENVIRONMENT, describe_environment, resolve_dtype
 from contentmotion.saving import write_json
-from contentmotion.train.batches import Batch, make_batches
-from contentmotion.train.checkpoints import CheckpointWriter, latest_checkpoint, register_weights, resume
-from contentmotion.train.metrics import Metrics
-from contentmotion.train.optimizers import make_optimizer, update_average
-from contentmotion.train.processes import agree, mean_of, on_main, this_process
-from contentmotion.train.sharding import (
-    CAN_SAVE_IN_BACKGROUND,
-    begin_to_save_sharded,
-    blocks,
-    cpu_group,
-    gather,
-    load_sharded,
-    load_whole,
-    save_sharded,
-    shard,
-    whole,
+from contentmotion.train.batches import begin_draws, make_batches
+from contentmotion.train.checkpoints import (
+    STATE,
+    CheckpointWriter,
+    TensorFiles,
+    file_names,
+    latest_checkpoint,
+    own_part,
+    read_state,
+    resume,
+    write_part,
 )
-from contentmotion.train.stopping import OUT_OF_TIME, TERMINATED, StopRequests, explained
+from contentmotion.train.metrics import Metrics
+from contentmotion.train.optimizers import Trainee
+from contentmotion.train.processes import agree, mean_of, on_main, this_process
+from contentmotion.train.sharding import Shards, blocks
+from contentmotion.train.stopping import OUT_OF_TIME, StopRequests, explained
 
-__all__ = ["Batch", "Loss", "fit"]
+__all__ = ["Batch", "Loss", "Player", "Scheduled", "fit"]
 
-Loss = Callable[[nn.Module, Batch], dict[str, Tensor]]
-SHARDS, SCHEDULE = "sharded", "schedule.json"
-_PRECISION_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "no"}
+Scheduled = tuple[int, Callable[[int], dict[str, float] | None]]  # every so many steps, with the step's number
 
 
 def fit(
-    model: nn.Module,
-    loss: Loss,
+    players: Sequence[Player],
     dataset: Dataset,
     config: TrainConfig,
     *,
     collate: Callable[[list[Batch]], Batch],
-    preview: Callable[[int], None] | None = None,
-    evaluate: Callable[[int], dict[str, float]] | None = None,
-    eval_steps: int | tuple[int, ...] = 0,
-    target: nn.Module | None = None,
+    at: Sequence[Scheduled] = (),
+    save: Callable[[], object] | None = None,
 ) -> None:
-    """Trains the parameters of ``model`` that require a gradient; on return they are the averaged (EMA) ones.
+    """Trains the players' networks; on return their weights are the averaged (EMA) ones.
 
     Under ``torchrun`` or ``accelerate launch`` the processes share each batch. Batches and noise are functions of
     (seed, step), so a run resumed from a checkpoint continues bit for bit on one machine, and with another number of
@@ -69,138 +65,152 @@ def fit(
     ``shuffle_window`` deal the data anew).
 
     Args:
-        model: What is trained; stays in float32, forward passes run under autocast.
-        loss: ``loss(model, batch)`` gives "loss" and whatever else is worth logging. ``batch["generator"]`` is the
-            only source of randomness it may use (``contentmotion.draws``), ``batch["step"]`` counts from 1.
+        players: What is trained. They take their turns in this order, on the same batch.
         dataset: Indexed by (index, seed) pairs (see ``StepSampler``), with ``shard_sizes`` where ``shuffle_window`` is
             set; or a ``StreamingClips``. Its items may name bad files in "skipped"; it may have ``weights``, how often
             each item is drawn.
         config: Steps, learning rate and so on; the run lives in ``config.output_dir``.
         collate: Items to batch.
-        preview: Called with the step number while the averaged weights are in place, by the first process.
-        evaluate: The same, every ``eval_steps`` and at the end, by all processes; gives scores to log.
-        eval_steps: 0 calls it never; several numbers call it on each one's schedule.
-        target: A copy of ``model`` that is kept at the averaged weights (what consistency distillation aims at).
+        at: Functions, each called with the step's number every so many steps (0: never) and at the last one, by all
+            processes, with the averaged weights in place, in evaluation mode, without gradients. Numbers that they
+            return are logged, as "eval/...". They run before the step's checkpoint is written; where a run is stopped
+            before they have, the one that goes on calls them first. So none is missed, and each may run again.
+        save: Called by the first process, with the averaged weights in place, when the run ends: after its last step,
+            and where it is stopped early.
 
     Raises:
-        ValueError: ``target`` without an average, a loss that is not finite, too many bad files, or a checkpoint that
-            does not fit.
+        ValueError: Players that cannot be trained, a loss, a gradient or weights that are not finite, too many bad
+            files, or a checkpoint that does not fit.
         OSError: A checkpoint cannot be written.
-        SystemExit: The run was stopped before its end, by SIGTERM or ``max_train_time``; its checkpoint is written.
+        SystemExit: The run was stopped before its end, by a signal or ``max_train_time``; its checkpoint is written.
     """
-    run_dir = Path(config.output_dir)
-    schedules = (eval_steps,) if isinstance(eval_steps, int) else eval_steps
-    run = _Run(model, loss, config, target)
-    first_step = run.resume()
+    run_dir, last = Path(config.output_dir), config.max_train_steps
+    run = _Run(players, config)
+    first_step = resume(run.read, config, run_dir)
     metrics = Metrics(run.accelerator, config, run_dir, first_step, dataset)
-    batches = closing(make_batches(dataset, config, run.accelerator, first_step, collate))
+    batches = closing(make_batches(dataset, config, run.process, first_step, collate))
     writer = CheckpointWriter(run.write, run_dir, config.checkpoints_total_limit)
-    model.train()
     stop = StopRequests(config.max_train_time)
+
+    def due(step: int) -> list[int]:
+        return [k for k, (every, _) in enumerate(at) if every and (step % every == 0 or step == last)]
+
+    def call(numbers: Sequence[int], step: int) -> None:
+        for k in numbers:
+            with run.averaged():
+                scores = at[k][1](step) or {}
+            metrics.write(step, {f"eval/{name}": value for name, value in scores.items()})
+        if numbers:
+            run.accelerator.wait_for_everyone()
+
     with explained(run_dir), batches as reader, metrics.progress, stop, writer:
-        for step in range(first_step + 1, config.max_train_steps + 1):
+        call([k for k in due(first_step) if k in run.owed], first_step)
+        for step in range(first_step + 1, last + 1):
             values, stopping = run.step(step, reader, metrics, lambda: stop.is_asked or writer.failed)
-            metrics.log(step, values | run.watch(step))
-            last = step == config.max_train_steps
-            if step % config.checkpointing_steps == 0 or last or stopping:
-                writer.save(step)
-            if stopping and not last:
+            metrics.log(step, values | run.lag(step))
+            todo, saving = due(step), step % config.checkpointing_steps == 0 or step == last or stopping
+            if todo or saving:
+                run.require_finite_weights(step)
+            if todo and not stopping:
+                call(todo, step)
+                todo = []
+            if saving:
+                writer.save(step, step, todo)
+            if stopping and (todo or step < last):
                 writer.wait()
-                run.stop_early(step, stop)
-            if preview and config.validation_steps and (step % config.validation_steps == 0 or last):
-                with run.averaged(), _evaluating(model):
-                    on_main(lambda step=step: preview(step))
-            if evaluate and any(every and (step % every == 0 or last) for every in schedules):
-                with run.averaged(), _evaluating(model):
-                    metrics.write(step, {f"eval/{name}": value for name, value in evaluate(step).items()})
-                run.accelerator.wait_for_everyone()
-    run.finish()
-    model.eval()
+                run.stop_early(step, stop, save)
+    run.finish(save)
 
 
 class _Objective(nn.Module):
-    """What is wrapped for several processes: the loss too, so that whatever it calls of the model, gradients are
+    """What is wrapped for several processes: the losses too, so that whatever they call of a network, gradients are
     shared.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
+    def __init__(self, players: Sequence[Player]) -> None:
         super().__init__()
-        self.model, self._loss = model, loss
+        self.networks = nn.ModuleDict({f"{player.name}_network": player.module for player in players})
+        self._losses = {player.name: player.loss for player in players}
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        return self._loss(self.model, batch)
+    def forward(self, name: str, batch: Batch) -> dict[str, Tensor]:
+        return self._losses[name](self.networks[f"{name}_network"], batch)
 
 
 class _Run:
-    """A model with all that trains it: optimizer, schedule, average, and the processes that share the work."""
+    """The players with all that trains them, and the processes that share the work."""
 
-    def __init__(self, model: nn.Module, loss: Loss, config: TrainConfig, target: nn.Module | None) -> None:
-        self.config, self.run_dir = config, Path(config.output_dir)
-        if target is not None and not config.ema_decay:
-            raise ValueError("the target is the weights' moving average: ema_decay must be above 0")
-        self.accelerator = _make_accelerator(config, self.run_dir)
-        device, count = self.accelerator.device, self.accelerator.num_processes
-        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
+    def __init__(self, players: Sequence[Player], config: TrainConfig) -> None:
+        self.config, self.run_dir, self.process = config, Path(config.output_dir), this_process()
+        self.owed: list[int] = []
+        device: Any = self.process.device
+        self.device, self.is_shared = device, self.process.num_processes > 1
+        self.dtype = resolve_dtype(config.mixed_precision, self.device)
+        if config.fsdp and self.dtype is torch.float16:
+            raise ValueError("--fsdp goes with bf16 or full precision, not with fp16")
+        self.accelerator = _open_run_dir(config, self.run_dir)
+        shared = _names_held_elsewhere(players)
+        self.objectives: dict[str, Any] = {}
+        self.shards: Shards | None = None
         if config.torch_compile:
-            for block in blocks(model):
-                block.compile()
-        self.objective: Any = _Objective(model, loss)
-        self.sharded = config.fsdp and count > 1
-        if self.sharded:
-            shard(self.objective, device, count)
-        else:
-            self.objective = self.accelerator.prepare(self.objective)
-        self.parameters = [model.get_parameter(name) for name in self.names]
-        self.cpus = cpu_group() if config.async_checkpointing else None
-        optimizer, self.schedule = make_optimizer(self.parameters, config)
-        self.optimizer = self.accelerator.prepare(optimizer)
-        self.ema = EMAModel(self.parameters, decay=config.ema_decay) if config.ema_decay else None
-        self.targets: list[nn.Parameter] = []
-        if target is not None:
-            target.to(device)
-            self.targets = [target.get_parameter(name) for name in self.names]
-        register_weights(self.accelerator, model)
-        self.accelerator.register_for_checkpointing(self.schedule)
-        if self.ema is not None:
-            self.accelerator.register_for_checkpointing(self.ema)
+            for player in players:
+                for blocks_in, k in blocks(player.module):
+                    blocks_in[k].compile()
+        if config.fsdp and self.is_shared:  # one root: whole while any player's loss is computed
+            self.shards = Shards(_Objective(players), self.device, self.process.num_processes)
+            self.objectives = dict.fromkeys((player.name for player in players), self.shards.root)
+        for player in players if self.shards is None else ():
+            objective = _Objective([player]).to(self.device)
+            ids = [self.device.index] if self.device.type != "cpu" else None
+            self.objectives[player.name] = (
+                DistributedDataParallel(objective, device_ids=ids) if self.is_shared else objective
+            )
+        self.trainees = [Trainee(player, config, self.device, self.dtype, shared[player.name]) for player in players]
+        for trainee in self.trainees:
+            trainee.module.train()
+        # What writes checkpoints beside training, and tells the other processes how it went.
+        self._writer = ThreadPoolExecutor(1) if config.async_checkpointing else None
+        self._group: Any = None
+        if self._writer and self.is_shared:
+            self._group = distributed.new_group(backend="gloo", timeout=timedelta(hours=1))
 
-    def resume(self) -> int:
-        """Goes to where the config says; returns the steps that are done."""
-        first_step = resume(self.read, self.config, self.run_dir)
-        if self.ema is not None:
-            # accelerate loads registered objects on the CPU
-            self.ema.to("cpu" if self.config.offload_ema else self.accelerator.device)
-            self._move_targets()
-        return first_step
+    def prefix(self, trainee: Trainee) -> str:
+        """What the names of a player's numbers begin with."""
+        return f"{trainee.name}/" if len(self.trainees) > 1 else ""
 
-    def write(self, folder: Path) -> Future | None:
+    def write(self, folder: Path, step: int, owed: list[int]) -> Future | None:
         """Writes all that a run goes on from; in every process. Gives a future where that goes on in the background."""
-        in_background = self.config.async_checkpointing
-        if not (self.sharded or in_background):
-            self.accelerator.save_state(str(folder))
-            return None
-        folder.mkdir(parents=True, exist_ok=True)
-        if self.accelerator.is_main_process:
-            write_json(folder / SCHEDULE, self.schedule.state_dict())
-        state = (folder / SHARDS, self.objective, self.optimizer.optimizer, self.ema, self.names)
-        return begin_to_save_sharded(*state, self.cpus) if in_background else save_sharded(*state)
+        rank, is_main = self.process.process_index, self.process.is_main_process
+        num_parts = self.process.num_processes if self.shards else 0
+        state = {"step": step, "owed": owed, "num_parts": num_parts}
+        state |= {"players": {trainee.name: trainee.record() for trainee in self.trainees}}
+        text = json.dumps(state)
+        files = chain.from_iterable(trainee.tensors().items() for trainee in self.trainees if is_main or self.shards)
+        parts = (
+            (folder / file_names(stem, num_parts)[rank if num_parts else 0], own_part(tensors, everything=is_main))
+            for stem, tensors in files
+        )
+        if self._writer is not None:
+            return self._writer.submit(_write_all, folder, list(parts), text if is_main else None, self._group)
+        _write_all(folder, parts, text if is_main else None, None)
+        return None
 
     def read(self, folder: Path) -> None:
         """Reads what ``write`` wrote, in this number of processes or in another one."""
-        if (folder / SHARDS).is_dir():
-            load_sharded(folder / SHARDS, self.objective, self.optimizer.optimizer, self.ema, self.names)
-            self.schedule.load_state_dict(json.loads((folder / SCHEDULE).read_text(encoding="utf-8")))
-        elif self.sharded:
-            load_whole(folder, self.objective, self.optimizer.optimizer, self.ema, self.names)
-            schedule = torch.load(folder / "custom_checkpoint_0.pkl", weights_only=True)
-            self.schedule.load_state_dict(schedule)
-        else:
-            self.accelerator.load_state(str(folder))
+        state = read_state(folder)
+        for trainee in self.trainees:
+            if trainee.name not in state["players"]:
+                raise ValueError(f"it has no {trainee.name}")
+            files = trainee.tensors()
+            moments = TensorFiles(folder, f"{trainee.name}-optimizer", state["num_parts"])
+            for stem in files.keys() - {f"{trainee.name}-optimizer"}:
+                TensorFiles(folder, stem, state["num_parts"]).read_all(files[stem])
+            trainee.restore(state["players"][trainee.name], _read_moments(moments, trainee.parameters))
+        self.owed = state["owed"]
 
     def step(
         self, step: int, batches: Iterator[Batch], metrics: Metrics, asked_to_stop: Callable[[], bool]
     ) -> tuple[dict[str, float], bool]:
-        """One step of the optimizer.
+        """One step of each optimizer whose turn it is.
 
         Returns:
             Numbers to log; and whether any process is asked to stop.
@@ -208,47 +218,52 @@ class _Run:
         Raises:
             ValueError: A loss or a gradient that is not finite, or too many bad files.
         """
-        accumulation = self.config.gradient_accumulation_steps
+        started = time.perf_counter()
+        parts = []
+        for _ in range(self.config.gradient_accumulation_steps):
+            parts.append(next(batches))
+            metrics.note_bad_files(parts[-1].pop("skipped", []), len(parts[-1]["index"]))
+        waited = time.perf_counter() - started
+        values: dict[str, float] = {}
+        for number, trainee in enumerate(self.trainees):
+            if step % trainee.player.every == 0:
+                own = self._turn(step, number, trainee, parts)
+                values |= {self.prefix(trainee) + name: value for name, value in own.items()}
+        # What any process must hear of, in one message.
+        signs = mean_of({"bad": float(bool(metrics.unsaid)), "stop": float(asked_to_stop())})
+        metrics.check_bad_files(signs["bad"] > 0)
+        values["data_wait"] = waited / (time.perf_counter() - started)
+        return values, signs["stop"] > 0
+
+    def _turn(self, step: int, number: int, trainee: Trainee, parts: list[Batch]) -> dict[str, float]:
+        """One step of a player's optimizer, over the parts of the step's batch."""
         averages: dict[str, float] = {}
-        waited, started = 0.0, time.perf_counter()
-        stopping = False
-        for micro_step in range(accumulation):
-            asked = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - asked
-            metrics.note_bad_files(batch.pop("skipped", []), len(batch["index"]))
-            with self._sharing(micro_step == accumulation - 1):
-                with self.accelerator.autocast():
-                    losses = self.objective(batch)
-                # What any process must hear of, in one message.
-                signs = {"_bad": float(bool(metrics.unsaid)), "_stop": float(asked_to_stop())}
-                values = mean_of(losses | signs)
-                metrics.check_bad_files(values.pop("_bad") > 0)
-                stopping = values.pop("_stop") > 0
-                self._require_finite("loss", values["loss"], losses["loss"], step, batch)
-                self.accelerator.backward(losses["loss"] / accumulation)
+        objective = self.objectives[trainee.name]
+        for k, part in enumerate(parts):
+            here = {n: x.to(self.device, non_blocking=True) if isinstance(x, Tensor) else x for n, x in part.items()}
+            source = begin_draws(self.config, step, k, self.process, number)
+            with self._sharing(objective, gradients=k == len(parts) - 1):
+                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                    losses = objective(trainee.name, here | {"generator": source})
+                values = mean_of(losses)
+                self._require_finite(f"{self.prefix(trainee)}loss", values["loss"], losses["loss"], step, part)
+                trainee.scaler.scale(losses["loss"] / len(parts)).backward()
             for name, value in values.items():
-                averages[name] = averages.get(name, 0.0) + value / accumulation
-        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm or math.inf)
-        norm = whole(norm).item()
-        if self.accelerator.scaler is None:  # fp16's scaler skips such a step by itself
-            self._require_finite("gradient norm", norm, norm, step, batch)
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None:
-            self._update_average()
-        averages["data_wait"] = waited / (time.perf_counter() - started)
-        return averages | {"grad_norm": norm, "lr": self.schedule.get_last_lr()[0]}, stopping
+                averages[name] = averages.get(name, 0.0) + value / len(parts)
+        norm = trainee.clip_gradients()
+        if not trainee.scaler.is_enabled():  # it skips such a step by itself
+            self._require_finite(f"{self.prefix(trainee)}gradient norm", norm, norm, step, parts[-1])
+        trainee.step()
+        for other in self.trainees:  # whose network the loss may have called
+            other.optimizer.zero_grad(set_to_none=True)
+        return averages | {"grad_norm": norm, "lr": trainee.schedule.get_last_lr()[0]}
 
     @contextmanager
-    def _sharing(self, gradients: bool) -> Iterator[None]:
+    def _sharing(self, objective: Any, gradients: bool) -> Iterator[None]:
         """Whether backward passes share gradients with the other processes: at the end of a step is enough."""
-        if self.sharded:
-            self.objective.set_requires_gradient_sync(gradients)
-            yield
-            return
-        with nullcontext() if gradients else self.accelerator.no_sync(self.objective):
+        if self.shards:
+            objective.set_requires_gradient_sync(gradients)
+        with nullcontext() if gradients or self.shards or not self.is_shared else objective.no_sync():
             yield
 
     def _require_finite(self, what: str, everywhere: float, here: Tensor | float, step: int, batch: Batch) -> None:
@@ -258,99 +273,91 @@ class _Run:
         mine = float(here.detach() if isinstance(here, Tensor) else here)
         found = gather_object([None if math.isfinite(mine) else (mine, batch["index"].tolist())])
         value, items = next(entry for entry in found if entry is not None)
-        kept = latest_checkpoint(self.run_dir)
-        agree(
-            ValueError(
-                f"{what} is {value} at step {step} (items {items}); "
-                + (f"the last good checkpoint is {kept}" if kept else "no checkpoint was written yet")
-                + ". A lower learning rate or full precision (--mixed_precision no) usually helps."
-            )
-        )
+        agree(ValueError(f"{what} is {value} at step {step} (items {items}); {self._advice()}"))
 
-    def stop_early(self, step: int, stop: StopRequests) -> None:
-        """Ends the process after a checkpoint; raises ``SystemExit``."""
-        terminated = mean_of({"_stop": float(stop.terminated)})["_stop"] > 0
-        why = "SIGTERM" if terminated else f"max_train_time of {self.config.max_train_time:g} minutes"
-        if self.accelerator.is_main_process:
-            print(
-                f"Stopped by {why} after step {step} of {self.config.max_train_steps}, with a checkpoint in "
-                f"{self.run_dir}: the same command goes on from there.",
-                file=sys.stderr,
-            )
-        self.close_trackers()
-        raise SystemExit(TERMINATED if terminated else OUT_OF_TIME)
+    def _advice(self) -> str:
+        kept = latest_checkpoint(self.run_dir)
+        return (
+            f"the last good checkpoint is {kept}" if kept else "no checkpoint was written yet"
+        ) + ". A lower learning rate or full precision (--mixed_precision no) usually helps."
+
+    def require_finite_weights(self, step: int) -> None:
+        """Raises ``ValueError``, in all processes, where what a checkpoint would hold is not finite."""
+        bad = sorted({trainee.name for trainee in self.trainees if not trainee.is_finite()})
+        if mean_of({"bad": float(bool(bad))})["bad"]:
+            names = ", ".join(dict.fromkeys(gather_object(bad)))
+            agree(ValueError(f"weights are not finite after step {step} ({names}); {self._advice()}"))
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Puts the averaged weights in place for a while, whole ones in every process."""
-        if self.sharded:
-            undo = gather(self.objective, self._averages())
-            try:
-                yield
-            finally:
-                undo()
-            return
-        if self.ema is None:
+        """Puts the averaged weights in place for a while, whole ones in every process, to evaluate: without gradients;
+        global random state untouched, so that previews do not change the run.
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        with ExitStack() as undo, torch.random.fork_rng(devices), torch.no_grad():
+            undo.callback(self._put_averages())
+            for trainee in self.trainees:
+                trainee.module.eval()
+                undo.callback(trainee.module.train)
             yield
-            return
-        self.ema.store(self.parameters)
-        self.ema.copy_to(self.parameters)
-        try:
-            yield
-        finally:
-            self.ema.restore(self.parameters)
 
-    def finish(self) -> None:
-        """Leaves the averaged weights in the model, and ends the work in common."""
-        if self.sharded:
-            gather(self.objective, self._averages())
-        elif self.ema is not None:
-            self.ema.copy_to(self.parameters)
-        self.close_trackers()
+    def _put_averages(self) -> Callable[[], None]:
+        """Puts the averaged weights in place, whole ones; call the result to have the others again."""
+        if self.shards:
+            averages = [(f"networks.{trainee.name}_network", trainee.averages()) for trainee in self.trainees]
+            return self.shards.gather({f"{path}.{name}": x for path, own in averages for name, x in own.items()})
+        kept = []
+        for trainee in self.trainees:
+            for name, value in trainee.averages().items():
+                parameter = trainee.parameters[name]
+                kept.append((parameter, parameter.data))
+                parameter.data = value.to(parameter.device)
 
-    def close_trackers(self) -> None:
-        """The process group stays (``run_dir.leave_processes``), where accelerate's ``end_training`` destroys it: DDP's
+        def undo() -> None:
+            for parameter, data in kept:
+                parameter.data = data
+
+        return undo
+
+    def stop_early(self, step: int, stop: StopRequests, save: Callable[[], object] | None) -> None:
+        """Ends the process after a checkpoint; raises ``SystemExit``."""
+        number = max(gather_object([stop.signal])) if self.is_shared else stop.signal
+        if self.process.is_main_process:
+            print(
+                f"Stopped by {stop.describe(number)} after step {step} of {self.config.max_train_steps}, with a "
+                f"checkpoint in {self.run_dir}: the same command goes on from there.",
+                file=sys.stderr,
+            )
+        self.finish(save)
+        raise SystemExit(128 + number if number else OUT_OF_TIME)
+
+    def finish(self, save: Callable[[], object] | None) -> None:
+        """Leaves the averaged weights in the networks, has them saved, and ends the work in common.
+
+        The process group stays (``run_dir.leave_processes``), where accelerate's ``end_training`` destroys it: DDP's
         reducer would then hold it last and free it under Python's lock, for which gloo's thread may wait (torch 2.13).
         """
+        self._put_averages()
+        for trainee in self.trainees:
+            trainee.module.eval()
+        with torch.no_grad():
+            on_main(lambda: save() if save else None)
         for tracker in self.accelerator.trackers:
             tracker.finish()
+        if self._writer:
+            self._writer.shutdown()
 
-    def watch(self, step: int) -> dict[str, float]:
-        """How far the average lags behind: its distance to the weights over their norm, where a line is written."""
-        if self.ema is None or (step % self.config.logging_steps and step != self.config.max_train_steps):
+    def lag(self, step: int) -> dict[str, float]:
+        """How far the averages lag behind, where a line is written."""
+        if step % self.config.logging_steps and step != self.config.max_train_steps:
             return {}
-        distance = norm = torch.zeros((), device=self.accelerator.device)
-        with torch.no_grad():
-            for shadow, parameter in zip(self.ema.shadow_params, self.parameters, strict=True):
-                distance = distance + (shadow.to(parameter.device) - parameter).float().square().sum()
-                norm = norm + parameter.float().square().sum()
-        return {"ema_distance": (whole(distance) / whole(norm).clamp(min=1e-30)).sqrt().item()}
-
-    def _averages(self) -> dict[str, Tensor]:
-        """The averages by the parameters' names in the objective."""
-        shadows = [] if self.ema is None else self.ema.shadow_params
-        return {f"model.{name}": shadow for name, shadow in zip(self.names, shadows, strict=self.ema is not None)}
-
-    def _update_average(self) -> None:
-        assert self.ema is not None
-        update_average(self.ema, [p.detach().cpu() if self.config.offload_ema else p for p in self.parameters])
-        self._move_targets()
-
-    def _move_targets(self) -> None:
-        assert self.ema is not None
-        for parameter, shadow in zip(self.targets, self.ema.shadow_params, strict=False):  # there may be no target
-            parameter.data.copy_(whole(shadow))
+        return {self.prefix(one) + name: value for one in self.trainees for name, value in one.lag().items()}
 
 
-def _make_accelerator(config: TrainConfig, run_dir: Path) -> Accelerator:
-    dtype = resolve_dtype(config.mixed_precision, this_process().device)
-    if (config.fsdp or config.async_checkpointing) and dtype is torch.float16:
-        raise ValueError("--fsdp and --async_checkpointing go with bf16 or full precision, not with fp16")
-    if config.async_checkpointing and not CAN_SAVE_IN_BACKGROUND:
-        raise ValueError(f"--async_checkpointing needs a newer PyTorch than {torch.__version__}")
-    AcceleratorState._reset_state()  # a process may train several models, each at its own precision
+def _open_run_dir(config: TrainConfig, run_dir: Path) -> Accelerator:
+    """The run's folder, and accelerate for its trackers."""
     accelerator = Accelerator(
-        mixed_precision=_PRECISION_NAMES[dtype],
+        mixed_precision="no",
         log_with=None if config.report_to == "none" else config.report_to,
         project_config=ProjectConfiguration(project_dir=str(run_dir), logging_dir=str(run_dir / "logs")),
     )
@@ -365,10 +372,59 @@ def _make_accelerator(config: TrainConfig, run_dir: Path) -> Accelerator:
     return accelerator
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients; global random state untouched, so that previews do not change the run."""
-    model.eval()
-    with torch.random.fork_rng(), torch.no_grad():
-        yield
-    model.train()
+def _names_held_elsewhere(players: Sequence[Player]) -> dict[str, set[str]]:
+    """By player, the names of weights that have another name before, in the same network or in an earlier player's.
+
+    Raises:
+        ValueError: Names of players that are no names, or not different.
+    """
+    names = [player.name for player in players]
+    if not names or len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
+        raise ValueError(f"players need names of their own, of letters, digits and _: got {names}")
+    seen: set[int] = set()
+    again: dict[str, set[str]] = {name: set() for name in names}
+    for player in players:
+        module = player.module
+        everything = module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
+        for name, tensor in chain(*everything):
+            if id(tensor) in seen:
+                again[player.name].add(name)
+            seen.add(id(tensor))
+    return again
+
+
+def _read_moments(files: TensorFiles, parameters: dict[str, nn.Parameter]) -> dict[str, dict[str, Tensor]]:
+    """The optimizer's tensors by parameter and key, sharded as the parameters are."""
+    moments: dict[str, dict[str, Tensor]] = {}
+    for place in files.places:
+        name, _, key = place.rpartition(".")
+        if name not in parameters:
+            raise ValueError(f"it trained {name} too")
+        moments.setdefault(name, {})[key] = tensor = files.empty_like(place, parameters[name].detach())
+        files.read(place, tensor)
+    return moments
+
+
+def _write_all(folder: Path, parts: Any, text: str | None, group: Any) -> None:
+    """Writes files of tensors, and the JSON.
+
+    Args:
+        folder: Where to.
+        parts: Paths and what ``own_part`` gave.
+        text: The JSON, where this process writes it.
+        group: Of the processes' CPUs, to wait for the others and hear how they did; None does not wait.
+    """
+    error: Exception | None = None
+    try:
+        for path, part in parts:
+            write_part(path, part)
+        if text is not None:
+            (folder / STATE).write_text(text + "\n", encoding="utf-8")
+    except Exception as caught:
+        error = caught
+    if group is not None:
+        told: list[Any] = [None] * group.size()
+        distributed.all_gather_object(told, error and str(error), group=group)
+        error = error or next((OSError(message) for message in told if message), None)
+    if error is not None:
+        raise error

@@ -74,11 +74,12 @@ class Metrics:
         self.total = len(dataset) if sized else None  # type: ignore[arg-type]
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Averages over ``logging_steps`` steps, then writes one line."""
+        """Averages over ``logging_steps`` steps, then writes one line. The first loss is shown."""
         for name, value in values.items():
             self.values.setdefault(name, []).append(value)
         speed = (step - self.first_step) / (time.perf_counter() - self.started)
-        self.progress.update(self.task, completed=step, loss=values["loss"], speed=speed)
+        loss = next((name for name in self.values if f"/{name}".endswith("/loss")), "")
+        self.progress.update(self.task, completed=step, loss=self.values[loss][-1] if loss else math.nan, speed=speed)
         if step % self.config.logging_steps and step != self.config.max_train_steps:
             return
         means = _divide({name: sum(seen) / len(seen) for name, seen in self.values.items()})
@@ -89,7 +90,7 @@ class Metrics:
         if show and step % (10 * self.config.logging_steps) == 0:
             left = (self.config.max_train_steps - step) / speed / 60
             self.console.print(
-                f"step {step}/{self.config.max_train_steps}  loss {means['loss']:.4f}  "
+                f"step {step}/{self.config.max_train_steps}  loss {means.get(loss, math.nan):.4f}  "
                 f"{speed:.2f} steps/s  {left:.0f} min left"
             )
 

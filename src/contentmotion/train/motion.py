@@ -80,9 +80,8 @@ def train_motion(config: TrainMotionConfig) -> None:
         save_motion(transformer, scheduler, folder / "motion_transformer")
 
     score = make_scorer(pipe, config, "motion", run_dir, save)
-    train_denoiser(config, cache, denoiser, clean_sample, scheduler, preview, score)
+    train_denoiser(config, cache, denoiser, clean_sample, scheduler, preview, score, lambda: save(run_dir))
     if this_process().is_main_process:
-        save(run_dir)
         print(run_dir / "motion_transformer")
 
 

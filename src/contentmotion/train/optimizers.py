@@ -1,21 +1,22 @@
-"""The optimizer, the schedule of its learning rate, and the moving average of the weights."""
+"""A player in training: its optimizer, the schedule of its rate, fp16's loss scale, the average of its weights."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import Optimizer
 
 from contentmotion.config import TrainConfig
+from contentmotion.losses.player import Player
+from contentmotion.train.sharding import local_rows, whole
 
 
-def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> tuple[torch.optim.Optimizer, LambdaLR]:
-    """AdamW, of 32 or of 8 bits, and the learning rate's schedule.
+def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> Optimizer:
+    """AdamW, of 32 or of 8 bits.
 
     Raises:
         ImportError: 8 bits, and bitsandbytes is not installed.
@@ -25,31 +26,170 @@ def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> tuple
         "betas": (config.adam_beta1, config.adam_beta2),
         "weight_decay": config.adam_weight_decay,
     }
-    if config.use_8bit_adam:
-        try:
-            from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]
-        except ImportError as error:
-            raise ImportError('--use_8bit_adam needs bitsandbytes: pip install "contentmotion[8bit]"') from error
-        optimizer: torch.optim.Optimizer = AdamW8bit(parameters, **settings)
-    else:
-        optimizer = torch.optim.AdamW(parameters, fused=True, **settings)
-    schedule = get_scheduler(
-        config.lr_scheduler,
-        optimizer,
-        num_warmup_steps=config.lr_warmup_steps,
-        num_training_steps=config.max_train_steps,
-    )
-    return optimizer, schedule
+    if not config.use_8bit_adam:
+        return torch.optim.AdamW(parameters, fused=True, **settings)
+    try:
+        from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise ImportError('--use_8bit_adam needs bitsandbytes: pip install "contentmotion[8bit]"') from error
+    return AdamW8bit(parameters, **settings)
 
 
-@torch.no_grad()
-def update_average(ema: EMAModel, parameters: Sequence[Tensor]) -> None:
-    """What ``ema.step`` does, in one pass over the memory instead of three, and without a copy of a weight.
+class Average:
+    """Moving average of parameters: diffusers' ``EMAModel``, in one pass over the memory.
 
     Args:
-        ema: The average; its number of steps counts on.
-        parameters: The weights after the step, where the average is.
+        parameters: Where it starts.
+        decay: What of the average stays at a step; less in the first steps.
+        device: Where to keep it; beside the parameters when None.
     """
-    ema.optimization_step += 1
-    ema.cur_decay_value = ema.get_decay(ema.optimization_step)
-    torch._foreach_lerp_(ema.shadow_params, list(parameters), 1 - ema.cur_decay_value)
+
+    def __init__(self, parameters: Iterable[Tensor], decay: float, device: str | None = None) -> None:
+        self.values = [p.detach().clone().to(device) if device else p.detach().clone() for p in parameters]
+        self.decay, self.device, self.num_steps = decay, device, 0
+
+    @torch.no_grad()
+    def step(self, parameters: Sequence[Tensor]) -> None:
+        """Takes in the parameters after a step."""
+        self.num_steps += 1
+        count = self.num_steps - 1
+        decay = min(self.decay, (1 + count) / (10 + count)) if count else 0.0
+        new = [p.detach().to(self.device) if self.device else p.detach() for p in parameters]
+        torch._foreach_lerp_(self.values, new, 1 - decay)
+
+
+class Trainee:
+    """A player with all that trains it.
+
+    Args:
+        player: Its module is where it computes, and sharded if it is to be.
+        config: Of the run.
+        device: Where it computes.
+        dtype: Of the forward passes; float16 scales the loss.
+        shared: Names of its weights that a checkpoint holds under other names.
+
+    Raises:
+        ValueError: No parameter to train, or a target without an average.
+    """
+
+    def __init__(
+        self, player: Player, config: TrainConfig, device: torch.device, dtype: torch.dtype | None, shared: set[str]
+    ) -> None:
+        self.player, self.name, self.module = player, player.name, player.module
+        self.config, self.shared = config, shared
+        self.parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        if not self.parameters:
+            raise ValueError(f"{self.name}: no parameter to train")
+        parameters = list(self.parameters.values())
+        make = player.make_optimizer
+        self.optimizer = make(parameters) if make else make_optimizer(parameters, config)
+        self.schedule = get_scheduler(
+            config.lr_scheduler,
+            self.optimizer,
+            num_warmup_steps=-(-config.lr_warmup_steps // player.every),
+            num_training_steps=max(1, config.max_train_steps // player.every),
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+        decay = config.ema_decay if player.ema_decay is None else player.ema_decay
+        self.average = Average(parameters, decay, "cpu" if config.offload_ema else None) if decay else None
+        self.targets: list[nn.Parameter] = []
+        if player.target is not None:
+            if self.average is None:
+                raise ValueError("the target is the weights' moving average: ema_decay must be above 0")
+            player.target.to(device)
+            self.targets = [player.target.get_parameter(name) for name in self.parameters]
+
+    def clip_gradients(self) -> float:
+        """Clips the gradient's norm as the config says; gives the norm before."""
+        self.scaler.unscale_(self.optimizer)
+        limit = self.config.max_grad_norm or torch.inf
+        norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), limit)
+        return whole(norm).item()
+
+    def step(self) -> None:
+        """Optimizer, rate and average go one step on; none of them where fp16's gradients were not finite."""
+        scale = self.scaler.get_scale() if self.scaler.is_enabled() else 0.0
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scaler.is_enabled() and self.scaler.get_scale() < scale:
+            return
+        self.schedule.step()
+        if self.average is not None:
+            self.average.step(list(self.parameters.values()))
+            self.move_target()
+
+    @torch.no_grad()
+    def move_target(self) -> None:
+        """Puts the target, if there is one, where the average is."""
+        for parameter, value in zip(self.targets, self.average.values if self.average else (), strict=False):
+            parameter.copy_(whole(value))
+
+    def averages(self) -> dict[str, Tensor]:
+        """The averaged parameters by name, sharded as they are; none without an average."""
+        return dict(zip(self.parameters, self.average.values, strict=True)) if self.average else {}
+
+    @torch.no_grad()
+    def lag(self) -> dict[str, float]:
+        """How far the average lags behind: its distance to the weights over their norm."""
+        distance = norm = torch.zeros((), device=next(iter(self.parameters.values())).device)
+        for name, value in self.averages().items():
+            parameter = self.parameters[name]
+            distance = distance + (value.to(parameter.device) - parameter).float().square().sum()
+            norm = norm + parameter.float().square().sum()
+        return {"ema_distance": (whole(distance) / whole(norm).clamp(min=1e-30)).sqrt().item()} if self.average else {}
+
+    def is_finite(self) -> bool:
+        """Whether all that a checkpoint would hold is, of what this process has of it."""
+        rows = [local_rows(x.detach())[0] for tensors in self.tensors().values() for x in tensors.values()]
+        return all(x.isfinite().all().item() for x in rows if x.is_floating_point())
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """All tensors that a checkpoint holds, by the file they go to and their name."""
+        moments = {
+            f"{name}.{key}": value
+            for name, state in self._optimizer_state().items()
+            for key, value in state.items()
+            if isinstance(value, Tensor)
+        }
+        weights = {name: value for name, value in self.module.state_dict().items() if name not in self.shared}
+        files = {self.name: weights, f"{self.name}-optimizer": moments}
+        return files | ({f"{self.name}-average": self.averages()} if self.average else {})
+
+    def record(self) -> dict[str, Any]:
+        """The rest of what a checkpoint holds, as JSON can write it."""
+        return {
+            "optimizer": self.optimizer.state_dict()["param_groups"],
+            "optimizer_values": {
+                name: {key: value for key, value in state.items() if not isinstance(value, Tensor)}
+                for name, state in self._optimizer_state().items()
+            },
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average_steps": self.average.num_steps if self.average else 0,
+        }
+
+    def restore(self, record: dict[str, Any], moments: dict[str, dict[str, Tensor]]) -> None:
+        """Goes on from ``record`` and the optimizer's tensors, by parameter and key; the other tensors are in place."""
+        numbers = {name: number for number, name in enumerate(self._names())}
+        values = record["optimizer_values"]
+        if missing := sorted((moments.keys() | values.keys()) - numbers.keys()):
+            raise ValueError(f"it trained {missing[0]} too")
+        groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in record["optimizer"]]
+        state = {numbers[name]: values.get(name, {}) | moments.get(name, {}) for name in moments.keys() | values.keys()}
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.schedule.load_state_dict(record["schedule"])
+        if self.scaler.is_enabled() and record["scaler"]:
+            self.scaler.load_state_dict(record["scaler"])
+        if self.average is not None:
+            self.average.num_steps = record["average_steps"]
+            self.move_target()
+
+    def _names(self) -> Iterator[str]:
+        """The parameters' names in the optimizer's order."""
+        names = {id(p): name for name, p in self.parameters.items()}
+        return (names[id(p)] for group in self.optimizer.param_groups for p in group["params"])
+
+    def _optimizer_state(self) -> dict[str, dict[str, Any]]:
+        state = self.optimizer.state_dict()["state"]
+        return {name: state[number] for number, name in enumerate(self._names()) if number in state}

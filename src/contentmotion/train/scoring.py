@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from contentmotion.config import EvaluateConfig, ScoredTrainConfig
 from contentmotion.config.use import Component
 from contentmotion.evaluate.i3d import load_i3d
@@ -15,7 +13,7 @@ from contentmotion.evaluate.weights import find_weights
 from contentmotion.pipelines.base import LatentPipeline
 from contentmotion.saving import replacing_folder
 from contentmotion.train.best import Best
-from contentmotion.train.processes import from_main, on_main, this_process
+from contentmotion.train.processes import on_main, this_process
 
 BEST_FOLDER = "best"
 SCORE = "fvd"  # which decides what is best, of every component
@@ -44,7 +42,7 @@ class Scorer:
         run_dir: Path,
         save: Callable[[Path], None] | None,
     ) -> None:
-        self.pipe, self.component, self.run_dir, self.last_step = pipe, component, run_dir, config.max_train_steps
+        self.pipe, self.component, self.run_dir = pipe, component, run_dir
         self.settings = EvaluateConfig(
             data_dir=config.eval.data_dir,
             split=config.eval.split,
@@ -81,12 +79,6 @@ class Scorer:
         row = {name: value for name, value in scores.get("parts", {}).get(self.component, {}).items() if name != "n"}
         on_main(lambda: self.best and self.best.offer(step, row[SCORE]))
         return row
-
-    def finish(self) -> None:
-        """Makes up for the last score of a run that was stopped between its last checkpoint and that."""
-        if from_main(self.best is not None and self.best.last_step != self.last_step):
-            with torch.no_grad():
-                self(self.last_step)
 
 
 def make_scorer(

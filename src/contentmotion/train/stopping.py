@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -16,13 +17,14 @@ from contentmotion.train.checkpoints import latest_checkpoint
 from contentmotion.train.processes import this_process
 
 OUT_OF_TIME = 75  # sysexits' EX_TEMPFAIL: try again later
-TERMINATED = 128 + signal.SIGTERM
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
 
 class StopRequests:
-    """Notes, while it is entered, that the run should stop: on SIGTERM, or after ``max_minutes``.
+    """Notes, while it is entered, that the run should stop: on SIGTERM, Ctrl-C or SIGHUP, or after ``max_minutes``.
 
-    The signal only leaves a note, so a step that has begun is finished. A second one ends the process at once.
+    The signal only leaves a note, so a step that has begun is finished. A second one ends the process at once. Signals
+    that the process ignores (``nohup``) stay ignored.
 
     Args:
         max_minutes: Time limit, from entering on; None: none.
@@ -30,25 +32,30 @@ class StopRequests:
 
     def __init__(self, max_minutes: float | None) -> None:
         self.max_seconds = None if max_minutes is None else 60 * max_minutes
-        self.terminated = False
+        self.signal = 0  # the one that came
         self._started = 0.0
-        self._before: Any = None
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequests:
         self._started = time.monotonic()
         if threading.current_thread() is threading.main_thread():  # elsewhere Python takes no signals
-            self._before = signal.signal(signal.SIGTERM, self._note)
+            for number in STOP_SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.terminated = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self.signal = number
+        for other in self._before:
+            signal.signal(other, signal.default_int_handler if other == signal.SIGINT else signal.SIG_DFL)
+        if number == signal.SIGINT and this_process().is_main_process:  # print() may be at work in this very moment
+            os.write(2, b"\nStopping after this step, with a checkpoint; once more ends at once.\n")
 
     @property
     def out_of_time(self) -> bool:
@@ -58,7 +65,13 @@ class StopRequests:
     @property
     def is_asked(self) -> bool:
         """Whether the run should stop."""
-        return self.terminated or self.out_of_time
+        return bool(self.signal) or self.out_of_time
+
+    def describe(self, number: int) -> str:
+        """What stopped a run: a signal, or 0 for the time limit."""
+        if number:
+            return signal.Signals(number).name
+        return f"max_train_time of {(self.max_seconds or 0) / 60:g} minutes"
 
 
 @contextmanager

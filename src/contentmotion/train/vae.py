@@ -12,8 +12,8 @@ from contentmotion.draws import Source, randn
 from contentmotion.models.patch_vae import PatchVAE
 from contentmotion.run_dir import prepare_output_dir
 from contentmotion.saving import save_model
-from contentmotion.train.loop import Batch, fit
-from contentmotion.train.processes import this_process
+from contentmotion.train.loop import Batch, Player, fit
+from contentmotion.train.processes import on_main, this_process
 from contentmotion.video.pixels import to_float, to_uint8
 from contentmotion.video.write import write_contact_sheet
 
@@ -54,9 +54,11 @@ def train_vae(config: TrainVAEConfig) -> None:
         captions = [record.captions[0] if record.captions else "" for record in frames.folder.records[: len(pairs)]]
         write_contact_sheet(run_dir / f"preview-{step:06d}.png", list(pairs), captions, num_columns=2)
 
-    fit(vae, loss, frames, config, collate=collate, preview=preview)
+    fit(
+        [Player(vae, loss)], frames, config, collate=collate, save=lambda: save_model(vae, run_dir / "vae"),
+        at=[(config.validation_steps, lambda step: on_main(lambda: preview(step)))],
+    )  # fmt: skip
     if this_process().is_main_process:
-        save_model(vae, run_dir / "vae")
         print(run_dir / "vae")
 
 

@@ -71,11 +71,10 @@ def train_video(config: TrainVideoConfig) -> None:
 
     train_denoiser(
         config, cache, denoiser, lambda batch: batch["latents"], parts["scheduler"], preview,
-        make_scorer(VideoLatentPipeline(**parts), config, "full", run_dir, save),
+        make_scorer(VideoLatentPipeline(**parts), config, "full", run_dir, save), lambda: save(run_dir),
         prepare=lambda batch: add_conditions(batch, config.conditions, config.condition_dropout_prob),
     )  # fmt: skip
     if this_process().is_main_process:
-        save(run_dir)
         print(run_dir / "video")
 
 
