@@ -108,7 +108,7 @@ class VideoLatentPipeline(LatentPipeline):
         self,
         prompt: str | list[str],
         negative_prompt: str | list[str] | None = None,
-        conditions: Mapping[str, Float[Tensor, "b t c h w"]] | None = None,
+        conditions: Mapping[str, Float[Tensor, "_ _ _ _ _"]] | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         num_videos_per_prompt: int = 1,

@@ -1,0 +1,158 @@
+"""Tiny real models, untrained, made in one place: a test takes what it is about as an argument, and the rest from here.
+
+Each is made with the same weights every time. ``std`` draws every parameter anew with that deviation: layers that start
+at zero hide what comes before them. Heavy imports are inside the functions, for tests of the command line do without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DiTTransformer2DModel, UNet2DConditionModel
+
+    from contentmotion import ContentMotionAutoencoder, ContentMotionPipeline, MotionDiT
+    from contentmotion.models.patch_vae import PatchVAE
+    from contentmotion.models.video_unet import VideoUNet
+
+NARROW: dict[str, Any] = {"hidden_size": 16, "depth": 1, "num_heads": 2}
+CAPTIONS = ("a crying cat", "rocket", "a moving square")
+
+
+def make_autoencoder(std: float | None = None, **changes: Any) -> ContentMotionAutoencoder:
+    """Of pixels, 4 frames of 16x16, 2 motion channels."""
+    from contentmotion import ContentMotionAutoencoder
+
+    sizes = {"num_frames": 4, "sample_height": 16, "sample_width": 16, "head_dim": 8, "motion_channels": 2}
+    return _make(ContentMotionAutoencoder, std, NARROW | sizes | {"in_channels": 3} | changes)
+
+
+def make_motion_dit(std: float | None = None, **changes: Any) -> MotionDiT:
+    """For that autoencoder; without a condition, unless ``text_dim`` or ``num_classes`` is given."""
+    from contentmotion import MotionDiT
+
+    return _make(MotionDiT, std, NARROW | {"motion_channels": 2, "content_channels": 3} | changes)
+
+
+def make_image_unet(std: float | None = None, **changes: Any) -> UNet2DConditionModel:
+    """A Stable Diffusion UNet of two levels on 16x16 pixels, for text features of width 32."""
+    from diffusers import UNet2DConditionModel
+
+    sizes = {
+        "sample_size": 16, "in_channels": 3, "out_channels": 3, "block_out_channels": (16, 32), "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": 8, "cross_attention_dim": 32, "norm_num_groups": 8,
+    }  # fmt: skip
+    return _make(UNet2DConditionModel, std, sizes | changes)
+
+
+def make_content_dit(std: float | None = None, **changes: Any) -> DiTTransformer2DModel:
+    """A class-conditional DiT on 16x16 pixels, of three classes."""
+    from diffusers import DiTTransformer2DModel
+
+    sizes = {
+        "num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 3, "out_channels": 3, "num_layers": 1,
+        "sample_size": 16, "patch_size": 2, "num_embeds_ada_norm": 3,
+    }  # fmt: skip
+    return _make(DiTTransformer2DModel, std, sizes | changes)
+
+
+def make_video_unet(std: float | None = None, **changes: Any) -> VideoUNet:
+    """On 4 frames of 16x16 pixels, for text features of width 32."""
+    from contentmotion.models.video_unet import make_video_unet as make
+
+    sizes = {
+        "latent_channels": 3, "extra_channels": 0, "block_out_channels": (32, 32), "layers_per_block": 1,
+        "num_attention_heads": 2, "cross_attention_dim": 32, "sample_size": (16, 16), "num_frames": 4,
+    }  # fmt: skip
+    return _make(make, std, sizes | changes)
+
+
+def make_image_vae(std: float | None = None, levels: int = 3, **changes: Any) -> AutoencoderKL:
+    """Stable Diffusion's kind, 4 channels; ``levels`` of them halve sizes ``levels - 1`` times."""
+    from diffusers import AutoencoderKL
+
+    sizes = {
+        "block_out_channels": (8,) * levels, "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels, "latent_channels": 4, "norm_num_groups": 4,
+    }  # fmt: skip
+    return _make(AutoencoderKL, std, sizes | changes)
+
+
+def make_patch_vae(std: float | None = None, **changes: Any) -> PatchVAE:
+    """Our own kind, which halves sizes once."""
+    from contentmotion.models.patch_vae import PatchVAE
+
+    return _make(PatchVAE, std, {"latent_channels": 4, "block_out_channels": (8, 8), "num_layers": 1} | changes)
+
+
+def make_text(captions: Sequence[str] = CAPTIONS, **changes: Any) -> tuple[Any, Any]:
+    """Tokenizer and text encoder, of width 32."""
+    import torch
+
+    from contentmotion.stages.text import make_text_encoder
+
+    torch.manual_seed(0)
+    tokenizer, encoder = make_text_encoder(
+        captions, **{"vocab_size": 300, "hidden_size": 32, "num_layers": 1} | changes
+    )
+    return tokenizer, encoder.eval()
+
+
+def make_scheduler(beta_schedule: str = "scaled_linear", **changes: Any) -> Any:
+    """Stable Diffusion's DDIM; v-prediction comes with a schedule that ends in noise alone."""
+    from diffusers import DDIMScheduler
+
+    settings: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
+    if changes.get("prediction_type") == "v_prediction":
+        settings |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return DDIMScheduler(beta_schedule=beta_schedule, **settings | changes)
+
+
+def make_pipeline(std: float = 0.1, **components: Any) -> ContentMotionPipeline:
+    """Text to 4 frames of 16x16 pixels; other components may be given."""
+    from contentmotion import ContentMotionPipeline
+
+    tokenizer, text_encoder = make_text()
+    statistics = {"motion_mean": [0.0] * 4, "motion_std": [1.0] * 4}
+    own = {
+        "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": make_image_unet(), "scheduler": make_scheduler(),
+        "autoencoder": make_autoencoder(std, hidden_size=32, head_dim=16, motion_channels=4, **statistics),
+        "motion_transformer": make_motion_dit(std, hidden_size=32, motion_channels=4, text_dim=32),
+        "motion_scheduler": make_scheduler("linear"),
+    }  # fmt: skip
+    pipe = ContentMotionPipeline(**own | components)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def save_stable_diffusion(folder: Path) -> Path:
+    """A stock Stable Diffusion folder, its 4-channel latents a half of the frames' size."""
+    from diffusers import StableDiffusionPipeline
+
+    tokenizer, text_encoder = make_text()
+    unet = make_image_unet(in_channels=4, out_channels=4)
+    scheduler = make_scheduler(set_alpha_to_one=False, steps_offset=1)
+    parts = (make_image_vae(levels=2), text_encoder, tokenizer, unet, scheduler, None, None)
+    StableDiffusionPipeline(*parts, requires_safety_checker=False).save_pretrained(folder)
+    return folder
+
+
+def randomize(module: Any, std: float) -> Any:
+    """Draws every parameter anew."""
+    import torch
+
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=std)
+    return module
+
+
+def _make(make: Any, std: float | None, settings: dict[str, Any]) -> Any:
+    import torch
+
+    torch.manual_seed(0)
+    module = make(**settings)
+    return (module if std is None else randomize(module, std)).eval()
