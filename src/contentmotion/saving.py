@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -84,8 +84,13 @@ def hash_weights(model: torch.nn.Module) -> str:
 
     Values are rounded to float16, so that a model and what ``export`` makes of it count as one.
     """
+    return hash_state(sorted(model.state_dict().items()))
+
+
+def hash_state(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """``hash_weights`` of a state dict's tensors, which come in the order of their names."""
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in tensors:
         digest.update(name.encode())
         digest.update(value.detach().cpu().half().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -1,6 +1,7 @@
 """Commands info and export."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 
 from contentmotion import ContentMotionPipeline
 from contentmotion.cli import main
+from contentmotion.saving import hash_weights
 
 
 @pytest.fixture
@@ -75,6 +77,56 @@ def test_info_as_json(tiny_pipeline_dir: Path, tmp_path: Path, capsys: pytest.Ca
     assert (cache["clips"], cache["shards"], cache["manifest"]) == (0, 0, {"seed": 5})
 
 
+def test_info_of_a_motion_model(table, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    """As train-motion leaves it: the scheduler's config in the same folder."""
+    folder = Path(shutil.copytree(tiny_pipeline_dir / "motion_transformer", tmp_path / "motion_transformer"))
+    shutil.copy(tiny_pipeline_dir / "motion_scheduler/scheduler_config.json", folder)
+    text = table(folder)
+    assert "MotionDiT" in text and "scheduler=DDIMScheduler" in text and "beta_schedule=linear" in text
+
+
+def test_hashes_of_a_cache_are_those_of_its_makers(table, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    pipe = ContentMotionPipeline.from_pretrained(tiny_pipeline_dir)
+    makers = {"vae": None} | {name: hash_weights(getattr(pipe, name)) for name in ("autoencoder", "text_encoder")}
+    (tmp_path / "manifest.json").write_text(json.dumps(makers))
+    text = table(tmp_path)
+    for name in ("autoencoder", "text_encoder"):
+        [line] = [line for line in text.splitlines() if f" {name} " in line]
+        shown = re.findall("weights [0-9a-f]+", line)
+        assert len(shown) == 1 and shown[0] in table(tiny_pipeline_dir / name)
+        assert shown[0] in table(tiny_pipeline_dir)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("model_index.json", '{"unet": 5}', "model_index.json: unet is 5, not a library and a class"),
+        ("model_index.json", '{"unet": []}', "model_index.json: unet is [], not a library and a class"),
+        ("model_index.json", '{"unet": [1, 2]}', "model_index.json: unet is [1, 2], not a library"),
+        ("model_index.json", "[5]", "model_index.json: holds [5], where settings by name belong"),
+        ("model_index.json", "[" * 99999, "model_index.json: not valid JSON"),
+        ("unet/config.json", "null", "config.json: holds null"),
+        ("autoencoder/config.json", "{}", "config.json: not an autoencoder's config (KeyError: 'num_frames')"),
+        ("autoencoder/config.json", '{"num_frames": "x"', "config.json: not valid JSON"),
+    ],
+)
+def test_info_of_broken_files_is_a_line(
+    file: str, content: str, message: str, tiny_pipeline_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(tiny_pipeline_dir, tmp_path / "pipe"))
+    (folder / file).write_text(content)
+    assert main(["info", str(folder)]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_info_of_a_file_of_weights(table, tiny_pipeline_dir: Path) -> None:
+    [file] = (tiny_pipeline_dir / "unet").glob("*.safetensors")
+    text = table(file)
+    pipe = ContentMotionPipeline.from_pretrained(tiny_pipeline_dir)
+    assert f"{sum(p.numel() for p in pipe.unet.parameters()):,}" in text and "F32" in text
+
+
 def test_info_of_a_generated_file(tmp_path: Path, make_frames, capsys: pytest.CaptureFixture[str], table) -> None:
     from contentmotion.video.write import write_video
 
@@ -87,7 +139,7 @@ def test_info_of_a_generated_file(tmp_path: Path, make_frames, capsys: pytest.Ca
     assert json.loads(capsys.readouterr().out) == said
     write_video(tmp_path / "camera.mp4", make_frames(4, 16, 16), 8)
     (tmp_path / "letter.mp4").write_text("no video")
-    for name, message in (("camera.mp4", "does not say that contentmotion made it"), ("letter.mp4", "not a readable")):
+    for name, message in (("camera.mp4", "does not say how it was made"), ("letter.mp4", "not a readable")):
         assert main(["info", str(tmp_path / name)]) == 1
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1

@@ -1,23 +1,22 @@
-"""Command ``info``: what a checkpoint or a latent cache holds, or where a generated file is from; no weight is read."""
+"""Command ``info``: what a checkpoint or a latent cache holds, or where a file is from."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from contentmotion.config import InfoConfig
 from contentmotion.pipelines.loading import resolve_name
+from contentmotion.saving import hash_state
+from contentmotion.tables import print_table
 
-PARTS = "model_index.json"  # of a pipeline folder
+INDEX = "model_index.json"  # of a pipeline folder
 CACHE = "manifest.json"  # of a latent cache
 # The settings worth a place in the table, in this order, where a part's config has them.
 SHOWN = (
@@ -25,45 +24,36 @@ SHOWN = (
     "block_out_channels", "hidden_size", "depth", "num_layers", "num_hidden_layers", "num_heads",
     "patch_size", "content_patch_size", "motion_channels", "content_mode", "residual_decoding",
     "cross_attention_dim", "text_dim", "num_classes", "vocab_size", "learn_sigma", "scaling_factor",
-    "num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type",
+    "scheduler", "num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type",
     "rescale_betas_zero_snr",
 )  # fmt: skip
+SHORT = 12  # digits of a hash that people compare
 
 
 def info(config: InfoConfig) -> None:
     """Prints a table, or JSON: of a pipeline its parts, of one network its settings, of a cache its clips, of a
-    generated video or picture the model, the prompt and the seed.
+    generated video or picture the model, the prompt and the seed, of a safetensors file its tensors.
+
+    A network's "weights" is the hash that a latent cache notes of the networks that made it.
 
     Raises:
         ValueError: It is none of these, or damaged.
     """
-    if Path(config.checkpoint).is_file():
-        _print_provenance(Path(config.checkpoint), as_json=config.json)
-        return
-    folder = local_folder(config.checkpoint)
+    path = Path(config.checkpoint)
+    folder = path if path.is_file() else local_folder(config.checkpoint)
+    found = describe_file(path) if path.is_file() else describe(folder)
     if config.json:
-        print(json.dumps(describe(folder), indent=2))
-        return
-    console = Console(highlight=False)
-    if (folder / CACHE).exists():
-        console.print(cache_table(folder))
-        return
-    parts = find_parts(folder)
-    table = Table("part", "parameters", "settings", title=Text(str(folder)), show_lines=True)
-    table.columns[0].no_wrap = table.columns[1].no_wrap = True
-    table.columns[1].justify = "right"
-    total = 0
-    for name, part in parts.items():
-        class_name, settings = read_settings(part)
-        parameters, size, dtypes = count_parameters(part)
-        total += parameters
-        cell = f"{parameters:,}\n{size / 1e6:.1f} MB {dtypes}" if parameters else ""
-        shown = "  ".join(f"{key}={value}" for key, value in settings.items())
-        table.add_row(Text(f"{name}\n{class_name}"), cell, Text(shown))
-    console.print(table)
-    console.print(f"{total:,} parameters in all")
-    if "autoencoder" in parts:
-        console.print(describe_flow(parts), markup=False, soft_wrap=True)
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    elif path.is_file():
+        print_table((), list(found.items()), title=str(path), text=(0, 1))
+    elif "cache" in found:
+        print_table((), cache_rows(folder), title=f"latent cache {folder}", text=(0, 1))
+    else:
+        rows = [_part_row(name, part) for name, part in found["parts"].items()]
+        print_table(("part", "parameters", "settings"), rows, title=str(folder), text=(0, 2))
+        print(f"{found['parameters']:,} parameters in all")
+        if "flow" in found:
+            print(found["flow"])
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -79,39 +69,55 @@ def describe(folder: Path) -> dict[str, Any]:
         shards = [read_shapes(shard) for shard in sorted(folder.glob("shard-*.safetensors"))]
         clips = sum(shapes["label"][0][0] for shapes in shards)
         return {"cache": str(folder), "clips": clips, "shards": len(shards), "manifest": _read_json(folder / CACHE)}
-    parts = {}
+    parts: dict[str, dict[str, Any]] = {}
     found = find_parts(folder)
     for name, part in found.items():
         class_name, settings = read_settings(part)
         parameters, size, dtypes = count_parameters(part)
-        parts[name] = {"class": class_name, "parameters": parameters, "bytes": size, "dtypes": dtypes, **settings}
+        parts[name] = {"class": class_name, "parameters": parameters, "bytes": size, "dtypes": dtypes}
+        if parameters:
+            parts[name]["weights"] = hash_state(_read_tensors(part))
+        parts[name] |= settings
     whole = {"folder": str(folder), "parts": parts, "parameters": sum(part["parameters"] for part in parts.values())}
     return whole | ({"flow": describe_flow(found)} if "autoencoder" in found else {})
 
 
-def _print_provenance(path: Path, *, as_json: bool) -> None:
-    """Prints what a generated file says of itself.
+def _part_row(name: str, part: Mapping[str, Any]) -> tuple[str, str, str]:
+    count = f"{part['parameters']:,}\n{part['bytes'] / 1e6:.1f} MB {part['dtypes']}" if part["parameters"] else ""
+    shown = "  ".join(f"{key}={part[key]}" for key in SHOWN if key in part)
+    weights = f"weights {part['weights'][:SHORT]}\n" if "weights" in part else ""
+    return f"{name}\n{part['class']}", count, weights + shown
+
+
+def describe_file(path: Path) -> dict[str, str]:
+    """What a file says of itself: a generated video or picture, weights, or the settings of a run.
 
     Raises:
-        ValueError: It is no video and no picture, or says nothing.
+        ValueError: It is none of these, or says nothing.
     """
     import av  # here alone: checkpoints are described without it
 
     from contentmotion.video.write import read_metadata
 
+    if path.suffix == ".safetensors":
+        shapes = read_shapes(path)
+        parameters = sum(math.prod(shape) for shape, _ in shapes.values())
+        dtypes = ", ".join(sorted({dtype for _, dtype in shapes.values()}))
+        with safe_open(path, "np") as file:
+            noted = file.metadata() or {}
+        return {"tensors": str(len(shapes)), "parameters": f"{parameters:,}", "numbers": dtypes} | noted
+    if path.suffix in (".json", ".jsonl", ".yaml"):
+        raise ValueError(f"{path} is text to be read as it is: info describes the folder that it lies in")
     try:
         found = read_metadata(path)
     except (OSError, av.FFmpegError) as error:
         raise ValueError(f"{path}: not a checkpoint folder, and not a readable video or picture") from error
     if "generated" not in found:
-        raise ValueError(f"{path} does not say that contentmotion made it (copies that were re-encoded do not)")
-    if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
-        return
-    table = Table("generated file", escape(str(path)))
-    for key, value in found.items():
-        table.add_row(key, Text(value))
-    Console(highlight=False).print(table)
+        raise ValueError(
+            f"{path} does not say how it was made: what `contentmotion generate` writes does, copies that were "
+            "re-encoded and videos of cameras do not"
+        )
+    return found
 
 
 def local_folder(name_or_path: str) -> Path:
@@ -136,11 +142,10 @@ def find_parts(folder: Path) -> dict[str, Path]:
     """Folders of the parts by name: a pipeline's, else the folder itself, else those inside it.
 
     Raises:
-        ValueError: There are none, or a part of the pipeline is missing.
+        ValueError: There are none, or a pipeline lacks a part or has an index that is none.
     """
-    if (folder / PARTS).exists():
-        index = _read_json(folder / PARTS)
-        names = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
+    if (folder / INDEX).exists():
+        names = _listed_parts(folder)
         missing = [name for name in names if not (folder / name).is_dir()]
         if missing:
             raise ValueError(f"{folder} is incomplete: no folder {' and no folder '.join(missing)}")
@@ -150,21 +155,38 @@ def find_parts(folder: Path) -> dict[str, Path]:
     inside = [path for path in sorted(folder.iterdir()) if path.is_dir()]
     parts = {path.name: path for path in inside if (path / "config.json").exists()}
     if not parts:
-        nested = [str(path) for path in inside if (path / PARTS).exists() or (path / CACHE).exists()]
+        nested = [str(path) for path in inside if (path / INDEX).exists() or (path / CACHE).exists()]
         hint = f"; look at {' or '.join(nested[:3])}" if nested else ""
         raise ValueError(f"{folder} holds no checkpoint and no latent cache{hint}")
     return parts
 
 
+def _listed_parts(folder: Path) -> list[str]:
+    """The parts that a pipeline's index names."""
+    names = []
+    for name, value in _read_json(folder / INDEX).items():
+        if not isinstance(value, list) and not (folder / name).is_dir():
+            continue  # a setting of the pipeline's class
+        is_class = isinstance(value, list) and len(value) == 2 and all(isinstance(v, str | None) for v in value)
+        if not is_class:
+            raise ValueError(f"{folder / INDEX}: {name} is {json.dumps(value)}, not a library and a class")
+        if value[0] is not None:
+            names.append(name)
+    return names
+
+
 def read_settings(part: Path) -> tuple[str, dict[str, str]]:
-    """A part's class, and those of its settings that are worth showing."""
+    """A part's class, and those of its settings that are worth showing, with those of a scheduler that lies beside."""
     settings: dict[str, Any] = {}
     for file in ("config.json", "scheduler_config.json", "tokenizer_config.json"):
-        if (part / file).exists():
-            settings |= _read_json(part / file)
-    name = settings.get("_class_name") or (settings.get("architectures") or [None])[0]
-    name = name or settings.get("tokenizer_class") or ""
-    return name, shown_settings(settings)
+        if not (part / file).exists():
+            continue
+        read = _read_json(part / file)
+        if settings and file == "scheduler_config.json":  # the folder of a motion model
+            read["scheduler"] = read.get("_class_name")
+        settings = read | settings
+    name = settings.get("_class_name") or settings.get("architectures") or settings.get("tokenizer_class") or ""
+    return str(name[0] if isinstance(name, list) else name), shown_settings(settings)
 
 
 def shown_settings(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -199,10 +221,17 @@ def read_shapes(file: Path) -> dict[str, tuple[list[int], str]]:
 
 
 def describe_flow(parts: dict[str, Path]) -> str:
-    """Shapes of what flows through the autoencoder among a checkpoint's parts."""
-    own = _read_json(parts["autoencoder"] / "config.json")
-    # A pipeline: without a VAE it works on pixels.
-    return flow_text(own, _scale_factor(parts.get("vae")) if len(parts) > 1 else None)
+    """Shapes of what flows through the autoencoder among a checkpoint's parts.
+
+    Raises:
+        ValueError: The autoencoder's or the VAE's config lacks what they follow from.
+    """
+    config = parts["autoencoder"] / "config.json"
+    try:
+        # A pipeline: without a VAE it works on pixels.
+        return flow_text(_read_json(config), _scale_factor(parts.get("vae")) if len(parts) > 1 else None)
+    except (KeyError, TypeError, ArithmeticError) as error:
+        raise ValueError(f"{config}: not an autoencoder's config ({type(error).__name__}: {error})") from error
 
 
 def flow_text(own: Mapping[str, Any], factor: int | None) -> str:
@@ -224,21 +253,20 @@ def flow_text(own: Mapping[str, Any], factor: int | None) -> str:
     )
 
 
-def cache_table(folder: Path) -> Table:
+def cache_rows(folder: Path) -> list[tuple[str, str]]:
     """What a latent cache holds: its clips, their shapes, and what it was made with."""
     shards = [read_shapes(shard) for shard in sorted(folder.glob("shard-*.safetensors"))]
     clips = sum(shapes["label"][0][0] for shapes in shards)
-    table = Table("latent cache", escape(str(folder)))
-    table.add_row("stored", f"{clips} clips in {len(shards)} shards")
+    rows = [("stored", f"{clips} clips in {len(shards)} shards")]
     full = max(shards, key=len, default={})  # a shard without a good clip has fewer tensors
     for name in ("content", "motion", "latents", "pooled", "tokens"):
-        if name not in full:
-            continue
-        shape, dtype = full[name]
-        table.add_row(f"{name} of a clip", f"{_text(shape[1:])} {dtype}")
+        if name in full:
+            shape, dtype = full[name]
+            rows.append((f"{name} of a clip", f"{_text(shape[1:])} {dtype}"))
     for key, value in _read_json(folder / CACHE).items():
-        table.add_row(key, Text(_text(value)))
-    return table
+        made_by = key in ("vae", "autoencoder", "text_encoder", "depth_model") and isinstance(value, str)
+        rows.append((key, f"weights {value[:SHORT]}" if made_by else _text(value)))
+    return rows
 
 
 def _scale_factor(vae: Path | None) -> int:
@@ -250,11 +278,24 @@ def _scale_factor(vae: Path | None) -> int:
     return 2 ** (len(channels) - 1)
 
 
+def _read_tensors(part: Path) -> Iterator[tuple[str, Tensor]]:
+    """A part's tensors in the order of their names, one at a time."""
+    files: dict[str, Any] = {}
+    for path in part.glob("*.safetensors"):
+        file = safe_open(path, "pt")
+        files |= dict.fromkeys(file.keys(), file)
+    for name in sorted(files):
+        yield name, files[name].get_tensor(name)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: holds {json.dumps(value)[:40]}, where settings by name belong")
+    return value
 
 
 def _text(value: object) -> str:
