@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -13,11 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contentmotion.data.formats import ClipFolder, read_clip_folder
+from contentmotion.data.formats import LAYOUTS, ClipFolder, read_clip_folder
 from contentmotion.data.layouts import csv_index
 from contentmotion.data.layouts.csv_index import CsvIndex
 from contentmotion.data.layouts.hf_datasets import read_dataset
 from contentmotion.data.prompts import read_prompts
+from contentmotion.data.records import ColumnRecords, Layout, Listing, Place
 from contentmotion.video.reader import read_clip
 from contentmotion.video.sources import TarMember
 
@@ -438,3 +440,67 @@ def test_prompt_lists(tmp_path: Path, shared_data: Path) -> None:
 def test_a_path_that_is_not_there_is_no_data_set_of_the_hub(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}: no such file or folder"):
         read_dataset(name)
+
+
+def test_a_row_in_the_table_is_a_layout(tmp_path: Path) -> None:
+    """From outside the package: what docs/architecture.md shows."""
+    touch(tmp_path, "0001_a dog runs.mp4", "0002_a cat.mp4")
+    (tmp_path / "toy.list").write_text("")
+
+    def read(place: Place) -> Listing:
+        records = ColumnRecords(place.folder)
+        for path in sorted(place.folder.glob("*.mp4")):
+            records.append(path.name, captions=[path.stem.partition("_")[2]])
+        return Listing(records)
+
+    with pytest.raises(ValueError, match="unknown layout 'toy': choose from auto, datasets, .*, classes"):
+        read_clip_folder(tmp_path, layout="toy")
+    LAYOUTS["toy"] = Layout("toy", lambda place: (place.path / "toy.list").is_file(), read)
+    try:
+        named = read_clip_folder(tmp_path, layout="toy")
+        assert [record.captions for record in named.records] == [("a dog runs",), ("a cat",)]
+        assert read_clip_folder(tmp_path).layout == "sidecar", "the first row that says yes"
+    finally:
+        del LAYOUTS["toy"]
+
+
+def test_what_is_no_data_is_passed_over(tmp_path: Path) -> None:
+    """Hidden files (macOS puts a ._x.mp4 beside each x.mp4), dangling links, and pipes, which would wait for ever."""
+    touch(tmp_path, "a/x.mp4", "a/._x.mp4", "a/._x.txt", ".trash/y.mp4")
+    (tmp_path / "a/x.txt").write_text("a dog")
+    (tmp_path / "gone.csv").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "gone.mp4").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "notes.csv")
+    os.mkfifo(tmp_path / "a/z.mp4")
+    os.mkfifo(tmp_path / "a/notes.json")
+    folder = read_clip_folder(tmp_path)
+    assert (folder.layout, folder.problems) == ("sidecar", [])
+    assert [(record.path, record.captions) for record in folder.records] == [(tmp_path / "a/x.mp4", ("a dog",))]
+    (tmp_path / "a/x.txt").unlink()
+    classes = read_clip_folder(tmp_path)
+    assert [record.path for record in classes.records] == [tmp_path / "a/x.mp4"]
+    assert classes.class_names == ("a",)
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    touch(tmp_path, "data/own/a.mp4", "elsewhere/b.mp4")
+    (tmp_path / "data/own/a.txt").write_text("a")
+    (tmp_path / "data/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/loop").symlink_to(tmp_path / "data")
+    folder = read_clip_folder(tmp_path / "data")
+    assert [str(record.path.relative_to(tmp_path)) for record in folder.records] == [
+        "data/linked/b.mp4",
+        "data/own/a.mp4",
+    ]  # type: ignore[union-attr]
+    assert folder.problems == ["linked/loop: a link to a folder that is read elsewhere"]
+
+
+def test_videos_at_any_depth_are_no_classes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        touch(tmp_path, *(f"frames/{name}/{k}.png" for k in range(3)))
+    assert [record.path.name for record in read_clip_folder(tmp_path / "frames").records] == ["one", "two"]
+    touch(tmp_path, "deep/a/b/c.mp4")
+    assert read_clip_folder(tmp_path / "deep").layout == "sidecar"
+    touch(tmp_path, *(f"ids/id{k}/{k}.mp4" for k in range(30)))
+    ids = read_clip_folder(tmp_path / "ids")
+    assert (ids.layout, ids.class_names, len(ids.records)) == ("sidecar", None, 30), "called after their one video"

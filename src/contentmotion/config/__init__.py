@@ -19,7 +19,6 @@ from contentmotion.config.blocks import (
 from contentmotion.config.common import (
     SHIPPED_MODEL,
     SHIPPED_STUDENT,
-    Layout,
     MixedPrecision,
     PredictionType,
     parse_bucket,
@@ -59,7 +58,6 @@ __all__ = [
     "SHIPPED_STUDENT",
     "MixedPrecision",
     "PredictionType",
-    "Layout",
     "require",
     "parse_bucket",
     "require_positive",

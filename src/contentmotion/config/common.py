@@ -8,9 +8,6 @@ SHIPPED_MODEL = "emoji"
 SHIPPED_STUDENT = "emoji-lcm"  # the same, distilled
 MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
-Layout = Literal[
-    "auto", "videofolder", "sidecar", "classes", "ucf101", "webvid", "msrvtt", "webdataset", "datasets",
-]  # fmt: skip
 
 
 def require(condition: bool, message: str) -> None:

@@ -7,7 +7,6 @@ from typing import Literal
 
 from contentmotion.config.blocks import MotionLatentSizes
 from contentmotion.config.common import (
-    Layout,
     MixedPrecision,
     parse_bucket,
     require,
@@ -22,7 +21,7 @@ class FolderConfig:
     """How the list of videos is read.
 
     Attributes:
-        layout: Layout of the data (docs/data.md); "auto" looks.
+        layout: Layout of the data (docs/data.md), such as videofolder, sidecar or classes; "auto" looks.
         split: Keep only clips of this split, where the data names splits.
         metadata_path: The list of videos when it is not in the data's folder: a metadata file, WebVid's CSV,
             MSR-VTT's JSON or CSV, or the folder of UCF-101's split lists.
@@ -30,7 +29,7 @@ class FolderConfig:
         class_prompts: JSON file `{"class": "prompt"}`: captions for videos that have classes only.
     """
 
-    layout: Layout = "auto"
+    layout: str = "auto"
     split: str | None = "train"
     metadata_path: str | None = None
     split_number: int = 1

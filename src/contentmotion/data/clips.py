@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from contentmotion.config import ClipConfig, parse_bucket
 from contentmotion.data.buckets import Bucket, BucketSampler, assign_buckets
 from contentmotion.data.formats import ClipFolder, open_folder
-from contentmotion.data.map_files import RecordsWithMaps, read_map
+from contentmotion.data.map_files import read_map, with_maps
 from contentmotion.data.records import ClipRecord, Records
 from contentmotion.data.step_sampler import StepSampler
 from contentmotion.run_dir import is_main_process
@@ -306,7 +306,7 @@ def open_clips(
         num_frames: Frames per clip, when not the config's.
         cache_in_memory: See `ClipDataset`.
         maps: See `ClipDataset`.
-        depth_dir: Folder of the videos' depth (see `RecordsWithMaps`).
+        depth_dir: Folder of the videos' depth (see `with_maps`).
 
     Raises:
         ValueError: Nothing in the folder is usable.
@@ -314,8 +314,7 @@ def open_clips(
     """
     folder = open_folder(config.train_data_dir, config)
     if depth_dir is not None:
-        records = RecordsWithMaps(folder.records, folder.root, "depth", Path(depth_dir))
-        folder = replace(folder, records=records)
+        folder = replace(folder, records=with_maps(folder.records, folder.root, "depth", Path(depth_dir)))
     lines = [f"{config.train_data_dir}: {problem}" for problem in folder.problems[:MAX_PROBLEMS]]
     if len(folder.problems) > MAX_PROBLEMS:
         more = len(folder.problems) - MAX_PROBLEMS

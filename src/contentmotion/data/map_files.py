@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from contentmotion.data.records import ClipRecord, Records
+from contentmotion.data.records import ClipRecord, MappedRecords, Records
 from contentmotion.video.reader import probe_video, read_clip
 from contentmotion.video.resize import ResizeMode
 from contentmotion.video.sources import VIDEO_SUFFIXES
@@ -92,7 +93,7 @@ def sharpen_lines(grey: np.ndarray) -> np.ndarray:
     return np.where(grey >= 0.4 * max(int(grey.max()), DARK), 255, 0).astype(np.uint8)
 
 
-class RecordsWithMaps(Records):
+def with_maps(base: Sequence[ClipRecord], root: Path, name: str, folder: Path) -> Records:
     """Records with a map each out of a folder of maps, in place of the ones that their list names.
 
     A video's map has its name below the folder of videos, or that name without its first folder (`videos/a/1.mp4`:
@@ -107,38 +108,26 @@ class RecordsWithMaps(Records):
     Raises:
         OSError: No such folder.
     """
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder}: no such folder")
+    return MappedRecords(base, partial(_with_map, root=root, name=name, folder=folder))
 
-    def __init__(self, base: Sequence[ClipRecord], root: Path, name: str, folder: Path) -> None:
-        if not folder.is_dir():
-            raise NotADirectoryError(f"{folder}: no such folder")
-        self._base, self._root, self._name, self._folder = base, root, name, folder
-        if isinstance(base, Records):
-            self.split_names, self.split_codes = base.split_names, base.split_codes
 
-    def __len__(self) -> int:
-        return len(self._base)
+def _with_map(record: ClipRecord, *, root: Path, name: str, folder: Path) -> ClipRecord:
+    others = tuple(pair for pair in record.conditions if pair[0] != name)
+    return replace(record, conditions=(*others, (name, _find_map(record, root, folder))))
 
-    def _record(self, index: int) -> ClipRecord:
-        record = self._base[index]
-        others = tuple(pair for pair in record.conditions if pair[0] != self._name)
-        return replace(record, conditions=(*others, (self._name, self._find(record))))
 
-    def _find(self, record: ClipRecord) -> Path:
-        """The map's file; the name that it should have, without a suffix, where there is none."""
-        inside = isinstance(record.path, Path) and record.path.is_relative_to(self._root)
-        name = record.path.relative_to(self._root) if inside else Path(Path(str(record.path)).name)  # type: ignore[union-attr]
-        candidates = [name, Path(*name.parts[1:])] if len(name.parts) > 1 else [name]
-        for candidate in candidates:
-            stem = self._folder / candidate.with_suffix("")
-            if stem.is_dir():
-                return stem
-            for suffix in VIDEO_SUFFIXES:
-                if stem.with_suffix(suffix).is_file():
-                    return stem.with_suffix(suffix)
-        return self._folder / candidates[-1].with_suffix("")
-
-    @property
-    def weights(self) -> np.ndarray | None:
-        if isinstance(self._base, Records):
-            return self._base.weights
-        return np.array([record.weight for record in self._base])
+def _find_map(record: ClipRecord, root: Path, folder: Path) -> Path:
+    """The map's file; the name that it should have, without a suffix, where there is none."""
+    inside = isinstance(record.path, Path) and record.path.is_relative_to(root)
+    name = record.path.relative_to(root) if inside else Path(Path(str(record.path)).name)  # type: ignore[union-attr]
+    candidates = [name, Path(*name.parts[1:])] if len(name.parts) > 1 else [name]
+    for candidate in candidates:
+        stem = folder / candidate.with_suffix("")
+        if stem.is_dir():
+            return stem
+        for suffix in VIDEO_SUFFIXES:
+            if stem.with_suffix(suffix).is_file():
+                return stem.with_suffix(suffix)
+    return folder / candidates[-1].with_suffix("")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import overload
@@ -102,6 +102,32 @@ class _Selection(Records):
 
     def select(self, indices: np.ndarray) -> Records:
         return _Selection(self._base, self._indices[indices])
+
+
+class MappedRecords(Records):
+    """Records that are changed when they are asked for.
+
+    Args:
+        base: The records.
+        change: What becomes of one; must survive pickling, for worker processes.
+    """
+
+    def __init__(self, base: Sequence[ClipRecord], change: Callable[[ClipRecord], ClipRecord]) -> None:
+        self._base, self._change = base, change
+        if isinstance(base, Records):
+            self.split_names, self.split_codes = base.split_names, base.split_codes
+
+    def __len__(self) -> int:
+        return len(self._base)
+
+    def _record(self, index: int) -> ClipRecord:
+        return self._change(self._base[index])
+
+    @property
+    def weights(self) -> np.ndarray | None:
+        if isinstance(self._base, Records):
+            return self._base.weights
+        return np.array([record.weight for record in self._base])
 
 
 class ConcatenatedRecords(Records):
@@ -236,6 +262,7 @@ class Listing:
         problems: One line per row that was left out.
         lines: Line of each record in its list of videos, for messages; None where there is no such list.
         check_files: Whether the records' files may be missing (not those found by looking into folders).
+        source: The list of videos, for messages; None: the data set's folder.
     """
 
     records: Records
@@ -243,6 +270,60 @@ class Listing:
     problems: list[str] = field(default_factory=list)
     lines: Sequence[int] | None = None
     check_files: bool = True
+    source: Path | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a data set is, as the settings say.
+
+    Attributes:
+        root: Folder, tar file, pattern of tar files, or id of a data set on the hub.
+        lists: The list of videos (UCF-101: the folder of lists), when it is not in the folder.
+        split_number: Which of UCF-101's official splits.
+    """
+
+    root: str
+    lists: Path | None = None
+    split_number: int = 1
+
+    @property
+    def path(self) -> Path:
+        """The root as a path, be it there or not."""
+        return Path(self.root)
+
+    @property
+    def folder(self) -> Path:
+        """The root as a folder.
+
+        Raises:
+            NotADirectoryError: It is none.
+        """
+        if not self.path.is_dir():
+            raise NotADirectoryError(f"{self.root}: no such folder")
+        return self.path
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way in which data sets lie on disk: a row of `contentmotion.data.formats.LAYOUTS`.
+
+    Attributes:
+        name: What `--layout` calls it.
+        detect: Whether a data set is laid out like this; opens no video, and is asked about folders of other layouts
+            and about names that are no folders, too.
+        read: All its videos.
+        expects: What is looked for, for messages.
+    """
+
+    name: str
+    detect: Callable[[Place], bool]
+    read: Callable[[Place], Listing]
+    expects: str = ""
+
+    def missing(self, place: Place) -> ValueError:
+        """The error for a folder that is not laid out like this."""
+        return ValueError(f"{place.root}: no {self.name} data; expected {self.expects}")
 
 
 def sorted_classes(labels: set[str]) -> tuple[str, ...]:

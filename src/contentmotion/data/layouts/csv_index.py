@@ -17,7 +17,7 @@ def csv_columns(path: Path) -> list[str]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as handle:
             return next(csv.reader(handle), [])
-    except (UnicodeDecodeError, csv.Error):
+    except (OSError, UnicodeDecodeError, csv.Error):
         return []
 
 

@@ -6,13 +6,14 @@ library leaves decoding to this package: it hands over bytes or paths.
 
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from contentmotion.data.layouts.metadata import find_captions
-from contentmotion.data.records import ClipRecord, ConcatenatedRecords, Listing, Records
+from contentmotion.data.records import ClipRecord, ConcatenatedRecords, Layout, Listing, Place, Records
 from contentmotion.video.sources import StoredVideo
 
 SAVED_FILES = ("dataset_dict.json", "dataset_info.json")
@@ -27,7 +28,21 @@ def is_saved_dataset(root: Path) -> bool:
 
 def is_hub_id(name: str) -> bool:
     """Whether a name may be a data set's on the hub ("owner/name")."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not name.endswith(".tar")
+
+
+def missing_library(name: str) -> str:
+    """What a name needs, in brackets, where it may be a data set's on the hub and the library is not installed."""
+    if not is_hub_id(name) or find_spec("datasets") is not None:
+        return ""
+    needs = "as the id of a Hugging Face data set it needs the library datasets"
+    return f" ({needs}: pip install 'contentmotion[data]')"
+
+
+def _is_dataset(place: Place) -> bool:
+    if place.lists is not None or place.path.exists():
+        return place.lists is None and is_saved_dataset(place.path)
+    return is_hub_id(place.root) and find_spec("datasets") is not None
 
 
 @dataclass(frozen=True)
@@ -121,3 +136,6 @@ def read_dataset(name: str) -> Listing:
         parts = [TableRecords(table, name, split) for split, table in loaded.items()]
     records = parts[0] if len(parts) == 1 else ConcatenatedRecords(parts)
     return Listing(records, parts[0].class_names, check_files=False)
+
+
+DATASETS = Layout("datasets", _is_dataset, lambda place: read_dataset(place.root))

@@ -14,10 +14,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from contentmotion.data.records import ColumnRecords, Listing, sorted_classes
+from contentmotion.data.layouts.csv_index import csv_columns
+from contentmotion.data.records import ColumnRecords, Layout, Listing, Place, sorted_classes
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 FILE_COLUMNS = ("file_name", "file")
+
+
+def _metadata_file(place: Place) -> Path | None:
+    if place.lists is None:
+        return next((place.path / name for name in METADATA_NAMES if (place.path / name).is_file()), None)
+    others = {"videoid", "video_id"}  # of lists in layouts of their own
+    is_list = place.lists.suffix == ".csv" and not others & set(csv_columns(place.lists))
+    return place.lists if is_list or place.lists.suffix in (".jsonl", ".parquet") else None
+
+
+def _read(place: Place) -> Listing:
+    metadata = place.lists or _metadata_file(place)
+    if metadata is None:
+        raise VIDEOFOLDER.missing(Place(str(place.folder)))
+    return read_metadata(place.folder, metadata)
+
+
+VIDEOFOLDER = Layout("videofolder", lambda place: _metadata_file(place) is not None, _read, " or ".join(METADATA_NAMES))
 
 
 @dataclass(frozen=True)
@@ -54,7 +73,7 @@ def read_metadata(root: Path, metadata: Path) -> Listing:
         raise ValueError(f"{metadata}: no rows")
     class_names = sorted_classes(set(codes)) if codes else None
     records.renumber_labels([(class_names or ()).index(name) for name in codes])
-    return Listing(records, class_names, problems, lines)
+    return Listing(records, class_names, problems, lines, source=metadata)
 
 
 def _parse_csv(path: Path) -> Iterator[tuple[int, _Row | str]]:

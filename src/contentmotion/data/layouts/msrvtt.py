@@ -6,12 +6,12 @@ Where there are CSV files they choose the videos: `MSRVTT_JSFUSION_test.csv` (vi
 
 import csv
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from contentmotion.data.layouts.csv_index import csv_columns
-from contentmotion.data.records import ColumnRecords, Listing
+from contentmotion.data.layouts.folders import files_like, walk
+from contentmotion.data.records import ColumnRecords, Layout, Listing, Place
 from contentmotion.video.sources import VIDEO_SUFFIXES
 
 JSON_HEAD = 1 << 16  # bytes looked at to tell an MSR-VTT JSON
@@ -19,16 +19,19 @@ JSON_HEAD = 1 << 16  # bytes looked at to tell an MSR-VTT JSON
 
 def find_msrvtt(root: Path) -> list[Path]:
     """MSR-VTT's JSON and CSV files in a folder; empty where the captions are missing."""
-    files = [path for path in sorted(root.glob("*.csv")) if "video_id" in csv_columns(path)]
-    files += [path for path in sorted(root.glob("*.json")) if is_msrvtt_json(path)]
+    files = [path for path in files_like(root, "*.csv") if "video_id" in csv_columns(path)]
+    files += [path for path in files_like(root, "*.json") if is_msrvtt_json(path)]
     has_captions = any(path.suffix == ".json" or "sentence" in csv_columns(path) for path in files)
     return files if has_captions else []
 
 
 def is_msrvtt_json(path: Path) -> bool:
     """Whether a file begins like MSR-VTT's JSON."""
-    with open(path, "rb") as handle:
-        head = handle.read(JSON_HEAD)
+    try:
+        with open(path, "rb") as handle:
+            head = handle.read(JSON_HEAD)
+    except OSError:
+        return False
     return b'"video_id"' in head and any(key in head for key in (b'"videos"', b'"sentences"'))
 
 
@@ -64,7 +67,7 @@ def read_msrvtt(root: Path, files: list[Path]) -> Listing:
             problems.append(f"{name}: no caption")
     if not rows:
         raise ValueError(f"{files[0]}: no videos")
-    return Listing(records, None, problems)
+    return Listing(records, None, problems, source=files[0])
 
 
 def _load_json(file: Path) -> dict[str, Any]:
@@ -81,8 +84,24 @@ def _load_json(file: Path) -> dict[str, Any]:
 def _videos_by_name(root: Path) -> dict[str, str]:
     """Video files at any depth, by their name without suffix, relative to the root."""
     return {
-        Path(name).stem: os.path.relpath(os.path.join(directory, name), root)
-        for directory, _, names in os.walk(root)
-        for name in sorted(names)
+        Path(name).stem: str((directory / name).relative_to(root))
+        for directory, _, names in walk(root)
+        for name in names
         if Path(name).suffix.lower() in VIDEO_SUFFIXES
     }
+
+
+def _detect(place: Place) -> bool:
+    if place.lists is None:
+        return bool(find_msrvtt(place.path))
+    return place.lists.suffix == ".json" or (place.lists.suffix == ".csv" and "video_id" in csv_columns(place.lists))
+
+
+def _read(place: Place) -> Listing:
+    files = [place.lists] if place.lists else find_msrvtt(place.folder)
+    if not files:
+        raise MSRVTT.missing(place)
+    return read_msrvtt(place.folder, files)
+
+
+MSRVTT = Layout("msrvtt", _detect, _read, "MSR-VTT's JSON, or a CSV file with the columns video_id and sentence")

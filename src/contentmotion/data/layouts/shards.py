@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from contentmotion.data.layouts.folders import files_like
 from contentmotion.data.layouts.metadata import find_captions
-from contentmotion.data.records import ColumnRecords, Listing, sorted_classes
+from contentmotion.data.records import ColumnRecords, Layout, Listing, Place, sorted_classes
 from contentmotion.video.sources import VIDEO_SUFFIXES, TarMember
 
 TEXT_KINDS = ("txt", "json", "cls")
@@ -133,3 +134,19 @@ def _read_sample(key: str, sample: dict[str, Any]) -> tuple[TarMember, tuple[str
     except ValueError as error:
         return f"{key}: its text cannot be read ({error})"
     return videos[0], captions, label
+
+
+def _detect(place: Place) -> bool:
+    return place.lists is None and (place.root.endswith(".tar") or bool(files_like(place.path, "*.tar")))
+
+
+def _read(place: Place) -> Listing:
+    if not place.path.is_dir() and place.root.endswith(".tar"):
+        return read_shards(place.path.parent, expand_shards(place.root))
+    tars = files_like(place.folder, "*.tar")
+    if not tars:
+        raise WEBDATASET.missing(place)
+    return read_shards(place.path, tars)
+
+
+WEBDATASET = Layout("webdataset", _detect, _read, "*.tar")

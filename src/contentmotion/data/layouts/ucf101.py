@@ -6,7 +6,7 @@ inside or beside it, or where the settings say.
 
 from pathlib import Path
 
-from contentmotion.data.records import ColumnRecords, Listing
+from contentmotion.data.records import ColumnRecords, Layout, Listing, Place
 
 LIST_FOLDERS = ("", "ucfTrainTestlist", "UCF101TrainTestSplits-RecognitionTask/ucfTrainTestlist", "../ucfTrainTestlist")
 VIDEO_FOLDERS = ("", "UCF-101", "videos")
@@ -56,3 +56,18 @@ def _lines(folder: Path, name: str) -> list[str]:
     """The lines of one of the lists that are not empty."""
     file = next((folder / f"{p}{name}" for p in PREFIXES if (folder / f"{p}{name}").is_file()), folder / name)
     return [line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
+
+
+def _read(place: Place) -> Listing:
+    lists = find_lists(place.lists or place.folder)
+    if lists is None:
+        raise UCF101.missing(place)
+    return read_ucf101(place.folder, lists, place.split_number)
+
+
+UCF101 = Layout(
+    "ucf101",
+    lambda place: find_lists(place.lists or place.path) is not None,
+    _read,
+    "classInd.txt, trainlist01.txt, ... (also in ucfTrainTestlist)",
+)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from contentmotion.data.layouts.csv_index import CsvIndex, csv_columns
-from contentmotion.data.records import ClipRecord, ConcatenatedRecords, Listing, Records
+from contentmotion.data.layouts.folders import files_like
+from contentmotion.data.records import ClipRecord, ConcatenatedRecords, Layout, Listing, Place, Records
 
 COLUMNS = {"videoid", "name"}
 VIDEO_FOLDERS = ("videos", "data/videos", "")
@@ -17,7 +18,7 @@ MAX_NAMED = 1000  # bad rows
 
 def find_webvid(root: Path) -> list[Path]:
     """WebVid's CSV files in a folder."""
-    return [path for path in sorted(root.glob("*.csv")) if set(csv_columns(path)) >= COLUMNS]
+    return [path for path in files_like(root, "*.csv") if set(csv_columns(path)) >= COLUMNS]
 
 
 class WebVidRecords(Records):
@@ -68,4 +69,20 @@ def read_webvid(root: Path, files: list[Path]) -> Listing:
     records = parts[0] if len(parts) == 1 else ConcatenatedRecords(parts)
     if not len(records) and not problems:
         raise ValueError(f"{files[0]}: no rows")
-    return Listing(records, None, problems)
+    return Listing(records, None, problems, source=files[0])
+
+
+def _detect(place: Place) -> bool:
+    if place.lists is None:
+        return bool(find_webvid(place.path))
+    return place.lists.suffix == ".csv" and set(csv_columns(place.lists)) >= COLUMNS
+
+
+def _read(place: Place) -> Listing:
+    files = [place.lists] if place.lists else find_webvid(place.folder)
+    if not files:
+        raise WEBVID.missing(place)
+    return read_webvid(place.folder, files)
+
+
+WEBVID = Layout("webvid", _detect, _read, "a CSV file with the columns videoid, page_dir and name")
