@@ -79,8 +79,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def words(output_dir: str, steps: int) -> list[str]:
     """run/config.yaml in the words of today."""
     settings = yaml.safe_load((FOLDER / "run/config.yaml").read_text())
-    kept = ("cache_dir", "pretrained_model_name_or_path", "autoencoder", "learning_rate", "lr_warmup_steps", "ema_decay",
-            "train_batch_size", "mixed_precision", "logging_steps", "report_to")  # fmt: skip
+    kept = (
+        "cache_dir", "pretrained_model_name_or_path", "autoencoder", "learning_rate", "lr_warmup_steps", "ema_decay",
+        "train_batch_size", "mixed_precision", "logging_steps", "report_to",
+    )  # fmt: skip
     sizes = ("hidden_size", "depth", "num_heads", "content_patch_size")
     flags = {name: settings[name] for name in kept} | {f"model.{name}": settings[name] for name in sizes}
     flags |= {"output_dir": output_dir, "max_train_steps": steps, "validation_steps": 0}
