@@ -1,16 +1,23 @@
-"""The mathematics of diffusion as pure functions, one equation each.
+"""The mathematics of diffusion: a noise schedule, and pure functions, one equation each.
 
-``alpha_bar`` is the cumulative signal level of a noise schedule, ``x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar)
-noise``; tensors of levels have shape ``(b,)`` and broadcast over the samples ``(b, ...)``.
+A noisy sample is ``x_t = alpha x_0 + sigma noise`` for every kind of model here: with DDPM's ``alpha^2 = alpha_bar``,
+``sigma^2 = 1 - alpha_bar`` of a table, with flow matching's straight line ``alpha = 1 - sigma``. Levels ``(b,)``
+broadcast over samples ``(b, ...)``.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Real
+from jaxtyping import Float, Int, Real, Shaped
 from torch import Tensor
+
+from contentmotion.draws import Source, randint, randn
+
+EPSILON, V, SAMPLE, FLOW = "epsilon", "v_prediction", "sample", "flow"
 
 
 def expand_to(levels: Real[Tensor, " b"], sample: Tensor) -> Tensor:
@@ -18,62 +25,175 @@ def expand_to(levels: Real[Tensor, " b"], sample: Tensor) -> Tensor:
     return levels.to(sample.device, torch.float32).view(-1, *[1] * (sample.dim() - 1))
 
 
-def add_noise(x0: Tensor, noise: Tensor, alpha_bar: Float[Tensor, " b"]) -> Tensor:
-    """Forward process (Ho et al. 2020, Eq. 4)."""
-    a = expand_to(alpha_bar, x0)
-    return a.sqrt() * x0 + (1 - a).sqrt() * noise
+def add_noise(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Forward process (Ho et al. 2020, Eq. 4; Lipman et al. 2023, Eq. 22)."""
+    return alpha * x0 + sigma * noise
 
 
-def training_target(prediction_type: str, x0: Tensor, noise: Tensor, alpha_bar: Float[Tensor, " b"]) -> Tensor:
-    """What a network of the given prediction type should output (v: Salimans & Ho 2022, appendix D).
+def training_target(prediction_type: str, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """What a network of the given prediction type should output.
+
+    ``v_prediction``: Salimans & Ho 2022, appendix D; ``flow``: the velocity of a straight line from the sample to the
+    noise (Liu et al. 2023, Eq. 1, with time running towards the noise as in diffusers).
 
     Raises:
         ValueError: Unknown prediction type.
     """
-    if prediction_type == "epsilon":
+    if prediction_type == EPSILON:
         return noise
-    if prediction_type == "sample":
+    if prediction_type == SAMPLE:
         return x0
-    if prediction_type == "v_prediction":
-        a = expand_to(alpha_bar, x0)
-        return a.sqrt() * noise - (1 - a).sqrt() * x0
-    raise ValueError(f"unknown prediction_type {prediction_type!r}: epsilon, v_prediction or sample")
+    if prediction_type == V:
+        return alpha * noise - sigma * x0
+    if prediction_type == FLOW:
+        return noise - x0
+    raise ValueError(f"unknown prediction_type {prediction_type!r}: epsilon, v_prediction, sample or flow")
 
 
-def predict_x0(prediction_type: str, output: Tensor, noisy: Tensor, alpha_bar: Float[Tensor, " b"]) -> Tensor:
+def predict_x0(prediction_type: str, output: Tensor, noisy: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """The clean sample that a network's output stands for.
 
     Raises:
         ValueError: Unknown prediction type.
     """
-    a = expand_to(alpha_bar, noisy)
-    if prediction_type == "epsilon":
-        return (noisy - (1 - a).sqrt() * output) / a.sqrt()
-    if prediction_type == "sample":
+    if prediction_type == EPSILON:
+        return (noisy - sigma * output) / alpha
+    if prediction_type == SAMPLE:
         return output
-    if prediction_type == "v_prediction":
-        return a.sqrt() * noisy - (1 - a).sqrt() * output
-    raise ValueError(f"unknown prediction_type {prediction_type!r}: epsilon, v_prediction or sample")
+    if prediction_type == V:
+        return alpha * noisy - sigma * output
+    if prediction_type == FLOW:
+        return noisy - sigma * output
+    raise ValueError(f"unknown prediction_type {prediction_type!r}: epsilon, v_prediction, sample or flow")
 
 
-def predict_noise(prediction_type: str, output: Tensor, noisy: Tensor, alpha_bar: Float[Tensor, " b"]) -> Tensor:
+def predict_noise(prediction_type: str, output: Tensor, noisy: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """The noise that a network's output stands for.
 
     Raises:
         ValueError: Unknown prediction type.
     """
-    if prediction_type == "epsilon":
+    if prediction_type == EPSILON:
         return output
-    a = expand_to(alpha_bar, noisy)
-    if prediction_type == "v_prediction":
-        return a.sqrt() * output + (1 - a).sqrt() * noisy
-    x0 = predict_x0(prediction_type, output, noisy, alpha_bar)
-    return (noisy - a.sqrt() * x0) / (1 - a).sqrt()
+    if prediction_type == V:
+        return alpha * output + sigma * noisy
+    if prediction_type == FLOW:
+        return noisy + alpha * output
+    x0 = predict_x0(prediction_type, output, noisy, alpha, sigma)
+    return (noisy - alpha * x0) / sigma
 
 
-def ddim_step(x0: Tensor, noise: Tensor, alpha_bar_prev: Float[Tensor, " b"]) -> Tensor:
-    """Deterministic step to a lower noise level (Song et al. 2021, Eq. 12 with sigma = 0)."""
-    return add_noise(x0, noise, alpha_bar_prev)
+def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
+    """Moves a flow's noise levels towards the noise, for large images (Esser et al. 2024, Eq. 23)."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """How noisy a sample is at each time, and what the network says about it.
+
+    Attributes:
+        prediction_type: "epsilon", "v_prediction", "sample", or "flow" for flow matching's velocity.
+        alphas_cumprod: DDPM's table ``(T,)``; None for flow matching, whose ``sigma(t)`` is ``t / T``.
+        num_train_timesteps: T: times run from 0 (the sample) to T - 1, or with flow matching to T (noise alone).
+        shift: Flow matching: how far training and sampling times are moved towards the noise; 1 not at all.
+    """
+
+    prediction_type: str
+    alphas_cumprod: Float[Tensor, " T"] | None = None
+    num_train_timesteps: int = 1000
+    shift: float = 1.0
+
+    @classmethod
+    def of(cls, scheduler: Any) -> NoiseSchedule:
+        """The schedule that one of diffusers' schedulers samples with.
+
+        Raises:
+            ValueError: A scheduler of another kind of diffusion.
+        """
+        config = scheduler.config
+        if hasattr(scheduler, "alphas_cumprod"):
+            return cls(config.prediction_type, scheduler.alphas_cumprod, config.num_train_timesteps)
+        if type(scheduler).__name__.startswith("FlowMatch"):
+            if config.get("use_dynamic_shifting"):
+                return cls(FLOW, None, config.num_train_timesteps)
+            return cls(FLOW, None, config.num_train_timesteps, config.shift)
+        raise ValueError(f"{type(scheduler).__name__}: neither a DDPM nor a flow-matching schedule")
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether it is flow matching's straight line."""
+        return self.alphas_cumprod is None
+
+    def alpha_sigma(self, timesteps: Shaped[Tensor, " b"], sample: Tensor) -> tuple[Tensor, Tensor]:
+        """``alpha(t)`` and ``sigma(t)``, each ``(b, 1, 1, ...)`` to broadcast over a sample.
+
+        Args:
+            timesteps: Times (b,): whole numbers of DDPM, any number in [0, T] of flow matching.
+            sample: What they are broadcast over.
+        """
+        if self.alphas_cumprod is None:
+            sigma = expand_to(timesteps / self.num_train_timesteps, sample)
+            return 1 - sigma, sigma
+        alpha_bar = expand_to(self.alphas_cumprod.to(timesteps.device)[timesteps], sample)
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+    def draw_times(
+        self, batch_size: int, generator: Source, logit_mean: float = 0.0, logit_std: float = 1.0
+    ) -> Shaped[Tensor, " b"]:
+        """Training times: uniform for DDPM; for flow matching logit-normal, then shifted.
+
+        Args:
+            batch_size: How many.
+            generator: Source of randomness.
+            logit_mean: Flow matching: mean of the level's logit; positive trains more where noise is strong.
+            logit_std: Its deviation.
+
+        Source: Esser et al. 2024 (SD 3), section 3.1.
+        """
+        if not self.is_flow:
+            return randint(self.num_train_timesteps, (batch_size,), generator)
+        sigma = torch.sigmoid(logit_mean + logit_std * randn((batch_size,), generator))
+        return shift_sigma(sigma, self.shift) * self.num_train_timesteps
+
+    def solver_times(self, num_steps: int) -> Shaped[Tensor, " num_steps+1"]:
+        """Times that split the schedule into a solver's steps, the sample first: ``LCMScheduler``'s for DDPM, evenly
+        spaced levels, shifted, for flow matching."""
+        if self.is_flow:
+            return shift_sigma(torch.linspace(0, 1, num_steps + 1), self.shift) * self.num_train_timesteps
+        stride = self.num_train_timesteps // num_steps
+        return (torch.arange(num_steps + 1) * stride - 1).clamp(min=0)
+
+    def add_noise(self, x0: Tensor, noise: Tensor, timesteps: Shaped[Tensor, " b"]) -> Tensor:
+        """``x_t``. Of a predicted sample and a predicted noise it is DDIM's step, or Euler's, to that time (Song et
+        al. 2021, Eq. 12 with sigma = 0)."""
+        return add_noise(x0, noise, *self.alpha_sigma(timesteps, x0))
+
+    def target(self, x0: Tensor, noise: Tensor, timesteps: Shaped[Tensor, " b"]) -> Tensor:
+        """What the network should output."""
+        return training_target(self.prediction_type, x0, noise, *self.alpha_sigma(timesteps, x0))
+
+    def predict_x0(self, output: Tensor, noisy: Tensor, timesteps: Shaped[Tensor, " b"]) -> Tensor:
+        """The clean sample that the network's output stands for."""
+        return predict_x0(self.prediction_type, output, noisy, *self.alpha_sigma(timesteps, noisy))
+
+    def predict_noise(self, output: Tensor, noisy: Tensor, timesteps: Shaped[Tensor, " b"]) -> Tensor:
+        """The noise that the network's output stands for."""
+        return predict_noise(self.prediction_type, output, noisy, *self.alpha_sigma(timesteps, noisy))
+
+    def snr_weights(self, timesteps: Shaped[Tensor, " b"], gamma: float, sample: Tensor) -> Tensor:
+        """Weights of the squared error that make it one of clean samples weighted by ``min(SNR, gamma)``, to broadcast
+        over a sample.
+
+        Source: Hang et al. 2023 (min-SNR), section 3.4.
+        """
+        alpha, sigma = self.alpha_sigma(timesteps, sample)
+        capped = (alpha.square() / sigma.square()).clamp(max=gamma)
+        if self.prediction_type == SAMPLE:
+            return capped
+        # A velocity's error is the clean sample's over sigma squared, the noise's that times alpha squared.
+        weight = capped * sigma.square()
+        return weight / alpha.square().clamp(min=1e-8) if self.prediction_type == EPSILON else weight
 
 
 def consistency_scalings(

@@ -14,7 +14,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from contentmotion.models.layers import Attention, grid_embedding, require_multiple, sincos_embedding
+from contentmotion.models.layers import Attention, grid_embedding, require_multiple, sincos_embedding, standardize
 
 
 @dataclass
@@ -112,7 +112,8 @@ class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
         num_frames: Frames it was trained on (a default for users, not a limit).
         sample_height: Height h it was trained on, likewise.
         sample_width: Width w it was trained on, likewise.
-        motion_mean: Mean of each motion channel over the training set; filled in by ``encode``.
+        motion_mean: Mean of each motion channel over the training set, of models made by version 0.1: newer ones have
+            it in the motion model.
         motion_std: Standard deviation of each motion channel, likewise.
     """
 
@@ -249,7 +250,8 @@ class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
         return self.decode(encoded.content, encoded.motion_latent)
 
     def standardize_motion(self, z: Float[Tensor, "b D t s"], inverse: bool = False) -> Tensor:
-        """Motion latents at zero mean and unit variance per channel, as diffusion wants them (or back).
+        """Motion latents at zero mean and unit variance per channel (or back), by the statistics that autoencoders of
+        version 0.1 have; since then the motion model has them.
 
         Args:
             z: Motion latents as ``encode`` gives them (standardised ones with ``inverse``).
@@ -260,9 +262,7 @@ class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
         """
         if self.config.motion_mean is None:
             raise ValueError("this autoencoder has no motion statistics yet: run `contentmotion encode` with it")
-        mean = torch.tensor(self.config.motion_mean, device=z.device)[:, None, None]
-        std = torch.tensor(self.config.motion_std, device=z.device)[:, None, None]
-        return (z.float() * std + mean if inverse else (z.float() - mean) / std).to(z.dtype)
+        return standardize(z, self.config.motion_mean, self.config.motion_std, inverse)
 
     def _run(self, blocks: nn.ModuleList, u: Tensor, windows: tuple[int, int, int] | None = None) -> Tensor:
         for k, block in enumerate(blocks):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Real
@@ -49,7 +52,7 @@ def sincos_embedding(dim: int, positions: Real[Tensor, " n"], max_period: float 
         max_period: Longest wavelength over 2 pi.
     """
     half = dim // 2
-    frequencies = torch.exp(-torch.log(torch.tensor(max_period)) * torch.arange(half, device=positions.device) / half)
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=positions.device) / half)
     angles = positions.float()[:, None] * frequencies[None]  # (n, dim / 2)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
@@ -71,6 +74,21 @@ def grid_embedding(
     columns = sincos_embedding(dim // 2, torch.arange(width, device=device))  # (width, dim / 2)
     rows, columns = rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)
     return torch.cat([rows, columns], dim=-1)
+
+
+def standardize(
+    motion: Float[Tensor, "b D t s"], mean: Sequence[float], std: Sequence[float], inverse: bool = False
+) -> Float[Tensor, "b D t s"]:
+    """Motion latents at zero mean and unit variance per channel (or back), computed in float32.
+
+    Args:
+        motion: Motion latents as the encoder gives them (standardised ones with ``inverse``).
+        mean: Mean of each channel.
+        std: Standard deviation of each channel.
+        inverse: Undo it.
+    """
+    means, stds = (torch.tensor(values, device=motion.device)[:, None, None] for values in (mean, std))
+    return (motion.float() * stds + means if inverse else (motion.float() - means) / stds).to(motion.dtype)
 
 
 def require_multiple(value: int, divisor: int, what: str) -> None:

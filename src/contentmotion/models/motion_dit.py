@@ -10,7 +10,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from contentmotion.models.layers import Attention, grid_embedding, require_multiple, sincos_embedding
+from contentmotion.models.layers import Attention, grid_embedding, require_multiple, sincos_embedding, standardize
 
 # Peebles & Xie 2023, Table 1; the patch size "/2" is that of the motion planes.
 PRESETS: dict[str, dict[str, int]] = {
@@ -66,6 +66,8 @@ class MotionDiT(ModelMixin, ConfigMixin):
         num_classes: Classes, for class conditioning; label ``num_classes`` is the null class.
         text_dim: Width of the pooled text feature, for text conditioning.
         learn_sigma: Whether it predicts the variance too (twice the output channels).
+        motion_mean: Mean of each motion channel over the clips that it was trained on.
+        motion_std: Standard deviation of each motion channel, likewise.
     """
 
     _supports_gradient_checkpointing = True
@@ -85,6 +87,8 @@ class MotionDiT(ModelMixin, ConfigMixin):
         num_classes: int | None = None,
         text_dim: int | None = None,
         learn_sigma: bool = False,
+        motion_mean: list[float] | None = None,
+        motion_std: list[float] | None = None,
     ) -> None:
         super().__init__()
         require_multiple(hidden_size, 4, "hidden_size")
@@ -190,6 +194,16 @@ class MotionDiT(ModelMixin, ConfigMixin):
         x = self.proj_out(modulate(self.norm_out(x), shift, scale))  # (b, n_motion, p p out)
         x_tokens, y_tokens = x.split([x_.shape[1] for x_ in tokens], dim=1)
         return torch.cat([self._plane(x_tokens, t, rows), self._plane(y_tokens, t, columns)], dim=3)
+
+    def standardize(self, motion: Float[Tensor, "b D t s"], inverse: bool = False) -> Float[Tensor, "b D t s"]:
+        """Motion latents at zero mean and unit variance per channel, as this model takes them (or back).
+
+        Raises:
+            ValueError: This model does not know the statistics of the clips that it was trained on.
+        """
+        if self.config.motion_mean is None:
+            raise ValueError("this motion model has no statistics of motion latents")
+        return standardize(motion, self.config.motion_mean, self.config.motion_std, inverse)
 
     def _condition(self, timesteps: Tensor, class_labels: Tensor | None, pooled_text: Tensor | None) -> Tensor:
         dtype = self.proj_out.weight.dtype

@@ -13,6 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from contentmotion.pipelines.sampling import denoise
+from contentmotion.stages.stage import Condition, Stage
 from contentmotion.stages.text import NULL_PROMPT, TextFeatures
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -20,11 +21,72 @@ StepCallback = Callable[..., dict] | PipelineCallback | MultiPipelineCallbacks |
 OutputType = Literal["pil", "np", "pt", "latent"]
 
 
+def check_inputs(
+    pipe: Any,
+    prompt: Any,
+    class_labels: Any,
+    negative_prompt: Any,
+    num_videos_per_prompt: int,
+    output_type: str,
+    generator: torch.Generator | list[torch.Generator] | None,
+    tensor_inputs: tuple[str, ...],
+) -> tuple[list[str], list[int]]:
+    """Checks what ``ContentMotionPipeline.__call__`` was given, see there; returns its prompts and its class labels.
+
+    Raises:
+        ValueError: Arguments that do not fit each other or the models.
+    """
+    if output_type not in ("pil", "np", "pt", "latent"):
+        raise ValueError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
+    if num_videos_per_prompt < 1:
+        raise ValueError(f"num_videos_per_prompt must be positive, got {num_videos_per_prompt}")
+    names = set(tensor_inputs) - set(pipe._callback_tensor_inputs)
+    if names:
+        raise ValueError(f"callback_on_step_end_tensor_inputs: only latents exists, got {', '.join(sorted(names))}")
+    if pipe.text_encoder is None and hasattr(pipe.unet, "config") and pipe.unet.config.get("cross_attention_dim"):
+        raise ValueError(
+            "this pipeline has no text encoder: a folder that shares parts with another one, as students do, is "
+            "loaded by contentmotion.load_pipeline"
+        )
+    wanted, given = ("prompt", prompt) if pipe.text_encoder is not None else ("class_labels", class_labels)
+    if given is None or (prompt is not None and class_labels is not None):
+        kind = "text" if wanted == "prompt" else "class"
+        raise ValueError(f"this model is {kind}-conditional: give {wanted} and nothing else")
+    if wanted == "class_labels":
+        labels = [class_labels] if isinstance(class_labels, int) else list(class_labels)
+        count = pipe.num_classes
+        if not labels or any(not 0 <= label < count for label in labels):
+            raise ValueError(f"class_labels must be between 0 and {count - 1}, got {labels}")
+        if negative_prompt is not None:
+            raise ValueError("a class-conditional model takes no negative_prompt")
+        prompts: list[str] = []
+    else:
+        prompts, labels = ([prompt] if isinstance(prompt, str) else list(prompt)), []
+        if not prompts or not all(isinstance(p, str) for p in prompts):
+            raise ValueError(f"prompt must be a text or a list of texts, got {prompt!r}")
+        if isinstance(negative_prompt, list) and len(negative_prompt) != len(prompts):
+            raise ValueError(f"{len(negative_prompt)} negative prompts for {len(prompts)} prompts")
+    size = max(len(prompts), len(labels)) * num_videos_per_prompt
+    if isinstance(generator, list) and len(generator) != size:
+        raise ValueError(f"{len(generator)} generators for {size} videos")
+    return prompts, labels
+
+
 class LatentPipeline(DiffusionPipeline):
     """A diffusion pipeline whose ``vae`` draws frames, whose ``text_encoder`` reads prompts."""
 
     default_guidance_scale = 4.0
     _callback_tensor_inputs = ["latents"]
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """What denoises, by name: the objects that training and distillation call, too."""
+        raise NotImplementedError
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of a class-conditional pipeline, the null class not counted."""
+        raise NotImplementedError
 
     @property
     def clip_shape(self) -> tuple[int, int, int]:
@@ -54,16 +116,17 @@ class LatentPipeline(DiffusionPipeline):
     def _dtype(self) -> torch.dtype:
         raise NotImplementedError
 
-    def _encode_text(
+    def _encode_prompts(
         self, prompts: list[str], negatives: str | list[str] | None, repeats: int, guided: bool
-    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
-        """Per-token and pooled features of the prompts and, where guidance needs them, of the null prompts."""
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+        """Features of the prompts and, where guidance needs them, of the null prompts, as ``Stage.encode`` takes
+        them."""
         known = self._text_features or TextFeatures()
 
-        def encode(texts: list[str]) -> tuple[Tensor, Tensor]:
+        def encode(texts: list[str]) -> dict[str, Tensor]:
             features = known.encode(self.tokenizer, self.text_encoder, texts)
-            hidden, pooled = (f.to(self._dtype).repeat_interleave(repeats, dim=0) for f in features)
-            return hidden, pooled
+            tokens, pooled = (f.to(self._dtype).repeat_interleave(repeats, dim=0) for f in features)
+            return {"tokens": tokens, "pooled": pooled}
 
         if not guided:
             return encode(prompts), None
@@ -86,37 +149,39 @@ class LatentPipeline(DiffusionPipeline):
 
         return call_back, names
 
-    def _prepare(
-        self, scheduler: Any, shape: tuple[int, ...], noise: Tensor | None, generator: Generators, steps: int
-    ) -> Tensor:
-        """Sets the scheduler's timesteps; returns the initial noise: in float32, for steps are small differences."""
-        scheduler.set_timesteps(steps, device=self._execution_device)
-        if noise is None:
-            noise = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
-        elif tuple(noise.shape) != shape:
-            raise ValueError(f"initial noise of shape {tuple(noise.shape)}, {shape} needed")
-        return noise.to(self._execution_device, torch.float32) * scheduler.init_noise_sigma
-
-    def _denoise(
+    def _sample(
         self,
-        what: str,
-        scheduler: Any,
-        latents: Tensor,
+        stage: Stage,
+        shape: tuple[int, ...],
+        noise: Tensor | None,
+        condition: Condition,
+        null: Condition | None,
+        *,
+        steps: int,
         guidance_scale: float,
-        model: Callable[[Tensor, Tensor, bool], Tensor],
         eta: float,
         generator: Generators,
         call_back: Callable[[int, Tensor, Tensor], Tensor],
     ) -> Tensor:
-        """One stage, with its progress bar."""
-        self._progress_bar_config = getattr(self, "_progress_bar_config", {}) | {"desc": what}
+        """One stage from noise to samples, with its progress bar."""
+        scheduler, device = stage.scheduler, self._execution_device
+        scheduler.set_timesteps(steps, device=device)
+        if noise is None:
+            noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        elif tuple(noise.shape) != shape:
+            raise ValueError(f"initial noise of shape {tuple(noise.shape)}, {shape} needed")
+        # In float32, for steps are small differences; flow matching's schedulers start from unit noise.
+        latents = noise.to(device, torch.float32) * getattr(scheduler, "init_noise_sigma", 1.0)
+        self._progress_bar_config = getattr(self, "_progress_bar_config", {}) | {"desc": stage.name}
         with self.progress_bar(total=len(scheduler.timesteps)) as progress:
 
             def on_step(step: int, timestep: Tensor, latents: Tensor) -> Tensor:
                 progress.update()
                 return call_back(step, timestep, latents)
 
-            latents = denoise(scheduler, latents, guidance_scale, model, eta=eta, generator=generator, on_step=on_step)
+            latents = denoise(
+                stage, latents, condition, null, guidance_scale, eta=eta, generator=generator, on_step=on_step
+            )
         return latents.to(self._dtype)
 
     def _postprocess(self, x: Tensor, output_type: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,13 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.models.patch_vae import PatchVAE
-from contentmotion.pipelines.base import Generators, LatentPipeline, OutputType, StepCallback
-from contentmotion.pipelines.checks import check_inputs, check_parts, content_shape, motion_shape, num_classes
-from contentmotion.pipelines.sampling import resolve_sampling
-from contentmotion.stages.image_vae import decode_frames, encode_frames, vae_scale_factor
+from contentmotion.pipelines.base import Generators, LatentPipeline, OutputType, StepCallback, check_inputs
+from contentmotion.pipelines.sampling import require_finite, resolve_sampling
+from contentmotion.stages.content import content_stage
+from contentmotion.stages.image_vae import decode_frames, encode_frames, vae_latent_channels, vae_scale_factor
+from contentmotion.stages.motion import MotionStage
+from contentmotion.stages.stage import Stage
+from contentmotion.stages.text import pooled_text_dim
 
 
 @dataclass
@@ -89,8 +92,49 @@ class ContentMotionPipeline(LatentPipeline, StableDiffusionLoraLoaderMixin):
         )
 
     def check_parts(self) -> None:
-        """Raises ``ValueError`` where two networks were not made for one another."""
-        check_parts(self)
+        """Checks that the networks were made for one another.
+
+        Raises:
+            ValueError: Two of them disagree about channels or text features.
+        """
+        channels = vae_latent_channels(self.vae)
+        if self.autoencoder is not None and self.autoencoder.config.in_channels != channels:
+            raise ValueError(
+                f"the autoencoder takes frames of {self.autoencoder.config.in_channels} channels, "
+                f"the image VAE makes {channels}"
+            )
+        if self.unet is not None and self.unet.config.in_channels != channels:
+            raise ValueError(f"the content model takes {self.unet.config.in_channels} channels, not {channels}")
+        if self.motion_transformer is not None and self.autoencoder is not None:
+            motion, own = self.motion_transformer.config, self.autoencoder.config
+            if (motion.motion_channels, motion.content_channels) != (own.motion_channels, own.in_channels):
+                raise ValueError(
+                    f"the motion model was made for {motion.motion_channels} motion and {motion.content_channels} "
+                    f"content channels, the autoencoder has {own.motion_channels} and {own.in_channels}"
+                )
+        if self.motion_transformer is not None:
+            wanted = self.motion_transformer.config.text_dim
+            given = None if self.text_encoder is None else pooled_text_dim(self.text_encoder)
+            if wanted != given:
+                kinds = [f"text features of width {n}" if n else "class labels" for n in (wanted, given)]
+                raise ValueError(f"the motion model was made for {kinds[0]}, this pipeline gives it {kinds[1]}")
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """Those of "content" and "motion" that this pipeline has."""
+        stages: dict[str, Stage] = {}
+        if self.unet is not None:
+            stages["content"] = content_stage(self.components)
+        if self.motion_transformer is not None:
+            stages["motion"] = MotionStage(self.components)
+        return stages
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of a class-conditional pipeline, the null class not counted."""
+        if self.motion_transformer is not None:
+            return self.motion_transformer.config.num_classes
+        return self.unet.config.num_embeds_ada_norm
 
     @property
     def clip_shape(self) -> tuple[int, int, int]:
@@ -163,41 +207,51 @@ class ContentMotionPipeline(LatentPipeline, StableDiffusionLoraLoaderMixin):
         sampling = resolve_sampling(
             self, num_inference_steps, motion_num_inference_steps, guidance_scale, motion_guidance_scale
         )
-        text = self._encode_text(prompts, negative_prompt, num_videos_per_prompt, sampling.guided) if prompts else None
-        labels = [label for label in labels for _ in range(num_videos_per_prompt)]
-        size = len(prompts) * num_videos_per_prompt or len(labels)
+        if prompts:
+            given, null = self._encode_prompts(prompts, negative_prompt, num_videos_per_prompt, sampling.guided)
+        else:
+            given, null = self._label_batches(labels, num_videos_per_prompt)
+        stages, size = self.stages, len(prompts or labels) * num_videos_per_prompt
         shape = self._content_shape(content_latents, size, height, width)
-        moving = self.motion_transformer is not None
-        planes = motion_shape(self, shape, num_frames) if moving else ()
+        planes = self._motion_shape(shape, num_frames) if "motion" in stages else ()
+        shared: dict[str, Any] = {"eta": eta, "generator": generator}
         before = 0
         if content_latents is None:
-            noise = self._prepare(self.scheduler, (size, *shape), latents, generator, sampling.steps)
-            model, scale = self._content_model(text, labels), sampling.guidance_scale
-            content = self._denoise("content", self.scheduler, noise, scale, model, eta, generator, call_back)
+            stage = stages["content"]
+            content = self._sample(
+                stage, (size, *shape), latents, stage.encode(given), null and stage.encode(null),
+                steps=sampling.steps, guidance_scale=sampling.guidance_scale, call_back=call_back, **shared,
+            )  # fmt: skip
             before = len(self.scheduler.timesteps)
         else:
             content = content_latents.to(self._execution_device, self._dtype)
         x = content[:, None]  # (b, 1 + t, c, h, w): the content frame and the frames, one pass through the VAE
-        if moving:
-            noise = self._prepare(
-                self.motion_scheduler, (size, *planes), motion_latents, generator, sampling.motion_steps
-            )
-            motion = self._denoise(
-                "motion", self.motion_scheduler, noise, sampling.motion_guidance_scale,
-                self._motion_model(content, text, labels), eta, generator,
-                lambda step, timestep, latents: call_back(before + step, timestep, latents),
+        if "motion" in stages:
+            stage, frame = stages["motion"], {"content": content}
+            motion = self._sample(
+                stage, (size, *planes), motion_latents, stage.encode(given | frame),
+                null and stage.encode(null | frame),
+                steps=sampling.motion_steps, guidance_scale=sampling.motion_guidance_scale,
+                call_back=lambda step, timestep, latents: call_back(before + step, timestep, latents), **shared,
             )  # fmt: skip
-            frames = self.autoencoder.decode(content, self.autoencoder.standardize_motion(motion, inverse=True))
+            frames = self.autoencoder.decode(content, stage.standardize(motion, inverse=True))
             x = torch.cat([x, frames], dim=1) if decode_content_frame else frames
-        output = self._finish(x, moving, decode_content_frame or not moving, output_type)
+        output = self._finish(x, "motion" in stages, decode_content_frame or "motion" not in stages, output_type)
         return output if return_dict else (output.frames, output.content_frame)
+
+    def _label_batches(self, labels: list[int], repeats: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The class labels and as many null classes, as ``Stage.encode`` takes them."""
+        given = torch.tensor(labels, device=self._execution_device).repeat_interleave(repeats)
+        return {"label": given}, {"label": torch.full_like(given, self.num_classes)}
 
     def _finish(
         self, x: Float[Tensor, "b t c h w"], moving: bool, with_content: bool, output_type: OutputType
     ) -> ContentMotionPipelineOutput:
         """Decodes latents: the content frame first, if it is among them, then the frames."""
+        require_finite("the autoencoder", x)
         if output_type != "latent":
             x = decode_frames(self.vae, x, self._frames_per_chunk)
+            require_finite("the image VAE", x)
         frames = self._postprocess(x[:, int(with_content) :], output_type) if moving else None
         images = None
         if with_content:
@@ -227,7 +281,7 @@ class ContentMotionPipeline(LatentPipeline, StableDiffusionLoraLoaderMixin):
         if given is None and self.unet is None:
             raise ValueError("this pipeline has no content model (unet): give content_latents")
         if given is None:
-            return content_shape(self, height, width)
+            return self._sampled_shape(height, width)
         if len(given) != size:
             raise ValueError(f"{len(given)} content frames for {size} videos")
         return tuple(given.shape[1:])
@@ -236,33 +290,40 @@ class ContentMotionPipeline(LatentPipeline, StableDiffusionLoraLoaderMixin):
     def _dtype(self) -> torch.dtype:
         return (self.unet if self.unet is not None else self.motion_transformer).dtype
 
-    def _content_model(self, text: Any, labels: list[int]) -> Callable[[Tensor, Tensor, bool], Tensor]:
-        def model(noisy: Tensor, t: Tensor, guided: bool) -> Tensor:
-            noisy = noisy.to(self._dtype)
-            if text is None:
-                times = t.expand(len(noisy)).to(noisy.device)
-                classes = self._classes(labels, guided, noisy.device)
-                return self.unet(noisy, timestep=times, class_labels=classes).sample
-            (hidden, _), null = text
-            hidden = torch.cat([null[0], hidden]) if guided else hidden
-            return self.unet(noisy, t, encoder_hidden_states=hidden).sample
+    def _sampled_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
+        """Channels, height and width of the content frame's latents; the training size where a side is None.
 
-        return model
+        Raises:
+            ValueError: A side that the models cannot make.
+        """
+        factor = vae_scale_factor(self.vae)
+        sides = []
+        for i, (name, given) in enumerate((("height", height), ("width", width))):
+            if self.autoencoder is not None:
+                config = self.autoencoder.config
+                default, multiple = (config.sample_height, config.sample_width)[i], config.patch_size
+            else:
+                size = self.unet.config.sample_size
+                default, multiple = (size if isinstance(size, int) else size[i]), 1
+            if self.motion_transformer is not None:
+                motion = self.motion_transformer.config
+                multiple = math.lcm(multiple * motion.patch_size, motion.content_patch_size)
+            multiple = math.lcm(multiple, self.stages["content"].side_multiple)
+            given = given if given is not None else default * factor
+            if given <= 0 or given % (factor * multiple):
+                raise ValueError(f"{name} must be a multiple of {factor * multiple}, got {given}")
+            sides.append(given // factor)
+        return (self.unet.config.in_channels, *sides)
 
-    def _motion_model(self, content: Tensor, text: Any, labels: list[int]) -> Callable[[Tensor, Tensor, bool], Tensor]:
-        def model(noisy: Tensor, t: Tensor, guided: bool) -> Tensor:
-            noisy = noisy.to(self._dtype)
-            frames = torch.cat([content, content]) if guided else content
-            times = t.expand(len(noisy)).to(noisy.device)
-            if text is None:
-                classes = self._classes(labels, guided, noisy.device)
-                return self.motion_transformer(noisy, times, frames, class_labels=classes)
-            (_, pooled), null = text
-            pooled = torch.cat([null[1], pooled]) if guided else pooled
-            return self.motion_transformer(noisy, times, frames, pooled_text=pooled)
+    def _motion_shape(self, content_shape: tuple[int, ...], num_frames: int | None) -> tuple[int, int, int]:
+        """Channels, frames and places of the motion latent that goes with a content frame.
 
-        return model
-
-    def _classes(self, labels: list[int], guided: bool, device: torch.device) -> Tensor:
-        null = [num_classes(self)] * len(labels) if guided else []
-        return torch.tensor([*null, *labels], device=device)
+        Raises:
+            ValueError: A number of frames that the motion model cannot make.
+        """
+        own, patch = self.autoencoder.config, self.motion_transformer.config.patch_size
+        frames: int = own.num_frames if num_frames is None else num_frames
+        if frames <= 0 or frames % patch:
+            raise ValueError(f"num_frames must be a multiple of {patch}, got {frames}")
+        _, height, width = content_shape
+        return (own.motion_channels, frames, height // own.patch_size + width // own.patch_size)

@@ -10,10 +10,11 @@ from functools import cache
 from typing import Any
 
 import torch
-from diffusers import LCMScheduler
+from diffusers import FlowMatchLCMScheduler, LCMScheduler
 from torch import Tensor
 
 from contentmotion.diffusion import guide
+from contentmotion.stages.stage import Condition, Stage, join_conditions
 
 logger = logging.getLogger(__name__)
 DEFAULT_STEPS, DISTILLED_STEPS = 50, 4
@@ -39,12 +40,12 @@ class Sampling:
     @property
     def guided(self) -> bool:
         """Whether null conditions are needed."""
-        return self.guidance_scale != 1 or self.motion_guidance_scale != 1
+        return self.guidance_scale > 1 or self.motion_guidance_scale > 1
 
     @property
     def passes(self) -> int:
         """Network passes of one video, content and motion together; a guided step takes two."""
-        guided, motion_guided = self.guidance_scale != 1, self.motion_guidance_scale != 1
+        guided, motion_guided = self.guidance_scale > 1, self.motion_guidance_scale > 1
         return self.steps * (1 + guided) + self.motion_steps * (1 + motion_guided)
 
 
@@ -94,8 +95,8 @@ def _check_distilled(what: str, scheduler: Any, steps: int, guidance_scale: floa
     """The steps that a model takes of those asked for; says once where a distilled one is asked for too much."""
     if not is_distilled(scheduler) or not steps:
         return steps
-    most = scheduler.config.original_inference_steps  # it has learned no other times
-    if steps > MOST_DISTILLED_STEPS or guidance_scale != 1:
+    most = scheduler.config.get("original_inference_steps", steps)  # it has learned no other times
+    if steps > MOST_DISTILLED_STEPS or guidance_scale > 1:
         taken = f"; it takes {most}" if steps > most else ""
         _warn_once(
             f"the {what} model was distilled to sample in 1 to {MOST_DISTILLED_STEPS} steps, its guidance built in: "
@@ -106,7 +107,7 @@ def _check_distilled(what: str, scheduler: Any, steps: int, guidance_scale: floa
 
 def is_distilled(scheduler: Any) -> bool:
     """Whether a model with this scheduler is a consistency model (``contentmotion distill``)."""
-    return isinstance(scheduler, LCMScheduler)
+    return isinstance(scheduler, (LCMScheduler, FlowMatchLCMScheduler))
 
 
 @cache
@@ -115,39 +116,57 @@ def _warn_once(message: str) -> None:
 
 
 def denoise(
-    scheduler: Any,
+    stage: Stage,
     latents: Tensor,
+    condition: Condition,
+    null: Condition | None,
     guidance_scale: float,
-    model: Callable[[Tensor, Tensor, bool], Tensor],
     *,
-    eta: float,
-    generator: torch.Generator | list[torch.Generator] | None,
-    on_step: Callable[[int, Tensor, Tensor], Tensor],
+    scheduler: Any = None,
+    eta: float = 0.0,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    on_step: Callable[[int, Tensor, Tensor], Tensor] = lambda step, timestep, latents: latents,
 ) -> Tensor:
-    """The sampling loop of either stage.
+    """The sampling loop of every stage.
 
     Args:
-        scheduler: With its timesteps set.
-        latents: Initial noise.
-        guidance_scale: 1 is no guidance.
-        model: ``model(noisy, timestep, guided)``; a guided batch is doubled, null conditions first.
+        stage: What denoises.
+        latents: Initial noise, float32.
+        condition: See ``Stage.encode``.
+        null: The same of null (or negative) prompts; None where nothing is guided.
+        guidance_scale: Above 1 guides; 1 or less is no guidance, and one network pass a step.
+        scheduler: With its timesteps set; the stage's own when None.
         eta: For schedulers that know it.
         generator: Source of noise, for schedulers that add some.
         on_step: Gets (number, timestep, latents) after each step and returns the latents to go on with.
+
+    Raises:
+        ValueError: The network's numbers are not finite.
     """
-    guided = guidance_scale != 1.0
+    scheduler = scheduler or stage.scheduler
+    guided = guidance_scale > 1 and null is not None
+    both = join_conditions(null, condition) if guided and null is not None else condition
     accepted = inspect.signature(scheduler.step).parameters
     extra = {k: v for k, v in (("eta", eta), ("generator", generator)) if k in accepted}
-    dtype, channels = latents.dtype, latents.shape[1]
+    scale_input = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)  # flow matching's have none
+    channels = latents.shape[1]
     for i, t in enumerate(scheduler.timesteps):
         noisy = torch.cat([latents, latents]) if guided else latents
-        output = model(scheduler.scale_model_input(noisy, t), t, guided)
+        output = stage(scale_input(noisy, t), t, both)
         # Without a learned variance; float32, for guidance is a difference of nearly equal numbers; a copy, for a
         # compiled network writes its next output to the same place.
         output = output[:, :channels].to(torch.float32, copy=True)
         if guided:
-            null, conditional = output.chunk(2)
-            output = guide(null, conditional, guidance_scale)
-        latents = scheduler.step(output, t, latents, **extra).prev_sample
-        latents = on_step(i, t, latents)
-    return latents.to(dtype)
+            output = guide(*output.chunk(2), guidance_scale)
+        latents = on_step(i, t, scheduler.step(output, t, latents, **extra).prev_sample)
+    require_finite(f"the {stage.name} model", latents)
+    return latents
+
+
+def require_finite(what: str, values: Tensor) -> None:
+    """Raises ``ValueError``, which names what made them, where values are not finite."""
+    if not torch.isfinite(values).all():
+        raise ValueError(
+            f"{what} made values that are not finite: its weights are damaged, or too large for the precision "
+            "(try --mixed_precision no)"
+        )

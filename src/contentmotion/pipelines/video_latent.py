@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,11 +17,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from contentmotion.models.condition_encoder import ConditionEncoder
 from contentmotion.models.patch_vae import PatchVAE
-from contentmotion.pipelines.base import Generators, LatentPipeline, OutputType, StepCallback
-from contentmotion.pipelines.checks import check_inputs
-from contentmotion.pipelines.sampling import resolve_sampling
-from contentmotion.stages.denoisers import encode_conditions
+from contentmotion.pipelines.base import Generators, LatentPipeline, OutputType, StepCallback, check_inputs
+from contentmotion.pipelines.sampling import require_finite, resolve_sampling
 from contentmotion.stages.image_vae import decode_frames, vae_latent_channels, vae_scale_factor
+from contentmotion.stages.video import VideoStage
 
 
 @dataclass
@@ -84,7 +83,12 @@ class VideoLatentPipeline(LatentPipeline):
     @property
     def condition_names(self) -> tuple[str, ...]:
         """The conditions that the model takes."""
-        return () if self.condition_encoder is None else tuple(self.condition_encoder.config.conditions)
+        return self.stages["video"].condition_names
+
+    @property
+    def stages(self) -> dict[str, VideoStage]:
+        """The only one, "video"."""
+        return {"video": VideoStage(self.components)}
 
     def check_parts(self) -> None:
         """Raises ``ValueError`` where two networks were not made for one another."""
@@ -153,14 +157,18 @@ class VideoLatentPipeline(LatentPipeline):
         )
         sampling = resolve_sampling(self, num_inference_steps, None, guidance_scale, 1.0)
         shape = self._latent_shape(len(prompts) * num_videos_per_prompt, num_frames, height, width)
-        noise = self._prepare(self.scheduler, shape, latents, generator, sampling.steps)
-        text = self._encode_text(prompts, negative_prompt, num_videos_per_prompt, sampling.guided)
-        model = self._video_model(text, self._encode_conditions(conditions, shape))
-        x = self._denoise(
-            "video", self.scheduler, noise, sampling.guidance_scale, model, eta, generator, call_back
+        given, null = self._encode_prompts(prompts, negative_prompt, num_videos_per_prompt, sampling.guided)
+        # Guidance leaves the conditions in both of its passes.
+        followed = {"conditions": self._checked_conditions(conditions, shape[0]), "shape": shape}
+        stage = self.stages["video"]
+        x = self._sample(
+            stage, shape, latents, stage.encode(given | followed), null and stage.encode(null | followed),
+            steps=sampling.steps, guidance_scale=sampling.guidance_scale, eta=eta, generator=generator,
+            call_back=call_back,
         )  # fmt: skip
         if output_type != "latent":
             x = decode_frames(self.vae, x, self._frames_per_chunk)
+            require_finite("the image VAE", x)
         frames = self._postprocess(x, output_type)
         self.maybe_free_model_hooks()
         return VideoLatentPipelineOutput(frames=frames) if return_dict else (frames,)
@@ -174,7 +182,7 @@ class VideoLatentPipeline(LatentPipeline):
     ) -> tuple[int, int, int, int, int]:
         frames, *sides = (a or b for a, b in zip((num_frames, height, width), self.clip_shape, strict=True))
         factor = vae_scale_factor(self.vae)
-        multiple = factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        multiple = factor * self.stages["video"].side_multiple
         for name, side in zip(("height", "width"), sides, strict=True):
             if side <= 0 or side % multiple:
                 raise ValueError(f"{name} must be a multiple of {multiple}, got {side}")
@@ -182,10 +190,8 @@ class VideoLatentPipeline(LatentPipeline):
             raise ValueError(f"num_frames must be positive, got {frames}")
         return (size, frames, self.unet.config.out_channels, sides[0] // factor, sides[1] // factor)
 
-    def _encode_conditions(
-        self, conditions: Mapping[str, Tensor] | None, shape: tuple[int, ...]
-    ) -> Float[Tensor, "b t d h w"] | None:
-        """What is joined to the noisy latents; None of a model without conditions.
+    def _checked_conditions(self, conditions: Mapping[str, Tensor] | None, size: int) -> dict[str, Tensor]:
+        """What the frames should follow, one of each a video, on the encoder's device.
 
         Raises:
             ValueError: A condition that the model does not take, or not one a video.
@@ -194,27 +200,10 @@ class VideoLatentPipeline(LatentPipeline):
         if unknown:
             known = f"takes {', '.join(self.condition_names)}" if self.condition_names else "takes no conditions"
             raise ValueError(f"condition {', '.join(unknown)}: this model {known}")
-        if self.condition_encoder is None:
-            return None
-        given = {}
+        checked = {}
         for name, value in (conditions or {}).items():
-            if len(value) not in (1, shape[0]):
-                raise ValueError(f"{len(value)} conditions {name} for {shape[0]} videos")
-            value = value.expand(shape[0], *value.shape[1:])
-            given[name] = value.to(self._execution_device, self.condition_encoder.dtype)
-        return encode_conditions(self.condition_encoder, given, shape).to(self._dtype)
-
-    def _video_model(
-        self, text: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None], encoded: Tensor | None
-    ) -> Callable[[Tensor, Tensor, bool], Tensor]:
-        (hidden, _), null = text
-        both = hidden if null is None else torch.cat([null[0], hidden])
-
-        def model(noisy: Tensor, t: Tensor, guided: bool) -> Tensor:
-            noisy = noisy.to(self._dtype)
-            if encoded is not None:
-                noisy = torch.cat([noisy, torch.cat([encoded, encoded]) if guided else encoded], dim=2)
-            x = noisy.transpose(1, 2)  # (b, c, t, h, w)
-            return self.unet(x, t, encoder_hidden_states=both).sample.transpose(1, 2)
-
-        return model
+            if len(value) not in (1, size):
+                raise ValueError(f"{len(value)} conditions {name} for {size} videos")
+            value = value.expand(size, *value.shape[1:])
+            checked[name] = value.to(self._execution_device, self.condition_encoder.dtype)
+        return checked

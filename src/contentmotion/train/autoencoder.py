@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.modeling_utils import ModelMixin
 from rich.progress import track
-from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from contentmotion.config import TrainAutoencoderConfig, parse_bucket
@@ -19,16 +18,19 @@ from contentmotion.data.cache import LatentCache, collate_latents, open_cache
 from contentmotion.data.clips import ClipDataset, collate, open_clips
 from contentmotion.data.limits import require_few_bad
 from contentmotion.data.streaming import is_stream, open_stream
-from contentmotion.draws import Source, rand
 from contentmotion.evaluate.lpips import load_lpips
+from contentmotion.loading import load_vae
+from contentmotion.losses import reconstruction
+from contentmotion.losses.player import Batch
+from contentmotion.losses.reconstruction import latents_of
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
-from contentmotion.pipelines.loading import load_autoencoder, load_vae
 from contentmotion.run_dir import is_main_process, prepare_output_dir
-from contentmotion.saving import hash_weights, save_model
+from contentmotion.saving import save_model
 from contentmotion.stages.image_vae import decode_frames, encode_frames, vae_latent_channels, vae_scale_factor
-from contentmotion.train.loop import Batch, Player, Scheduled, fit
-from contentmotion.train.processes import on_main, this_process
+from contentmotion.train.denoiser import main_only
+from contentmotion.train.loop import fit
+from contentmotion.train.processes import this_process
 from contentmotion.train.scoring import make_scorer
 from contentmotion.video.pixels import to_float, to_uint8
 from contentmotion.video.write import write_contact_sheet
@@ -42,38 +44,18 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
     Raises:
         ValueError: No usable videos, or a size that the VAE and the patches do not divide.
     """
-    if config.dry_run:
-        from contentmotion.cost.plan import print_plan  # it knows all commands
-
-        return print_plan(config)
     vae = load_vae(config.vae).to(this_process().device) if config.vae else None
     model = make_autoencoder(config, vae)
     run_dir = prepare_output_dir(config.output_dir, "train-autoencoder", config)
     dataset, join, shown = open_training_clips(config, vae)
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    lpips = load_lpips(config.perceptual.lpips).to(this_process().device) if config.perceptual.weight else None
-
+    device, perceptual = this_process().device, config.perceptual
+    lpips = load_lpips(perceptual.lpips).to(device) if perceptual.weight else None
     pipe = ContentMotionPipeline(vae=vae, autoencoder=model)
 
-    def latents_of(batch: Batch) -> Tensor:
-        """(b, t, c, h, w)"""
-        return batch["latents"] if "latents" in batch else encode_frames(vae, to_float(batch["frames"]))
-
-    def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        x = latents_of(batch)
-        decoded = model(x)
-        mse = F.mse_loss(decoded.float(), x)
-        if lpips is None or batch["step"] <= config.perceptual.start_step:
-            return {"loss": mse}
-        true, decoded = draw_frames((x, decoded), config.perceptual.frames, batch["generator"])
-        true, decoded = decode_frames(vae, true), decode_frames(vae, decoded)
-        perceptual = lpips(true.flatten(0, 1), decoded.flatten(0, 1)).mean()
-        loss = mse + config.perceptual.weight * perceptual
-        return {"loss": loss, "mse": mse.detach(), "lpips": perceptual.detach()}
-
     def preview(step: int) -> None:
-        x = latents_of(shown).to(model.device)
+        x = latents_of({k: v.to(device) for k, v in shown.items() if k in ("frames", "latents")}, vae)
         originals = shown["frames"] if "frames" in shown else to_uint8(decode_frames(vae, x)).cpu()
         decoded = to_uint8(decode_frames(vae, model(x))).cpu()
         videos = torch.stack([originals, decoded], dim=1).flatten(0, 1).permute(0, 1, 3, 4, 2).numpy()
@@ -84,35 +66,13 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
         save_model(model, folder / "autoencoder")
 
     score = make_scorer(pipe, config, "reconstruction", run_dir, save)
-    path = run_dir / "autoencoder"
-
-    def save_if_new() -> None:
-        # A run that was finished before: leave it, with the statistics that encode added.
-        if not (path.is_dir() and hash_weights(load_autoencoder(str(path))) == hash_weights(model)):
-            save(run_dir)
-
-    at: list[Scheduled] = [(config.validation_steps, lambda step: on_main(lambda: preview(step)))]
-    at += [(config.eval.steps, score)] if score else []
-    fit([Player(model, loss)], dataset, config, collate=join, at=at, save=save_if_new)
+    fit(
+        reconstruction.autoencoder_players(model, vae, lpips, config), dataset, config, collate=join,
+        save=lambda: save(run_dir), at=[(config.validation_steps, main_only(preview)), (config.eval.steps, score)],
+    )  # fmt: skip
     if this_process().is_main_process:
-        print(path)
-
-
-def draw_frames(videos: tuple[Tensor, ...], num_frames: int, generator: Source) -> tuple[Tensor, ...]:
-    """The same random frames, all different, of each clip.
-
-    Args:
-        videos: Each (b, t, c, h, w).
-        num_frames: Frames n per clip; all where there are fewer.
-        generator: Source of randomness.
-
-    Returns:
-        Each (b, n, c, h, w).
-    """
-    b, t = videos[0].shape[:2]
-    chosen = rand((b, t), generator).argsort(dim=1)[:, :num_frames].to(videos[0].device)  # (b, n)
-    rows = torch.arange(b, device=chosen.device)[:, None]
-    return tuple(video[rows, chosen] for video in videos)
+        save(run_dir)
+        print(run_dir / "autoencoder")
 
 
 def make_autoencoder(config: TrainAutoencoderConfig, vae: ModelMixin | None) -> ContentMotionAutoencoder:
@@ -121,28 +81,18 @@ def make_autoencoder(config: TrainAutoencoderConfig, vae: ModelMixin | None) -> 
     Raises:
         ValueError: The clip's size does not fit the VAE's and the autoencoder's patches.
     """
-    factor = vae_scale_factor(vae)
+    factor, sizes = vae_scale_factor(vae), config.model
     for name in ("height", "width"):
         size = getattr(config, name)
-        if size % (factor * config.model.patch_size):
-            raise ValueError(f"{name} must be a multiple of {factor * config.model.patch_size}, got {size}")
+        if size % (factor * sizes.patch_size):
+            raise ValueError(f"{name} must be a multiple of {factor * sizes.patch_size}, got {size}")
     torch.manual_seed(config.seed)
     return ContentMotionAutoencoder(
         in_channels=vae_latent_channels(vae),
-        patch_size=config.model.patch_size,
-        hidden_size=config.model.hidden_size,
-        depth=config.model.depth,
-        num_heads=config.model.num_heads,
-        head_dim=config.model.head_dim,
-        mlp_ratio=config.model.mlp_ratio,
-        motion_channels=config.model.motion_channels,
-        content_mode=config.model.content_mode,
-        residual_decoding=config.model.residual_decoding,
-        refine_channels=config.model.refine_channels,
-        attention_window=config.model.attention_window,
         num_frames=config.num_frames,
         sample_height=config.height // factor,
         sample_width=config.width // factor,
+        **asdict(sizes),
     )
 
 

@@ -1,153 +1,79 @@
-"""Training a denoiser, of content, motion or whole videos: one loss, one set of schedules, one way through the data."""
+"""Training a denoiser, of content, motion or whole videos: one way through the data for all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from diffusers import DDIMScheduler
-from diffusers.models.attention_processor import Attention, AttnProcessor
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import nn
 
-from contentmotion import diffusion
 from contentmotion.config import TrainDenoiserConfig
 from contentmotion.data.cache import LatentCache, collate_latents
-from contentmotion.draws import rand, randint, randn
-from contentmotion.train.loop import Batch, Player, Scheduled, fit
-from contentmotion.train.metrics import COUNT, SUM
-from contentmotion.train.processes import is_on_cpu, on_main
-from contentmotion.train.scoring import Scorer
-
-
-def diffusion_loss(
-    denoiser: nn.Module,
-    batch: Batch,
-    x0: Tensor,
-    scheduler: DDIMScheduler,
-    dropout_prob: float,
-    snr_gamma: float | None = None,
-) -> dict[str, Tensor]:
-    """Denoising loss at random times; with a learned variance, DiT's hybrid of it and the variational bound.
-
-    Args:
-        denoiser: See ``contentmotion.stages.denoisers``. Twice the channels of ``x0`` mean a learned variance.
-        batch: "generator" is the source of all randomness.
-        x0: Clean samples (b, c, ...).
-        scheduler: Gives the noise schedule and the prediction type.
-        dropout_prob: Share of items with the null condition.
-        snr_gamma: Weighs the squared error of each item (see ``snr_weights``); None: not at all.
-
-    Returns:
-        "loss", its parts, and the squared error by quarters of the noise schedule (``Metrics`` divides by the counts).
-
-    Source: CMD Eq. 7-8; Nichol & Dhariwal 2021, Eq. 14-16 for the hybrid.
-    """
-    generator, b = batch["generator"], len(x0)
-    noise = randn(x0.shape, generator).to(x0)
-    timesteps = randint(scheduler.config.num_train_timesteps, (b,), generator).to(x0.device)
-    dropped = rand((b,), generator) < dropout_prob
-    alphas = scheduler.alphas_cumprod.to(x0.device)
-    noisy = diffusion.add_noise(x0, noise, alphas[timesteps])
-    output = denoiser(noisy, timesteps, batch, dropped).float()
-    prediction, prediction_type = output[:, : x0.shape[1]], scheduler.config.prediction_type
-    target = diffusion.training_target(prediction_type, x0, noise, alphas[timesteps])
-    errors = (prediction.detach() - target).square().flatten(1).mean(dim=1)
-    by_time = split_by_time(errors, timesteps, scheduler.config.num_train_timesteps)
-    if snr_gamma is None:
-        mse = F.mse_loss(prediction, target)
-    else:
-        weights = diffusion.expand_to(snr_weights(prediction_type, alphas[timesteps], snr_gamma), prediction)
-        mse = (weights * (prediction - target).square()).mean()
-    if output.shape[1] == x0.shape[1]:
-        return {"loss": mse} | by_time
-    predicted_x0 = diffusion.predict_x0(prediction_type, prediction, noisy, alphas[timesteps])
-    bound = diffusion.variational_bound(x0, noisy, predicted_x0, output[:, x0.shape[1] :], timesteps, alphas).mean()
-    return {"loss": mse + bound, "mse": mse.detach(), "bound": bound.detach()} | by_time
-
-
-def snr_weights(prediction_type: str, alpha_bar: Tensor, gamma: float) -> Tensor:
-    """Weights of the squared error that make it one of clean samples weighted by ``min(SNR, gamma)``.
-
-    Args:
-        prediction_type: What the network predicts.
-        alpha_bar: Cumulative product of each item's time (b,).
-        gamma: Greatest weight.
-
-    Source: Hang et al. 2023 (min-SNR), section 3.4.
-    """
-    capped = (alpha_bar / (1 - alpha_bar)).clamp(max=gamma)
-    if prediction_type == "sample":
-        return capped
-    # The noise's error is the clean sample's times the SNR, the velocity's times SNR + 1.
-    noise_weight = capped * (1 - alpha_bar)
-    return noise_weight if prediction_type == "v_prediction" else noise_weight / alpha_bar.clamp(min=1e-8)
-
-
-def split_by_time(errors: Tensor, timesteps: Tensor, num_timesteps: int) -> dict[str, Tensor]:
-    """Sums and counts of items' errors (b,) by quarters of the noise schedule; the first has least noise."""
-    quarter = timesteps * 4 // num_timesteps
-    found: dict[str, Tensor] = {}
-    for k in range(4):
-        chosen = quarter == k
-        name = f"loss_t{k * num_timesteps // 4}-{(k + 1) * num_timesteps // 4 - 1}"
-        # Picking the chosen ones would make the processor wait for the GPU to say how many.
-        found[f"{name}{SUM}"], found[f"{name}{COUNT}"] = torch.where(chosen, errors, 0).sum(), chosen.sum()
-    return found
-
-
-def make_scheduler(beta_schedule: str, prediction_type: str | None) -> DDIMScheduler:
-    """Noise schedule of a model trained from scratch.
-
-    v-prediction comes with a schedule that ends in pure noise (Lin et al. 2024): without it, what a model makes of a
-    plain background depends on the noise's mean.
-
-    Args:
-        beta_schedule: "scaled_linear" (Stable Diffusion) or "linear" (DiT).
-        prediction_type: v_prediction when None.
-    """
-    prediction_type = prediction_type or "v_prediction"
-    scaled = beta_schedule == "scaled_linear"
-    return DDIMScheduler(
-        beta_schedule=beta_schedule,
-        beta_start=0.00085 if scaled else 0.0001,
-        beta_end=0.012 if scaled else 0.02,
-        prediction_type=prediction_type,
-        clip_sample=False,
-        rescale_betas_zero_snr=prediction_type != "epsilon",
-        timestep_spacing="trailing",
-        steps_offset=1,  # what diffusers asks of Stable Diffusion folders; "trailing" does not use it
-    )
+from contentmotion.losses import diffusion
+from contentmotion.pipelines.base import LatentPipeline
+from contentmotion.pipelines.saving import FOLDERS, save_stage
+from contentmotion.stages.stage import Stage
+from contentmotion.train.loop import fit
+from contentmotion.train.lora import merge_adapters, save_adapters
+from contentmotion.train.previews import write_previews
+from contentmotion.train.processes import on_main, this_process
+from contentmotion.train.scoring import make_scorer
 
 
 def train_denoiser(
     config: TrainDenoiserConfig,
     cache: LatentCache,
-    denoiser: nn.Module,
-    clean_sample: Callable[[Batch], Tensor],
-    scheduler: DDIMScheduler,
-    preview: Callable[[int], None] | None,
-    score: Scorer | None,
-    save: Callable[[], object],
-    prepare: Callable[[Batch], Batch] = lambda batch: batch,
+    stage: Stage,
+    pipe: LatentPipeline,
+    *,
+    scored: LatentPipeline | None = None,
+    prompts: Sequence[str] = (),
+    run_dir: Path,
 ) -> None:
-    """Trains what requires a gradient in ``denoiser`` on a latent cache; ``prepare`` adds what it wants to a batch,
-    ``save`` writes the result.
+    """Trains what requires a gradient in a stage; its folder in ``run_dir`` is the result.
+
+    Args:
+        config: Of the run.
+        cache: Latents to train on.
+        stage: Its networks are changed in place.
+        pipe: A pipeline with the stage inside, for previews.
+        scored: Another one, for scores, where these want more components; ``pipe`` when None.
+        prompts: What previews show; captions of the cache when empty.
+        run_dir: Folder of the run.
     """
+    freeze_all_but(stage, config.trainable_modules)
 
-    def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        batch = prepare(batch)
-        dropout_prob = config.conditioning_dropout_prob
-        return diffusion_loss(model, batch, clean_sample(batch), scheduler, dropout_prob, config.snr_gamma)
+    def preview(step: int) -> None:
+        pipe.to(stage.network.device)
+        write_previews(pipe, cache, prompts, config.seed, run_dir / f"preview-{step:06d}.png")
 
-    freeze_all_but(denoiser, config.trainable_modules)
+    def save(folder: Path) -> None:
+        save_trained(stage, folder)
 
-    if is_on_cpu():
-        use_plain_attention(denoiser)
-    at: list[Scheduled] = [(config.validation_steps, lambda step: on_main(lambda: preview(step) if preview else None))]
-    at += [(config.eval.steps, score)] if score else []
-    fit([Player(denoiser, loss)], cache, config, collate=collate_latents, at=at, save=save)
+    component = {"content": "content", "motion": "motion", "video": "full"}[stage.name]
+    score = make_scorer(scored or pipe, config, component, run_dir, save)
+    fit(
+        diffusion.players(stage, config), cache, config, collate=collate_latents, save=lambda: save(run_dir),
+        at=[(config.validation_steps, main_only(preview)), (config.eval.steps, score)],
+    )  # fmt: skip
+    if this_process().is_main_process:
+        save(run_dir)
+        print(run_dir / FOLDERS[stage.name])
+
+
+def save_trained(stage: Stage, folder: Path) -> None:
+    """Writes a stage into its place in a folder; adapters are merged there, and alone in ``lora`` where diffusers has a
+    format for them."""
+    if hasattr(stage.network, "peft_config"):
+        if stage.name == "content":
+            save_adapters(stage.network, stage.scheduler, folder / "lora")
+        stage = stage.replace(**{stage.network_name: merge_adapters(stage.network)})
+    save_stage(stage, folder / FOLDERS[stage.name])
+
+
+def main_only(function: Callable[[int], None]) -> Callable[[int], None]:
+    """What is scheduled for all processes, done by the first; the others wait."""
+    return lambda step: on_main(lambda: function(step))
 
 
 def freeze_all_but(module: nn.Module, words: Sequence[str]) -> None:
@@ -162,15 +88,3 @@ def freeze_all_but(module: nn.Module, words: Sequence[str]) -> None:
         parameter.requires_grad_(parameter.requires_grad and any(word in name for word in words))
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise ValueError(f"trainable_modules: no parameter to train has {' or '.join(words)} in its name")
-
-
-def use_plain_attention(module: nn.Module) -> None:
-    """Makes diffusers' and transformers' attention layers multiply plainly: trained on a CPU, that is faster.
-
-    The fused backward pass is several times slower there (docs/log.md); results agree to rounding.
-    """
-    for part in module.modules():
-        if isinstance(part, Attention):
-            part.set_processor(AttnProcessor())
-        elif isinstance(part, PreTrainedModel):
-            part.set_attn_implementation("eager")

@@ -3,87 +3,86 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, LCMScheduler
+from diffusers import LCMScheduler
 from torch import Tensor, nn
 
 from contentmotion.config import DistillConfig
 from contentmotion.data.cache import LatentCache, collate_latents, open_cache
-from contentmotion.losses.consistency import consistency_loss, make_lcm_scheduler, require_teacher
+from contentmotion.data.conditions import require_conditions
+from contentmotion.loading import require_checkpoints, resolve_name
+from contentmotion.losses import consistency
+from contentmotion.losses.player import Player
 from contentmotion.models.video_unet import enable_checkpointing
-from contentmotion.pipelines.loading import require_checkpoints
+from contentmotion.pipelines.base import LatentPipeline
+from contentmotion.pipelines.content_motion import ContentMotionPipeline
+from contentmotion.pipelines.loading import is_video_model, load_pipeline, load_video_pipeline
+from contentmotion.pipelines.saving import FOLDERS
 from contentmotion.run_dir import prepare_output_dir
+from contentmotion.stages.content import content_stage, load_content
+from contentmotion.stages.motion import MotionStage
+from contentmotion.stages.stage import Stage
+from contentmotion.stages.video import VideoStage
 from contentmotion.train.best import BEST, Best
-from contentmotion.train.denoiser import use_plain_attention
-from contentmotion.train.distill_parts import PARTS, Part
+from contentmotion.train.denoiser import main_only, save_trained
 from contentmotion.train.held_out import Alarms, HeldOut, what_scores_depend_on
-from contentmotion.train.loop import Batch, Player, Scheduled, fit
-from contentmotion.train.lora import add_adapters, merge_adapters, share_weights
-from contentmotion.train.processes import is_on_cpu, on_main, this_process
+from contentmotion.train.loop import fit
+from contentmotion.train.lora import add_adapters
+from contentmotion.train.previews import make_previews
+from contentmotion.train.processes import this_process
 from contentmotion.train.scoring import make_scorer
 from contentmotion.video.write import write_contact_sheet
 
 PREVIEW_STEPS = (1, 2, 4, 8)
+COMPONENTS = {"content": "content", "motion": "motion", "video": "full"}  # of a stage, what `evaluate` scores
+SAMPLING = {  # the pipeline's arguments for a stage's steps and guidance
+    "content": ("num_inference_steps", "guidance_scale"),
+    "motion": ("motion_num_inference_steps", "motion_guidance_scale"),
+    "video": ("num_inference_steps", "guidance_scale"),
+}
 
 
 def distill(config: DistillConfig) -> None:
-    """Distils a model of a pipeline (see ``PARTS``) into a folder of ``output_dir``, with an LCMScheduler.
+    """Distils a model of a pipeline into a folder of ``output_dir``, with a scheduler of few steps.
 
     The result is the last student, or with held-out clips the best one, which ``best.json`` then names.
 
     Raises:
         ValueError: A part is missing, or a cache does not fit the teacher.
     """
-    if config.dry_run:
-        from contentmotion.cost.plan import print_plan  # it knows all commands
-
-        return print_plan(config)
     require_checkpoints(pretrained_model_name_or_path=config.pretrained_model_name_or_path)
-    run_dir, part = prepare_output_dir(config.output_dir, "distill", config), PARTS[config.part]
-    teacher: Any = part.open_teacher(config)
-    teacher.set_progress_bar_config(disable=True)
+    run_dir = prepare_output_dir(config.output_dir, "distill", config)
+    pipe = open_teacher(config)
+    pipe.set_progress_bar_config(disable=True)
+    teacher = teacher_stage(pipe, config)
     what = f"{config.pretrained_model_name_or_path}: its {config.part} model"
-    scheduler = require_teacher(getattr(teacher, part.scheduler), what, config.num_ddim_steps)
-    cache, unseen = open_caches(config, part, teacher)
-    part.fit(teacher, cache)
-    device = this_process().device
-    for component in teacher.components.values():
+    consistency.require_teacher(teacher, what, config.num_ddim_steps)
+    cache, unseen = open_caches(config, teacher)
+    for component in pipe.components.values():
         if isinstance(component, nn.Module):
-            component.requires_grad_(False).to(device)
-    lcm = make_lcm_scheduler(scheduler, config.num_ddim_steps)
-    roles = make_roles(teacher, part, config, lcm)
-    denoisers = {role: part.wrap(components) for role, components in roles.items()}
-    if is_on_cpu():
-        use_plain_attention(denoisers["student"])
-    alarms, folder = Alarms(), run_dir / part.folder
+            component.requires_grad_(False).to(this_process().device)
+    student = make_student(teacher, config)
+    [player] = consistency.players(student, teacher, config)
     is_main = this_process().is_main_process
 
-    def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        batch = part.prepare(teacher, batch, config)
-        x0 = part.clean_sample(teacher, batch)
-        losses = consistency_loss(
-            model, denoisers["target"], denoisers["teacher"], batch, x0, scheduler, config, part.time_axis
-        )
-        if is_main:
-            alarms.watch(batch["step"], losses)
-        return losses
-
     def preview(step: int) -> None:
-        compare_steps(part, roles, type(teacher), cache, config, run_dir / f"preview-{step:06d}.png")
+        compare_steps(teacher, student, type(pipe), cache, config, run_dir / f"preview-{step:06d}.png")
 
     def save(folder: Path = run_dir) -> None:
-        save_student(part, roles["student"], type(teacher), folder)
+        save_trained(student, folder)
 
-    student = type(teacher)(**roles["student"])
-    score = make_scorer(student, config, part.component, run_dir, save if unseen is None else None)
+    scored = type(pipe)(**student.components)
+    score = make_scorer(scored, config, COMPONENTS[config.part], run_dir, save if unseen is None else None)
     best = None
     if unseen is not None and is_main:
+        folder = run_dir / FOLDERS[config.part]
         best = Best(run_dir, folder, save, "student_error", what_scores_depend_on(unseen, config))
-    held_out = HeldOut(part, teacher, denoisers, unseen, scheduler, lcm, config) if best is not None else None
+    held_out = None if unseen is None or best is None else HeldOut(player, teacher, unseen, config)
 
     def score_held_out(step: int) -> dict[str, float]:
         if held_out is None or best is None:
@@ -92,17 +91,33 @@ def distill(config: DistillConfig) -> None:
         best.offer(step, scores["student_error"])
         return scores
 
-    at: list[Scheduled] = [
-        (config.validation_steps, lambda step: on_main(lambda: preview(step))),
-        (heldout_schedule(config), score_held_out),
-    ]
-    at += [(config.eval.steps, score)] if score else []
-    player = Player(denoisers["student"], loss, target=denoisers["target"])
-    fit([player], cache, config, collate=collate_latents, at=at, save=save if unseen is None else None)
-    if is_main:
-        if unseen is None and score is None:
+    fit(
+        [watched(player) if is_main else player], cache, config, collate=collate_latents,
+        save=None if unseen is not None else save,
+        at=[
+            (config.validation_steps, main_only(preview)),
+            (heldout_schedule(config), score_held_out),
+            (config.eval.steps, score),
+        ],
+    )  # fmt: skip
+    if unseen is None and is_main:
+        save()
+        if score is None:
             (run_dir / BEST).unlink(missing_ok=True)
-        print(folder)
+    if is_main:
+        print(run_dir / FOLDERS[config.part])
+
+
+def watched(player: Player) -> Player:
+    """A player whose losses' ratios are watched."""
+    alarms = Alarms()
+
+    def loss(student: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+        losses = player.loss(student, batch)
+        alarms.watch(batch["step"], losses)
+        return losses
+
+    return replace(player, loss=loss)
 
 
 def heldout_schedule(config: DistillConfig) -> int:
@@ -110,84 +125,117 @@ def heldout_schedule(config: DistillConfig) -> int:
     return (config.heldout_steps or config.validation_steps) if config.eval_cache_dir else 0
 
 
-def open_caches(config: DistillConfig, part: Part, teacher: Any) -> tuple[LatentCache, LatentCache | None]:
-    """The clips to train on and the held-out ones.
+def open_teacher(config: DistillConfig) -> Any:
+    """The teacher's pipeline: whole, or for the content model its half, a Stable Diffusion folder or hub id.
+
+    Raises:
+        ValueError: There is none.
+    """
+    name = config.pretrained_model_name_or_path
+    if config.part == "video":
+        return load_video_pipeline(name)
+    if config.part == "motion":
+        return load_pipeline(name)
+    path = resolve_name(name)
+    if Path(path).is_dir() and not (Path(path) / "model_index.json").exists():
+        raise ValueError(f"{name} is not a pipeline folder: it has no model_index.json")
+    if is_video_model(name):
+        raise ValueError(f"{name} is a video model: give --part video")
+    index = ContentMotionPipeline.load_config(path)
+    if index.get("autoencoder", [None, None])[0] is not None:
+        return load_pipeline(name)
+    if config.eval.steps:
+        raise ValueError(f"eval.steps needs an autoencoder, and {name} has none: give a whole pipeline (export)")
+    components = load_content(name).components
+    if index.get("scheduler", [None, None])[1] == LCMScheduler.__name__:
+        components["scheduler"] = LCMScheduler()  # what it is, and no teacher
+    return ContentMotionPipeline(**components)
+
+
+def teacher_stage(pipe: Any, config: DistillConfig) -> Stage:
+    """The stage of a pipeline that a config distils, with what its training draws of conditions."""
+    if config.part == "motion":
+        return MotionStage(pipe.components, config.content_noise)
+    if config.part == "video":
+        return VideoStage(pipe.components, config.condition_dropout_prob)
+    return content_stage(pipe.components)
+
+
+def open_caches(config: DistillConfig, teacher: Stage) -> tuple[LatentCache, LatentCache | None]:
+    """The clips to train on and the held-out ones. A video teacher's config is told their size.
 
     Raises:
         ValueError: A cache is missing, or does not fit the teacher or the other one.
     """
     cache = open_cache(config.cache_dir, config.max_bad_fraction)
-    part.check_cache(cache, teacher)
+    check_cache(cache, teacher)
+    if isinstance(teacher, VideoStage):
+        teacher.fit_to(cache.shapes("latents")[0])
     if config.eval_cache_dir is None:
         return cache, None
     if Path(config.eval_cache_dir).resolve() == Path(config.cache_dir).resolve():
         raise ValueError("eval_cache_dir is cache_dir: held-out clips are clips that are not trained on")
     unseen = open_cache(config.eval_cache_dir, config.max_bad_fraction)
-    part.check_cache(unseen, teacher)
-    trained = cache.shapes(part.field)
-    for shape in unseen.shapes(part.field):
+    check_cache(unseen, teacher)
+    trained = cache.shapes(teacher.field)
+    for shape in unseen.shapes(teacher.field):
         if shape not in trained:
             raise ValueError(
-                f"{config.eval_cache_dir} holds clips of another size than {config.cache_dir}: {part.field} of "
+                f"{config.eval_cache_dir} holds clips of another size than {config.cache_dir}: {teacher.field} of "
                 f"{shape}, not {' or '.join(map(str, trained))}"
             )
     return cache, unseen
 
 
-def make_roles(teacher: Any, part: Part, config: DistillConfig, lcm: LCMScheduler) -> dict[str, dict[str, Any]]:
-    """Components of the pipelines of the "student", its average (the "target") and the "teacher".
+def check_cache(cache: LatentCache, teacher: Stage) -> None:
+    """Raises ``ValueError`` where a cache does not fit the teacher."""
+    # A Stable Diffusion folder does not say which autoencoder its content frames are of; without a VAE it is one of
+    # pixels.
+    makers = {name: teacher.components.get(name) for name in teacher.made_with}
+    cache.require_made_with(**{k: v for k, v in makers.items() if v is not None or k == "vae"})
+    if teacher.field not in cache[0]:
+        raise ValueError(f"the latent cache {cache.cache_dir} holds no {teacher.field}, which is what is distilled")
+    if isinstance(teacher, VideoStage):
+        require_conditions(teacher.condition_names, list(cache[0]))
+    cache.use_text_features(teacher.components.get("text_encoder"))
 
-    With LoRA the three share all weights but the adapters.
-    """
-    everything: dict[str, Any] = teacher.components
+
+def make_student(teacher: Stage, config: DistillConfig) -> Stage:
+    """A stage that starts as the teacher, to be trained; with LoRA it shares all weights but the adapters."""
+    scheduler = consistency.student_scheduler(teacher.scheduler, config.num_ddim_steps)
+    trained: dict[str, Any] = {}
     if config.lora.rank:
         torch.manual_seed(config.seed)
-        network = share_weights(everything[part.network])
-        add_adapters(network, config.lora.rank, config.lora.alpha, config.lora.target_modules or part.lora_targets)
-        own, averages = {part.network: network}, {part.network: share_weights(network)}
+        network = copy.deepcopy(teacher.network, {id(p): p for p in teacher.network.parameters()})
+        targets = config.lora.target_modules or teacher.lora_targets
+        add_adapters(network, config.lora.rank, config.lora.alpha, targets)
+        trained[teacher.network_name] = network
     else:
-        names = [name for name in (part.network, *part.besides) if everything[name] is not None]
-        own = {name: copy.deepcopy(everything[name]).requires_grad_(True) for name in names}
-        averages = {name: copy.deepcopy(everything[name]) for name in names}
+        for name in (teacher.network_name, *teacher.besides):
+            if teacher.components.get(name) is not None:
+                trained[name] = copy.deepcopy(teacher.components[name]).requires_grad_(True)
     if config.gradient_checkpointing:
-        enable_checkpointing(own[part.network])
-    return {
-        "student": everything | own | {part.scheduler: lcm},
-        "target": everything | averages,
-        "teacher": everything,
-    }
-
-
-def save_student(part: Part, components: dict[str, Any], pipeline: type[DiffusionPipeline], run_dir: Path) -> None:
-    """Writes the student's folder, and with LoRA the adapters alone to ``lora`` where a format for them exists."""
-    network = components[part.network]
-    if hasattr(network, "peft_config"):
-        if part.save_adapters is not None:
-            part.save_adapters(network, components[part.scheduler], run_dir / "lora")
-        components = components | {part.network: merge_adapters(network)}
-    part.save(pipeline(**components), run_dir / part.folder)
+        enable_checkpointing(trained[teacher.network_name])
+    return teacher.replace(**trained, **{teacher.scheduler_name: scheduler})
 
 
 def compare_steps(
-    part: Part,
-    roles: dict[str, dict[str, Any]],
-    pipeline: type[DiffusionPipeline],
-    cache: LatentCache,
-    config: DistillConfig,
-    path: Path,
+    teacher: Stage, student: Stage, pipeline: type[LatentPipeline], cache: LatentCache, config: DistillConfig, path: Path
 ) -> None:
     """A contact sheet: the same prompts and noise, by the teacher at 50 steps and the student at 1, 2, 4 and 8.
 
     Videos have a row each; single pictures stand side by side, a row for each prompt.
     """
-    without = dict.fromkeys(part.hidden)
-    reference, student = (pipeline(**(roles[role] | without)) for role in ("teacher", "student"))
+    # Previews of a content model are content frames.
+    hidden = ("autoencoder", "motion_transformer", "motion_scheduler") if teacher.name == "content" else ()
+    steps_name, guidance_name = SAMPLING[teacher.name]
 
-    def make(pipe: DiffusionPipeline, steps: int, guidance: float) -> tuple[list[np.ndarray], list[str]]:
-        sampling = {part.steps: steps, part.guidance: guidance}
-        return part.previews(pipe, cache, config.validation_prompts, config.seed, **sampling)
+    def make(stage: Stage, steps: int, guidance: float) -> tuple[list[np.ndarray], list[str]]:
+        pipe: Any = pipeline(**(stage.components | dict.fromkeys(hidden)))
+        sampling = {steps_name: steps, guidance_name: guidance}
+        return make_previews(pipe, cache, config.validation_prompts, config.seed, **sampling)
 
-    teachers, captions = make(reference, 50, config.guidance_scale)
+    teachers, captions = make(teacher, 50, config.guidance_scale)
     runs = [("teacher, 50 steps", teachers)]
     runs += [(f"student, {n} step{'s' * (n > 1)}", make(student, n, 1.0)[0]) for n in PREVIEW_STEPS]
     if len(teachers[0]) == 1:

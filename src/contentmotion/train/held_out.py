@@ -9,17 +9,16 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, LCMScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from contentmotion.config import DistillConfig
 from contentmotion.data.cache import INDEX, LatentCache, collate_latents
-from contentmotion.losses.consistency import consistency_loss, sample
+from contentmotion.losses.player import Player
+from contentmotion.pipelines.sampling import denoise
 from contentmotion.run_dir import seeded_generator
-from contentmotion.train.distill_parts import Part
-from contentmotion.train.loop import Batch
+from contentmotion.stages.stage import Stage
 
-TEACHER_STEPS, STUDENT_STEPS = 50, 4
+TEACHER_STEPS, STUDENT_STEPS = 50, 1
 MIN_POINTS = 64  # times and noises that the held-out loss averages over, at least
 
 
@@ -27,21 +26,15 @@ class HeldOut:
     """Scores on held-out clips, with the same clips, noise and times at every step: their numbers compare.
 
     Args:
-        part: What is distilled.
-        teacher: Its pipeline.
-        denoisers: "student", "target" and "teacher".
+        player: The student and its loss.
+        teacher: What it learns from.
         cache: The held-out clips.
-        scheduler: The teacher's.
-        lcm: The student's.
         config: Of the run.
     """
 
-    def __init__(
-        self, part: Part, teacher: Any, denoisers: dict[str, nn.Module], cache: LatentCache, scheduler: DDIMScheduler,
-        lcm: LCMScheduler, config: DistillConfig,
-    ) -> None:  # fmt: skip
-        self.part, self.teacher, self.denoisers, self.config = part, teacher, denoisers, config
-        self.scheduler, self.lcm = scheduler, lcm
+    def __init__(self, player: Player, teacher: Stage, cache: LatentCache, config: DistillConfig) -> None:
+        self.player, self.teacher, self.config = player, teacher, config
+        self.student: Any = player.module
         count, size = min(config.heldout_items, len(cache)), config.train_batch_size
         items = [cache[i * len(cache) // count] for i in range(count)]
         groups = [list(group) for _, group in groupby(items, _shapes)]  # of one size each
@@ -54,47 +47,62 @@ class HeldOut:
         """Numbers of the student as it is.
 
         Returns:
-            "heldout_loss" and the ratios of ``consistency_loss``; "student_error": root mean square difference between
-            the student's sample (4 steps) and the teacher's (50 guided steps) from the same noise, over the deviation
-            of the teacher's samples: 0 is a perfect student, 1 as wrong as the mean of all samples, 1.41 as another
-            sample.
+            "heldout_loss" and the ratios of the loss; "student_error": root mean square difference between the
+            student's sample in one step and the teacher's in 50 guided ones from the same noise, over the deviation of
+            the teacher's samples: 0 is a perfect student, 1 as wrong as the mean of all samples, 1.41 as another
+            sample. In one step, for in several a consistency model draws noise that the teacher has not seen.
         """
         sums: dict[str, float] = {}
         points = 0
         for draw in range(self.rounds):
             for number in range(len(self.batches)):
-                batch, x0 = self._batch(number, 1 + draw)
-                student, target, teacher = (self.denoisers[role] for role in ("student", "target", "teacher"))
-                found = consistency_loss(
-                    student, target, teacher, batch, x0, self.scheduler, self.config, self.part.time_axis
-                )
-                points += len(x0)
-                for name, value in found.items():
-                    sums[name] = sums.get(name, 0.0) + value.item() * len(x0)
+                batch = self._batch(number, 1 + draw)
+                losses = self.player.loss(self.student, batch)
+                size = len(batch["index"])
+                points += size
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0.0) + value.item() * size
         means = {name: total / points for name, total in sums.items()}
         return {"heldout_loss": means.pop("loss"), **means, "student_error": self._student_error()}
 
     def _student_error(self) -> float:
+        numbers, guidance = range(len(self.batches)), self.config.guidance_scale
         if not self._teachers:
-            runs = (self._sample("teacher", self.scheduler, TEACHER_STEPS, k) for k in range(len(self.batches)))
-            self._teachers = [x.cpu() for x in runs]
-        students = [self._sample("student", self.lcm, STUDENT_STEPS, k).cpu() for k in range(len(self.batches))]
+            self._teachers = [self._sample(self.teacher, TEACHER_STEPS, guidance, k).cpu() for k in numbers]
+        students = [self._sample(self.student, STUDENT_STEPS, 1.0, k).cpu() for k in numbers]
         student, teacher = (torch.cat([x.flatten() for x in of]) for of in (students, self._teachers))
         return ((student - teacher).square().mean().sqrt() / teacher.std()).item()
 
-    def _sample(self, role: str, scheduler: Any, steps: int, number: int) -> Tensor:
-        batch, x0 = self._batch(number, 0)
+    def _sample(self, stage: Stage, steps: int, guidance_scale: float, number: int) -> Tensor:
+        batch = self.teacher.prepare(self._batch(number, 0))
+        x0 = self.teacher.clean_sample(batch)
         noise = torch.randn(x0.shape, generator=batch["generator"]).to(x0)
-        guidance = self.config.guidance_scale if role == "teacher" else 1.0
-        return sample(self.denoisers[role], batch, noise, scheduler, steps, guidance)
+        return sample(stage, batch, noise, steps, guidance_scale)
 
-    def _batch(self, number: int, draw: int) -> tuple[Batch, Tensor]:
-        """A batch whose generator depends on the seed, its number and the draw alone; and its clean samples."""
-        device = self.teacher.device
+    def _batch(self, number: int, draw: int) -> dict[str, Any]:
+        """A batch whose generator depends on the seed, its number and the draw alone."""
+        device = self.teacher.network.device
         batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.batches[number].items()}
-        batch["generator"] = seeded_generator(self.config.seed, draw * len(self.batches) + number)
-        batch = self.part.prepare(self.teacher, batch, self.config)
-        return batch, self.part.clean_sample(self.teacher, batch)
+        return batch | {"generator": seeded_generator(self.config.seed, draw * len(self.batches) + number)}
+
+
+@torch.no_grad()
+def sample(
+    stage: Stage, batch: dict[str, Any], noise: Tensor, num_inference_steps: int, guidance_scale: float
+) -> Tensor:
+    """Clean samples, by the loop that the pipelines have.
+
+    Args:
+        stage: What denoises, by its own scheduler.
+        batch: The conditions; "generator" is where a scheduler that adds noise draws it.
+        noise: Initial noise (b, ...).
+        num_inference_steps: Steps.
+        guidance_scale: 1 is none.
+    """
+    stage.scheduler.set_timesteps(num_inference_steps, device=noise.device)
+    latents = noise * getattr(stage.scheduler, "init_noise_sigma", 1.0)
+    null = stage.encode(batch, torch.ones(len(noise), dtype=torch.bool)) if guidance_scale > 1 else None
+    return denoise(stage, latents, stage.encode(batch), null, guidance_scale, generator=batch["generator"])
 
 
 def _shapes(item: dict[str, Any]) -> list[torch.Size]:

@@ -12,16 +12,11 @@ from diffusers import SchedulerMixin, StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from torch import nn
 
-from contentmotion.config.train import TrainUNetConfig
+from contentmotion.config import LoraSettings
 from contentmotion.saving import replacing_folder
+from contentmotion.stages.stage import Stage
 
 ADAPTER = "default"
-ATTENTION_AND_FEED_FORWARD = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")  # of a UNet
-
-
-def share_weights(network: nn.Module) -> nn.Module:
-    """A copy of a network whose frozen weights are the network's own, not copies of them."""
-    return copy.deepcopy(network, {id(p): p for p in network.parameters() if not p.requires_grad})
 
 
 def add_adapters(network: nn.Module, rank: int, alpha: float | None, target_modules: Sequence[str]) -> None:
@@ -38,10 +33,11 @@ def add_adapters(network: nn.Module, rank: int, alpha: float | None, target_modu
         ValueError: No layer has such a name.
     """
     try:
-        from peft import LoraConfig, inject_adapter_in_model
+        from peft import LoraConfig as PeftConfig
+        from peft import inject_adapter_in_model
     except ImportError as error:
-        raise ImportError('--lora.rank needs PEFT: pip install "contentmotion[lora]"') from error
-    config = LoraConfig(
+        raise ImportError('--lora_rank needs PEFT: pip install "contentmotion[lora]"') from error
+    config = PeftConfig(
         r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=list(target_modules),
         init_lora_weights=True,
     )  # fmt: skip
@@ -51,13 +47,12 @@ def add_adapters(network: nn.Module, rank: int, alpha: float | None, target_modu
     inject_adapter_in_model(config, network, ADAPTER)
 
 
-def adapt_unet(unet: nn.Module, config: TrainUNetConfig) -> None:
-    """Freezes a UNet and puts adapters beside its layers, where a config asks for adapters."""
-    if not config.lora.rank:
+def adapt(stage: Stage, lora: LoraSettings) -> None:
+    """Freezes a stage's network and puts adapters beside its layers, where a config asks for adapters."""
+    if not lora.rank:
         return
-    unet.requires_grad_(False)
-    targets = config.lora.target_modules or ATTENTION_AND_FEED_FORWARD
-    add_adapters(unet, config.lora.rank, config.lora.alpha, targets)
+    stage.network.requires_grad_(False)
+    add_adapters(stage.network, lora.rank, lora.alpha, lora.target_modules or stage.lora_targets)
 
 
 def merge_adapters(network: nn.Module) -> nn.Module:

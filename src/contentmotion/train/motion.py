@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
-from diffusers import DDIMScheduler
 
 from contentmotion.config import TrainMotionConfig
-from contentmotion.data.cache import open_cache
-from contentmotion.models.motion_dit import MotionDiT
+from contentmotion.data.cache import LatentCache, open_cache
+from contentmotion.loading import load_autoencoder, require_checkpoints
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
-from contentmotion.pipelines.loading import load_autoencoder, require_checkpoints
 from contentmotion.run_dir import prepare_output_dir
-from contentmotion.saving import replacing_folder
-from contentmotion.stages.denoisers import MotionDenoiser
+from contentmotion.stages.content import load_content
+from contentmotion.stages.motion import MotionStage
 from contentmotion.stages.text import pooled_text_dim
-from contentmotion.train.content import load_content_parts
-from contentmotion.train.denoiser import make_scheduler, train_denoiser
-from contentmotion.train.loop import Batch
-from contentmotion.train.previews import write_previews
-from contentmotion.train.processes import this_process
-from contentmotion.train.scoring import make_scorer
+from contentmotion.train.denoiser import train_denoiser
 
 
 def train_motion(config: TrainMotionConfig) -> None:
@@ -30,83 +21,46 @@ def train_motion(config: TrainMotionConfig) -> None:
     Raises:
         ValueError: Something needed is missing or does not fit.
     """
-    if config.dry_run:
-        from contentmotion.cost.plan import print_plan  # it knows all commands
-
-        return print_plan(config)
     require_checkpoints(
         pretrained_model_name_or_path=config.pretrained_model_name_or_path, autoencoder=config.autoencoder
     )
     run_dir = prepare_output_dir(config.output_dir, "train-motion", config)
-    autoencoder = load_autoencoder(config.autoencoder).requires_grad_(False)
     cache = open_cache(config.cache_dir, config.max_bad_fraction)
-    cache.require_made_with(autoencoder=autoencoder)
-    name = config.pretrained_model_name_or_path
-    content = (
-        load_content_parts(name) if name else dict.fromkeys(("vae", "text_encoder", "tokenizer", "unet", "scheduler"))
-    )
-    if name:
-        cache.require_made_with(vae=content["vae"])
-    if content["text_encoder"] is not None:
-        cache.use_text_features(content["text_encoder"].requires_grad_(False))
-    names = cache.manifest["class_names"]
-    if content["text_encoder"] is None and not names:
-        raise ValueError("give --pretrained_model_name_or_path (a text encoder), or a cache of labelled clips")
-    transformer = make_motion_transformer(
-        config,
-        motion_channels=cache[0]["motion"].shape[0],
-        content_channels=cache[0]["content"].shape[0],
-        num_classes=None if content["text_encoder"] is not None else len(names),
-        text_dim=pooled_text_dim(content["text_encoder"]) if content["text_encoder"] is not None else None,
-    )
-    scheduler = make_scheduler("linear", config.prediction_type)
+    stage = motion_to_train(config, cache)
     if config.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
-    denoiser = MotionDenoiser(
-        transformer, content["text_encoder"], content["tokenizer"], content_noise=config.content_noise
-    )
-    pipe = ContentMotionPipeline(
-        **content, autoencoder=autoencoder, motion_transformer=transformer, motion_scheduler=scheduler
-    )
-
-    def clean_sample(batch: Batch) -> torch.Tensor:
-        return autoencoder.standardize_motion(batch["motion"])
-
-    def preview(step: int) -> None:
-        pipe.to(transformer.device)
-        write_previews(pipe, cache, (), config.seed, run_dir / f"preview-{step:06d}.png")
-
-    def save(folder: Path) -> None:
-        save_motion(transformer, scheduler, folder / "motion_transformer")
-
-    score = make_scorer(pipe, config, "motion", run_dir, save)
-    train_denoiser(config, cache, denoiser, clean_sample, scheduler, preview, score, lambda: save(run_dir))
-    if this_process().is_main_process:
-        print(run_dir / "motion_transformer")
+        stage.network.enable_gradient_checkpointing()  # type: ignore[operator]
+    train_denoiser(config, cache, stage, ContentMotionPipeline(**stage.components), run_dir=run_dir)
 
 
-def make_motion_transformer(
-    config: TrainMotionConfig, *, motion_channels: int, content_channels: int, num_classes: int | None,
-    text_dim: int | None,
-) -> MotionDiT:  # fmt: skip
-    """The network that the config, the cache's shapes and the condition at hand call for."""
+def motion_to_train(config: TrainMotionConfig, cache: LatentCache) -> MotionStage:
+    """An untrained stage of the sizes that config and cache ask for, with what it is conditioned on.
+
+    Raises:
+        ValueError: No text encoder and no classes, or a cache made with other networks.
+    """
+    autoencoder = load_autoencoder(config.autoencoder).requires_grad_(False)
+    cache.require_made_with(autoencoder=autoencoder)
+    components = dict.fromkeys(("vae", "text_encoder", "tokenizer", "unet", "scheduler"))
+    if config.pretrained_model_name_or_path:
+        components = load_content(config.pretrained_model_name_or_path).components
+        cache.require_made_with(vae=components["vae"])
+    text_encoder, names = components["text_encoder"], cache.manifest["class_names"]
+    if text_encoder is not None:
+        cache.use_text_features(text_encoder.requires_grad_(False))
+    elif not names:
+        raise ValueError("give --pretrained_model_name_or_path (a text encoder), or a cache of labelled clips")
+    own = autoencoder.config
+    statistics = cache.motion_statistics
+    if statistics is None and own.motion_mean is not None:  # a cache made by version 0.1
+        statistics = (own.motion_mean, own.motion_std)
+    if statistics is None:
+        raise ValueError(f"{config.cache_dir} has no statistics of its motion latents: encode again, into a new folder")
     torch.manual_seed(config.seed)
-    return MotionDiT(
-        motion_channels=motion_channels,
-        content_channels=content_channels,
-        hidden_size=config.model.hidden_size,
-        depth=config.model.depth,
-        num_heads=config.model.num_heads,
-        patch_size=config.model.patch_size,
-        content_patch_size=config.model.content_patch_size,
-        num_classes=num_classes,
-        text_dim=text_dim,
-        learn_sigma=config.model.learn_sigma,
-    )
-
-
-def save_motion(transformer: MotionDiT, scheduler: DDIMScheduler, path: Path) -> None:
-    """Motion model with ``scheduler_config.json`` beside its weights (``loading.load_motion`` reads it)."""
-    with replacing_folder(path) as folder:
-        transformer.save_pretrained(folder)
-        scheduler.save_pretrained(folder)
+    return MotionStage.make(
+        config.model, cache.shapes("motion"), components=components | {"autoencoder": autoencoder},
+        content_channels=cache.shapes("content")[0][0],
+        num_classes=None if text_encoder is not None else len(names),
+        text_dim=None if text_encoder is None else pooled_text_dim(text_encoder),
+        statistics=statistics, prediction_type=config.prediction_type, flow_shift=config.flow_shift,
+        content_noise=config.content_noise,
+    )  # fmt: skip

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from contentmotion.config import TrainVAEConfig
 from contentmotion.data.clips import collate, open_clips
-from contentmotion.draws import Source, randn
+from contentmotion.losses import reconstruction
 from contentmotion.models.patch_vae import PatchVAE
 from contentmotion.run_dir import prepare_output_dir
 from contentmotion.saving import save_model
-from contentmotion.train.loop import Batch, Player, fit
-from contentmotion.train.processes import on_main, this_process
+from contentmotion.train.denoiser import main_only
+from contentmotion.train.loop import fit
+from contentmotion.train.processes import this_process
 from contentmotion.video.pixels import to_float, to_uint8
 from contentmotion.video.write import write_contact_sheet
 
@@ -26,10 +25,6 @@ def train_vae(config: TrainVAEConfig) -> None:
     Raises:
         ValueError: No usable videos, or a size that the VAE's patches do not divide.
     """
-    if config.dry_run:
-        from contentmotion.cost.plan import print_plan  # it knows all commands
-
-        return print_plan(config)
     stride = 2**config.model.num_downsamples
     if config.height % stride or config.width % stride:
         raise ValueError(f"height and width must be multiples of {stride}, got {config.height}x{config.width}")
@@ -44,9 +39,6 @@ def train_vae(config: TrainVAEConfig) -> None:
     images = [frames[k % len(frames), k]["frames"] for k in range(min(COMPONENT_IMAGES, 16 * len(frames)))]
     vae.fit_components(to_float(torch.cat(images)), config.latent_whitening)
 
-    def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return vae_loss(model, batch["frames"][:, 0], config.latent_noise, batch["generator"])
-
     def preview(step: int) -> None:
         images = torch.stack([frames[i]["frames"] for i in range(min(8, len(frames)))])  # (n, 1, 3, h, w)
         decoded = vae(to_float(images[:, 0]).to(vae.device))[:, None]
@@ -54,25 +46,13 @@ def train_vae(config: TrainVAEConfig) -> None:
         captions = [record.captions[0] if record.captions else "" for record in frames.folder.records[: len(pairs)]]
         write_contact_sheet(run_dir / f"preview-{step:06d}.png", list(pairs), captions, num_columns=2)
 
+    def save() -> None:
+        save_model(vae, run_dir / "vae")
+
     fit(
-        [Player(vae, loss)], frames, config, collate=collate, save=lambda: save_model(vae, run_dir / "vae"),
-        at=[(config.validation_steps, lambda step: on_main(lambda: preview(step)))],
+        reconstruction.image_vae_players(vae, config), frames, config, collate=collate, save=save,
+        at=[(config.validation_steps, main_only(preview))],
     )  # fmt: skip
     if this_process().is_main_process:
+        save()
         print(run_dir / "vae")
-
-
-def vae_loss(vae: nn.Module, images: Tensor, latent_noise: float, generator: Source) -> dict[str, Tensor]:
-    """Squared error of decoded images, from latents with a little noise so that the decoder forgives a generator.
-
-    Args:
-        vae: PatchVAE.
-        images: uint8 (b, 3, h, w).
-        latent_noise: Standard deviation of the noise, of latents at unit scale.
-        generator: Source of that noise.
-    """
-    x = to_float(images)
-    z = vae.encode(x).latents  # type: ignore[operator]
-    noise = randn(z.shape, generator).to(z)
-    decoded = vae.decode(z + latent_noise / vae.config.scaling_factor * noise).sample  # type: ignore[operator]
-    return {"loss": F.mse_loss(decoded.float(), x)}

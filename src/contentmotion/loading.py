@@ -1,0 +1,188 @@
+"""Parts of checkpoints by folder or hub id, with one clear line where something is missing or does not fit."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from diffusers import (
+    AutoModel,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    LCMScheduler,
+    SchedulerMixin,
+)
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+from contentmotion.config import SHIPPED_MODEL, SHIPPED_STUDENT
+from contentmotion.models.autoencoder import ContentMotionAutoencoder
+from contentmotion.models.motion_dit import MotionDiT
+from contentmotion.models.patch_vae import PatchVAE
+
+ASSETS = Path(__file__).parent / "assets"
+SCHEDULERS = (DDIMScheduler, LCMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler)
+Model = TypeVar("Model", bound=ModelMixin)
+
+
+def resolve_name(name_or_path: str) -> str:
+    """The folder of a model shipped with the package ("emoji", "emoji-lcm"), an existing folder, or a hub id as it is.
+
+    Raises:
+        ValueError: A path that does not exist.
+    """
+    if name_or_path in (SHIPPED_MODEL, SHIPPED_STUDENT):  # a folder of that name is ./emoji
+        name_or_path = str(ASSETS / name_or_path)
+    is_hub_id = name_or_path.count("/") == 1 and not name_or_path.startswith((".", "/", "~"))
+    if not Path(name_or_path).exists() and not is_hub_id:
+        raise ValueError(f"no such checkpoint: {name_or_path}")
+    if Path(name_or_path).is_file():
+        raise ValueError(f"{name_or_path} is a file: a checkpoint is a folder in diffusers' layout")
+    return name_or_path
+
+
+def require_checkpoints(**names: str | None) -> None:
+    """Checks everything a run needs before it starts.
+
+    Raises:
+        ValueError: One line that names all that is missing.
+    """
+    missing = []
+    for flag, name in names.items():
+        try:
+            if name:
+                resolve_name(name)
+        except ValueError as error:
+            missing.append(f"--{flag}: {error}")
+    if missing:
+        raise ValueError("; ".join(missing))
+
+
+def load_vae(name_or_path: str) -> ModelMixin:
+    """Image VAE of a VAE folder, or of a Stable Diffusion folder or hub id; frozen.
+
+    Raises:
+        ValueError: There is none.
+    """
+    path = resolve_name(name_or_path)
+    subfolder = None if (Path(path) / "config.json").exists() else "vae"
+    own = class_name(Path(path) / (subfolder or "") / "config.json") == PatchVAE.__name__
+    return load_model(PatchVAE if own else AutoModel, path, subfolder, "an image VAE").requires_grad_(False)
+
+
+def load_autoencoder(name_or_path: str, dtype: torch.dtype | None = None) -> ContentMotionAutoencoder:
+    """ContentMotionAutoencoder of its own folder, of a training run, or of a pipeline folder.
+
+    Raises:
+        ValueError: There is none.
+    """
+    return load_part(ContentMotionAutoencoder, name_or_path, "autoencoder", dtype)
+
+
+def load_text_encoder(name_or_path: str) -> tuple[Any, Any]:
+    """Tokenizer and text encoder of a Stable Diffusion folder, of a pipeline folder or of a hub id; frozen.
+
+    Raises:
+        ValueError: There is none.
+    """
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    path = resolve_name(name_or_path)
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer")
+    except OSError as error:
+        raise ValueError(explain(f"a tokenizer from {path}", path, error)) from error
+    encoder = load_model(CLIPTextModel, path, "text_encoder", "a text encoder")
+    return tokenizer, encoder.requires_grad_(False)
+
+
+def load_motion(name_or_path: str, dtype: torch.dtype | None = None) -> tuple[MotionDiT, SchedulerMixin]:
+    """Motion model and its noise schedule, of the folder that ``train-motion`` wrote or of a pipeline folder.
+
+    Raises:
+        ValueError: There is none.
+    """
+    motion = load_part(MotionDiT, name_or_path, "motion_transformer", dtype)
+    root = Path(resolve_name(name_or_path))
+    for folder in (root, root / "motion_transformer", root / "motion_scheduler"):
+        if (folder / "scheduler_config.json").exists():
+            return motion, load_scheduler(folder)
+    raise ValueError(f"no scheduler_config.json beside the motion model in {name_or_path}")
+
+
+def load_scheduler(folder: Path) -> SchedulerMixin:
+    """A scheduler of the kind that its config names, of those that models here have; else DDIM."""
+    name = class_name(folder / "scheduler_config.json")
+    known = {cls.__name__: cls for cls in SCHEDULERS}
+    return known.get(str(name), DDIMScheduler).from_pretrained(folder)  # type: ignore[return-value]
+
+
+def training_scheduler(config: Mapping[str, Any]) -> SchedulerMixin:
+    """The sampler whose noise schedule a model with another scheduler's config was trained with: DDIM, or Euler for
+    flow matching.
+
+    Clipping to [-1, 1], DDIM's default, is for pixels: it stays off unless the config has it.
+    """
+    values = {name: value for name, value in config.items() if not name.startswith("_")}
+    if str(config.get("_class_name", "")).startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction":
+        return FlowMatchEulerDiscreteScheduler.from_config(values)  # type: ignore[return-value]
+    return DDIMScheduler.from_config({"clip_sample": False, "set_alpha_to_one": False} | values)  # type: ignore[return-value]
+
+
+def class_name(config: Path) -> str | None:
+    return json.loads(config.read_text()).get("_class_name") if config.exists() else None
+
+
+def load_part(cls: type[Model], name_or_path: str, part: str, dtype: torch.dtype | None) -> Model:
+    path = resolve_name(name_or_path)
+    subfolder = part if (Path(path) / part / "config.json").exists() else None
+    return load_model(cls, path, subfolder, f"a {cls.__name__}", dtype)
+
+
+def load_model(cls: Any, path: str, subfolder: str | None, what: str, dtype: torch.dtype | None = None) -> Any:
+    try:
+        with quiet():
+            model = cls.from_pretrained(path, subfolder=subfolder, dtype=dtype or torch.float32, use_safetensors=True)
+    except Exception as error:  # torch, safetensors, json and the hub each raise their own
+        raise ValueError(explain(f"{what} from {path}", path, error)) from error
+    return model.eval()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences what diffusers and transformers print while loading; errors still come as exceptions."""
+    libraries = (diffusers_logging, transformers_logging)
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    for library in libraries:
+        library.set_verbosity(library.CRITICAL)
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, (verbosity, bars) in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)
+            if bars:
+                library.enable_progress_bar()
+
+
+def explain(what: str, path: str, error: Exception) -> str:
+    """One line about why a checkpoint did not load."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if not Path(path).exists():
+        return f"no such checkpoint: {path} (no folder of that name, and the hub did not give it: {reason})"
+    shapes = re.search(r"(\S+) expected shape (.*?), but got (.*?)\. If you", reason)
+    if shapes:
+        name, wanted, found = (text.removeprefix("torch.Size").strip("()") for text in shapes.groups())
+        reason = f"the weights are of another shape than config.json says: {name} is {found}, not {wanted}"
+    elif "ignore_mismatched_sizes" in reason:
+        reason = "the weights are of another shape than config.json says"
+    elif "Unable to load weights" in reason or type(error).__name__ == "SafetensorError":
+        reason = f"damaged file: {reason}"
+    return f"cannot load {what}: {reason}"

@@ -1,0 +1,95 @@
+"""Reconstruction: how the two autoencoders are trained, that of videos (CMD section 3.1) and that of images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from contentmotion.config import PerceptualLoss, TrainAutoencoderConfig, TrainVAEConfig
+from contentmotion.draws import Source, rand, randn
+from contentmotion.losses.player import Batch, Player
+from contentmotion.stages.image_vae import decode_frames, encode_frames
+from contentmotion.video.pixels import to_float
+
+
+def autoencoder_players(
+    model: nn.Module, vae: Any, lpips: nn.Module | None, config: TrainAutoencoderConfig
+) -> list[Player]:
+    """The video autoencoder, trained by ``autoencoder_loss``."""
+    return [Player(model, lambda model, batch: autoencoder_loss(model, batch, vae, lpips, config.perceptual))]
+
+
+def autoencoder_loss(
+    model: nn.Module, batch: Batch, vae: Any, lpips: nn.Module | None, perceptual: PerceptualLoss
+) -> dict[str, Tensor]:
+    """Squared error of decoded latents (CMD section 3.1), and on request LPIPS of some frames' pixels (ours).
+
+    Args:
+        model: Takes and gives videos (b, t, c, h, w).
+        batch: See ``latents_of``; "step" and "generator".
+        vae: Image VAE, or None for pixels.
+        lpips: Distance of images, or None.
+        perceptual: Its weight, first step and number of frames.
+
+    Returns:
+        "loss", and with LPIPS its parts.
+    """
+    x = latents_of(batch, vae)
+    decoded = model(x)
+    mse = F.mse_loss(decoded.float(), x)
+    if lpips is None or batch["step"] <= perceptual.start_step:
+        return {"loss": mse}
+    true, decoded = draw_frames((x, decoded), perceptual.frames, batch["generator"])
+    true, decoded = decode_frames(vae, true), decode_frames(vae, decoded)
+    distance = lpips(true.flatten(0, 1), decoded.flatten(0, 1)).mean()
+    return {"loss": mse + perceptual.weight * distance, "mse": mse.detach(), "lpips": distance.detach()}
+
+
+def latents_of(batch: dict[str, Any], vae: Any) -> Tensor:
+    """Scaled latents (b, t, c, h, w) of a batch: its "latents", else encoded from "frames" (uint8)."""
+    return batch["latents"] if "latents" in batch else encode_frames(vae, to_float(batch["frames"]))
+
+
+def draw_frames(videos: tuple[Tensor, ...], num_frames: int, generator: Source) -> tuple[Tensor, ...]:
+    """The same random frames, all different, of each clip.
+
+    Args:
+        videos: Each (b, t, c, h, w).
+        num_frames: Frames n per clip; all where there are fewer.
+        generator: Source of randomness.
+
+    Returns:
+        Each (b, n, c, h, w).
+    """
+    b, t = videos[0].shape[:2]
+    chosen = rand((b, t), generator).argsort(dim=1)[:, :num_frames].to(videos[0].device)  # (b, n)
+    rows = torch.arange(b, device=chosen.device)[:, None]
+    return tuple(video[rows, chosen] for video in videos)
+
+
+def image_vae_players(vae: nn.Module, config: TrainVAEConfig) -> list[Player]:
+    """The image VAE, trained by ``image_vae_loss``."""
+
+    def loss(vae: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return image_vae_loss(vae, batch["frames"][:, 0], config.latent_noise, batch["generator"])
+
+    return [Player(vae, loss)]
+
+
+def image_vae_loss(vae: nn.Module, images: Tensor, latent_noise: float, generator: Source) -> dict[str, Tensor]:
+    """Squared error of decoded images, from latents with a little noise so that the decoder forgives a generator.
+
+    Args:
+        vae: PatchVAE.
+        images: uint8 (b, 3, h, w).
+        latent_noise: Standard deviation of the noise, of latents at unit scale.
+        generator: Source of that noise.
+    """
+    x = to_float(images)
+    z = vae.encode(x).latents  # type: ignore[operator]
+    noise = randn(z.shape, generator).to(z)
+    decoded = vae.decode(z + latent_noise / vae.config.scaling_factor * noise).sample  # type: ignore[operator]
+    return {"loss": F.mse_loss(decoded.float(), x)}

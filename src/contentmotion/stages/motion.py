@@ -1,0 +1,132 @@
+"""The motion stage: a DiT on standardised motion latents, given the content frame (CMD section 3.2, Eq. 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from contentmotion.config import MotionSizes
+from contentmotion.draws import randn, std
+from contentmotion.models.motion_dit import MotionDiT
+from contentmotion.stages.stage import META, Condition, Stage, drop_labels, make_scheduler
+
+
+class MotionStage(Stage):
+    """``motion_transformer`` and ``motion_scheduler``, with the content stage's text encoder, and the autoencoder.
+
+    Args:
+        components: See above; "text_encoder" is None for class-conditional models.
+        content_noise: Standard deviation of noise that training puts on content frames, relative to that of each of
+            their channels.
+    """
+
+    name = "motion"
+    network_name = "motion_transformer"
+    scheduler_name = "motion_scheduler"
+    field = "motion"
+    made_with = ("vae", "autoencoder")
+    time_axis = 2  # (b, D, t, s)
+    text_feature = "pooled"
+    lora_targets = ("attn.qkv", "attn.proj", "mlp.0", "mlp.2")
+
+    def __init__(self, components: Mapping[str, Any], content_noise: float = 0.0) -> None:
+        super().__init__(components)
+        self.content_noise = content_noise
+
+    @classmethod
+    def make(
+        cls, sizes: MotionSizes, shapes: Sequence[tuple[int, ...]], captions: Iterable[str] = (), *,
+        components: Mapping[str, Any], content_channels: int, num_classes: int | None = None,
+        text_dim: int | None = None, statistics: tuple[Sequence[float], Sequence[float]] | None = None,
+        prediction_type: str | None = None, flow_shift: float = 1.0, content_noise: float = 0.0,
+    ) -> Self:  # fmt: skip
+        """See ``Stage.make``.
+
+        Args:
+            sizes: The config's ``model`` block.
+            shapes: Shapes of motion latents.
+            captions: Not used: the text encoder is the content stage's.
+            components: The content stage's, and the autoencoder.
+            content_channels: Channels of content frames.
+            num_classes: Classes, of a class-conditional model.
+            text_dim: Width of the pooled text feature, of a text-conditional one.
+            statistics: Mean and deviation of each motion channel over the training clips.
+            prediction_type: See ``make_scheduler``.
+            flow_shift: See there.
+            content_noise: See the class.
+        """
+        mean, deviation = statistics or (None, None)
+        transformer = MotionDiT(
+            motion_channels=shapes[0][0],
+            content_channels=content_channels,
+            hidden_size=sizes.hidden_size,
+            depth=sizes.depth,
+            num_heads=sizes.num_heads,
+            patch_size=sizes.patch_size,
+            content_patch_size=sizes.content_patch_size,
+            num_classes=num_classes,
+            text_dim=text_dim,
+            learn_sigma=sizes.learn_sigma,
+            motion_mean=None if mean is None else list(mean),
+            motion_std=None if deviation is None else list(deviation),
+        )
+        scheduler = make_scheduler("linear", prediction_type, flow_shift)
+        own = {"motion_transformer": transformer, "motion_scheduler": scheduler}
+        return cls(dict(components) | own, content_noise)
+
+    def _like(self, components: Mapping[str, Any]) -> Self:
+        return type(self)(components, self.content_noise)
+
+    def standardize(self, motion: Float[Tensor, "b D t s"], inverse: bool = False) -> Float[Tensor, "b D t s"]:
+        """Motion latents at zero mean and unit variance per channel, as diffusion wants them (or back).
+
+        The motion model has the statistics of the clips that it was trained on; those of version 0.1 have them in their
+        autoencoder.
+
+        Raises:
+            ValueError: Neither has them.
+        """
+        if self.network.config.motion_mean is not None:
+            return self.network.standardize(motion, inverse)  # type: ignore[operator]
+        return self.components["autoencoder"].standardize_motion(motion, inverse)
+
+    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """With noise on the content frames, so that the motion model forgives what the content model gets wrong."""
+        if not self.content_noise:
+            return batch
+        content, generator = batch["content"], batch["generator"]
+        noise = randn(content.shape, generator).to(content)
+        return batch | {"content": content + self.content_noise * std(content, generator) * noise}
+
+    def clean_sample(self, batch: Mapping[str, Any]) -> Tensor:
+        return self.standardize(batch["motion"])
+
+    def encode(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None = None) -> Condition:
+        if self.components.get("text_encoder") is None:
+            labels = drop_labels(batch["label"], dropped, self.network.config.num_classes)
+            return {"content": batch["content"], "class_labels": labels}
+        return {"content": batch["content"], "pooled_text": self.pooled_features(batch, dropped)}
+
+    def forward(
+        self, noisy: Float[Tensor, "b D t s"], timesteps: Tensor, condition: Condition,
+        target_timesteps: Tensor | None = None,
+    ) -> Float[Tensor, "b out t s"]:  # fmt: skip
+        times = timesteps.to(noisy.device).expand(len(noisy))
+        return self.network(noisy.to(self.dtype), times, **condition)
+
+    def example(self, shape: tuple[int, ...], batch_size: int = 1, device: torch.device = META) -> tuple[Any, ...]:
+        config, place = self.network.config, {"device": device, "dtype": self.dtype}
+        autoencoder = self.components["autoencoder"].config
+        # z_x and z_y are the content frame's rows and columns of patches.
+        height, width = autoencoder.sample_height, autoencoder.sample_width
+        condition = {"content": torch.zeros((batch_size, config.content_channels, height, width), **place)}
+        ones = torch.ones(batch_size, dtype=torch.long, device=device)
+        if config.text_dim is None:
+            condition["class_labels"] = ones
+        else:
+            condition["pooled_text"] = torch.zeros((batch_size, config.text_dim), **place)
+        return torch.zeros((batch_size, *shape), **place), ones, condition

@@ -1,0 +1,241 @@
+"""What is particular to one denoiser, behind one face: training, sampling, distillation and cost call the same object.
+
+A stage is made of *components*, by the names that a pipeline's ``model_index.json`` has for them. It knows nothing of
+pipelines, which are shells over stages, nor of objectives (``losses``), which are written against this face.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from contentmotion.diffusion import FLOW, NoiseSchedule
+from contentmotion.stages.text import NULL_PROMPT, drop_prompts, encode_prompts
+
+Condition = dict[str, Tensor]  # what a network is told besides the noisy sample and the time; items along axis 0
+META = torch.device("meta")
+
+
+class Stage(nn.Module):
+    """A network that denoises, with all that it needs to be trained, sampled, distilled and counted.
+
+    Its parameters are those of ``network``, of the components ``besides`` it, and of the text encoder.
+
+    Attributes:
+        name: "content", "motion" or "video".
+        network_name: Component that denoises.
+        scheduler_name: Component that is its scheduler.
+        besides: Components that are trained with the network, where there are any (not with LoRA).
+        field: What a latent cache must hold of each clip.
+        made_with: Components that must have made the cache.
+        time_axis: Axis of a sample that counts frames, if one does.
+        text_feature: What it takes of a text encoder: "tokens" or "pooled".
+        lora_targets: Layers that get an adapter, by the ends of their names.
+    """
+
+    name: ClassVar[str]
+    network_name: ClassVar[str] = "unet"
+    scheduler_name: ClassVar[str] = "scheduler"
+    besides: ClassVar[tuple[str, ...]] = ()
+    field: ClassVar[str]
+    made_with: ClassVar[tuple[str, ...]] = ("vae",)
+    time_axis: ClassVar[int | None] = None
+    text_feature: ClassVar[str] = "tokens"
+    lora_targets: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, components: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.components: dict[str, Any] = dict(components)
+        for name in (self.network_name, *self.besides, "text_encoder"):
+            if self.components.get(name) is not None:
+                self.add_module(name, self.components[name])
+        self._null: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    @abstractmethod
+    def make(cls, sizes: Any, shapes: Sequence[tuple[int, ...]], captions: Iterable[str], **settings: Any) -> Self:
+        """An untrained stage.
+
+        Args:
+            sizes: The config's ``model`` block.
+            shapes: Shapes of the samples that it is for, of one item each; the first is the one that a pipeline makes
+                when not told.
+            captions: What a text encoder made from scratch learns its vocabulary from.
+            **settings: What else the stage needs.
+
+        Raises:
+            ValueError: Samples that such a network cannot make.
+        """
+
+    @abstractmethod
+    def encode(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None = None) -> Condition:
+        """What the network is told about the items of a batch.
+
+        Args:
+            batch: Of a latent cache ("caption" or "label", or text features "tokens" and "pooled"; "content",
+                "conditions" and so on), or of a pipeline's call.
+            dropped: Items that get the null condition instead of their text or class; None: no item.
+        """
+
+    @abstractmethod
+    def forward(
+        self, noisy: Tensor, timesteps: Tensor, condition: Condition, target_timesteps: Tensor | None = None
+    ) -> Tensor:
+        """The network call, the only one.
+
+        Args:
+            noisy: Noisy samples (b, ...).
+            timesteps: Their times (b,), or one for all.
+            condition: See ``encode``.
+            target_timesteps: For networks that predict the way to a later time of the sampler (flow maps).
+
+        Returns:
+            The prediction (b, ...); twice the channels with a learned variance.
+        """
+
+    @abstractmethod
+    def example(self, shape: tuple[int, ...], batch_size: int = 1, device: torch.device = META) -> tuple[Any, ...]:
+        """Arguments of one network call on samples of a shape (of one item), for counting and timing."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The component that denoises."""
+        return self.components[self.network_name]
+
+    @property
+    def scheduler(self) -> Any:
+        """The component that samples."""
+        return self.components[self.scheduler_name]
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """Noise levels and what the network predicts."""
+        return NoiseSchedule.of(self.scheduler)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the network's weights."""
+        return self.network.dtype  # type: ignore[return-value]
+
+    @property
+    def side_multiple(self) -> int:
+        """What height and width of a sample must be multiples of."""
+        return 1
+
+    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with what is drawn of conditions in training, such as noise on them, from its generator."""
+        return batch
+
+    def clean_sample(self, batch: Mapping[str, Any]) -> Tensor:
+        """What is denoised: clean samples (b, ...) of a batch."""
+        return batch[self.field]
+
+    def replace(self, **components: Any) -> Self:
+        """The same stage with other components in the places of some."""
+        return self._like(self.components | components)
+
+    def twin(self) -> Self:
+        """The same stage with copies of the components that are trained; their frozen weights are shared."""
+        copies = {}
+        for name, component in self.components.items():
+            if isinstance(component, nn.Module) and any(p.requires_grad for p in component.parameters()):
+                shared = {id(p): p for p in component.parameters() if not p.requires_grad}
+                copies[name] = copy.deepcopy(component, shared).requires_grad_(False)
+        return self.replace(**copies)
+
+    def with_text_features(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with features of its captions, so that several networks with this text encoder need not each
+        compute them; no gradient reaches it."""
+        if self.components.get("text_encoder") is None or self.text_feature in batch:
+            return batch
+        with torch.no_grad():
+            tokens, pooled = self._encode_captions(batch, None)
+        return {"tokens": tokens, "pooled": pooled} | batch
+
+    def _like(self, components: Mapping[str, Any]) -> Self:
+        return type(self)(components)
+
+    def token_features(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None) -> Tensor:
+        """Text features per token (b, n, d): the batch's own, else of its captions; null where dropped."""
+        if "tokens" not in batch:
+            return self._encode_captions(batch, dropped)[0]
+        return self._drop(batch["tokens"], dropped, 0)
+
+    @torch.no_grad()
+    def pooled_features(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None) -> Tensor:
+        """The same of whole captions (b, p); no gradient reaches the text encoder."""
+        if "pooled" not in batch:
+            return self._encode_captions(batch, dropped)[1]
+        return self._drop(batch["pooled"], dropped, 1)
+
+    def _encode_captions(self, batch: Mapping[str, Any], dropped: Tensor | None) -> tuple[Tensor, Tensor]:
+        captions = batch["caption"] if dropped is None else drop_prompts(batch["caption"], dropped)
+        return encode_prompts(self.components["tokenizer"], self.components["text_encoder"], captions)
+
+    def _drop(self, features: Tensor, dropped: Tensor | None, which: int) -> Tensor:
+        if dropped is None:
+            return features
+        mask = dropped.to(features.device).view(-1, *[1] * (features.dim() - 1))
+        return torch.where(mask, self._null_features()[which], features)
+
+    @torch.no_grad()
+    def _null_features(self) -> tuple[Tensor, Tensor]:
+        """The null prompt's features, encoded once: where a cache has the others, the text encoder is frozen."""
+        text_encoder = self.components["text_encoder"]
+        device = text_encoder.device
+        if self._null is None or self._null[0].device != device:
+            # In full precision, as `encode` does by default, and whatever the first step that asks runs in.
+            with torch.autocast(device.type, enabled=False):
+                self._null = encode_prompts(self.components["tokenizer"], text_encoder, [NULL_PROMPT])
+        return self._null
+
+
+def join_conditions(*conditions: Condition) -> Condition:
+    """Several batches of conditions as one."""
+    return {name: torch.cat([condition[name] for condition in conditions]) for name in conditions[0]}
+
+
+def drop_labels(labels: Int[Tensor, " b"], dropped: Bool[Tensor, " b"] | None, num_classes: int) -> Int[Tensor, " b"]:
+    """Class labels with the dropped ones replaced by the null class, ``num_classes``."""
+    return labels if dropped is None else torch.where(dropped.to(labels.device), num_classes, labels)
+
+
+def example_tokens(text_encoder: Any, batch_size: int, device: torch.device) -> Tensor:
+    """Features per token as a text encoder makes them, with nothing in them."""
+    config = text_encoder.config
+    shape = (batch_size, config.max_position_embeddings, config.hidden_size)
+    return torch.zeros(shape, device=device, dtype=text_encoder.dtype)
+
+
+def make_scheduler(beta_schedule: str, prediction_type: str | None, flow_shift: float = 1.0) -> SchedulerMixin:
+    """Noise schedule of a model trained from scratch.
+
+    v-prediction comes with a schedule that ends in pure noise (Lin et al. 2024): without it, what a model makes of a
+    plain background depends on the noise's mean.
+
+    Args:
+        beta_schedule: "scaled_linear" (Stable Diffusion) or "linear" (DiT); flow matching has none.
+        prediction_type: v_prediction when None; "flow" for flow matching.
+        flow_shift: Flow matching: how far times are moved towards the noise.
+    """
+    prediction_type = prediction_type or "v_prediction"
+    if prediction_type == FLOW:
+        return FlowMatchEulerDiscreteScheduler(shift=flow_shift)  # type: ignore[return-value]
+    scaled = beta_schedule == "scaled_linear"
+    return DDIMScheduler(  # type: ignore[return-value]
+        beta_schedule=beta_schedule,
+        beta_start=0.00085 if scaled else 0.0001,
+        beta_end=0.012 if scaled else 0.02,
+        prediction_type=prediction_type,
+        clip_sample=False,
+        rescale_betas_zero_snr=prediction_type != "epsilon",
+        timestep_spacing="trailing",
+        steps_offset=1,  # what diffusers asks of Stable Diffusion folders; "trailing" does not use it
+    )
