@@ -29,7 +29,7 @@ from contentmotion.commands.encode import Encoder, encode
 from contentmotion.config import EncodeConfig
 from contentmotion.data.cache import LatentCache, collate_latents
 from contentmotion.data.clips import open_clips
-from contentmotion.pipelines.loading import ASSETS
+from contentmotion.loading import ASSETS
 from contentmotion.video.sources import VIDEO_SUFFIXES
 from contentmotion.video.write import write_video
 

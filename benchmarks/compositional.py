@@ -34,7 +34,8 @@ from contentmotion.data.cache import collate_latents, open_cache
 from contentmotion.data.condition_maps import depth_of, load_depth_model
 from contentmotion.data.conditions import training_conditions
 from contentmotion.evaluate.following import depth_error, first_frame_psnr, known_region_psnr, sketch_following
-from contentmotion.pipelines.loading import load_vae, load_video_pipeline
+from contentmotion.loading import load_vae
+from contentmotion.pipelines.loading import load_video_pipeline
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
 from contentmotion.run_dir import describe_hardware, seeded_generator
 from contentmotion.saving import replacing_folder, write_json

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from contentmotion.cli import main as contentmotion
-from contentmotion.pipelines.loading import ASSETS
+from contentmotion.loading import ASSETS
 from contentmotion.run_dir import describe_hardware
 from contentmotion.saving import replacing_file, write_json
 from contentmotion.video.reader import read_video

@@ -1,6 +1,7 @@
 """What other people's files and code rely on: who imports whom, module paths and state-dict keys in checkpoints."""
 
 import ast
+import graphlib
 import json
 from pathlib import Path
 
@@ -19,15 +20,15 @@ EMOJI = PACKAGE / "assets/emoji"
 # Rooms and files at the top, lowest first; a module imports only from its own layer or from lower ones.
 LAYERS = (
     ("config", "saving", "tables", "draws", "diffusion"),
-    ("run_dir", "models"),
+    ("run_dir", "models", "loading"),
     ("video",),
     ("data",),
     ("stages",),
     ("pipelines",),
     ("losses",),
-    ("cost",),
     ("evaluate",),
     ("train",),
+    ("cost",),
     ("commands",),
     ("demo",),
     ("arguments", "cli", "completion", "__main__", "__init__"),
@@ -50,6 +51,22 @@ def test_imports_point_downwards(path: Path) -> None:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("contentmotion."):
             imported = str(node.module).removeprefix("contentmotion.")
             assert layer(imported) <= layer(module), f"{module} imports {imported}"
+
+
+def test_no_import_circles() -> None:
+    """Of modules, whatever the place of an import in its file: one that waits inside a function is a circle all the
+    same."""
+    modules = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    imports: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("contentmotion."):
+                base = str(node.module).removeprefix("contentmotion.")
+                names = {f"{base}.{alias.name}" for alias in node.names} & modules.keys()
+                found |= names or {base if base in modules else f"{base}.__init__"}
+        imports[module] = found
+    list(graphlib.TopologicalSorter(imports).static_order())  # raises CycleError, which names the modules
 
 
 def test_module_paths_are_those_in_checkpoints() -> None:

@@ -16,7 +16,7 @@ from contentmotion.cost.results import SystemResult
 from contentmotion.cost.run import Bench
 from contentmotion.cost.stages import Size
 from contentmotion.cost.training import TrainingResult, benchmark_training
-from contentmotion.pipelines.loading import ASSETS
+from contentmotion.loading import ASSETS
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from contentmotion.train.distill_parts import PARTS
 from torch import nn
 
 from contentmotion.cli import main
@@ -19,7 +20,6 @@ from contentmotion.config import (
 from contentmotion.cost.plan import count_activations, plan_run
 from contentmotion.cost.plan import part as part_of
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
-from contentmotion.train.distill_parts import PARTS
 
 SD21 = "stabilityai/stable-diffusion-2-1-base"
 

@@ -14,10 +14,10 @@ from contentmotion.commands.encode import encode, hash_tensors
 from contentmotion.config import AutoencoderSizes, EncodeConfig, MotionSizes, TrainAutoencoderConfig, TrainMotionConfig
 from contentmotion.data.cache import LatentCache, collate_latents, read_header
 from contentmotion.data.clips import open_clips
+from contentmotion.loading import load_autoencoder
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
-from contentmotion.pipelines.loading import load_autoencoder, load_pipeline
-from contentmotion.stages.denoisers import MotionDenoiser
+from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.stages.text import encode_prompts
 from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.motion import train_motion

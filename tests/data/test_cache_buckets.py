@@ -17,7 +17,7 @@ from contentmotion.config import EncodeConfig
 from contentmotion.data.buckets import BucketSampler
 from contentmotion.data.cache import LatentCache, read_header
 from contentmotion.data.sources import open_source
-from contentmotion.pipelines.loading import load_autoencoder
+from contentmotion.loading import load_autoencoder
 from contentmotion.video.write import write_video
 
 BUCKETS = ("4x16x16", "4x16x24")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from contentmotion.pipelines.loading import ASSETS
+from contentmotion.loading import ASSETS
 from contentmotion.video.write import write_video
 
 api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")

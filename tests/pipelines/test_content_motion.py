@@ -20,7 +20,8 @@ from diffusers import (
 )
 
 from contentmotion import ContentMotionAutoencoder, ContentMotionPipeline, MotionDiT
-from contentmotion.pipelines.loading import ASSETS, load_pipeline
+from contentmotion.loading import ASSETS
+from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.stages.text import make_text_encoder
 from contentmotion.train.denoiser import make_scheduler
 from contentmotion.train.motion import save_motion

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from contentmotion.train.distill_parts import PARTS
 from safetensors.torch import load_file
 
 from contentmotion.cli import main
@@ -35,7 +36,6 @@ from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.batches import make_batches
 from contentmotion.train.content import train_content
 from contentmotion.train.distill import distill
-from contentmotion.train.distill_parts import PARTS
 from contentmotion.train.held_out import HeldOut
 from contentmotion.train.motion import train_motion
 from contentmotion.train.video import train_video

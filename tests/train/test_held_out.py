@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from contentmotion.train.distill_parts import PARTS
 from safetensors.torch import load_file
 
 from contentmotion.config import DistillConfig, LoraSettings
@@ -19,7 +20,6 @@ from contentmotion.train import distill as module
 from contentmotion.train import held_out as held_out_module
 from contentmotion.train.best import Best
 from contentmotion.train.distill import distill
-from contentmotion.train.distill_parts import PARTS
 from contentmotion.train.held_out import Alarms, HeldOut, what_scores_depend_on
 
 Configure = Callable[..., DistillConfig]

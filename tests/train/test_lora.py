@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from contentmotion.train.distill_parts import PARTS
 from diffusers import LCMScheduler, StableDiffusionPipeline, UNet3DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -18,7 +19,6 @@ from contentmotion.losses.consistency import make_lcm_scheduler
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.train.distill import distill
-from contentmotion.train.distill_parts import PARTS
 from contentmotion.train.lora import add_adapters, merge_adapters, save_adapters, share_weights
 
 Configure = Callable[..., DistillConfig]

@@ -33,7 +33,8 @@ from contentmotion.config import (
 )
 from contentmotion.data.cache import LatentCache
 from contentmotion.data.clips import open_clips
-from contentmotion.pipelines.loading import load_autoencoder, load_pipeline
+from contentmotion.loading import load_autoencoder
+from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.train import checkpoints, loop
 from contentmotion.train.autoencoder import draw_frames, train_autoencoder
 from contentmotion.train.content import load_content_parts, train_content

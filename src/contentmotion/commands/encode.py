@@ -30,7 +30,7 @@ from contentmotion.data.cache import FORMAT, INDEX, MANIFEST, read_header
 from contentmotion.data.condition_maps import depth_of, load_depth_model, sketch_of
 from contentmotion.data.limits import require_few_bad
 from contentmotion.data.sources import ClipSource, open_source
-from contentmotion.pipelines.loading import ASSETS, load_autoencoder, load_text_encoder, load_vae, resolve_name
+from contentmotion.loading import ASSETS, load_autoencoder, load_text_encoder, load_vae, resolve_name
 from contentmotion.run_dir import join_processes, prepare_output_dir, resolve_device, resolve_dtype
 from contentmotion.saving import hash_weights, replacing_file, write_json
 from contentmotion.stages.image_vae import encode_frames

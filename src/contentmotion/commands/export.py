@@ -9,7 +9,8 @@ import torch
 
 from contentmotion.commands.card import read_scores, write_card
 from contentmotion.config import ExportConfig
-from contentmotion.pipelines.loading import load_pipeline, quiet
+from contentmotion.loading import quiet
+from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.run_dir import write_config
 from contentmotion.saving import replacing_folder
 

@@ -18,8 +18,9 @@ import contentmotion
 from contentmotion.config import GenerateConfig, SamplingConfig
 from contentmotion.data.condition_files import read_conditions as read_conditions_of
 from contentmotion.data.prompts import read_prompts
+from contentmotion.loading import load_vae, require_checkpoints
 from contentmotion.pipelines.base import LatentPipeline
-from contentmotion.pipelines.loading import load_any_pipeline, load_vae, require_checkpoints
+from contentmotion.pipelines.loading import load_any_pipeline
 from contentmotion.pipelines.sampling import resolve_sampling
 from contentmotion.pipelines.speed import (
     compile_networks,

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from contentmotion.config import SHIPPED_MODEL, ReconstructConfig
 from contentmotion.evaluate.reconstruction import psnr
+from contentmotion.loading import load_autoencoder, load_vae, require_checkpoints, resolve_name
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
-from contentmotion.pipelines.loading import load_autoencoder, load_vae, require_checkpoints, resolve_name
 from contentmotion.run_dir import prepare_output_dir, resolve_device
 from contentmotion.saving import replacing_file
 from contentmotion.stages.image_vae import decode_frames, encode_frames, vae_latent_channels, vae_scale_factor

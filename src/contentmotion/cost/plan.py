@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from contentmotion.config import (
     TrainAutoencoderConfig,
     TrainConfig,
     TrainContentConfig,
+    TrainDenoiserConfig,
     TrainMotionConfig,
     TrainVAEConfig,
     TrainVideoConfig,
@@ -30,19 +32,18 @@ from contentmotion.cost.count import count_cost
 from contentmotion.cost.networks import build, skeleton, skeletons
 from contentmotion.cost.report import number
 from contentmotion.data.cache import LatentCache, open_cache
-from contentmotion.models.patch_vae import PatchVAE
+from contentmotion.loading import load_vae, resolve_name
 from contentmotion.models.video_unet import enable_checkpointing
-from contentmotion.pipelines.loading import resolve_name
 from contentmotion.run_dir import resolve_device, resolve_dtype
-from contentmotion.stages.denoisers import encode_conditions
+from contentmotion.stages.content import ARCHITECTURES, content_stage
 from contentmotion.stages.image_vae import vae_latent_channels, vae_scale_factor
+from contentmotion.stages.motion import MotionStage
+from contentmotion.stages.stage import Stage
+from contentmotion.stages.video import VideoStage
 from contentmotion.train.autoencoder import make_autoencoder
-from contentmotion.train.content import make_content_parts
 from contentmotion.train.denoiser import freeze_all_but
-from contentmotion.train.distill_parts import PARTS
-from contentmotion.train.lora import adapt_unet, add_adapters
-from contentmotion.train.motion import make_motion_transformer
-from contentmotion.train.video import make_video_parts
+from contentmotion.train.lora import adapt
+from contentmotion.train.vae import make_image_vae
 
 GIB, TERA = 2**30, 1e12
 META = torch.device("meta")
@@ -99,17 +100,25 @@ def plan_run(config: TrainConfig) -> Plan:
         ValueError: Shapes that cannot be known without a checkpoint or a cache that is not there.
     """
     if isinstance(config, TrainVAEConfig):
-        return _plan_vae(config)
+        with META:
+            vae = make_image_vae(config)
+        return _plan(vae, lambda: vae(_empty(1, 3, config.height, config.width)), {}, config)
     if isinstance(config, TrainAutoencoderConfig):
         return _plan_autoencoder(config)
-    if isinstance(config, TrainContentConfig):
-        return _plan_content(config)
-    if isinstance(config, TrainMotionConfig):
-        return _plan_motion(config)
-    if isinstance(config, TrainVideoConfig):
-        return _plan_video(config)
-    assert isinstance(config, DistillConfig)
-    return _plan_distillation(config)
+    assert isinstance(config, TrainDenoiserConfig | DistillConfig)
+    stage = _stage_to_train(config)
+    text: Any = stage.components.get("text_encoder")
+    frozen, forward = {}, _network_call(stage, _sample_shape(stage, config))
+    if text is not None:
+        ids = torch.ones(1, text.config.max_position_embeddings, dtype=torch.long, device=META)
+        if any(parameter.requires_grad for parameter in text.parameters()):
+            call = forward
+            forward = lambda: (text(ids), call())  # noqa: E731
+        else:
+            frozen = {text: count_cost(lambda: text(ids)).flops}
+    if isinstance(config, DistillConfig):
+        return _plan_distillation(config, stage, forward, frozen)
+    return _plan(stage, forward, frozen, config)
 
 
 def print_plan(config: TrainConfig) -> None:
@@ -147,23 +156,33 @@ def total_pflops(plan: Plan, config: TrainConfig) -> float:
     return plan.tflops_per_step(config) * config.max_train_steps / 1e3
 
 
-def part(name_or_path: str, name: str) -> nn.Module:
-    """A part of a pipeline folder (or a part's own folder) without its weights.
+def parts(name_or_path: str) -> dict[str, Any]:
+    """The networks of a pipeline folder without their weights, by component.
 
     Raises:
         ValueError: Neither a folder here nor one of the hub ids that are known.
     """
     if name_or_path in KNOWN:
-        return build(KNOWN[name_or_path][name], META)
+        return {name: build(network, META) for name, network in KNOWN[name_or_path].items()}
     folder = Path(resolve_name(name_or_path))
     if not folder.is_dir():
         raise ValueError(f"dry_run does not know the shapes of {name_or_path}: give a folder that is here")
-    if (folder / "config.json").exists():
+    return skeletons(folder)
+
+
+def part(name_or_path: str, name: str) -> nn.Module:
+    """One of ``parts``, or a network of a folder of its own.
+
+    Raises:
+        ValueError: There is none.
+    """
+    folder = Path(name_or_path)
+    if name_or_path not in KNOWN and (folder / "config.json").exists():
         return skeleton(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    found = skeletons(folder)[name]
-    if found is None:
+    network = parts(name_or_path).get(name)
+    if network is None:
         raise ValueError(f"{name_or_path} has no {name}")
-    return found
+    return network
 
 
 def _empty(*shape: int) -> Tensor:
@@ -174,8 +193,7 @@ def _plan(trained: nn.Module, forward: Callable[[], Any], frozen: dict[nn.Module
     """A plan from what is trained, one item's forward pass, and the FLOPs of each frozen network per item."""
     trained.train()
     if config.gradient_checkpointing:
-        networks = trained if isinstance(trained, nn.ModuleList) else [trained]
-        enable_checkpointing(networks[0])
+        enable_checkpointing(trained.network if isinstance(trained, Stage) else trained)
     return Plan(
         trained=sum(p.numel() for p in trained.parameters() if p.requires_grad),
         frozen=sum(p.numel() for p in trained.parameters() if not p.requires_grad)
@@ -223,16 +241,6 @@ class _FusedAttention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _plan_vae(config: TrainVAEConfig) -> Plan:
-    with META:
-        vae = PatchVAE(
-            latent_channels=config.model.latent_channels,
-            block_out_channels=(config.model.hidden_channels,) * (config.model.num_downsamples + 1),
-            num_layers=config.model.num_layers,
-        )
-    return _plan(vae, lambda: vae(_empty(1, 3, config.height, config.width)), {}, config)
-
-
 def _plan_autoencoder(config: TrainAutoencoderConfig) -> Plan:
     vae: Any = part(config.vae, "vae") if config.vae else None
     with META:
@@ -246,150 +254,110 @@ def _plan_autoencoder(config: TrainAutoencoderConfig) -> Plan:
     return _plan(model, lambda: model(x), frozen, config)
 
 
-def _plan_content(config: TrainContentConfig) -> Plan:
-    has_cache = (Path(config.cache_dir) / "index.json").exists()
+def _stage_to_train(config: TrainDenoiserConfig | DistillConfig) -> Stage:
+    """The stage that a config trains, without weights; what is not trained requires no gradient.
+
+    Raises:
+        ValueError: Its shapes need a checkpoint or a cache that is not there.
+    """
     name = config.pretrained_model_name_or_path
-    if name:
-        unet: Any = part(name, "unet")
-        text: Any = part(name, "text_encoder")
-    else:
-        made = make_content_parts(config, open_cache(config.cache_dir, config.max_bad_fraction))
-        unet, text = (None if made[n] is None else made[n].to(META) for n in ("unet", "text_encoder"))
-    if has_cache:
-        shape = _largest(open_cache(config.cache_dir, config.max_bad_fraction), "content")
-    else:
-        side = unet.config.sample_size
-        shape = (unet.config.in_channels, *((side, side) if isinstance(side, int) else side))
     with META:
-        adapt_unet(unet, config)
-    freeze_all_but(unet, config.trainable_modules)
-    return _plan(unet, lambda: unet_pass(unet, text, tuple(shape)), _frozen_text(text), config)
+        if isinstance(config, DistillConfig):
+            stage = STAGES[config.part](parts(str(name)))
+            lora = config.lora
+        elif isinstance(config, TrainMotionConfig):
+            stage, lora = _motion_to_train(config), None
+        elif isinstance(config, TrainContentConfig) and name:
+            stage, lora = content_stage(parts(name)), config.lora
+        else:
+            assert isinstance(config, TrainContentConfig | TrainVideoConfig)
+            cache, lora = open_cache(config.cache_dir, config.max_bad_fraction), config.lora
+            stage = _unet_from_scratch(config, cache)
+        text: Any = stage.components.get("text_encoder")
+        if text is not None:
+            text.requires_grad_(getattr(config, "train_text_encoder", False) or not name)
+        if lora is not None:
+            adapt(stage, lora)
+    if isinstance(config, TrainDenoiserConfig):
+        freeze_all_but(stage, config.trainable_modules)
+    return stage
 
 
-def _largest(cache: LatentCache, name: str) -> tuple[int, ...]:
-    """Shape of a tensor of a cache's largest clips: a run must have room for those."""
-    return max(cache.shapes(name), key=math.prod)
+STAGES: dict[str, Callable[[dict[str, Any]], Stage]] = {
+    "content": content_stage,
+    "motion": MotionStage,
+    "video": VideoStage,
+}
 
 
-def unet_pass(unet: Any, text: Any, shape: tuple[int, ...]) -> Any:
-    """One content frame through a content model."""
-    x, times = _empty(1, *shape), torch.ones(1, dtype=torch.long, device=META)
-    if text is None:
-        return unet(x, timestep=times, class_labels=times).sample
-    tokens = _empty(1, text.config.max_position_embeddings, text.config.hidden_size)
-    return unet(x, times, encoder_hidden_states=tokens).sample
-
-
-def _frozen_text(text: Any) -> dict[nn.Module, int]:
-    """A text encoder's pass per item (trained ones are as small as that)."""
-    if text is None:
-        return {}
-    ids = torch.ones(1, text.config.max_position_embeddings, dtype=torch.long, device=META)
-    return {text: count_cost(lambda: text(ids)).flops}
-
-
-def _plan_motion(config: TrainMotionConfig) -> Plan:
-    own: Any = part(config.autoencoder, "autoencoder").config
+def _motion_to_train(config: TrainMotionConfig) -> Stage:
+    autoencoder: Any = part(config.autoencoder, "autoencoder")
     text: Any = None
     if config.pretrained_model_name_or_path:
         text = part(config.pretrained_model_name_or_path, "text_encoder")
-    with META:
-        motion = make_motion_transformer(
-            config,
-            motion_channels=own.motion_channels,
-            content_channels=own.in_channels,
-            num_classes=1000 if text is None else None,  # an embedding each: it hardly matters how many
-            text_dim=None if text is None else text.config.hidden_size,
-        )
-    freeze_all_but(motion, config.trainable_modules)
-    return _plan(motion, lambda: motion_pass(motion, own), _frozen_text(text), config)
+    return MotionStage.make(
+        config.model, [(autoencoder.config.motion_channels,)],
+        components={"autoencoder": autoencoder, "text_encoder": text, "tokenizer": None},
+        content_channels=autoencoder.config.in_channels,
+        num_classes=1000 if text is None else None,  # an embedding each: it hardly matters how many
+        text_dim=None if text is None else text.config.hidden_size,
+    )  # fmt: skip
 
 
-def motion_pass(motion: Any, autoencoder: Any) -> Any:
-    """One motion latent, of the size that an autoencoder (its config) was trained on, through a motion model."""
-    h, w, p = autoencoder.sample_height, autoencoder.sample_width, autoencoder.patch_size
-    z = _empty(1, autoencoder.motion_channels, autoencoder.num_frames, h // p + w // p)
-    content, times = _empty(1, autoencoder.in_channels, h, w), torch.ones(1, dtype=torch.long, device=META)
-    if motion.config.text_dim is None:
-        return motion(z, times, content, class_labels=times)
-    return motion(z, times, content, pooled_text=_empty(1, motion.config.text_dim))
+def _unet_from_scratch(config: TrainContentConfig | TrainVideoConfig, cache: LatentCache) -> Stage:
+    captions = chain.from_iterable(cache.captions())
+    if isinstance(config, TrainContentConfig):
+        architecture = ARCHITECTURES[config.model.architecture]
+        names = cache.manifest["class_names"] or ()
+        return architecture.make(config.model, cache.shapes("content"), captions, class_names=names)
+    vae = load_vae(config.vae) if config.vae and config.conditions else None  # maps are of the pixels' size
+    return VideoStage.make(config.model, cache.shapes("latents"), captions, vae=vae, conditions=config.conditions)
 
 
-def _plan_video(config: TrainVideoConfig) -> Plan:
-    cache = open_cache(config.cache_dir, config.max_bad_fraction)
-    parts = make_video_parts(config, cache)
-    unet, text, encoder = (parts[name] for name in ("unet", "text_encoder", "condition_encoder"))
-    trained = nn.ModuleList([part.to(META) for part in (unet, encoder) if part is not None])
-    with META:
-        adapt_unet(unet, config)
-    freeze_all_but(trained, config.trainable_modules)
-    shape = _largest(cache, "latents")
+def _sample_shape(stage: Stage, config: TrainDenoiserConfig | DistillConfig) -> tuple[int, ...]:
+    """Shape of the largest sample that is denoised; where there is no cache yet, of what the network was made for."""
+    if stage.name == "motion":
+        own = stage.components["autoencoder"].config
+        places = own.sample_height // own.patch_size + own.sample_width // own.patch_size
+        return (own.motion_channels, own.num_frames, places)
+    if (Path(config.cache_dir) / "index.json").exists():
+        # A run must have room for the largest clips.
+        return max(open_cache(config.cache_dir, config.max_bad_fraction).shapes(stage.field), key=math.prod)
+    own: Any = stage.network.config
+    side = own.sample_size or 64
+    sides = (side, side) if isinstance(side, int) else tuple(side)
+    if stage.name == "video":
+        return (own.get("num_frames", 16), own.out_channels, *sides)
+    return (own.in_channels, *sides)
 
-    def forward() -> Any:
-        return video_pass(unet, encoder, text, shape)
 
-    return _plan(trained, forward, _frozen_text(text.to(META)), config)
-
-
-def video_pass(unet: Any, encoder: Any, text: Any, shape: tuple[int, ...]) -> Any:
-    """One clip's latents (t, c, h, w) through a video UNet, with all conditions where there are any."""
+def _network_call(stage: Stage, shape: tuple[int, ...]) -> Callable[[], Any]:
+    """One item through a stage's network; with conditions through their encoder, too."""
+    noisy, timesteps, condition = stage.example(shape)
+    encoder = stage.components.get("condition_encoder")
+    if encoder is None:
+        return lambda: stage(noisy, timesteps, condition)
     t, c, h, w = shape
-    x = _empty(1, *shape)
-    if encoder is not None:
-        factor = encoder.config.vae_scale_factor
-        shapes = {"mask": (t, 1 + c, h, w), "first_frame": (1, c, h, w)}
-        given = {n: _empty(1, *shapes.get(n, (t, 1, h * factor, w * factor))) for n in encoder.config.conditions}
-        x = torch.cat([x, encode_conditions(encoder, given, x.shape)], dim=2)
-    tokens = _empty(1, text.config.max_position_embeddings, text.config.hidden_size)
-    times = torch.ones(1, dtype=torch.long, device=META)
-    return unet(x.transpose(1, 2), times, encoder_hidden_states=tokens).sample
+    factor = encoder.config.vae_scale_factor
+    shapes = {"mask": (t, 1 + c, h, w), "first_frame": (1, c, h, w)}
+    conditions = {n: _empty(1, *shapes.get(n, (t, 1, h * factor, w * factor))) for n in encoder.config.conditions}
+    batch = {"tokens": condition["encoder_hidden_states"], "conditions": conditions, "shape": noisy.shape}
+    return lambda: stage(noisy, timesteps, stage.encode(batch))
 
 
-def _plan_distillation(config: DistillConfig) -> Plan:
+def _plan_distillation(
+    config: DistillConfig, student: Stage, forward: Callable[[], Any], frozen: dict[nn.Module, int]
+) -> Plan:
     """With all weights trained, target and teacher are copies; with LoRA the three share all but the adapters."""
-    name, kind = config.pretrained_model_name_or_path, PARTS[config.part]
-    student, text = part(name, kind.network), part(name, "text_encoder")
-    forward = DISTILLED_PASSES[config.part](student, text, config)
-    once = count_cost(forward).flops
     # The target, and the teacher, with guidance twice a step.
     passes = 2 if config.guidance_scale == 1 else 3
+    after = count_cost(forward).flops
+    plan = _plan(student, forward, frozen, config)
     if not config.lora.rank:
-        plan = _plan(student, forward, _frozen_text(text), config)
-        frozen, flops = plan.frozen + 2 * plan.trained, plan.flops_per_item + passes * once
-        return Plan(plan.trained, frozen, flops, plan.activation_bytes)
+        return replace(plan, frozen=plan.frozen + 2 * plan.trained, flops_per_item=plan.flops_per_item + passes * after)
     with META:
-        add_adapters(student, config.lora.rank, config.lora.alpha, config.lora.target_modules or kind.lora_targets)
-    plan = _plan(student, forward, _frozen_text(text), config)
-    adapted = count_cost(forward).flops
+        teacher = STAGES[config.part](parts(config.pretrained_model_name_or_path))
+    once = count_cost(_network_call(teacher, _sample_shape(teacher, config))).flops
     # Frozen weights take no gradient: their share of the backward pass is one forward pass's worth, not two.
-    flops = plan.flops_per_item - once + once * (passes - 1) + adapted
-    return Plan(plan.trained, plan.frozen + plan.trained, flops, plan.activation_bytes)
-
-
-def _clip_shape(config: DistillConfig, field: str, unet: Any, *first: int) -> tuple[int, ...]:
-    """Shape of a cached clip's ``field``; where there is no cache yet, of what the UNet was made for."""
-    if (Path(config.cache_dir) / "index.json").exists():
-        return _largest(open_cache(config.cache_dir, config.max_bad_fraction), field)
-    side = unet.config.sample_size or 64
-    return (*first, *((side, side) if isinstance(side, int) else side))
-
-
-def _content_pass(unet: Any, text: Any, config: DistillConfig) -> Callable[[], Any]:
-    shape = _clip_shape(config, "content", unet, unet.config.in_channels)
-    return lambda: unet_pass(unet, text, shape)
-
-
-def _motion_pass(motion: Any, text: Any, config: DistillConfig) -> Callable[[], Any]:
-    own: Any = part(config.pretrained_model_name_or_path, "autoencoder").config
-    return lambda: motion_pass(motion, own)
-
-
-def _video_pass(unet: Any, text: Any, config: DistillConfig) -> Callable[[], Any]:
-    folder = Path(resolve_name(config.pretrained_model_name_or_path))
-    encoder = skeletons(folder)["condition_encoder"] if folder.is_dir() else None
-    shape = _clip_shape(config, "latents", unet, unet.config.get("num_frames", 16), unet.config.out_channels)
-    return lambda: video_pass(unet, encoder, text, shape)
-
-
-# One item through a network that is distilled: network, text encoder, config -> the pass.
-DISTILLED_PASSES = {"content": _content_pass, "motion": _motion_pass, "video": _video_pass}
+    flops = plan.flops_per_item - once + once * (passes - 1) + after
+    return replace(plan, frozen=plan.frozen + plan.trained, flops_per_item=flops)

@@ -28,7 +28,8 @@ from contentmotion.cost.training import (
     training_rows,
 )
 from contentmotion.cost.whole import time_whole
-from contentmotion.pipelines.loading import load_pipeline, load_scheduler, resolve_name
+from contentmotion.loading import load_scheduler, resolve_name
+from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.pipelines.sampling import is_distilled
 from contentmotion.run_dir import describe_hardware, prepare_output_dir, resolve_device, resolve_dtype
 from contentmotion.video.write import write_video

@@ -15,8 +15,8 @@ from contentmotion.cost.measure import time_in_turns
 from contentmotion.cost.results import SystemResult
 from contentmotion.cost.stages import Size
 from contentmotion.cost.systems import System
+from contentmotion.loading import resolve_name
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
-from contentmotion.pipelines.loading import resolve_name
 from contentmotion.video.pixels import to_uint8
 from contentmotion.video.write import write_video
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from contentmotion.pipelines.loading import quiet, resolve_name
+from contentmotion.loading import quiet, resolve_name
 
 # Canny's thresholds are on |dx| + |dy| of 3x3 Sobel filters, where a vertical step of s grey levels measures 4 s.
 FAINTEST = 4.0 * 10  # weaker is noise: codecs leave as much on flat ground

@@ -13,7 +13,7 @@ from contentmotion.cost.count import clip_cost
 from contentmotion.demo.generate_tab import MODEL
 from contentmotion.demo.guards import reported
 from contentmotion.demo.studio import Model, Studio
-from contentmotion.pipelines.loading import resolve_name
+from contentmotion.loading import resolve_name
 from contentmotion.stages.image_vae import vae_scale_factor
 
 PARTS = ["part", "class", "parameters", "settings"]

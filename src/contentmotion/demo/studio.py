@@ -16,8 +16,8 @@ from PIL import Image
 
 from contentmotion.commands.generate import Drawn, load_for_sampling, provenance, sample_all, sample_motions, slug
 from contentmotion.config import SHIPPED_MODEL, SHIPPED_STUDENT, DemoConfig, GenerateConfig, SamplingConfig
+from contentmotion.loading import require_checkpoints
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
-from contentmotion.pipelines.loading import require_checkpoints
 from contentmotion.pipelines.sampling import MOST_DISTILLED_STEPS, Sampling, is_distilled, resolve_sampling
 from contentmotion.run_dir import resolve_device
 from contentmotion.video.timeline import Limits

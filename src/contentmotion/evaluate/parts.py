@@ -9,7 +9,6 @@ from torch import Tensor
 
 from contentmotion.config import EvaluateConfig
 from contentmotion.evaluate.clips import Clips
-from contentmotion.pipelines.checks import num_classes
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
 from contentmotion.run_dir import seeded_generator
@@ -78,9 +77,9 @@ class Renderer:
         self.autocast = autocast
         names = clips.folder.class_names
         by_class = pipeline.text_encoder is None and not set(config.components) <= {"reconstruction", "frozen", "vae"}
-        if by_class and num_classes(pipeline) != len(names or ()):
+        if by_class and pipeline.num_classes != len(names or ()):
             raise ValueError(
-                f"{clips.folder.root} has {len(names or ())} classes, the model {num_classes(pipeline)}: "
+                f"{clips.folder.root} has {len(names or ())} classes, the model {pipeline.num_classes}: "
                 "their numbers would not mean the same"
             )
 

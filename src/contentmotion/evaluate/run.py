@@ -30,8 +30,9 @@ from contentmotion.evaluate.protocol import describe_protocol, part_protocol
 from contentmotion.evaluate.report import compare, print_scores, write_sheets
 from contentmotion.evaluate.scores import Measured, notes_on, score
 from contentmotion.evaluate.store import PartStore
+from contentmotion.loading import load_autoencoder, load_vae
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
-from contentmotion.pipelines.loading import load_any_pipeline, load_autoencoder, load_vae
+from contentmotion.pipelines.loading import load_any_pipeline
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
 from contentmotion.run_dir import join_processes, prepare_output_dir, resolve_device, resolve_dtype
 from contentmotion.saving import write_json

@@ -130,8 +130,8 @@ def require_teacher(stage: Stage, what: str, num_ddim_steps: int) -> None:
         return
     if not isinstance(scheduler, DDIMScheduler):
         raise ValueError(
-            f"{what} has a {type(scheduler).__name__}; a teacher is a model with a DDIMScheduler (or, of flow matching, "
-            "a FlowMatchEulerDiscreteScheduler), not one that was distilled"
+            f"{what} has a {type(scheduler).__name__}; a teacher is a model with a DDIMScheduler (of flow matching: "
+            "FlowMatchEulerDiscreteScheduler), not one that was distilled"
         )
     if scheduler.config.prediction_type == "epsilon" and scheduler.alphas_cumprod[-1] <= 0:
         raise ValueError(

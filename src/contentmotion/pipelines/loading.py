@@ -149,5 +149,3 @@ def load_any_pipeline(
     if autoencoder or motion_transformer:
         raise ValueError(f"{name_or_path} is a video model: it takes no --autoencoder and no --motion_transformer")
     return load_video_pipeline(name_or_path, dtype)
-
-

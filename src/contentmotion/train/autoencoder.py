@@ -71,7 +71,6 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
         save=lambda: save(run_dir), at=[(config.validation_steps, main_only(preview)), (config.eval.steps, score)],
     )  # fmt: skip
     if this_process().is_main_process:
-        save(run_dir)
         print(run_dir / "autoencoder")
 
 

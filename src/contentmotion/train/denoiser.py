@@ -57,7 +57,6 @@ def train_denoiser(
         at=[(config.validation_steps, main_only(preview)), (config.eval.steps, score)],
     )  # fmt: skip
     if this_process().is_main_process:
-        save(run_dir)
         print(run_dir / FOLDERS[stage.name])
 
 

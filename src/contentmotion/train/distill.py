@@ -100,11 +100,9 @@ def distill(config: DistillConfig) -> None:
             (config.eval.steps, score),
         ],
     )  # fmt: skip
-    if unseen is None and is_main:
-        save()
-        if score is None:
-            (run_dir / BEST).unlink(missing_ok=True)
     if is_main:
+        if unseen is None and score is None:
+            (run_dir / BEST).unlink(missing_ok=True)
         print(run_dir / FOLDERS[config.part])
 
 
@@ -220,7 +218,12 @@ def make_student(teacher: Stage, config: DistillConfig) -> Stage:
 
 
 def compare_steps(
-    teacher: Stage, student: Stage, pipeline: type[LatentPipeline], cache: LatentCache, config: DistillConfig, path: Path
+    teacher: Stage,
+    student: Stage,
+    pipeline: type[LatentPipeline],
+    cache: LatentCache,
+    config: DistillConfig,
+    path: Path,
 ) -> None:
     """A contact sheet: the same prompts and noise, by the teacher at 50 steps and the student at 1, 2, 4 and 8.
 

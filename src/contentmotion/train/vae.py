@@ -31,11 +31,7 @@ def train_vae(config: TrainVAEConfig) -> None:
     run_dir = prepare_output_dir(config.output_dir, "train-vae", config)
     frames = open_clips(config, num_frames=1, cache_in_memory=True)
     torch.manual_seed(config.seed)
-    vae = PatchVAE(
-        latent_channels=config.model.latent_channels,
-        block_out_channels=(config.model.hidden_channels,) * (config.model.num_downsamples + 1),
-        num_layers=config.model.num_layers,
-    )
+    vae = make_image_vae(config)
     images = [frames[k % len(frames), k]["frames"] for k in range(min(COMPONENT_IMAGES, 16 * len(frames)))]
     vae.fit_components(to_float(torch.cat(images)), config.latent_whitening)
 
@@ -46,13 +42,19 @@ def train_vae(config: TrainVAEConfig) -> None:
         captions = [record.captions[0] if record.captions else "" for record in frames.folder.records[: len(pairs)]]
         write_contact_sheet(run_dir / f"preview-{step:06d}.png", list(pairs), captions, num_columns=2)
 
-    def save() -> None:
-        save_model(vae, run_dir / "vae")
-
     fit(
-        reconstruction.image_vae_players(vae, config), frames, config, collate=collate, save=save,
-        at=[(config.validation_steps, main_only(preview))],
+        reconstruction.image_vae_players(vae, config), frames, config, collate=collate,
+        at=[(config.validation_steps, main_only(preview))], save=lambda: save_model(vae, run_dir / "vae"),
     )  # fmt: skip
     if this_process().is_main_process:
-        save()
         print(run_dir / "vae")
+
+
+def make_image_vae(config: TrainVAEConfig) -> PatchVAE:
+    """The network that a config describes, its components not measured yet."""
+    sizes = config.model
+    return PatchVAE(
+        latent_channels=sizes.latent_channels,
+        block_out_channels=(sizes.hidden_channels,) * (sizes.num_downsamples + 1),
+        num_layers=sizes.num_layers,
+    )
