@@ -14,6 +14,7 @@ from contentmotion.arguments import Command, UsageError, did_you_mean, help_text
 from contentmotion.run_dir import leave_processes
 
 DEBUG_VARIABLE = "CONTENTMOTION_DEBUG"
+PLAN = "contentmotion.cost.plan:print_plan"
 
 
 COMMANDS = {
@@ -138,7 +139,9 @@ def run(words: list[str]) -> int:
         print(help_text(name, command.config_class, command.positional))
         return 0
     settings = parse_config(name, command.config_class, command.positional, words[1:])
-    module, _, function = command.function.partition(":")
+    # What a training command would take is worked out in one place, from its settings alone.
+    target = PLAN if getattr(settings, "dry_run", False) else command.function
+    module, _, function = target.partition(":")
     getattr(import_module(module), function)(settings)
     leave_processes()
     return 0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import diffusers
 import torch
 from diffusers import (
     AutoModel,
@@ -92,15 +93,29 @@ def load_text_encoder(name_or_path: str) -> tuple[Any, Any]:
     Raises:
         ValueError: There is none.
     """
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel
+
+    path = resolve_name(name_or_path)
+    encoder = load_model(CLIPTextModel, path, "text_encoder", "a text encoder")
+    return load_tokenizer(name_or_path), encoder.requires_grad_(False)
+
+
+def load_tokenizer(name_or_path: str) -> Any:
+    """Tokenizer of the same.
+
+    Raises:
+        ValueError: There is none, or its vocabulary is missing: every prompt would mean the same.
+    """
+    from transformers import CLIPTokenizer
 
     path = resolve_name(name_or_path)
     try:
         tokenizer = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer")
     except OSError as error:
         raise ValueError(explain(f"a tokenizer from {path}", path, error)) from error
-    encoder = load_model(CLIPTextModel, path, "text_encoder", "a text encoder")
-    return tokenizer, encoder.requires_grad_(False)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ValueError(f"cannot load a tokenizer from {path}: it has no vocabulary (tokenizer.json is missing)")
+    return tokenizer
 
 
 def load_motion(name_or_path: str, dtype: torch.dtype | None = None) -> tuple[MotionDiT, SchedulerMixin]:
@@ -147,12 +162,47 @@ def load_part(cls: type[Model], name_or_path: str, part: str, dtype: torch.dtype
 
 
 def load_model(cls: Any, path: str, subfolder: str | None, what: str, dtype: torch.dtype | None = None) -> Any:
+    """One network of a checkpoint, in evaluation mode; every tensor comes from the file, and every one is a number.
+
+    Args:
+        cls: A diffusers or transformers model class.
+        path: Folder or hub id.
+        subfolder: Where in it, if not at its top.
+        what: What it is called in messages.
+        dtype: Precision of the weights; float32 when None.
+
+    Raises:
+        ValueError: It is missing, damaged or of another shape than its config, lacks tensors or has others, or holds
+            NaN.
+    """
+    what = f"{what} from {path}"
     try:
         with quiet():
-            model = cls.from_pretrained(path, subfolder=subfolder, dtype=dtype or torch.float32, use_safetensors=True)
+            if cls is AutoModel:  # it finds the class, but does not say what it loaded
+                cls = getattr(diffusers, AutoModel.load_config(path, subfolder=subfolder)["_class_name"])
+            model, info = cls.from_pretrained(
+                path, subfolder=subfolder, dtype=dtype or torch.float32, use_safetensors=True, output_loading_info=True
+            )
     except Exception as error:  # torch, safetensors, json and the hub each raise their own
-        raise ValueError(explain(f"{what} from {path}", path, error)) from error
+        raise ValueError(explain(what, path, error)) from error
+    for kind, reason in (("missing_keys", "its file lacks"), ("unexpected_keys", "its file has unknown")):
+        if names := sorted(info[kind]):
+            raise ValueError(f"cannot load {what}: {reason} {listed(names)}: the weights are of another architecture")
+    require_finite_weights(model, what)
     return model.eval()
+
+
+def require_finite_weights(model: torch.nn.Module, what: str) -> None:
+    """Raises ``ValueError``, which names them, where weights are not finite."""
+    names = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
+    if names:
+        raise ValueError(f"cannot load {what}: the weights are not finite in {listed(names)}")
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The first of some names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 @contextmanager

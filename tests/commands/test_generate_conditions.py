@@ -12,8 +12,8 @@ from contentmotion.cli import main
 from contentmotion.models.condition_encoder import ConditionEncoder
 from contentmotion.models.video_unet import make_video_unet
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
+from contentmotion.stages.stage import make_scheduler
 from contentmotion.stages.text import make_text_encoder
-from contentmotion.train.denoiser import make_scheduler
 from contentmotion.video.reader import read_video
 from contentmotion.video.write import write_picture, write_video
 

@@ -22,9 +22,10 @@ from diffusers import (
 from contentmotion import ContentMotionAutoencoder, ContentMotionPipeline, MotionDiT
 from contentmotion.loading import ASSETS
 from contentmotion.pipelines.loading import load_pipeline
+from contentmotion.pipelines.saving import save_stage
+from contentmotion.stages.motion import MotionStage
+from contentmotion.stages.stage import make_scheduler
 from contentmotion.stages.text import make_text_encoder
-from contentmotion.train.denoiser import make_scheduler
-from contentmotion.train.motion import save_motion
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -80,7 +81,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
     autoencoder.save_pretrained(root / "autoencoder")
-    save_motion(motion, make_scheduler("linear", None), root / "motion")
+    components = {"motion_transformer": motion, "motion_scheduler": make_scheduler("linear", None)}
+    save_stage(MotionStage(components), root / "motion")
     return {name: root / name for name in ("sd", "autoencoder", "motion")}
 
 

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 Batch = dict[str, Any]
 Loss = Callable[[nn.Module, Batch], dict[str, Tensor]]
+SUM, COUNT = "#sum", "#count"  # ends of the names of two values of a loss whose quotient is to be logged
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,9 @@ from torch.utils.data import Dataset
 from contentmotion.config import TrainConfig
 from contentmotion.data.limits import require_few_bad
 from contentmotion.data.streaming import StreamingClips
+from contentmotion.losses.player import COUNT, SUM
 from contentmotion.saving import replacing_file
 from contentmotion.train.processes import union_of
-
-SUM, COUNT = "#sum", "#count"  # ends of the names of two values whose quotient is to be logged
 
 
 def _divide(values: dict[str, float]) -> dict[str, float]:

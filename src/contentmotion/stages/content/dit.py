@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from contentmotion.config import ContentSizes
-from contentmotion.loading import load_vae, quiet, resolve_name, training_scheduler
+from contentmotion.loading import load_model, load_vae, quiet, resolve_name, training_scheduler
 from contentmotion.stages.stage import META, Condition, Stage, drop_labels, make_scheduler
 
 
@@ -72,7 +72,7 @@ class DiTContent(Stage):
                 return cls(
                     {
                         "vae": load_vae(name_or_path) if (Path(path) / "vae").is_dir() else None,
-                        "unet": AutoModel.from_pretrained(path, subfolder="unet"),
+                        "unet": load_model(AutoModel, path, "unet", "a content model"),
                         "scheduler": training_scheduler(DDIMScheduler.load_config(path, subfolder="scheduler")),
                     }
                 )

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from contentmotion.config import ContentSizes
-from contentmotion.loading import load_vae, quiet, resolve_name, training_scheduler
+from contentmotion.loading import load_model, load_tokenizer, load_vae, quiet, resolve_name, training_scheduler
 from contentmotion.stages.stage import META, Condition, Stage, example_tokens, make_scheduler
 from contentmotion.stages.text import make_text_encoder
 
@@ -65,19 +65,18 @@ class StableDiffusionContent(Stage):
         Raises:
             ValueError: A part is missing.
         """
-        from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers import CLIPTextModel
 
         path = resolve_name(name_or_path)
         draws_pixels = (Path(path) / "unet").is_dir() and not (Path(path) / "vae").is_dir()
         try:
             with quiet():
-                text_encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=torch.float32)
                 return cls(
                     {
                         "vae": None if draws_pixels else load_vae(name_or_path),
-                        "text_encoder": text_encoder,
-                        "tokenizer": CLIPTokenizer.from_pretrained(path, subfolder="tokenizer"),
-                        "unet": AutoModel.from_pretrained(path, subfolder="unet"),
+                        "text_encoder": load_model(CLIPTextModel, path, "text_encoder", "a text encoder"),
+                        "tokenizer": load_tokenizer(name_or_path),
+                        "unet": load_model(AutoModel, path, "unet", "a content model"),
                         "scheduler": training_scheduler(DDIMScheduler.load_config(path, subfolder="scheduler")),
                     }
                 )
