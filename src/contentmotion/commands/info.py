@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from contentmotion.config import InfoConfig
+from contentmotion.loading import resolve_name
 from contentmotion.saving import hash_state
 from contentmotion.tables import print_table
-from contentmotion.loading import resolve_name
 
 INDEX = "model_index.json"  # of a pipeline folder
 CACHE = "manifest.json"  # of a latent cache
