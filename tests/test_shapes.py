@@ -5,15 +5,15 @@ import torch
 from jaxtyping import TypeCheckError
 
 from contentmotion import MotionDiT
-from contentmotion.diffusion import add_noise
+from contentmotion.diffusion import expand_to
 from contentmotion.models.layers import Attention
 
 
 def test_a_wrong_number_of_axes_raises() -> None:
     with pytest.raises(TypeCheckError, match=r"checking the parameters of contentmotion.models.layers.Attention.forw"):
         Attention(8, num_heads=2)(torch.zeros(3, 8))
-    with pytest.raises(TypeCheckError, match=r"checking the parameters of contentmotion.diffusion.add_noise"):
-        add_noise(torch.zeros(2, 3), torch.zeros(2, 3), torch.tensor(0.5))
+    with pytest.raises(TypeCheckError, match=r"checking the parameters of contentmotion.diffusion.expand_to"):
+        expand_to(torch.tensor(0.5), torch.zeros(2, 3))
 
 
 def test_axes_of_one_name_have_one_length() -> None:

@@ -156,7 +156,7 @@ class NoiseSchedule:
         sigma = torch.sigmoid(logit_mean + logit_std * randn((batch_size,), generator))
         return shift_sigma(sigma, self.shift) * self.num_train_timesteps
 
-    def solver_times(self, num_steps: int) -> Shaped[Tensor, " num_steps+1"]:
+    def solver_times(self, num_steps: int) -> Shaped[Tensor, " {num_steps}+1"]:
         """Times that split the schedule into a solver's steps, the sample first: ``LCMScheduler``'s for DDPM, evenly
         spaced levels, shifted, for flow matching."""
         if self.is_flow:

@@ -1,0 +1,227 @@
+"""Objectives against arithmetic written out, on a network that is a line: what is drawn, what is aimed at, how it is
+weighed, where gradients go."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
+
+from contentmotion.config import DistillConfig, TrainContentConfig
+from contentmotion.losses import consistency, diffusion
+from contentmotion.losses.consistency import consistency_loss
+from contentmotion.losses.diffusion import diffusion_loss
+from contentmotion.stages.stage import Stage
+
+KINDS = ("epsilon", "v_prediction", "sample")
+
+
+class Line(nn.Module):
+    """``slope x + number``; with ``spread`` as many channels more, all of it."""
+
+    def __init__(self, slope: float, spread: float | None) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(slope))
+        self.spread = None if spread is None else nn.Parameter(torch.tensor(spread))
+
+    def forward(self, x: Tensor, number: Tensor) -> Tensor:
+        out = self.slope * x + number[:, None, None]
+        return out if self.spread is None else torch.cat([out, self.spread.expand_as(x)], dim=1)
+
+
+class LineStage(Stage):
+    """The condition is a number, 0 where it is dropped; remembers what it was called with."""
+
+    name = "content"
+    field = "content"
+
+    def __init__(self, scheduler: Any, slope: float = 0.3, spread: float | None = None) -> None:
+        super().__init__({"unet": Line(slope, spread), "scheduler": scheduler})
+        self.calls: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def encode(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> dict[str, Tensor]:
+        number = batch["number"]
+        return {"number": number if dropped is None else torch.where(dropped, 0.0, number)}
+
+    def forward(
+        self, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor], target_timesteps: Tensor | None = None
+    ) -> Tensor:
+        self.calls.append((noisy.detach(), timesteps, condition["number"]))
+        return self.network(noisy, condition["number"])
+
+
+def make_batch(items: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(5)
+    content = 2 * torch.randn(items, 2, 3, generator=generator) + 1
+    return {"content": content, "number": 1 + torch.rand(items, generator=generator), "generator": generator}
+
+
+def make_scheduler(kind: str) -> DDIMScheduler:
+    return DDIMScheduler(beta_schedule="linear", prediction_type=kind, clip_sample=False)
+
+
+def unmix(stage: LineStage, x0: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of the last call: alpha bar (b, 1, 1), its square roots' noise, and what the network should have said."""
+    noisy, timesteps, _ = stage.calls[-1]
+    a = stage.scheduler.alphas_cumprod.double()[timesteps].view(-1, 1, 1)
+    noise = (noisy - a.sqrt() * x0) / (1 - a).sqrt()
+    target = {"epsilon": noise, "sample": x0, "v_prediction": a.sqrt() * noise - (1 - a).sqrt() * x0}
+    return a, noise, target[stage.scheduler.config.prediction_type], noisy.double()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_diffusion_loss(kind: str) -> None:
+    stage, batch = LineStage(make_scheduler(kind)), make_batch(2000)
+    losses = diffusion_loss(stage, batch)
+    _, noise, target, noisy = unmix(stage, batch["content"])
+    assert abs(noise.mean()) < 0.05 and noise.std().item() == pytest.approx(1, abs=0.03)
+    times = stage.calls[-1][1].float()
+    assert times.min() < 10 and times.max() > 989 and times.mean().item() == pytest.approx(499.5, abs=25)
+    errors = (0.3 * noisy + batch["number"][:, None, None] - target).square()
+    assert losses["loss"].item() == pytest.approx(errors.mean().item(), rel=1e-4)
+    early = times < 250
+    assert losses["loss_t0-249#count"] == early.sum()
+    assert losses["loss_t0-249#sum"].item() == pytest.approx(errors[early].mean((1, 2)).sum().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_share_of_the_conditions_is_dropped(share: float) -> None:
+    stage, batch = LineStage(make_scheduler("sample")), make_batch(2000)
+    diffusion_loss(stage, batch, dropout_prob=share)
+    null = stage.calls[-1][2] == 0
+    assert null.float().mean().item() == pytest.approx(share, abs=0.04 if share == 0.3 else 0)
+    assert torch.equal(stage.calls[-1][2][~null], batch["number"][~null])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_errors_are_weighed_by_the_capped_signal_to_noise_ratio(kind: str) -> None:
+    """Hang et al. 2023: min(SNR, gamma) on the clean sample's error, whatever is predicted."""
+    stage, batch = LineStage(make_scheduler(kind)), make_batch(500)
+    loss = diffusion_loss(stage, batch, snr_gamma=5.0)["loss"]
+    a, _, _, noisy = unmix(stage, batch["content"])
+    output = 0.3 * noisy + batch["number"][:, None, None]
+    x0 = {
+        "epsilon": (noisy - (1 - a).sqrt() * output) / a.sqrt(), "sample": output,
+        "v_prediction": a.sqrt() * noisy - (1 - a).sqrt() * output,
+    }[kind]  # fmt: skip
+    expected = ((a / (1 - a)).clamp(max=5) * (x0 - batch["content"]).square()).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_learned_variance(kind: str) -> None:
+    """The hybrid loss of Nichol & Dhariwal 2021: squared error plus the bound, which trains the variance alone."""
+    stage, batch = LineStage(make_scheduler(kind), spread=0.4), make_batch(3000)
+    losses = diffusion_loss(stage, batch)
+    x0, alphas, times = batch["content"].double(), stage.scheduler.alphas_cumprod.double(), stage.calls[-1][1]
+    a, _, target, noisy = unmix(stage, x0)
+    slope, spread = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.3, 0.4))
+    output = slope * noisy + batch["number"][:, None, None]
+    mse = (output - target).square().mean()
+    predicted = {
+        "epsilon": (noisy - (1 - a).sqrt() * output) / a.sqrt(), "sample": output,
+        "v_prediction": a.sqrt() * noisy - (1 - a).sqrt() * output,
+    }[kind].detach()  # fmt: skip
+    before = torch.where(times > 0, alphas[times - 1], 1.0).view(-1, 1, 1)
+    beta = 1 - a / before
+    smallest = (1 - alphas[0]) / (1 - alphas[1]) * (1 - alphas[1] / alphas[0])  # the variance's lower limit at t = 1
+    variance = (beta * (1 - before) / (1 - a)).clamp(min=smallest)
+
+    def mean(x: Tensor) -> Tensor:
+        return before.sqrt() * beta / (1 - a) * x + (a / before).sqrt() * (1 - before) / (1 - a) * noisy
+
+    learned = torch.exp((0.5 + spread / 2) * beta.log() + (0.5 - spread / 2) * variance.log())
+    model = Normal(mean(predicted), learned.sqrt())
+    later = kl_divergence(Normal(mean(x0), variance.sqrt()), model)
+    bound = torch.where(times.view(-1, 1, 1) > 0, later, -model.log_prob(x0)).mean() / math.log(2)
+    assert (times == 0).any() and (times == 1).any()
+    assert losses["mse"].item() == pytest.approx(mse.item(), rel=1e-3)
+    assert losses["bound"].item() == pytest.approx(bound.item(), rel=1e-3)
+    assert losses["loss"].item() == pytest.approx((mse + bound).item(), rel=1e-3)
+    losses["loss"].backward()
+    (by_slope,) = torch.autograd.grad(mse, slope, retain_graph=True)
+    (by_spread,) = torch.autograd.grad(bound, spread)
+    assert stage.network.slope.grad.item() == pytest.approx(by_slope.item(), rel=1e-3)
+    assert stage.network.spread.grad.item() == pytest.approx(by_spread.item(), rel=1e-3)
+
+
+def test_the_configs_numbers_reach_the_loss() -> None:
+    stage, batch = LineStage(make_scheduler("epsilon")), make_batch(64)
+    config = TrainContentConfig(cache_dir="x", output_dir="x", conditioning_dropout_prob=0.5, snr_gamma=2.0)
+    (player,) = diffusion.players(stage, config)
+    assert player.module is stage
+    losses = [
+        objective(batch | {"generator": torch.Generator().manual_seed(7)})["loss"].item()
+        for objective in (
+            lambda batch: player.loss(stage, batch),
+            lambda batch: diffusion_loss(stage, batch, dropout_prob=0.5, snr_gamma=2.0),
+            lambda batch: diffusion_loss(stage, batch, dropout_prob=0.5),
+            lambda batch: diffusion_loss(stage, batch, snr_gamma=2.0),
+        )
+    ]
+    assert losses[0] == losses[1] and len(set(losses)) == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_consistency_loss(kind: str, guidance: float) -> None:
+    """Luo et al. 2023, Algorithm 1: one guided DDIM step of the teacher, then the average's clean sample."""
+    student, target, teacher = (LineStage(make_scheduler(kind), slope) for slope in (0.3, 0.5, -0.2))
+    batch, c = make_batch(200), 0.01
+    config = DistillConfig(
+        pretrained_model_name_or_path="x", cache_dir="x", output_dir="x", part="content", guidance_scale=guidance,
+        num_ddim_steps=10, huber_c=c,
+    )  # fmt: skip
+    losses = consistency_loss(student, target, teacher, batch, config)
+    losses["loss"].backward()
+    noisy, start, number = student.calls[-1]
+    assert set(start.tolist()) == set(range(99, 1000, 100)) and torch.equal(number, batch["number"])
+    end = torch.where(start > 99, start - 100, 0)
+    alphas, number = teacher.scheduler.alphas_cumprod.double(), number[:, None, None].double()
+    noisy, x0 = noisy.double(), batch["content"].double()
+    noise = (noisy - root(alphas, start) * x0) / root(1 - alphas, start)
+    assert noise.std().item() == pytest.approx(1, abs=0.1)
+
+    def clean_and_noise(x: Tensor, t: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+        a, s = root(alphas, t), root(1 - alphas, t)
+        if kind == "epsilon":
+            return (x - s * output) / a, output
+        x0 = output if kind == "sample" else a * x - s * output
+        return x0, (x - a * x0) / s
+
+    def consistent(x: Tensor, t: Tensor, slope: Tensor) -> Tensor:
+        scaled = 10.0 * t.double().view(-1, 1, 1)
+        skip, out = 0.25 / (scaled**2 + 0.25), scaled / (scaled**2 + 0.25).sqrt()
+        return skip * x + out * clean_and_noise(x, t, slope * x + number)[0]
+
+    guided = -0.2 * noisy + guidance * number  # the null condition's number is 0
+    clean, implied = clean_and_noise(noisy, start, guided)
+    earlier = root(alphas, end) * clean + root(1 - alphas, end) * implied
+    aim = consistent(earlier, end, torch.tensor(0.5))
+    slope = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    sample = consistent(noisy, start, slope)
+    loss = (((sample - aim) ** 2 + c**2).sqrt() - c).mean()
+    (gradient,) = torch.autograd.grad(loss, slope)
+    assert losses["loss"].item() == pytest.approx(loss.item(), rel=1e-3)
+    assert student.network.slope.grad.item() == pytest.approx(gradient.item(), rel=1e-3)
+    assert target.network.slope.grad is None and teacher.network.slope.grad is None
+    deviations = sample.detach().flatten(1).std(1) / x0.flatten(1).std(1)
+    assert losses["x0_std_ratio"].item() == pytest.approx(deviations.log().mean().exp().item(), rel=1e-3)
+
+
+def root(levels: Tensor, t: Tensor) -> Tensor:
+    return levels[t].sqrt().view(-1, 1, 1)
+
+
+def test_a_students_target_is_a_copy_of_it() -> None:
+    student, teacher = (LineStage(make_scheduler("epsilon"), slope) for slope in (0.3, -0.2))
+    student._like = lambda components: LineStage(components["scheduler"], components["unet"].slope.item())  # type: ignore
+    config = DistillConfig(pretrained_model_name_or_path="x", cache_dir="x", output_dir="x", part="content")
+    (player,) = consistency.players(student, teacher, config)
+    assert player.module is student and player.target is not None
+    assert player.target.network.slope is not student.network.slope
+    assert player.target.network.slope.item() == student.network.slope.item()
