@@ -3,15 +3,16 @@
 import shutil
 import sys
 import time
-from concurrent.futures import Future
 from pathlib import Path
-from threading import Event, Thread, Timer
+from threading import Event
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from contentmotion.config import TrainConfig
+from contentmotion.train import checkpoints as checkpoint_files
 from contentmotion.train.checkpoints import CheckpointWriter, checkpoints
 from contentmotion.train.loop import Player, fit
 
@@ -55,56 +56,53 @@ def test_background_checkpoints_resume_bit_for_bit(tmp_path: Path) -> None:
             assert torch.equal(again[name], value) and torch.equal(whole[name], value)
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
-    """A disk that is slow, as a thread that waits; and one that fails."""
+def save(writer: CheckpointWriter, step: int) -> None:
+    writer.save(step, [("model", {"weight": torch.full((2,), float(step))})], {"step": step}, sharded=False)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is slow, and then full."""
     may_end, calls = Event(), []
 
-    def write(folder: Path) -> Future:
-        written: Future = Future()
+    def slow(tensors: dict, path: Path) -> None:
+        calls.append(path.parent.name)
+        may_end.wait(60)
+        if len(calls) == 3:
+            raise OSError(28, "No space left")
+        save_file(tensors, path)
 
-        def work() -> None:
-            may_end.wait(60)
-            if len(calls) == 3:
-                written.set_exception(OSError(28, "No space left"))
-            else:
-                (folder / "whole").touch()
-                written.set_result(None)
-
-        calls.append(folder.name)
-        Thread(target=work, daemon=True).start()
-        return written
-
+    monkeypatch.setattr(checkpoint_files, "save_file", slow)
     full = pytest.raises(OSError, match=r"checkpoint-000003 could not be written: No space left")
-    with full as error, CheckpointWriter(write, tmp_path, limit=1) as writer:
-        writer.save(1)
+    with full as error, CheckpointWriter(tmp_path, limit=1, in_background=True) as writer:
+        save(writer, 1)
         assert names(tmp_path) == [] and not writer.failed, "it is not whole yet"
         may_end.set()
-        writer.save(2)  # waits for the first
+        save(writer, 2)  # waits for the first
         writer.wait()
         assert names(tmp_path) == ["checkpoint-000002"]
-        writer.save(3)
+        assert load_file(tmp_path / "checkpoint-000002/model.safetensors")["weight"].tolist() == [2, 2]
+        save(writer, 3)
         deadline = time.monotonic() + 60
         while not writer.failed and time.monotonic() < deadline:
             time.sleep(0.01)
-        writer.save(4)
+        save(writer, 4)
     assert calls == ["partial-000001", "partial-000002", "partial-000003"]
     assert f"the last good checkpoint is {tmp_path}/checkpoint-000002" in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000002"]
 
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt()])
-def test_the_last_one_is_awaited_however_the_run_ends(tmp_path: Path, error: BaseException | None) -> None:
-    may_end = Event()
+def test_the_last_one_is_awaited_however_the_run_ends(
+    tmp_path: Path, error: BaseException | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(tensors: dict, path: Path) -> None:
+        time.sleep(0.3)
+        save_file(tensors, path)
 
-    def write(folder: Path) -> Future:
-        written: Future = Future()
-        Thread(target=lambda: (may_end.wait(60), written.set_result(None)), daemon=True).start()
-        return written
-
+    monkeypatch.setattr(checkpoint_files, "save_file", slow)
     try:
-        with CheckpointWriter(write, tmp_path, limit=1) as writer:
-            writer.save(5)
-            Timer(0.3, may_end.set).start()
+        with CheckpointWriter(tmp_path, limit=1, in_background=True) as writer:
+            save(writer, 5)
             if error:
                 raise error
     except KeyboardInterrupt:

@@ -4,7 +4,7 @@ checkpoint-N is always whole.
 ``checkpoint-N/`` holds of each player ``NAME.safetensors`` (all of the network), ``NAME-average.safetensors`` and
 ``NAME-optimizer.safetensors`` (parameter's name, dot, "exp_avg" and so on), and ``state.json`` with everything else.
 Of a run that was sharded each file is in as many parts as there were processes, ``NAME-00001-of-00002.safetensors``:
-a part holds rows of its tensors, and says in its metadata the number of the first.
+the rows of its tensors, one part's after another's.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 
 from contentmotion.config import TrainConfig
@@ -69,96 +70,40 @@ def file_names(stem: str, num_parts: int) -> list[str]:
     return [f"{stem}{part}.safetensors" for part in parts]
 
 
-def own_part(tensors: Mapping[str, Tensor], everything: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Copies in the CPU's memory of what this process is to write.
-
-    Args:
-        tensors: By name, sharded or not.
-        everything: Whether it writes those too that are not sharded.
-
-    Returns:
-        Tensors, and the metadata of their file.
-    """
-    mine, first_rows = {}, {}
-    for name, tensor in tensors.items():
-        if everything or isinstance(tensor, DTensor):
-            rows, first_rows[name] = local_rows(tensor.detach())
-            mine[name] = rows.to("cpu", copy=True).contiguous()
-    return mine, {"first_rows": json.dumps({name: start for name, start in first_rows.items() if start})}
-
-
-def write_part(path: Path, part: tuple[dict[str, Tensor], dict[str, str]]) -> None:
-    """Writes what ``own_part`` gave."""
-    tensors, metadata = part
-    save_file(tensors, path, metadata=metadata)
-
-
-class TensorFiles:
-    """The tensors that the files of one thing hold together, by name.
+def read_tensors(folder: Path, stem: str, num_parts: int) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors, whole, that the files of one thing hold together.
 
     Raises:
         OSError: A file is missing, or is no whole safetensors file.
     """
+    pieces: dict[str, list[Any]] = {}
+    for name in file_names(stem, num_parts):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(2, "No such file", name)
+        try:
+            file: Any = safe_open(folder / name, framework="pt")
+        except SafetensorError as error:
+            raise OSError(f"{name}: {error}") from error
+        for key in file.keys():  # noqa: SIM118 (it is no dict)
+            pieces.setdefault(key, []).append(file)
+    for key, files in pieces.items():
+        tensors = [file.get_tensor(key) for file in files]
+        yield key, tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
-    def __init__(self, folder: Path, stem: str, num_parts: int) -> None:
-        self.places: dict[str, list[tuple[Any, int, list[int]]]] = {}
-        for name in file_names(stem, num_parts):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(2, "No such file", name)
-            try:
-                file: Any = safe_open(folder / name, framework="pt")
-            except SafetensorError as error:
-                raise OSError(f"{name}: {error}") from error
-            first_rows = json.loads((file.metadata() or {}).get("first_rows", "{}"))
-            for key in file.keys():  # noqa: SIM118 (it is no dict)
-                place = (file, first_rows.get(key, 0), file.get_slice(key).get_shape())
-                self.places.setdefault(key, []).append(place)
 
-    def empty_like(self, name: str, like: Tensor) -> Tensor:
-        """A tensor for ``read``: sharded as ``like`` is if it has its shape."""
-        shape = self.shape(name)
-        file = self.places[name][0][0]
-        dtype = (file.get_slice(name)[:0] if shape else file.get_tensor(name)).dtype
-        if list(like.shape) == shape:
-            return torch.empty_like(like, dtype=dtype, requires_grad=False)
-        return torch.empty(shape, dtype=dtype, device=like.device)
+@torch.no_grad()
+def fill(tensor: Tensor | None, name: str, value: Tensor) -> None:
+    """Copies a whole tensor that was read into one that may be sharded.
 
-    def shape(self, name: str) -> list[int]:
-        """The whole tensor's shape."""
-        pieces = self.places[name]
-        shape = pieces[0][2]
-        return [max(first + piece[0] for _, first, piece in pieces), *shape[1:]] if shape else []
-
-    def read_all(self, tensors: Mapping[str, Tensor]) -> None:
-        """Fills these tensors, which must be all that there are (see ``read``)."""
-        if besides := sorted(self.places.keys() - tensors.keys()):
-            raise ValueError(f"it has {besides[0]} besides")
-        for name, tensor in tensors.items():
-            self.read(name, tensor)
-
-    @torch.no_grad()
-    def read(self, name: str, into: Tensor) -> None:
-        """Fills a tensor, or the part of it that this process holds.
-
-        Raises:
-            ValueError: The file has no such tensor, or it has another shape.
-        """
-        if name not in self.places:
-            raise ValueError(f"it has no {name}")
-        if self.shape(name) != list(into.shape):
-            raise ValueError(f"its {name} is {self.shape(name)}, not {list(into.shape)}")
-        if into.ndim == 0:
-            into.copy_(self.places[name][0][0].get_tensor(name))
-            return
-        rows, start = local_rows(into)
-        filled = 0
-        for file, first, shape in self.places[name]:
-            begin, end = max(start, first), min(start + len(rows), first + shape[0])
-            if begin < end:
-                rows[begin - start : end - start].copy_(file.get_slice(name)[begin - first : end - first])
-                filled += end - begin
-        if filled != len(rows):
-            raise OSError(f"rows of {name} are missing")
+    Raises:
+        ValueError: It has another shape, or there is no place for it.
+    """
+    if tensor is None:
+        raise ValueError(f"it has {name} besides")
+    if tensor.shape != value.shape:
+        raise ValueError(f"its {name} is {list(value.shape)}, not {list(tensor.shape)}")
+    rows, start = local_rows(tensor)
+    rows.copy_(value[start : start + len(rows)] if value.ndim else value)
 
 
 class CheckpointWriter:
@@ -168,16 +113,18 @@ class CheckpointWriter:
     it ends when the last one is written, also where the run ends with an error.
 
     Args:
-        write: Writes what there is to a folder, in every process; gives a future where that goes on in the background.
-            It is also given what ``save`` was.
         run_dir: Folder of the run.
         limit: Checkpoints to keep.
+        in_background: Whether training goes on while one is written, from a copy in the CPU's memory.
     """
 
-    def __init__(self, write: Callable[..., Future | None], run_dir: Path, limit: int) -> None:
-        self.write, self.run_dir, self.limit = write, run_dir, limit
-        self._step = 0
-        self._named: Future[None] | None = None  # the checkpoint that is being written
+    def __init__(self, run_dir: Path, limit: int, in_background: bool) -> None:
+        self.run_dir, self.limit, self._step = run_dir, limit, 0
+        self._thread = ThreadPoolExecutor(1) if in_background else None
+        self._writing: Future[str] | None = None
+        self._group: Any = None  # of its own, for a thread beside training
+        if this_process().num_processes > 1:
+            self._group = distributed.new_group(backend="gloo", timeout=timedelta(hours=1))
 
     def __enter__(self) -> CheckpointWriter:
         return self
@@ -187,31 +134,45 @@ class CheckpointWriter:
     ) -> None:
         if error is None:
             self.wait()
-        elif self._named is not None:  # not together: the other processes may be gone
-            self._named.exception()
+        elif self._writing is not None:  # not together: the other processes may be gone
+            self._writing.exception()
+        if self._thread is not None:
+            self._thread.shutdown(wait=False)
 
     @property
     def failed(self) -> bool:
         """Whether this process knows that what it writes in the background cannot be written."""
-        return self._named is not None and self._named.done() and self._named.exception() is not None
+        return self._writing is not None and self._writing.done() and self._writing.result() != ""
 
-    def save(self, step: int, *what: Any) -> None:
-        """Writes a checkpoint, or begins to, once the one before is written.
+    def save(
+        self, step: int, files: Iterable[tuple[str, Mapping[str, Tensor]]], state: dict[str, Any], sharded: bool
+    ) -> None:
+        """Writes a checkpoint, or begins to, once the one before is written. Called by every process.
 
         Args:
             step: Steps behind it.
-            what: Handed on to ``write``.
+            files: The beginnings of files' names, and the tensors that go there.
+            state: The rest, for JSON.
+            sharded: Whether each process has a part of the tensors; else they are the same in all.
 
         Raises:
             OSError: It, or the one before, could not be written; what was there before is still there.
         """
         self.wait()
         self._step = step
-        on_main(lambda: shutil.rmtree(self._partial, ignore_errors=True))
-        on_main(lambda: self._explained(lambda: self._partial.mkdir(parents=True)))
-        self._together(lambda: self._begin(*what))
-        if self._named is None:
-            on_main(self._publish)
+        process = this_process()
+        on_main(lambda: self._raise(self._attempt(self._make_room)))
+        num_parts = process.num_processes if sharded else 0
+        text = json.dumps(state | {"num_parts": num_parts}) + "\n" if process.is_main_process else None
+        copies = (
+            (self._partial / file_names(stem, num_parts)[process.process_index if sharded else 0], _own(tensors))
+            for stem, tensors in files
+            if sharded or process.is_main_process
+        )
+        if self._thread is not None:
+            self._writing = self._thread.submit(self._write, list(copies), text)
+        else:
+            self._end(self._write(copies, text))
 
     def wait(self) -> None:
         """Returns when nothing is being written any more; called by every process.
@@ -219,9 +180,9 @@ class CheckpointWriter:
         Raises:
             OSError: It could not be written; what was there before is still there.
         """
-        if self._named is not None:
-            named, self._named = self._named, None
-            self._together(named.result)
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            self._end(writing.result())
 
     @property
     def _partial(self) -> Path:
@@ -231,22 +192,29 @@ class CheckpointWriter:
     def _final(self) -> Path:
         return self.run_dir / f"checkpoint-{self._step:06d}"
 
-    def _begin(self, *what: Any) -> None:
-        written = self.write(self._partial, *what)
-        if written is None:
-            return
-        self._named = named = Future()
+    def _make_room(self) -> None:
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir(parents=True)
 
-        def give_name(written: Future) -> None:
-            try:
-                written.result()
-                if this_process().is_main_process:
-                    self._publish()
-                named.set_result(None)
-            except BaseException as error:  # for whoever waits
-                named.set_exception(error)
+    def _write(self, copies: Iterable[tuple[Path, dict[str, Tensor]]], text: str | None) -> str:
+        """Writes this process's files, waits for the others, gives the checkpoint its name; or says why not."""
 
-        written.add_done_callback(give_name)
+        def write() -> None:
+            for path, tensors in copies:
+                save_file(tensors, path)
+            if text is not None:
+                (self._partial / STATE).write_text(text, encoding="utf-8")
+
+        problem = self._attempt(write)
+        if self._group is not None:
+            told: list[Any] = [""] * self._group.size()
+            distributed.all_gather_object(told, problem, group=self._group)
+            problem = next(filter(None, told), "")
+        if this_process().is_main_process:
+            if problem:
+                shutil.rmtree(self._partial, ignore_errors=True)
+            return problem or self._attempt(self._publish)
+        return problem
 
     def _publish(self) -> None:
         if self._final.exists():  # an older run's, being repeated from an earlier step
@@ -255,27 +223,33 @@ class CheckpointWriter:
         for old in checkpoints(self.run_dir)[: -self.limit]:
             shutil.rmtree(old)
 
-    def _together(self, do: Callable[[], object]) -> None:
-        """Calls it in every process; where it fails in one, nothing half-written is left."""
-        try:
-            together(lambda: self._explained(do))
-        except BaseException:
-            if this_process().is_main_process:  # all have ended their attempts
-                shutil.rmtree(self._partial, ignore_errors=True)
-            raise
-
-    def _explained(self, do: Callable[[], object]) -> None:
-        """Raises ``OSError`` in one line where it fails."""
+    def _attempt(self, do: Callable[[], object]) -> str:
+        """Why it failed; nothing where it did not."""
         try:
             do()
         except Exception as error:  # a full disk is an error of the system, or of safetensors
             if "DataLoader worker" in str(error):  # torch's signal handler, which came in between
                 raise
+            return reason_of(error)
+        return ""
+
+    def _end(self, problem: str) -> None:
+        together(lambda: self._raise(problem))
+
+    def _raise(self, problem: str) -> None:
+        if problem:
             kept = latest_checkpoint(self.run_dir)
             raise OSError(
-                f"{self._final} could not be written: {reason_of(error)}; "
+                f"{self._final} could not be written: {problem}; "
                 + (f"the last good checkpoint is {kept}" if kept else "there is no checkpoint yet")
-            ) from error
+            )
+
+
+def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in the CPU's memory of what this process is to write: its rows; of what all have, the first all."""
+    is_main = this_process().is_main_process
+    mine = {name: local_rows(x.detach())[0] for name, x in tensors.items() if is_main or isinstance(x, DTensor)}
+    return {name: rows.to("cpu", copy=True).contiguous() for name, rows in mine.items()}
 
 
 def reason_of(error: BaseException) -> str:

@@ -8,9 +8,11 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import Dataset
@@ -19,8 +21,9 @@ from contentmotion.config import TrainConfig
 from contentmotion.data.limits import require_few_bad
 from contentmotion.data.streaming import StreamingClips
 from contentmotion.losses.player import COUNT, SUM
-from contentmotion.saving import replacing_file
-from contentmotion.train.processes import union_of
+from contentmotion.run_dir import ENVIRONMENT, describe_environment
+from contentmotion.saving import replacing_file, write_json
+from contentmotion.train.processes import on_main, this_process, union_of
 
 
 def _divide(values: dict[str, float]) -> dict[str, float]:
@@ -40,15 +43,26 @@ def peak_memory() -> float:
 
 
 class Metrics:
-    """Progress line, ``metrics.jsonl``, trackers, and the count of bad files."""
+    """Progress line, ``metrics.jsonl``, ``environment.json``, trackers, and the count of bad files."""
 
-    def __init__(
-        self, accelerator: Accelerator, config: TrainConfig, run_dir: Path, first_step: int, dataset: Dataset
-    ) -> None:
-        self.accelerator, self.config, self.first_step = accelerator, config, first_step
+    def __init__(self, config: TrainConfig, run_dir: Path, first_step: int, dataset: Dataset) -> None:
+        self.process, self.config, self.first_step = this_process(), config, first_step
         self.path = run_dir / "metrics.jsonl"
-        if accelerator.is_main_process:
+        self._trackers = Accelerator(
+            mixed_precision="no",
+            log_with=None if config.report_to == "none" else config.report_to,
+            project_config=ProjectConfiguration(project_dir=str(run_dir), logging_dir=str(run_dir / "logs")),
+        )
+
+        def prepare() -> None:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            device: Any = self.process.device
+            write_json(run_dir / ENVIRONMENT, describe_environment(device, self.process.num_processes))
             self._forget_steps_after(first_step)
+
+        on_main(prepare)
+        if config.report_to != "none":
+            self._trackers.init_trackers("contentmotion")
         self.console = Console(file=sys.stderr)
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -57,7 +71,7 @@ class Metrics:
             TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:.2f} steps/s"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not (accelerator.is_main_process and self.console.is_terminal),
+            disable=not (self.process.is_main_process and self.console.is_terminal),
         )
         self.task = self.progress.add_task(
             run_dir.name, total=config.max_train_steps, completed=first_step, loss=math.nan, speed=0.0
@@ -83,9 +97,9 @@ class Metrics:
             return
         means = _divide({name: sum(seen) / len(seen) for name, seen in self.values.items()})
         self.values = {}
-        items = self.config.train_batch_size * self.config.gradient_accumulation_steps * self.accelerator.num_processes
+        items = self.config.train_batch_size * self.config.gradient_accumulation_steps * self.process.num_processes
         self.write(step, means | {"steps_per_s": speed, "items_per_s": speed * items, "memory_gib": peak_memory()})
-        show = self.accelerator.is_main_process and not self.console.is_terminal
+        show = self.process.is_main_process and not self.console.is_terminal
         if show and step % (10 * self.config.logging_steps) == 0:
             left = (self.config.max_train_steps - step) / speed / 60
             self.console.print(
@@ -95,10 +109,18 @@ class Metrics:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line of ``metrics.jsonl``, and the same to the trackers."""
-        if self.accelerator.is_main_process and values:
+        if self.process.is_main_process and values:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step} | values) + "\n")
-        self.accelerator.log(values, step=step)
+        self._trackers.log(values, step=step)
+
+    def close(self) -> None:
+        """Ends the trackers, where accelerate's ``end_training`` ends the process group too (see
+        ``run_dir.leave_processes``): DDP's reducer would then hold it last and free it under Python's lock, for which
+        gloo's thread may wait (torch 2.13).
+        """
+        for tracker in self._trackers.trackers:
+            tracker.finish()
 
     def note_bad_files(self, skipped: list[str], num_items: int) -> None:
         """Takes note of the bad files that this process met; ``check_bad_files`` acts on them."""
@@ -117,11 +139,11 @@ class Metrics:
         for line in union_of(self.unsaid) if any_new else ():
             if line not in self.bad:
                 self.bad.add(line)
-                if self.accelerator.is_main_process:
+                if self.process.is_main_process:
                     self.console.print(f"skipped ({len(self.bad)} so far): {line}", soft_wrap=True, markup=False)
         self.unsaid = []
         if self.limit is not None:
-            require_few_bad(len(self.bad), self.seen * self.accelerator.num_processes, self.limit, self.total)
+            require_few_bad(len(self.bad), self.seen * self.process.num_processes, self.limit, self.total)
 
     def _forget_steps_after(self, step: int) -> None:
         """Drops lines that a killed run wrote after the checkpoint that is resumed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 
 from contentmotion.config import TrainConfig
 from contentmotion.losses.player import Player
+from contentmotion.train.checkpoints import fill, read_tensors
 from contentmotion.train.sharding import local_rows, whole
 
 
@@ -66,17 +68,13 @@ class Trainee:
         config: Of the run.
         device: Where it computes.
         dtype: Of the forward passes; float16 scales the loss.
-        shared: Names of its weights that a checkpoint holds under other names.
 
     Raises:
         ValueError: No parameter to train, or a target without an average.
     """
 
-    def __init__(
-        self, player: Player, config: TrainConfig, device: torch.device, dtype: torch.dtype | None, shared: set[str]
-    ) -> None:
-        self.player, self.name, self.module = player, player.name, player.module
-        self.config, self.shared = config, shared
+    def __init__(self, player: Player, config: TrainConfig, device: torch.device, dtype: torch.dtype | None) -> None:
+        self.player, self.name, self.module, self.config = player, player.name, player.module, config
         self.parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise ValueError(f"{self.name}: no parameter to train")
@@ -152,8 +150,7 @@ class Trainee:
             for key, value in state.items()
             if isinstance(value, Tensor)
         }
-        weights = {name: value for name, value in self.module.state_dict().items() if name not in self.shared}
-        files = {self.name: weights, f"{self.name}-optimizer": moments}
+        files = {self.name: self.module.state_dict(), f"{self.name}-optimizer": moments}
         return files | ({f"{self.name}-average": self.averages()} if self.average else {})
 
     def record(self) -> dict[str, Any]:
@@ -169,14 +166,37 @@ class Trainee:
             "average_steps": self.average.num_steps if self.average else 0,
         }
 
-    def restore(self, record: dict[str, Any], moments: dict[str, dict[str, Tensor]]) -> None:
-        """Goes on from ``record`` and the optimizer's tensors, by parameter and key; the other tensors are in place."""
-        numbers = {name: number for number, name in enumerate(self._names())}
-        values = record["optimizer_values"]
-        if missing := sorted((moments.keys() | values.keys()) - numbers.keys()):
-            raise ValueError(f"it trained {missing[0]} too")
+    def read(self, folder: Path, num_parts: int, record: dict[str, Any]) -> None:
+        """Goes on from a checkpoint.
+
+        Args:
+            folder: The checkpoint.
+            num_parts: See ``read_tensors``.
+            record: What ``record`` gave.
+
+        Raises:
+            ValueError: It does not fit.
+            OSError: It is damaged.
+        """
+        for stem, tensors in self.tensors().items():
+            if stem != f"{self.name}-optimizer":
+                for name, value in read_tensors(folder, stem, num_parts):
+                    fill(tensors.pop(name, None), name, value)
+                if tensors:
+                    raise ValueError(f"it has no {next(iter(tensors))}")
+        values: dict[str, dict[str, Any]] = record["optimizer_values"]
+        for path, value in read_tensors(folder, f"{self.name}-optimizer", num_parts):
+            name, _, key = path.rpartition(".")
+            if name not in self.parameters:
+                raise ValueError(f"it trained {name} too")
+            like = self.parameters[name].detach()
+            moment = torch.empty_like(
+                like if like.shape == value.shape else value, dtype=value.dtype, device=like.device
+            )
+            fill(moment, path, value)
+            values.setdefault(name, {})[key] = moment
         groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in record["optimizer"]]
-        state = {numbers[name]: values.get(name, {}) | moments.get(name, {}) for name in moments.keys() | values.keys()}
+        state = {number: values[name] for number, name in enumerate(self._names()) if name in values}
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.schedule.load_state_dict(record["schedule"])
         if self.scaler.is_enabled() and record["scaler"]:

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from accelerate.utils import gather_object
+
 from contentmotion.train.checkpoints import latest_checkpoint
 from contentmotion.train.processes import this_process
 
@@ -67,11 +69,21 @@ class StopRequests:
         """Whether the run should stop."""
         return bool(self.signal) or self.out_of_time
 
-    def describe(self, number: int) -> str:
-        """What stopped a run: a signal, or 0 for the time limit."""
-        if number:
-            return signal.Signals(number).name
-        return f"max_train_time of {(self.max_seconds or 0) / 60:g} minutes"
+    def leave(self, step: int, last_step: int, run_dir: Path) -> None:
+        """Says why the run ends before its end, in all processes.
+
+        Raises:
+            SystemExit: With the status that shells give to a process that the signal ended, or ``OUT_OF_TIME``.
+        """
+        number = max(gather_object([self.signal]))
+        why = signal.Signals(number).name if number else f"max_train_time of {(self.max_seconds or 0) / 60:g} minutes"
+        if this_process().is_main_process:
+            print(
+                f"Stopped by {why} after step {step} of {last_step}, with a checkpoint in {run_dir}: the same command "
+                "goes on from there.",
+                file=sys.stderr,
+            )
+        raise SystemExit(128 + number if number else OUT_OF_TIME)
 
 
 @contextmanager
