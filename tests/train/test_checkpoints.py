@@ -17,7 +17,7 @@ from contentmotion.train.checkpoints import CheckpointWriter, checkpoints
 from contentmotion.train.loop import Player, fit
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_options import STEPS, Numbers, collate, files_no_larger_than, line_loss, lines, small_run  # noqa: E402
+from small_runs import STEPS, Numbers, collate, files_no_larger_than, line_loss, lines, small_run  # noqa: E402
 
 BACKGROUND: dict[str, Any] = {"async_checkpointing": True, "max_train_steps": 4, "checkpoints_total_limit": 9}
 

@@ -249,7 +249,7 @@ import torch
 from contentmotion.config import TrainConfig
 from contentmotion.run_dir import leave_processes
 from contentmotion.train.loop import Player, fit
-from test_options import STEPS, Numbers, collate, line_loss
+from small_runs import STEPS, Numbers, collate, line_loss
 
 unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
 

@@ -5,14 +5,12 @@ import copy
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,6 @@ from contentmotion.config import (
     LoraSettings,
     MotionSizes,
     TrainAutoencoderConfig,
-    TrainConfig,
     TrainContentConfig,
     TrainMotionConfig,
     TrainVideoConfig,
@@ -41,50 +38,13 @@ from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.checkpoints import checkpoints, latest_checkpoint
 from contentmotion.train.content import load_content_parts, train_content
 from contentmotion.train.denoiser import snr_weights, split_by_time
-from contentmotion.train.loop import Player, fit
 from contentmotion.train.motion import train_motion
 from contentmotion.train.optimizers import Average
 from contentmotion.train.stopping import OUT_OF_TIME, StopRequests
 from contentmotion.train.video import train_video
 
-STEPS: dict[str, Any] = {
-    "max_train_steps": 2, "train_batch_size": 2, "logging_steps": 1, "checkpointing_steps": 1,
-    "validation_steps": 0, "report_to": "none", "mixed_precision": "no", "lr_warmup_steps": 1,
-}  # fmt: skip
-
-
-class Numbers(torch.utils.data.Dataset):
-    """Items that are their own numbers; ``spoil(index)`` is called in the process that reads."""
-
-    def __init__(self, count: int = 8, spoil: Any = lambda index: None) -> None:
-        self.count, self.spoil = count, spoil
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, item: tuple[int, int]) -> dict[str, int]:
-        self.spoil(item[0])
-        return {"index": item[0]}
-
-
-def collate(items: list[dict]) -> dict:
-    return {"index": torch.tensor([item["index"] for item in items])}
-
-
-def line_loss(model: torch.nn.Module, batch: dict) -> dict[str, torch.Tensor]:
-    x = batch["index"].float()[:, None] / 8
-    return {"loss": (model(x) - 2 * x).square().mean()}
-
-
-def small_run(folder: Path, model: torch.nn.Module | None = None, items: Numbers | None = None, **changes: Any) -> None:
-    """A line, fitted."""
-    torch.manual_seed(0)
-    config = TrainConfig(output_dir=str(folder), **STEPS | changes)
-    fit([Player(model or torch.nn.Linear(1, 1), line_loss)], items or Numbers(), config, collate=collate)
-
-
-def lines(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+sys.path.insert(0, str(Path(__file__).parent))
+from small_runs import STEPS, Numbers, files_no_larger_than, lines, small_run  # noqa: E402
 
 
 def test_time_limit_stops_with_a_checkpoint_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,17 +67,6 @@ def test_sigterm_leaves_a_note_once_and_the_old_handler_after() -> None:
         assert stop.signal == signal.SIGTERM
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "the next one ends the process"
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-@contextmanager
-def files_no_larger_than(size: int) -> Iterator[None]:
-    """What a disk that is full does to large files."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
@@ -209,7 +158,7 @@ STOPPED_RUN = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from test_options import Numbers, small_run
+from small_runs import Numbers, small_run
 small_run(Path(sys.argv[2]), max_train_steps=10**6, dataloader_num_workers=1, checkpointing_steps=10**5,
           checkpoints_total_limit=99, logging_steps=1)
 """

@@ -20,7 +20,7 @@ from contentmotion.train.checkpoints import checkpoints
 from contentmotion.train.loop import Batch, Player, fit
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_options import STEPS, Numbers, collate, line_loss, lines  # noqa: E402
+from small_runs import STEPS, Numbers, collate, line_loss, lines  # noqa: E402
 
 SIX: dict[str, Any] = {
     "max_train_steps": 6, "train_batch_size": 4, "learning_rate": 0.1, "ema_decay": 0.5, "checkpointing_steps": 3,
