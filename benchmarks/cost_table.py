@@ -16,9 +16,9 @@ import torch
 from contentmotion.arguments import parse_config
 from contentmotion.cli import COMMANDS
 from contentmotion.cost.plan import plan_run
-from contentmotion.cost.report import markdown_table, number
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.saving import replacing_file
+from contentmotion.tables import markdown_table, number
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CARDS = (12, 16, 24, 80)  # GB
@@ -82,7 +82,7 @@ TFLOPs are 10^12 x 2 x multiply-adds, attention included, forward and backward (
 On a CPU the same counts hold, without the 16-bit copies where the processor has no bfloat16.
 
 What other settings take: `contentmotion train-motion --dry_run ...`, as any training command. What sampling takes:
-`contentmotion benchmark`.
+`contentmotion benchmark`, beside other systems `python benchmarks/compare_systems.py`.
 """
     with replacing_file(path) as partial:
         partial.write_text(page, encoding="utf-8")

@@ -72,8 +72,8 @@ COMMANDS = {
     ),
     "benchmark": Command(
         config.BenchmarkConfig,
-        "contentmotion.cost.run:benchmark",
-        "FLOPs, seconds and memory of a clip, beside other systems",
+        "contentmotion.cost.benchmark:benchmark",
+        "FLOPs, seconds and memory of a clip, stage by stage",
         "systems",
     ),
     "report": Command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 
 from rich.console import Console
@@ -44,6 +45,13 @@ def markdown_table(headings: Row, rows: Sequence[Row]) -> str:
     """A table as markdown."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines) + "\n"
+
+
+def number(value: float) -> str:
+    """Three digits that count, no exponent."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
 def _fitting(headings: list[str], rows: list[list[str]], text: set[int], width: int) -> list[Table]:

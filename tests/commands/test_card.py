@@ -99,7 +99,9 @@ def test_card_of_training_runs(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
 def test_cost_of_what_benchmark_does_not_count(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_pipeline_dir, tmp_path / "classes"))
     shutil.rmtree(folder / "text_encoder")
-    assert describe_cost(folder).startswith("*[not counted: this model: a text-conditional pipeline")
+    assert describe_cost(folder).startswith("*[not counted: the motion model was made for text features")
+    shutil.rmtree(folder / "motion_transformer")
+    assert describe_cost(folder) == "*[not counted: this model is no whole pipeline folder: no motion_transformer]*"
 
 
 def test_scores_that_are_none(tiny_pipeline_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

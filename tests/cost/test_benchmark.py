@@ -1,22 +1,31 @@
 """What `benchmark` counts is what the paper prints and what other systems cost; what it times adds up."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderTiny, DDIMScheduler
 from PIL import Image
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from contentmotion.cli import main
 from contentmotion.config import BenchmarkConfig
+from contentmotion.cost.benchmark import SYSTEMS, compare
+from contentmotion.cost.clip import Size, SystemResult, cmd_system, count_systems, folder_system, time_systems
+from contentmotion.cost.count import count_cost
 from contentmotion.cost.measure import time_in_turns
 from contentmotion.cost.networks import build, skeletons
-from contentmotion.cost.report import number
-from contentmotion.cost.results import SystemResult
-from contentmotion.cost.run import Bench
-from contentmotion.cost.stages import Size
-from contentmotion.cost.training import TrainingResult, benchmark_training
 from contentmotion.loading import ASSETS
+from contentmotion.models.video_unet import make_video_unet
+from contentmotion.pipelines.loading import load_pipeline
+from contentmotion.tables import number
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+from systems.clips import SYSTEMS as OTHERS  # noqa: E402
+from systems.training import TrainingResult, training_report, training_steps  # noqa: E402
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -24,14 +33,15 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 @pytest.fixture(scope="module")
 def counted() -> dict[str, SystemResult]:
     """Every system at 16 x 512 x 1024, counted on the meta device."""
-    results = Bench(BenchmarkConfig(meta=True), META, torch.float32).run()
+    config = BenchmarkConfig(meta=True)
+    results = count_systems([make(config, 1) for make in (SYSTEMS | OTHERS).values()])
     return {result.system: result for result in results}
 
 
 @pytest.fixture(scope="module")
 def training() -> dict[str, TrainingResult]:
     """One training step at 16 x 512 x 512."""
-    return {r.name: r for r in benchmark_training(Size(16, 512, 512), None, torch.float32, 1)}
+    return {r.name: r for r in training_steps(Size(16, 512, 512), None, torch.float32, 1)}
 
 
 def test_sampling_is_the_papers_table_9(counted: dict[str, SystemResult]) -> None:
@@ -100,14 +110,49 @@ def test_guidance_is_two_passes_a_step(counted: dict[str, SystemResult]) -> None
     assert row.tflops == pytest.approx(100 * row.tflops_per_pass)
 
 
-def test_a_folder_is_counted_from_its_configs(tmp_path: Path) -> None:
+def test_a_folder_is_counted_from_its_configs() -> None:
     parts = skeletons(ASSETS / "emoji")
     assert all(p.is_meta for part in parts.values() if part is not None for p in part.parameters())
-    config = BenchmarkConfig(systems=("shipped", "shipped-4"), meta=True)
-    whole, few = Bench(config, META, torch.float32).run()
-    assert whole.size == (16, 64, 64)
+    config = BenchmarkConfig(meta=True)
+    whole, few = count_systems([folder_system(name, config, 1) for name in ("emoji", "emoji-lcm")])
+    assert whole.size == few.size == (16, 64, 64)
+    assert {row.stage: row.passes for row in whole.stages} == {
+        "text": 2, "content": 100, "motion": 50, "autoencoder": 1, "image decoder": 16, "file": 1,
+    }  # fmt: skip
     assert {row.stage: row.passes for row in few.stages}["content"] == 4
     assert whole.tflops > 5 * few.tflops
+    assert whole.parameters == few.parameters == 12_249_376
+
+
+def test_what_is_counted_is_what_runs(tiny_pipeline_dir: Path) -> None:
+    """The sum of a pipeline's passes is the cost of one call of it, on real networks."""
+    pipe = load_pipeline(str(tiny_pipeline_dir))
+    pipe.set_progress_bar_config(disable=True)
+    system = folder_system(str(tiny_pipeline_dir), BenchmarkConfig(num_frames=4, steps=3), 1)
+    [result] = count_systems([system])
+    settings = {"num_inference_steps": 3, "decode_content_frame": False, "output_type": "pt"}
+    with sdpa_kernel(SDPBackend.MATH):  # attention as matrix products: the counter knows no CPU kernel of it
+        whole = count_cost(lambda: pipe("rocket", **settings))
+    assert result.sampling == "3 + 3 steps, content guided"
+    assert result.tflops * 1e12 == pytest.approx(whole.flops, rel=1e-9)
+
+
+def test_video_models_are_counted(tmp_path: Path) -> None:
+    unet = make_video_unet(
+        latent_channels=4, extra_channels=0, block_out_channels=(32, 32), layers_per_block=1, num_attention_heads=2,
+        cross_attention_dim=32, sample_size=(8, 8), num_frames=4,
+    )  # fmt: skip
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = CLIPTextModel(CLIPTextConfig(**sizes))
+    parts = {"unet": unet, "text_encoder": text, "vae": AutoencoderTiny(), "scheduler": DDIMScheduler()}
+    for name, part in parts.items():
+        part.save_pretrained(tmp_path / name)
+    (tmp_path / "model_index.json").write_text(json.dumps({"unet": ["contentmotion.models.video_unet", "VideoUNet"]}))
+    [result] = count_systems([folder_system(str(tmp_path), BenchmarkConfig(meta=True, num_frames=4), 1)])
+    assert (result.sampling, result.size) == ("50 steps, guided", (4, 64, 64))
+    assert {row.stage: row.passes for row in result.stages} == {
+        "text": 2, "denoiser": 100, "image decoder": 4, "file": 1,
+    }  # fmt: skip
 
 
 def test_random_weights_are_finite_and_differ() -> None:
@@ -146,6 +191,17 @@ def test_command_prints_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "benchmark.json").read_text())
 
 
+def test_other_systems_go_through_the_same_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What benchmarks/compare_systems.py does: a table of systems, and facts of its own."""
+    config = BenchmarkConfig(systems=("emoji", "videolcm"), meta=True, output_dir=str(tmp_path), height=64, width=64)
+    steps = [TrainingResult(name="a step", parameters=1, tflops=2.0, paper_tflops=1.0)]
+    compare(config, SYSTEMS | OTHERS, lambda device, dtype: training_report(steps, Size(16, 64, 64)))
+    found = json.loads((tmp_path / "benchmark.json").read_text())
+    assert [system["system"] for system in found["systems"]] == ["emoji", "videolcm"]
+    assert found["training"][0]["name"] == "a step"
+    assert "| a step |" in (tmp_path / "benchmark.md").read_text() and "| a step |" in capsys.readouterr().out
+
+
 def test_command_times_a_folder(tiny_pipeline_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--steps=2", "--num_frames=4", "--device=cpu", "--repeats=1", f"--output_dir={tmp_path / 'out'}"]
     assert main(["benchmark", str(tiny_pipeline_dir), *words]) == 0
@@ -161,9 +217,10 @@ def test_command_times_a_folder(tiny_pipeline_dir: Path, tmp_path: Path, capsys:
 
 
 def test_what_does_not_fit_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("contentmotion.cost.run.free_memory", lambda device: 1000)
-    config = BenchmarkConfig(systems=("cmd-sd21-4",), height=64, width=64, repeats=1)
-    result = Bench(config, CPU, torch.float32).run()[0]
+    monkeypatch.setattr("contentmotion.cost.clip.free_memory", lambda device: 1000)
+    system = cmd_system("sd21", True, BenchmarkConfig(height=64, width=64), 1)
+    [result] = results = count_systems([system])
+    time_systems([system], results, CPU, torch.float32, 1, 60.0)
     assert result.seconds is None
     assert all(row.note.startswith("does not fit: ") for row in result.stages if row.parameters)
 
@@ -173,7 +230,7 @@ def test_what_does_not_fit_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["sora"], "unknown system 'sora': choose from cmd-sd15"),
         (["cmd-sd21", "--height=100"], "cmd-sd21: height must be a multiple of 64, got 100"),
-        (["shipped", "--width=60"], "shipped: height and width must be multiples of 16"),
+        (["emoji", "--width=60"], "emoji: width must be a multiple of 16, got 60"),
     ],
 )
 def test_mistakes_are_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

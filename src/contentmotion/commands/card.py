@@ -7,17 +7,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 import contentmotion
 from contentmotion.commands.info import count_parameters, describe_flow, find_parts, read_settings
 from contentmotion.config import BenchmarkConfig, ExportConfig
-from contentmotion.cost.report import number
-from contentmotion.cost.run import META, Bench
+from contentmotion.cost.clip import count_systems, folder_system
 from contentmotion.evaluate.report import COLUMNS, TITLES
-from contentmotion.tables import markdown_table
+from contentmotion.tables import markdown_table, number
 
 INTENDED = """\
 Trying out and studying text-to-video generation; a first shape of a clip for people who design one, to be looked at
@@ -215,8 +213,8 @@ def describe_cost(folder: Path) -> str:
         folder: Of a pipeline.
     """
     try:
-        [result] = Bench(BenchmarkConfig(systems=(str(folder),), meta=True), META, torch.float32).run()
-    except (ValueError, RuntimeError, AttributeError) as error:  # class-conditional models, networks of other libraries
+        [result] = count_systems([folder_system(str(folder), BenchmarkConfig(meta=True), 1)])
+    except (ValueError, RuntimeError, AttributeError) as error:  # networks of other libraries
         return BRACKETS.format(f"not counted: {str(error).replace(str(folder), 'this model')}")
     rows = [
         [stage.stage, number(stage.parameters / 1e6), str(stage.passes), number(stage.tflops)]

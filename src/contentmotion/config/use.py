@@ -331,36 +331,32 @@ class ExportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig:
-    """What a clip costs from prompt to file: parameters, FLOPs, seconds and memory of every stage, of several systems
-    side by side. The networks have their published sizes and random weights: time does not depend on weights.
+    """What a clip costs from prompt to file: parameters, FLOPs, seconds and memory of every stage, of several models
+    side by side. The networks have random weights: time does not depend on weights.
+
+    Other people's systems beside them: benchmarks/compare_systems.py in the repository.
 
     Example: contentmotion benchmark --meta
-    Example: contentmotion benchmark cmd-sd21-4 modelscope --height 256 --width 256
+    Example: contentmotion benchmark cmd-sd21-4 outputs/mine/pipeline --height 256 --width 256
 
     Attributes:
         systems: Which ones: cmd-sd15, cmd-sd21 (the paper's, 50 + 50 steps), cmd-sd21-4 (4 + 4 steps, a tiny image
-            decoder), videolcm, modelscope, wan-1.3b, ltx-2b, ltx-2b-8 (8 steps), cogvideox-2b, shipped (the model that
-            comes with the package), shipped-4 (the same in 4 + 4 steps), or a pipeline folder.
+            decoder), emoji and emoji-lcm (the models that come with the package), or a pipeline folder.
         height: Pixels; 512 when not given, and a pipeline folder's own size.
         width: Pixels; 1024 when not given, likewise.
-        num_frames: Frames; models that want a few more make them.
+        num_frames: Frames.
         steps: Denoising steps in place of each system's own.
-        decoder: Image decoder of cmd-* and of the UNet3D systems; "auto": tiny for few-step cmd, else Stable
-            Diffusion's.
+        decoder: Image decoder of cmd-*; "auto": tiny for few steps, else Stable Diffusion's.
         dtype: Number format of the networks; "auto": bf16 where the hardware multiplies it fast.
         repeats: Timed calls per stage, taken in turns; the median counts.
-        whole_seconds: Run our pipelines as a whole, too, where a clip takes no longer than this.
+        whole_seconds: Run pipelines as a whole, too, where a clip takes no longer than this.
         meta: Count parameters and FLOPs only, allocating nothing.
-        training: One training step of each stage, too (CMD Table 8, which has 512x512 pixels).
         device: "auto", "cpu", "cuda", ...
         output_dir: Folder for `benchmark.md`, `benchmark.json` and `benchmark.png`.
         json: Print what benchmark.json holds, for programs, instead of tables.
     """
 
-    systems: tuple[str, ...] = (
-        "cmd-sd15", "cmd-sd21", "cmd-sd21-4", "videolcm", "modelscope", "wan-1.3b", "ltx-2b", "ltx-2b-8",
-        "cogvideox-2b",
-    )  # fmt: skip
+    systems: tuple[str, ...] = ("cmd-sd15", "cmd-sd21", "cmd-sd21-4")
     height: int | None = None
     width: int | None = None
     num_frames: int = 16
@@ -370,7 +366,6 @@ class BenchmarkConfig:
     repeats: int = 3
     whole_seconds: float = 60.0
     meta: bool = False
-    training: bool = False
     device: str = "auto"
     output_dir: str = "outputs/benchmark"
     json: bool = False
@@ -378,4 +373,4 @@ class BenchmarkConfig:
     def __post_init__(self) -> None:
         require_positive(self, "height", "width", "num_frames", "steps", "repeats")
         require_not_negative(self, "whole_seconds")
-        require(bool(self.systems) or self.training, "name a system, or give --training")
+        require(bool(self.systems), "name a system")

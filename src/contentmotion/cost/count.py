@@ -6,11 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-
-from contentmotion.pipelines.content_motion import ContentMotionPipeline
-from contentmotion.pipelines.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -56,41 +52,3 @@ def count_cost(compute: Callable[[], object]) -> Cost:
         else:
             layers += flops // 2
     return Cost(layers=layers, attention=attention)
-
-
-def clip_cost(pipe: ContentMotionPipeline, sampling: Sampling) -> dict[str, Cost]:
-    """What one video costs from prompt to pixels, by what the cost is for: content, motion, and all the rest.
-
-    Runs the pipeline three times at one or two steps: a step costs the same wherever it is.
-
-    Args:
-        pipe: On its device.
-        sampling: Steps and guidance of the video.
-    """
-    condition = {"prompt": "video"} if pipe.text_encoder is not None else {"class_labels": 0}
-
-    def cost(steps: int, motion_steps: int) -> Cost:
-        return count_cost(
-            lambda: pipe(
-                **condition,
-                num_inference_steps=steps,
-                motion_num_inference_steps=motion_steps,
-                guidance_scale=sampling.guidance_scale,
-                motion_guidance_scale=sampling.motion_guidance_scale,
-                output_type="pt",
-            )
-        )
-
-    with sdpa_kernel(SDPBackend.MATH):  # attention as matrix products: the counter knows no CPU kernel of it
-        once, content, motion = cost(1, 1), cost(2, 1), cost(1, 2)
-
-    def times(steps: int, longer: Cost) -> Cost:
-        return Cost(steps * (longer.layers - once.layers), steps * (longer.attention - once.attention))
-
-    one = [times(1, content), times(1, motion)]
-    rest = Cost(once.layers - sum(part.layers for part in one), once.attention - sum(part.attention for part in one))
-    return {
-        "content frame": times(sampling.steps, content),
-        "motion": times(sampling.motion_steps, motion),
-        "text and decoding": rest,
-    }

@@ -1,4 +1,4 @@
-"""The networks that are compared, at their published sizes, with random weights: time does not depend on weights."""
+"""Networks without their weights: at published sizes, or as a folder's configs describe them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import diffusers
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.condition_encoder import ConditionEncoder
@@ -34,16 +34,6 @@ def _clip(hidden_size: int, num_layers: int, num_heads: int) -> CLIPTextModel:
         num_attention_heads=num_heads,
     )
     return CLIPTextModel(config)
-
-
-def _t5(family: type, config: type, vocab_size: int) -> nn.Module:
-    """The encoder of T5-XXL, or of its multilingual cousin."""
-    return family(
-        config(
-            vocab_size=vocab_size, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64,
-            feed_forward_proj="gated-gelu",
-        )
-    )  # fmt: skip
 
 
 def _sd_vae() -> diffusers.AutoencoderKL:
@@ -81,26 +71,14 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "autoencoder-windows": lambda: ContentMotionAutoencoder(attention_window=CHEAP_DECODER_WINDOW, **_UNMEASURED),
     "vae-sd": _sd_vae,
     "vae-tiny": diffusers.AutoencoderTiny,
-    # ModelScope's text-to-video model, which VideoLCM distils.
-    "unet3d": lambda: diffusers.UNet3DConditionModel(sample_size=32, attention_head_dim=64, cross_attention_dim=1024),
-    "wan": lambda: diffusers.WanTransformer3DModel(
-        num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=30, text_dim=4096
-    ),
-    "vae-wan": diffusers.AutoencoderKLWan,
-    "umt5-xxl": lambda: _t5(UMT5EncoderModel, UMT5Config, 256384),
-    "ltx": diffusers.LTXVideoTransformer3DModel,
-    "vae-ltx": lambda: diffusers.AutoencoderKLLTXVideo(),  # pyright reads the class otherwise
-    "cogvideox": diffusers.CogVideoXTransformer3DModel,
-    "vae-cogvideox": lambda: diffusers.AutoencoderKLCogVideoX(),  # pyright reads the class otherwise
-    "t5-xxl": lambda: _t5(T5EncoderModel, T5Config, 32128),
 }
 
 
-def build(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """One of ``NETWORKS``, in evaluation mode.
+def build(make: str | Callable[[], nn.Module], device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A network with small random weights, in evaluation mode.
 
     Args:
-        name: Its name.
+        make: Makes it; or the name of one of ``NETWORKS``.
         device: Where it lives; "meta" allocates nothing.
         dtype: Of its weights, from the start: no copy in float32 is made.
     """
@@ -108,7 +86,7 @@ def build(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -
     torch.set_default_dtype(dtype)
     try:
         with device, _NoInit():
-            network = NETWORKS[name]()
+            network = (NETWORKS[make] if isinstance(make, str) else make)()
     finally:
         torch.set_default_dtype(default)
     network = nn.Module.to(network, dtype).eval()  # diffusers' own `to` has words of caution about trained weights
@@ -147,17 +125,45 @@ def skeletons(folder: Path) -> dict[str, nn.Module | None]:
     """The networks of a pipeline folder by part, made from its configs on the meta device; no weights are read."""
     parts: dict[str, nn.Module | None] = {}
     for name in ("text_encoder", "unet", "motion_transformer", "autoencoder", "vae", "condition_encoder"):
-        file = folder / name / "config.json"
-        parts[name] = skeleton(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
+        there = (folder / name / "config.json").exists()
+        parts[name] = skeleton(read_config(folder / name)) if there else None
     return parts
 
 
 def skeleton(config: dict) -> nn.Module:
     """The network that a ``config.json`` describes, on the meta device."""
-    name = config.get("_class_name")
+    return build(lambda: from_config(config), torch.device("meta"))
+
+
+def from_config(config: dict) -> nn.Module:
+    """The network that a ``config.json`` describes, with new weights.
+
+    Raises:
+        ValueError: The config is not that of a network that is known here.
+    """
     own = {cls.__name__: cls for cls in (ContentMotionAutoencoder, MotionDiT, PatchVAE, VideoUNet, ConditionEncoder)}
-    with torch.device("meta"):
+    name = config.get("_class_name")
+    try:
         if name is None:
-            return CLIPTextModel(CLIPTextConfig.from_dict(config)).eval()
+            return CLIPTextModel(CLIPTextConfig.from_dict(config))
         cls = own[name] if name in own else getattr(diffusers, name)
-        return cls.from_config(config).eval()
+        return cls.from_config(config)
+    except (AttributeError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"a config of {name or 'a text encoder'} describes no network: {reason}") from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A part's ``config.json``.
+
+    Raises:
+        ValueError: It is none.
+    """
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: not valid JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} describes no network")
+    return config

@@ -30,7 +30,6 @@ from contentmotion.config import (
 )
 from contentmotion.cost.count import count_cost
 from contentmotion.cost.networks import build, skeleton, skeletons
-from contentmotion.cost.report import number
 from contentmotion.data.cache import LatentCache, open_cache
 from contentmotion.loading import load_vae, resolve_name
 from contentmotion.models.video_unet import enable_checkpointing
@@ -40,6 +39,7 @@ from contentmotion.stages.image_vae import vae_latent_channels, vae_scale_factor
 from contentmotion.stages.motion import MotionStage
 from contentmotion.stages.stage import Stage
 from contentmotion.stages.video import VideoStage
+from contentmotion.tables import number
 from contentmotion.train.autoencoder import make_autoencoder
 from contentmotion.train.denoiser import freeze_all_but
 from contentmotion.train.lora import adapt

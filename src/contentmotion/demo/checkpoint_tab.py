@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from contentmotion.commands.info import flow_text, shown_settings
-from contentmotion.cost.count import clip_cost
+from contentmotion.cost.clip import clip_cost
 from contentmotion.demo.generate_tab import MODEL
 from contentmotion.demo.guards import reported
 from contentmotion.demo.studio import Model, Studio

@@ -93,6 +93,16 @@ class LatentPipeline(DiffusionPipeline):
         """Frames, height and width (pixels) that the models were trained on."""
         raise NotImplementedError
 
+    def sample_shapes(
+        self, num_frames: int | None = None, height: int | None = None, width: int | None = None
+    ) -> dict[str, tuple[int, ...]]:
+        """What each of ``stages`` denoises for one clip, of the training size where a side is None.
+
+        Raises:
+            ValueError: A size that the models cannot make.
+        """
+        raise NotImplementedError
+
     def check_parts(self) -> None:
         """Raises ``ValueError`` where two networks were not made for one another."""
         raise NotImplementedError

@@ -290,6 +290,13 @@ class ContentMotionPipeline(LatentPipeline, StableDiffusionLoraLoaderMixin):
     def _dtype(self) -> torch.dtype:
         return (self.unet if self.unet is not None else self.motion_transformer).dtype
 
+    def sample_shapes(
+        self, num_frames: int | None = None, height: int | None = None, width: int | None = None
+    ) -> dict[str, tuple[int, ...]]:
+        content = self._sampled_shape(height, width)
+        motion = {"motion": self._motion_shape(content, num_frames)} if self.motion_transformer is not None else {}
+        return {"content": content} | motion
+
     def _sampled_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
         """Channels, height and width of the content frame's latents; the training size where a side is None.
 

@@ -177,6 +177,11 @@ class VideoLatentPipeline(LatentPipeline):
     def _dtype(self) -> torch.dtype:
         return self.unet.dtype
 
+    def sample_shapes(
+        self, num_frames: int | None = None, height: int | None = None, width: int | None = None
+    ) -> dict[str, tuple[int, ...]]:
+        return {"video": self._latent_shape(1, num_frames, height, width)[1:]}
+
     def _latent_shape(
         self, size: int, num_frames: int | None, height: int | None, width: int | None
     ) -> tuple[int, int, int, int, int]:

@@ -1,17 +1,36 @@
-"""A benchmark's results as a table on the terminal, markdown, JSON and a picture."""
+"""Command ``benchmark``: what a clip costs from prompt to file, as tables, markdown, JSON and a picture."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
-from rich.table import Table
 
-from contentmotion.cost.results import StageResult, SystemResult
+from contentmotion.config import SHIPPED_MODEL, SHIPPED_STUDENT, BenchmarkConfig
+from contentmotion.cost.clip import (
+    META,
+    StageResult,
+    System,
+    SystemResult,
+    cmd_system,
+    count_systems,
+    folder_system,
+    time_systems,
+)
+from contentmotion.run_dir import describe_hardware, prepare_output_dir, resolve_device, resolve_dtype
 from contentmotion.saving import replacing_file, write_json
+from contentmotion.tables import markdown_table, number, print_table
 
+SYSTEMS: dict[str, Callable[[BenchmarkConfig, int], System]] = {
+    "cmd-sd15": lambda config, chunk: cmd_system("sd15", False, config, chunk),
+    "cmd-sd21": lambda config, chunk: cmd_system("sd21", False, config, chunk),
+    "cmd-sd21-4": lambda config, chunk: cmd_system("sd21", True, config, chunk),
+}
 HEADINGS = (
     "system", "stage", "parameters (M)", "passes", "TFLOPs/pass", "TFLOPs", "share", "paper's TFLOPs", "seconds",
     "share of s", "peak GiB",
@@ -20,7 +39,6 @@ SUMMARY_HEADINGS = (
     "system", "sampling", "parameters (M)", "TFLOPs", "paper's TFLOPs", "seconds", "measured whole (s)", "Mpx/s",
     "peak GiB", "TFLOPs saved", "seconds saved",
 )  # fmt: skip
-LEFT = ("system", "stage", "sampling", "training step")
 NOTES = (
     "FLOPs are 2 x multiply-adds with attention, guidance counted. Paper's: multiply-adds of convolutions and linear "
     "layers, one pass a step, text encoder and image decoder left out (CMD Tables 8 and 9). Seconds: median call x "
@@ -33,7 +51,79 @@ COLOURS = {
 }  # fmt: skip
 
 
-def stage_rows(results: list[SystemResult]) -> list[tuple[str, ...]]:
+def benchmark(config: BenchmarkConfig) -> None:
+    """Prints the tables; writes ``benchmark.json``, ``benchmark.md`` and ``benchmark.png``.
+
+    Raises:
+        ValueError: No such system, or a size that one of them does not make.
+        OSError: The output folder is not writable.
+    """
+    compare(config, SYSTEMS)
+
+
+def compare(
+    config: BenchmarkConfig,
+    known: dict[str, Callable[[BenchmarkConfig, int], System]],
+    further: Callable[[torch.device | None, torch.dtype], tuple[dict[str, Any], str]] | None = None,
+) -> list[SystemResult]:
+    """What ``benchmark`` does, with a table of systems of the caller's.
+
+    Args:
+        config: The command's settings.
+        known: Systems by name, made from the settings and the frames that an image decoder takes at a time; other names
+            are pipeline folders.
+        further: ``further(device, dtype)`` gives more facts for the JSON, and markdown behind the tables; its device is
+            None where nothing is to run.
+
+    Raises:
+        ValueError: See ``benchmark``.
+        OSError: See there.
+    """
+    device = META if config.meta else resolve_device(config.device)
+    dtype = torch.float32 if config.meta else _dtype(config.dtype, device)
+    chunk = 1 if device.type in ("cpu", "meta") else config.num_frames
+    systems = [_find(name, known, config, chunk) for name in config.systems]
+    results = count_systems(systems)
+    output_dir = prepare_output_dir(config.output_dir, "benchmark", config)
+    if device != META:
+        time_systems(systems, results, device, dtype, config.repeats, config.whole_seconds)
+    facts, extra = further(None if config.meta else device, dtype) if further else ({}, "")
+    hardware = f"{describe_hardware(device)}, {str(dtype).removeprefix('torch.')}"
+    if config.meta:
+        hardware = "counted, not run"
+    title = f"contentmotion benchmark, {date.today()}, {hardware}, torch {torch.__version__}"
+    facts = {"title": title, "date": str(date.today()), "hardware": hardware, "torch": torch.__version__} | facts
+    write_report(output_dir, title, results, facts, extra)
+    if config.json:
+        print((output_dir / "benchmark.json").read_text(encoding="utf-8"), end="")
+        return results
+    if results:
+        print_table(HEADINGS, stage_rows(results), title="Stages of one clip", text=(0, 1))
+        print_table(SUMMARY_HEADINGS, summary_rows(results), title=title, text=(0, 1))
+        print(NOTES)
+    print(extra.strip(), end="\n" * bool(extra))
+    print(*(output_dir / f"benchmark.{kind}" for kind in ("md", "json", "png")), sep="\n")
+    return results
+
+
+def _find(
+    name: str, known: dict[str, Callable[[BenchmarkConfig, int], System]], config: BenchmarkConfig, chunk: int
+) -> System:
+    if name in known:
+        return known[name](config, chunk)
+    if name not in (SHIPPED_MODEL, SHIPPED_STUDENT) and not Path(name).is_dir():
+        names = ", ".join((*known, SHIPPED_MODEL, SHIPPED_STUDENT))
+        raise ValueError(f"unknown system {name!r}: choose from {names}, or a pipeline folder")
+    return folder_system(name, config, chunk)
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return resolve_dtype("auto", device) or (torch.float16 if device.type == "cuda" else torch.float32)
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def stage_rows(results: Sequence[SystemResult]) -> list[tuple[str, ...]]:
     """The cells under ``HEADINGS``."""
     return [
         (result.system, *_stage_cells(stage, result.tflops, result.seconds))
@@ -60,7 +150,7 @@ def _stage_cells(stage: StageResult, tflops: float, seconds: float | None) -> tu
     )
 
 
-def summary_rows(results: list[SystemResult]) -> list[tuple[str, ...]]:
+def summary_rows(results: Sequence[SystemResult]) -> list[tuple[str, ...]]:
     """The cells under ``SUMMARY_HEADINGS``; what is saved is against the dearest system."""
     dearest = max(results, key=lambda result: result.tflops)
     rows = []
@@ -88,38 +178,11 @@ def summary_rows(results: list[SystemResult]) -> list[tuple[str, ...]]:
     return rows
 
 
-def number(value: float) -> str:
-    """Three digits that count, no exponent."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
-
-
 def _seconds(median: float, spread: float | None, extrapolated: bool) -> str:
     return f"{'~' * extrapolated}{number(median)}" + (f" ±{spread / median:.0%}" if spread and median else "")
 
 
-def rich_table(headings: tuple[str, ...], rows: list[tuple[str, ...]], title: str) -> Table:
-    """For the terminal; numbers to the right."""
-    table = Table(title=title, title_justify="left")
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in LEFT else "right")
-    last, grouped = None, len({row[0] for row in rows}) < len(rows)
-    for row in rows:
-        if grouped and last not in (None, row[0]):
-            table.add_section()
-        table.add_row(*((row[0] if row[0] != last else ""), *row[1:]))
-        last = row[0]
-    return table
-
-
-def markdown_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """The same as markdown."""
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines) + "\n"
-
-
-def write_report(folder: Path, title: str, results: list[SystemResult], facts: dict[str, Any], extra: str) -> None:
+def write_report(folder: Path, title: str, results: Sequence[SystemResult], facts: dict[str, Any], extra: str) -> None:
     """Writes ``benchmark.json``, ``benchmark.md`` and ``benchmark.png``.
 
     Args:
@@ -138,7 +201,7 @@ def write_report(folder: Path, title: str, results: list[SystemResult], facts: d
         draw_bars(results).save(partial)
 
 
-def draw_bars(results: list[SystemResult]) -> Image.Image:
+def draw_bars(results: Sequence[SystemResult]) -> Image.Image:
     """One bar a system, as long as the logarithm of its cost, cut by the stages' shares: seconds, where all systems
     have them, else TFLOPs."""
     timed = all(result.seconds for result in results)
