@@ -6,13 +6,28 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
+
+HASH_VERSION = 2
+# Settings that change a network's numbers and no weight's name or shape; and what is meant where a config is silent.
+_NUMBERS: dict[str, Any] = {
+    "scaling_factor": 0.18215,
+    "shift_factor": None,
+    "latents_mean": None,
+    "latents_std": None,
+    "num_heads": None,
+    "num_attention_heads": 8,
+    "hidden_act": "quick_gelu",
+    "content_mode": "softmax",
+    "residual_decoding": True,
+    "attention_window": 0,
+}
 
 
 class SavePretrained(Protocol):
@@ -79,20 +94,36 @@ def save_model(model: SavePretrained, path: str | Path) -> None:
         model.save_pretrained(str(folder))
 
 
-def hash_weights(model: torch.nn.Module) -> str:
-    """SHA-256 of a model's weights (names and values), the same wherever they are stored.
+def hash_weights(model: torch.nn.Module, version: int = HASH_VERSION) -> str:
+    """SHA-256 of what decides a model's numbers: weights, and those settings that no weight shows.
 
-    Values are rounded to float16, so that a model and what ``export`` makes of it count as one.
+    Args:
+        model: A network with a diffusers or transformers config, or with none.
+        version: Which kind of hash: 1 is that of caches made by version 0.1, of the weights alone.
     """
-    return hash_state(sorted(model.state_dict().items()))
+    config = getattr(model, "config", None)
+    settings = config if isinstance(config, Mapping) else {} if config is None else vars(config)
+    return hash_state(sorted(model.state_dict().items()), settings, version)
 
 
-def hash_state(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """``hash_weights`` of a state dict's tensors, which come in the order of their names."""
+def hash_state(
+    tensors: Iterable[tuple[str, torch.Tensor]], settings: Mapping[str, Any], version: int = HASH_VERSION
+) -> str:
+    """``hash_weights`` of a state dict's tensors, which come in the order of their names, and a model's config.
+
+    Values are rounded to what every number format that models are stored in holds, so that a model and what ``export``
+    makes of it count as one.
+    """
     digest = hashlib.sha256()
     for name, value in tensors:
         digest.update(name.encode())
-        digest.update(value.detach().cpu().half().contiguous().numpy().tobytes())
+        value = value.detach().cpu().half().contiguous()
+        if version > 1:
+            value = value.bfloat16().float()
+        digest.update(value.numpy().tobytes())
+    if version > 1:
+        told = {name: settings.get(name, usual) for name, usual in _NUMBERS.items()}
+        digest.update(json.dumps({name: value for name, value in told.items() if value != _NUMBERS[name]}).encode())
     return digest.hexdigest()
 
 

@@ -1,5 +1,6 @@
 """The latent cache: what encode writes, what is left out, what is refused, what is read when shards are lost."""
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -10,14 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from contentmotion.commands.encode import encode, hash_tensors
+from contentmotion.commands.encode import encode
 from contentmotion.config import AutoencoderSizes, EncodeConfig, MotionSizes, TrainAutoencoderConfig, TrainMotionConfig
-from contentmotion.data.cache import LatentCache, collate_latents, read_header
+from contentmotion.data.cache import LatentCache, Shard, collate_latents, hash_tensors, open_cache
 from contentmotion.data.clips import open_clips
-from contentmotion.loading import load_autoencoder
+from contentmotion.loading import load_autoencoder, load_vae
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.pipelines.loading import load_pipeline
+from contentmotion.saving import hash_weights
 from contentmotion.stages.text import encode_prompts
 from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.motion import train_motion
@@ -83,10 +85,20 @@ def test_motion_statistics_are_those_of_the_files(config: EncodeConfig) -> None:
     weights = Path(config.autoencoder) / "diffusion_pytorch_model.safetensors"
     before = weights.read_bytes()
     encode(config)
-    cache, autoencoder = LatentCache(config.output_dir), load_autoencoder(config.autoencoder)
-    standard = autoencoder.standardize_motion(torch.stack([cache[k]["motion"] for k in range(4)]))
-    torch.testing.assert_close(standard.mean((0, 2, 3)), torch.zeros(2), atol=1e-5, rtol=0)
-    torch.testing.assert_close(standard.std((0, 2, 3), correction=0), torch.ones(2), atol=1e-5, rtol=0)
+    cache = LatentCache(config.output_dir)
+    motion = torch.stack([cache[k]["motion"] for k in range(4)])
+    assert cache.motion_statistics is not None
+    mean, std = map(torch.tensor, cache.motion_statistics)
+    torch.testing.assert_close(motion.mean((0, 2, 3)), mean, atol=1e-5, rtol=0)
+    torch.testing.assert_close(motion.std((0, 2, 3), correction=0), std, atol=1e-5, rtol=0)
+    manifest = Path(config.output_dir) / "manifest.json"
+    assert json.loads(manifest.read_text())["motion_mean"] == cache.motion_statistics[0]
+    # Version 0.1 noted them in the index.
+    old = {name: json.loads(manifest.read_text())[name] for name in ("motion_mean", "motion_std")}
+    manifest.write_text(json.dumps({k: v for k, v in json.loads(manifest.read_text()).items() if k not in old}))
+    index = Path(config.output_dir) / "index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | old))
+    assert LatentCache(config.output_dir).motion_statistics == cache.motion_statistics
     assert weights.read_bytes() == before
 
 
@@ -95,7 +107,7 @@ def test_index_names_bytes_and_hashes(config: EncodeConfig) -> None:
     for shard in index_of(config.output_dir)["shards"]:
         path = Path(config.output_dir) / shard["name"]
         assert shard["bytes"] == path.stat().st_size
-        assert shard["sha256"] == hash_tensors(load_file(path)) == read_header(path)["sha256"]
+        assert shard["sha256"] == hash_tensors(load_file(path)) == Shard(path).header["sha256"]
 
 
 def test_statistics_go_into_the_part_of_a_run_folder_and_nothing_else_is_touched(
@@ -251,6 +263,63 @@ def test_shards_lost_while_training(config: EncodeConfig) -> None:
         cache[2]
 
 
+def test_flipped_bits_are_found_when_a_run_opens_the_cache(
+    config: EncodeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encode(replace(config, clips_per_shard=1))
+    path = Path(config.output_dir) / "shard-00002.safetensors"
+    good = path.read_bytes()
+    flipped = bytearray(good)
+    flipped[-200] ^= 4
+    path.write_bytes(flipped)
+    assert len(LatentCache(config.output_dir)) == 4, "looking at names and sizes alone"
+    cache = open_cache(config.output_dir, 0.3)
+    assert len(cache) == 3 and "shard-00002.safetensors: damaged: its bytes" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"1 of 4 cached clips are lost.*Run `contentmotion encode` again"):
+        open_cache(config.output_dir, 0.1)
+    encode(replace(config, clips_per_shard=1))
+    assert "is made again" in capsys.readouterr().err
+    assert path.read_bytes() == good
+
+
+def test_a_shard_that_shrinks_under_a_run_is_a_line(config: EncodeConfig) -> None:
+    """Mapped into memory, reading it would end the process (SIGBUS)."""
+    encode(replace(config, clips_per_shard=1))
+    cache = LatentCache(config.output_dir, max_bad_fraction=0.3)
+    assert not cache[1]["skipped"]
+    path = Path(config.output_dir) / "shard-00001.safetensors"
+    with open(path, "r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+    item = cache[1]
+    assert item["path"] == cache[2]["path"]
+    assert "shard-00001.safetensors: damaged: it ends" in item["skipped"][0]
+
+
+def test_who_made_a_cache_is_what_decides_its_numbers(config: EncodeConfig, tmp_path: Path, tiny_vae: Path) -> None:
+    vae = load_vae(str(tiny_vae))
+    other = load_vae(str(tiny_vae))
+    other.register_to_config(scaling_factor=2 * other.config.scaling_factor)
+    assert hash_weights(vae) != hash_weights(other), "the same weights, other latents"
+    assert hash_weights(vae, 1) == hash_weights(other, 1), "as version 0.1 took them"
+    # Nor is a model another one because of the number format of its file.
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.normal_()
+    assert hash_weights(vae) == hash_weights(copy.deepcopy(vae).half())
+    assert hash_weights(vae) == hash_weights(copy.deepcopy(vae).half().bfloat16())
+    # A cache of version 0.1 keeps its makers, when it is read and when `encode` goes on with it.
+    encode(config)
+    manifest = Path(config.output_dir) / "manifest.json"
+    autoencoder = load_autoencoder(config.autoencoder)
+    noted = {k: v for k, v in json.loads(manifest.read_text()).items() if k not in ("hash", "tokenizer")}
+    manifest.write_text(json.dumps(noted | {"autoencoder": hash_weights(autoencoder, 1)}))
+    LatentCache(config.output_dir).require_made_with(autoencoder=autoencoder)
+    (Path(config.output_dir) / "shard-00000.safetensors").unlink()
+    encode(config)
+    assert json.loads(manifest.read_text())["autoencoder"] == hash_weights(autoencoder, 1)
+    assert len(LatentCache(config.output_dir)) == 4
+
+
 def test_text_features(config: EncodeConfig, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
     features = {"pretrained_model_name_or_path": str(tiny_pipeline_dir), "text_features": "tokens"}
     encode(replace(config, cache_dtype="fp32", **features))
@@ -276,8 +345,12 @@ def test_text_features(config: EncodeConfig, tiny_pipeline_dir: Path, tmp_path: 
     again = [denoiser(batch["motion"], torch.arange(4), b, dropped) for b in (batch, plain)]
     assert len(calls) == 1, "with features the text encoder is not asked again, not even for the null prompt"
     assert torch.equal(again[0], outputs[0])
-    cache.use_text_features(pipe.text_encoder)
+    cache.use_text_features(pipe.text_encoder, pipe.tokenizer)
     assert "pooled" in cache[0]
+    other = copy.deepcopy(pipe.tokenizer)
+    other.add_tokens(["naïvely"])
+    with pytest.raises(ValueError, match="not made with this tokenizer"):
+        cache.use_text_features(pipe.text_encoder, other)
     cache.use_text_features(None)
     assert "pooled" not in cache[0]
     with torch.no_grad():

@@ -15,7 +15,7 @@ from contentmotion.cli import main
 from contentmotion.commands.encode import encode
 from contentmotion.config import EncodeConfig
 from contentmotion.data.buckets import BucketSampler
-from contentmotion.data.cache import LatentCache, read_header
+from contentmotion.data.cache import LatentCache, Shard
 from contentmotion.data.sources import open_source
 from contentmotion.loading import load_autoencoder
 from contentmotion.video.write import write_video
@@ -49,7 +49,7 @@ def test_every_shard_holds_clips_of_one_bucket(config: EncodeConfig) -> None:
         tensors = load_file(root / shard["name"])
         assert tensors["content"].shape == (shard["clips"], 3, 16, width)
         assert tensors["motion"].shape == (shard["clips"], 2, 4, 8 + width // 2)
-        assert read_header(root / shard["name"])["bucket"] == shard["bucket"]
+        assert Shard(root / shard["name"]).header["bucket"] == shard["bucket"]
     cache = LatentCache(root)
     assert cache.bucket_of is not None and cache.bucket_of.tolist() == [0] * 4 + [1] * 4
     assert numbers(cache) == [0, 2, 4, 6, 1, 3, 5, 7]
@@ -76,7 +76,7 @@ def test_one_size_is_written_and_read_as_before(config: EncodeConfig) -> None:
     encode(config)
     root = Path(config.output_dir)
     index = (root / "index.json").read_bytes()
-    assert b"bucket" not in index and "bucket" not in read_header(root / "shard-00000.safetensors")
+    assert b"bucket" not in index and "bucket" not in Shard(root / "shard-00000.safetensors").header
     manifest = json.loads((root / "manifest.json").read_text())
     assert manifest.pop("buckets") == []
     (root / "manifest.json").write_text(json.dumps(manifest))

@@ -8,7 +8,6 @@ not.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import sys
@@ -21,18 +20,17 @@ from typing import Any
 import numpy as np
 import torch
 from rich.progress import track
-from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
 from contentmotion.config import ClipConfig, EncodeConfig
-from contentmotion.data.cache import FORMAT, INDEX, MANIFEST, read_header
+from contentmotion.data.cache import FORMAT, INDEX, MANIFEST, Shard, hash_tensors, hash_tokenizer
 from contentmotion.data.condition_maps import depth_of, load_depth_model, sketch_of
 from contentmotion.data.limits import require_few_bad
 from contentmotion.data.sources import ClipSource, open_source
 from contentmotion.loading import ASSETS, load_autoencoder, load_text_encoder, load_vae, resolve_name
 from contentmotion.run_dir import join_processes, prepare_output_dir, resolve_device, resolve_dtype
-from contentmotion.saving import hash_weights, replacing_file, write_json
+from contentmotion.saving import HASH_VERSION, hash_weights, replacing_file, write_json
 from contentmotion.stages.image_vae import encode_frames
 from contentmotion.stages.text import NULL_PROMPT, encode_prompts
 from contentmotion.video.pixels import to_float
@@ -41,7 +39,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def encode(config: EncodeConfig) -> None:
-    """Fills a cache with content frames and motion latents, and writes the motion's statistics into the autoencoder.
+    """Fills a cache with content frames and motion latents, and notes the motion's statistics in its manifest.
 
     Under torchrun or ``accelerate launch`` the processes share the work. Run again, it makes what is missing.
 
@@ -55,13 +53,14 @@ def encode(config: EncodeConfig) -> None:
     encoder = Encoder(config, device)
     source = open_source(config)
     cache_dir = prepare_output_dir(config.output_dir, "encode", config)
-    manifest = _manifest(config, encoder, source)
-    _require_same(cache_dir, manifest)
+    begun = _begun(cache_dir)
+    manifest = _manifest(config, encoder, source, HASH_VERSION if begun is None else begun.get("hash", 1))
+    _require_same(cache_dir, begun, manifest)
     processes.wait_for_everyone()  # all have compared before one writes
     if processes.is_main_process:
         for leftover in cache_dir.glob(".shard-*"):
             leftover.unlink()
-        write_json(cache_dir / MANIFEST, manifest)
+        write_json(cache_dir / MANIFEST, (begun or {}) | manifest)
     missing = [k for k in range(source.num_shards) if not _is_whole(cache_dir / _name(k))]
     processes.wait_for_everyone()  # all have listed before one writes
     mine = missing[processes.process_index :: processes.num_processes]
@@ -69,11 +68,11 @@ def encode(config: EncodeConfig) -> None:
     processes.wait_for_everyone()
     if not processes.is_main_process:
         return
-    index = _write_index(cache_dir, source, config.max_bad_fraction)
+    index, statistics = _make_index(cache_dir, source, config.max_bad_fraction)
+    write_json(cache_dir / MANIFEST, manifest | statistics)
+    write_json(cache_dir / INDEX, index)  # last: a cache with an index is whole
     if target is not None:
-        settings = json.loads(target.read_text()) | {name: index[name] for name in ("motion_mean", "motion_std")}
-        with replacing_file(target) as partial:
-            partial.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+        write_json(target, json.loads(target.read_text()) | statistics)
     print(f"{index['num_clips']} clips in {cache_dir}, {len(index['skipped'])} bad files skipped")
 
 
@@ -201,23 +200,14 @@ def _write_shard(
         os.fsync(file.fileno())  # else the name may survive a power cut, and the bytes not
 
 
-def hash_tensors(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of named tensors' bytes."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}\n".encode())
-        digest.update(tensors[name].contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def _motion_sums(motion: Tensor) -> list[Any]:
     """Per channel, the sum and the sum of squares of what is stored; and how many values each is over."""
     z = motion.double()  # (n, D, t, s)
     return [z.sum((0, 2, 3)).tolist(), z.square().sum((0, 2, 3)).tolist(), z[:, 0].numel()]
 
 
-def _write_index(cache_dir: Path, source: ClipSource, limit: float) -> dict[str, Any]:
-    """The list of a whole cache's shards, with the motion's statistics; a stream's broken shards are missing in it.
+def _make_index(cache_dir: Path, source: ClipSource, limit: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The list of a whole cache's shards (a stream's broken ones are missing in it), and the motion's statistics.
 
     Raises:
         ValueError: Too much is bad or missing.
@@ -225,7 +215,7 @@ def _write_index(cache_dir: Path, source: ClipSource, limit: float) -> dict[str,
     shards, skipped, sums, weighted = [], dict.fromkeys(source.left_out), [], False
     paths = [path for path in (cache_dir / _name(k) for k in range(source.num_shards)) if path.exists()]
     for path in paths:
-        header = read_header(path)
+        header = Shard(path).header
         shards.append(
             {"name": path.name, "clips": header["clips"], "bytes": path.stat().st_size, "sha256": header["sha256"]}
             | {name: header[name] for name in ("bucket",) if name in header}
@@ -244,38 +234,45 @@ def _write_index(cache_dir: Path, source: ClipSource, limit: float) -> dict[str,
         )
     require_few_bad(len(skipped), clips + len(skipped), limit, clips + len(skipped))
     index: dict[str, Any] = {"shards": shards, "num_clips": clips, "weighted": weighted, "skipped": list(skipped)}
+    statistics = {}
     if sums:
         totals, squares, counts = (np.sum(part, axis=0, dtype=np.float64) for part in zip(*sums, strict=True))
         mean = totals / counts
-        index["motion_mean"] = mean.tolist()
-        index["motion_std"] = np.sqrt(np.maximum(squares / counts - mean**2, 1e-12)).tolist()
-    write_json(cache_dir / INDEX, index)
-    return index
+        statistics["motion_mean"] = mean.tolist()
+        statistics["motion_std"] = np.sqrt(np.maximum(squares / counts - mean**2, 1e-12)).tolist()
+    return index, statistics
 
 
-def _manifest(config: EncodeConfig, encoder: Encoder, source: ClipSource) -> dict[str, Any]:
-    """All that the cache's content depends on."""
+def _manifest(config: EncodeConfig, encoder: Encoder, source: ClipSource, version: int) -> dict[str, Any]:
+    """All that the cache's content depends on; ``version`` is that of the networks' hashes."""
     places = ("train_data_dir",)  # data may be moved; `data` tells whether it is the same
     names = [field.name for field in dataclasses.fields(ClipConfig) if field.name not in places]
     names += ["buckets", "latents_only", "clips_per_shard", "num_clips_per_video", "seed", "cache_dtype"]
     models = {name: getattr(encoder, name) for name in ("autoencoder", "vae", "text_encoder")}
+    models["depth_model"] = encoder.depth_model.model if encoder.depth_model else None
+    hashes = {name: None if model is None else hash_weights(model, version) for name, model in models.items()}
     manifest = {
         "format": FORMAT,
-        **{name: hash_weights(model) if model is not None else None for name, model in models.items()},
+        **hashes,
         "text_features": config.text_features if encoder.text_encoder is not None else None,
         "precision": str(encoder.autocast or torch.float32),
         **{name: getattr(config, name) for name in dict.fromkeys(names)},
         **source.describe(),
         "conditions": sorted(config.conditions),
-        "depth_model": hash_weights(encoder.depth_model.model) if encoder.depth_model else None,
     }
+    if version > 1:
+        manifest |= {"hash": version, "tokenizer": hash_tokenizer(encoder.tokenizer) if encoder.tokenizer else None}
     return json.loads(json.dumps(manifest))
 
 
-def _require_same(cache_dir: Path, manifest: dict[str, Any]) -> None:
+def _begun(cache_dir: Path) -> dict[str, Any] | None:
+    """The manifest of a cache that has shards already."""
     path = cache_dir / MANIFEST
-    begun = path.exists() and any(cache_dir.glob("shard-*"))
-    old = {"conditions": [], "depth_model": None, "buckets": []} | json.loads(path.read_text()) if begun else manifest
+    return json.loads(path.read_text()) if path.exists() and any(cache_dir.glob("shard-*")) else None
+
+
+def _require_same(cache_dir: Path, begun: dict[str, Any] | None, manifest: dict[str, Any]) -> None:
+    old = manifest if begun is None else {"conditions": [], "depth_model": None, "buckets": []} | begun
     changed = [key for key in manifest if old.get(key) != manifest[key]]
     if changed:
         raise ValueError(
@@ -301,12 +298,16 @@ def _statistics_file(autoencoder: str) -> Path:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a shard is there, and undamaged as far as its header and its length tell."""
+    """Whether a shard is there, and its bytes are those that were written."""
     try:
-        return path.exists() and bool(read_header(path))
-    except (SafetensorError, OSError, KeyError, TypeError) as error:
+        shard = Shard(path)
+        shard.check(shard.header["sha256"])
+    except FileNotFoundError:
+        return False
+    except (OSError, LookupError) as error:
         print(f"{path}: damaged, is made again ({error})", file=sys.stderr)
         return False
+    return True
 
 
 def _name(number: int) -> str:

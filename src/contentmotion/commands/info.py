@@ -76,7 +76,7 @@ def describe(folder: Path) -> dict[str, Any]:
         parameters, size, dtypes = count_parameters(part)
         parts[name] = {"class": class_name, "parameters": parameters, "bytes": size, "dtypes": dtypes}
         if parameters:
-            parts[name]["weights"] = hash_state(_read_tensors(part))
+            parts[name]["weights"] = hash_state(_read_tensors(part), _read_json(part / "config.json"))
         parts[name] |= settings
     whole = {"folder": str(folder), "parts": parts, "parameters": sum(part["parameters"] for part in parts.values())}
     return whole | ({"flow": describe_flow(found)} if "autoencoder" in found else {})

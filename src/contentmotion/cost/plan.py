@@ -271,7 +271,7 @@ def _stage_to_train(config: TrainDenoiserConfig | DistillConfig) -> Stage:
             stage, lora = content_stage(parts(name)), config.lora
         else:
             assert isinstance(config, TrainContentConfig | TrainVideoConfig)
-            cache, lora = open_cache(config.cache_dir, config.max_bad_fraction), config.lora
+            cache, lora = open_cache(config.cache_dir, config.max_bad_fraction, check=False), config.lora
             stage = _unet_from_scratch(config, cache)
         text: Any = stage.components.get("text_encoder")
         if text is not None:
@@ -322,7 +322,9 @@ def _sample_shape(stage: Stage, config: TrainDenoiserConfig | DistillConfig) -> 
         return (own.motion_channels, own.num_frames, places)
     if (Path(config.cache_dir) / "index.json").exists():
         # A run must have room for the largest clips.
-        return max(open_cache(config.cache_dir, config.max_bad_fraction).shapes(stage.field), key=math.prod)
+        return max(
+            open_cache(config.cache_dir, config.max_bad_fraction, check=False).shapes(stage.field), key=math.prod
+        )
     own: Any = stage.network.config
     side = own.sample_size or 64
     sides = (side, side) if isinstance(side, int) else tuple(side)

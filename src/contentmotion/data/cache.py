@@ -2,8 +2,9 @@
 
 All clips of a shard are of one size; with ``--buckets`` that is the one which its header and ``index.json`` name.
 
-A cache folder holds ``shard-00000.safetensors``, ..., ``manifest.json`` (what it was made with) and ``index.json``
-(clips, bytes and hash of each shard; written when all are there). A shard is complete or absent; of n clips it holds
+A cache folder holds ``shard-00000.safetensors``, ..., ``manifest.json`` (what it was made with, and the motion's mean
+and standard deviation per channel) and ``index.json`` (clips, bytes and hash of each shard; written when all are
+there). A shard is complete or absent; of n clips it holds
 
 * "content" (n, c, h, w) and "motion" (n, D, t, s), or for training the autoencoder "latents" (n, t, c, h, w);
 * where `--conditions` asked for them, "depth" and "sketch", uint8 (n, t, 1, H, W) at the pixels' size;
@@ -15,16 +16,19 @@ A cache folder holds ``shard-00000.safetensors``, ..., ``manifest.json`` (what i
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import os
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -39,6 +43,89 @@ FORMAT = 2
 MAX_OPEN_SHARDS = 64
 LATENTS = ("content", "motion", "latents")
 MAPS = MAP_NAMES  # uint8, as they are
+TOLD_BYTES = 16 << 30  # of a cache whose check takes so long that it is told of
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "U8": torch.uint8,
+}  # fmt: skip
+
+
+class Shard:
+    """An open safetensors file whose tensors are read row by row.
+
+    Not mapped into memory, as the safetensors library does: a file that shrinks under a run is an error then, where
+    the system would end the process without a word.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        header: What ``encode`` noted: "clips", "sha256", "skipped", "motion" (sums), "weighted", perhaps "bucket".
+        shapes: Shape of each tensor by name.
+
+    Raises:
+        OSError: No such file, or a damaged one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = os.open(path, os.O_RDONLY)
+        try:
+            length = int.from_bytes(self._read(0, 8), "little")
+            if length > os.fstat(self._file).st_size:
+                raise ValueError("its header is longer than the file")
+            entries = json.loads(self._read(8, length))
+            self.header: dict[str, Any] = json.loads(entries.pop("__metadata__", {}).get("contentmotion", "{}"))
+            self.shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
+            self._dtypes = {name: DTYPES[entry["dtype"]] for name, entry in entries.items()}
+            self._starts = {name: 8 + length + int(entry["data_offsets"][0]) for name, entry in entries.items()}
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise OSError(f"damaged: {error}") from None
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            os.close(self._file)
+
+    def rows(self, name: str, start: int = 0, end: int | None = None) -> Tensor:
+        """Some rows of a tensor; all of them by default.
+
+        Raises:
+            OSError: The file ends before them.
+        """
+        shape, dtype = self.shapes[name], self._dtypes[name]
+        stop = int(shape[0]) if end is None else end
+        size = math.prod(shape[1:]) * dtype.itemsize
+        if not size or stop <= start:
+            return torch.empty((max(stop - start, 0), *shape[1:]), dtype=dtype)
+        data = bytearray(self._read(self._starts[name] + start * size, (stop - start) * size))
+        return torch.frombuffer(data, dtype=dtype).view(stop - start, *shape[1:])
+
+    def check(self, sha256: str) -> None:
+        """Compares all bytes with the hash that was noted when they were written.
+
+        Raises:
+            OSError: They are others.
+        """
+        if hash_tensors({name: self.rows(name) for name in self.shapes}) != sha256:
+            raise OSError("damaged: its bytes are not those that were written (SHA-256)")
+
+    def _read(self, place: int, size: int) -> bytes:
+        # pread keeps no place in the file, so processes that were forked may share the descriptor.
+        data = os.pread(self._file, size, place)
+        while len(data) < size and (more := os.pread(self._file, size - len(data), place + len(data))):
+            data += more  # the system reads 2 GiB at once at most
+        if len(data) < size:
+            raise OSError(f"damaged: it ends {size - len(data)} bytes too early")
+        return data
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of named tensors' bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}\n".encode())
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 class LatentCache(Dataset):
@@ -54,33 +141,29 @@ class LatentCache(Dataset):
     Args:
         cache_dir: A folder that ``encode`` filled.
         max_bad_fraction: Share of the clips that may be lost with their shards.
+        check: Read all of it and compare hashes.
 
     Raises:
         ValueError: No finished cache, or too much of it is lost.
     """
 
-    def __init__(self, cache_dir: str | Path, max_bad_fraction: float = 0.01) -> None:
+    def __init__(self, cache_dir: str | Path, max_bad_fraction: float = 0.01, check: bool = False) -> None:
         self.cache_dir = Path(cache_dir)
         self.max_bad_fraction = max_bad_fraction
         self.manifest = _read_manifest(self.cache_dir)
         if not (self.cache_dir / INDEX).exists():
             raise ValueError(f"the latent cache {cache_dir} is not finished: run the same `contentmotion encode` again")
-        index = _read_json(self.cache_dir / INDEX)
-        self._weighted: bool = index["weighted"]
-        listed = [shard for shard in index["shards"] if shard["clips"]]
+        self._index = _read_json(self.cache_dir / INDEX)
+        self._weighted: bool = self._index["weighted"]
+        listed = [shard for shard in self._index["shards"] if shard["clips"]]
         self.num_listed = sum(shard["clips"] for shard in listed)
         self._lost: dict[str, int] = {}  # shard -> its clips
         self.problems: list[str] = []
-        self.names: list[str] = []
-        for shard in listed:
-            path = self.cache_dir / shard["name"]
-            size = path.stat().st_size if path.exists() else None
-            if size == shard["bytes"]:
-                self.names.append(shard["name"])
-            else:
-                reason = "missing" if size is None else f"{size} bytes instead of {shard['bytes']}"
+        for shard, reason in zip(listed, self._find_faults(listed, check), strict=True):
+            if reason is not None:
                 self.problems.append(self._lose(shard["name"], shard["clips"], reason))
         kept = [shard for shard in listed if shard["name"] not in self._lost]
+        self.names = [shard["name"] for shard in kept]
         self.shard_sizes = np.array([shard["clips"] for shard in kept], dtype=np.int64)
         if not len(self.shard_sizes):
             raise ValueError(f"the latent cache {cache_dir} holds no clip")
@@ -88,8 +171,29 @@ class LatentCache(Dataset):
         buckets = self.manifest.get("buckets")
         self._buckets = np.array([buckets.index(shard["bucket"]) if buckets else 0 for shard in kept], dtype=np.int64)
         self.bucket_of = np.repeat(self._buckets, self.shard_sizes) if buckets else None
-        self._open: OrderedDict[int, Any] = OrderedDict()
+        self._open: OrderedDict[int, Shard] = OrderedDict()
         self._text_features = True
+
+    def _find_faults(self, listed: Sequence[dict[str, Any]], check: bool) -> list[str | None]:
+        """What is wrong with each shard of the index, if anything is."""
+
+        def look(shard: dict[str, Any]) -> str | None:
+            path = self.cache_dir / shard["name"]
+            try:
+                size = path.stat().st_size
+                if size == shard["bytes"]:
+                    return Shard(path).check(shard["sha256"]) if check else None
+                return f"{size} bytes instead of {shard['bytes']}"
+            except FileNotFoundError:
+                return "missing"
+            except OSError as error:
+                return error.strerror or str(error)
+
+        total = sum(shard["bytes"] for shard in listed)
+        if check and total > TOLD_BYTES and is_main_process():
+            print(f"{self.cache_dir}: checking {total / 2**30:.0f} GiB", file=sys.stderr)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return list(pool.map(look, listed))
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": OrderedDict()}  # open files do not travel to worker processes
@@ -100,16 +204,29 @@ class LatentCache(Dataset):
         Raises:
             ValueError: Others did.
         """
+        version = self.manifest.get("hash", 1)
         for name, model in models.items():
-            if self.manifest[name] != (None if model is None else hash_weights(model)):
-                wanted = f"without a {name}" if model is None else f"with this {name}"
-                raise ValueError(
-                    f"the latent cache {self.cache_dir} was not made {wanted}: run `contentmotion encode` with the "
-                    "networks of this run, into another folder"
-                )
+            if self.manifest[name] != (None if model is None else hash_weights(model, version)):
+                self._refuse(name, model is not None)
 
-    def use_text_features(self, text_encoder: torch.nn.Module | None) -> None:
+    def _refuse(self, name: str, wanted: bool) -> NoReturn:
+        raise ValueError(
+            f"the latent cache {self.cache_dir} was not made {'with this' if wanted else 'without a'} {name}: run "
+            "`contentmotion encode` with the networks of this run, into another folder"
+        )
+
+    @property
+    def motion_statistics(self) -> tuple[list[float], list[float]] | None:
+        """Mean and standard deviation of each channel of the motion latents; None: there are no such latents."""
+        noted = self.manifest if "motion_mean" in self.manifest else self._index  # version 0.1 wrote the latter
+        return (noted["motion_mean"], noted["motion_std"]) if "motion_mean" in noted else None
+
+    def use_text_features(self, text_encoder: torch.nn.Module | None, tokenizer: Any = None) -> None:
         """Items have text features, where they were cached, if this frozen text encoder made them; None: no item has.
+
+        Args:
+            text_encoder: The run's.
+            tokenizer: The run's; caches made by version 0.1 do not know theirs.
 
         Raises:
             ValueError: Another one made them.
@@ -117,13 +234,15 @@ class LatentCache(Dataset):
         self._text_features = text_encoder is not None and self.manifest["text_encoder"] is not None
         if self._text_features:
             self.require_made_with(text_encoder=text_encoder)
+            if tokenizer is not None and self.manifest.get("tokenizer") not in (None, hash_tokenizer(tokenizer)):
+                self._refuse("tokenizer", wanted=True)
 
     @property
     def weights(self) -> list[float] | None:
         """How often training draws each clip, relative to the others (see ``StepSampler``); None: all alike."""
         if not self._weighted:
             return None
-        return [w for number in range(len(self.names)) for w in self._shard(number).get_tensor("weight").tolist()]
+        return [w for number in range(len(self.names)) for w in self._shard(number).rows("weight").tolist()]
 
     def sampler(
         self, batch_size: int, seed: int, start_step: int = 0, num_steps: int = 2**62
@@ -183,7 +302,7 @@ class LatentCache(Dataset):
             try:
                 read = self._read(other, row % int(self.shard_sizes[other]), seed)
                 return read | {"index": index, "skipped": skipped}
-            except (SafetensorError, OSError) as error:
+            except OSError as error:
                 name, clips = self.names[other], int(self.shard_sizes[other])
                 skipped.append(self._lose(name, clips, str(error)))  # raises when it is the last straw
         raise ValueError(
@@ -200,33 +319,34 @@ class LatentCache(Dataset):
 
     def _read(self, number: int, row: int, seed: int | None) -> dict[str, Any]:
         shard = self._shard(number)
-        names = set(shard.keys())
-        read: dict[str, Any] = {name: shard.get_slice(name)[row].float() for name in LATENTS if name in names}
-        read |= {name: shard.get_slice(name)[row] for name in MAPS if name in names}
-        end = int(shard.get_slice("text_ends")[row : row + 1])
-        start = int(shard.get_slice("text_ends")[row - 1 : row]) if row else 0
-        text = json.loads(bytes(shard.get_slice("texts")[start:end].numpy()))
+
+        def at(name: str, place: int = row) -> Tensor:
+            return shard.rows(name, place, place + 1)[0]
+
+        read: dict[str, Any] = {name: at(name).float() for name in LATENTS if name in shard.shapes}
+        read |= {name: at(name) for name in MAPS if name in shard.shapes}
+        start = int(at("text_ends", row - 1)) if row else 0
+        text = json.loads(bytes(shard.rows("texts", start, int(at("text_ends"))).numpy()))
         captions = text["captions"]
         choice = 0 if seed is None or not captions else int(np.random.default_rng(seed).integers(len(captions)))
-        if self._text_features and "caption_ends" in names:
-            first = int(shard.get_slice("caption_ends")[row - 1 : row]) if row else 0
-            features = [name for name in ("pooled", "tokens") if name in names]
-            read |= {name: shard.get_slice(name)[first + choice].float() for name in features}
-        read["label"] = int(shard.get_slice("label")[row : row + 1])
+        if self._text_features and "caption_ends" in shard.shapes:
+            first = int(at("caption_ends", row - 1)) if row else 0
+            read |= {name: at(name, first + choice).float() for name in ("pooled", "tokens") if name in shard.shapes}
+        read["label"] = int(at("label"))
         return read | {"caption": captions[choice] if captions else "", "captions": captions, "path": text["path"]}
 
-    def _shard(self, number: int) -> Any:
+    def _shard(self, number: int) -> Shard:
         """An open shard; the least recently used one is closed for it."""
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number]
-        shard = self._open[number] = safe_open(self.cache_dir / self.names[number], "pt")
+        shard = self._open[number] = Shard(self.cache_dir / self.names[number])
         if len(self._open) > MAX_OPEN_SHARDS:
             self._open.popitem(last=False)
         return shard
 
     def _texts(self, number: int) -> list[bytes]:
-        return bytes(self._shard(number).get_tensor("texts").numpy()).splitlines()
+        return bytes(self._shard(number).rows("texts").numpy()).splitlines()
 
     def _lose(self, name: str, clips: int, reason: str) -> str:
         """Takes note of a lost shard; returns a line about it.
@@ -245,26 +365,27 @@ class LatentCache(Dataset):
         return line
 
 
-def open_cache(cache_dir: str | Path, max_bad_fraction: float) -> LatentCache:
+def open_cache(cache_dir: str | Path, max_bad_fraction: float, check: bool = True) -> LatentCache:
     """A cache for training; what is wrong with it is printed, line by line.
+
+    Args:
+        cache_dir: See ``LatentCache``.
+        max_bad_fraction: See ``LatentCache``.
+        check: Read all of it and compare hashes: once in a run.
 
     Raises:
         ValueError: No finished cache, or too much of it is lost.
     """
-    cache = LatentCache(cache_dir, max_bad_fraction)
+    cache = LatentCache(cache_dir, max_bad_fraction, check)
     for line in cache.problems if is_main_process() else ():
         print(f"skipped: {line}", file=sys.stderr)
     return cache
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """What ``encode`` noted in a shard: "clips", "sha256", "skipped", "motion" (sums), "weighted", perhaps "bucket".
-
-    Raises:
-        SafetensorError: The file is damaged.
-    """
-    with safe_open(path, "pt") as shard:
-        return json.loads(shard.metadata()["contentmotion"])
+def hash_tokenizer(tokenizer: Any) -> str:
+    """SHA-256 of how a tokenizer splits texts: its vocabulary, and the tokens of a text with a bit of everything."""
+    probe = tokenizer("A cat's 3 dogs run, naïvely; ÄÖ 東京 🎈!")["input_ids"]
+    return hashlib.sha256(json.dumps([sorted(tokenizer.get_vocab().items()), list(probe)]).encode()).hexdigest()
 
 
 def collate_latents(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
