@@ -41,7 +41,7 @@ contentmotion train-motion --config configs/emoji/motion.yaml --cache_dir "$OUT/
     --output_dir "$OUT/pipeline"
 
 # The student, judged by the held-out clips: 4 steps of each model in place of 50.
-contentmotion encode --config configs/emoji/encode.yaml --train_data_dir "$DATA" --split heldout --measure_motion false \
+contentmotion encode --config configs/emoji/encode.yaml --train_data_dir "$DATA" --split heldout \
     --vae "$OUT/vae/vae" --autoencoder "$OUT/autoencoder/autoencoder" --output_dir "$OUT/cache-heldout"
 DISTILL=(--pretrained_model_name_or_path "$OUT/pipeline" --cache_dir "$OUT/cache" --eval_cache_dir "$OUT/cache-heldout")
 contentmotion distill --config configs/emoji/distill-content.yaml "${DISTILL[@]}" --output_dir "$OUT/content-lcm"

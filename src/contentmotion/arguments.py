@@ -366,9 +366,15 @@ def flatten(content: dict[Any, Any], blocks: set[str]) -> Iterator[tuple[str, An
             yield str(name), value
 
 
+# Settings of version 0.1 that have no other name now, and what to do.
+GONE = {"measure_motion": "a cache notes the statistics of its own motion latents, so leave it out"}
+
+
 def where_it_is(word: str, names: Iterable[str], prefix: str = "") -> str:
     """The end of a message about an unknown setting: the block it is in, or the name that is meant."""
     names = list(names)
+    if word in GONE:
+        return f": {GONE[word]}"
     inner = [name for name in names if name.startswith(f"{word}.")]
     if inner:
         return f": settings of this block are called {prefix}{inner[0]} and the like"

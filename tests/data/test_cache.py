@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from contentmotion.cli import main
 from contentmotion.commands.encode import encode
 from contentmotion.config import AutoencoderSizes, EncodeConfig, MotionSizes, TrainAutoencoderConfig, TrainMotionConfig
 from contentmotion.data.cache import LatentCache, Shard, collate_latents, hash_tensors, open_cache
@@ -20,6 +21,8 @@ from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.saving import hash_weights
+from contentmotion.stages.motion import MotionStage
+from contentmotion.stages.stage import make_scheduler
 from contentmotion.stages.text import encode_prompts
 from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.motion import train_motion
@@ -110,17 +113,19 @@ def test_index_names_bytes_and_hashes(config: EncodeConfig) -> None:
         assert shard["sha256"] == hash_tensors(load_file(path)) == Shard(path).header["sha256"]
 
 
-def test_statistics_go_into_the_part_of_a_run_folder_and_nothing_else_is_touched(
-    config: EncodeConfig, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(config.autoencoder, run / "autoencoder")
-    (run / "checkpoint").write_text("precious")
-    encode(replace(config, autoencoder=str(run)))
-    assert json.loads((run / "autoencoder/config.json").read_text())["motion_mean"] is not None
-    assert (run / "checkpoint").read_text() == "precious"
-    with pytest.raises(ValueError, match="local folder of your own"):
-        encode(replace(config, autoencoder="emoji", output_dir=str(tmp_path / "other")))
+def test_encode_writes_its_own_folder_alone(config: EncodeConfig, tmp_path: Path) -> None:
+    """A later cache, say of a test split, changes nothing for models of the first; shipped ones serve too."""
+    before = {path: path.read_bytes() for path in Path(config.autoencoder).iterdir()}
+    encode(config)
+    assert {path: path.read_bytes() for path in Path(config.autoencoder).iterdir()} == before
+    encode(replace(config, autoencoder="emoji", vae="emoji", width=32, height=32, output_dir=str(tmp_path / "other")))
+    statistics = LatentCache(tmp_path / "other").motion_statistics
+    assert statistics is not None and len(statistics[0]) == len(statistics[1]) == 8
+
+
+def test_a_setting_of_then_is_refused_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["encode", "--train_data_dir", "x", "--output_dir", "y", "--measure_motion", "false"]) == 2
+    assert "a cache notes the statistics of its own motion latents, so leave it out" in capsys.readouterr().err
 
 
 def folder_with_bad_files(clip_folder: Path, root: Path, bad: int) -> Path:
@@ -334,15 +339,20 @@ def test_text_features(config: EncodeConfig, tiny_pipeline_dir: Path, tmp_path: 
     transformer = MotionDiT(motion_channels=2, content_channels=3, text_dim=32, **NARROW)
     for parameter in transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    denoiser = MotionDenoiser(transformer, pipe.text_encoder, pipe.tokenizer)
+    parts = {
+        "motion_transformer": transformer,
+        "motion_scheduler": make_scheduler("linear", "epsilon"),
+        "autoencoder": None,
+    }
+    stage = MotionStage(parts | {"text_encoder": pipe.text_encoder, "tokenizer": pipe.tokenizer})
     batch = collate_latents([cache[k] for k in range(4)])
     plain = {name: value for name, value in batch.items() if name not in ("tokens", "pooled")}
     dropped = torch.tensor([True, False, False, True])
-    outputs = [denoiser(batch["motion"], torch.arange(4), b, dropped) for b in (batch, plain)]
+    outputs = [stage(batch["motion"], torch.arange(4), stage.encode(b, dropped)) for b in (batch, plain)]
     torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-4)
     calls: list[Any] = []
     pipe.text_encoder.register_forward_hook(lambda *call: calls.append(call))
-    again = [denoiser(batch["motion"], torch.arange(4), b, dropped) for b in (batch, plain)]
+    again = [stage(batch["motion"], torch.arange(4), stage.encode(b, dropped)) for b in (batch, plain)]
     assert len(calls) == 1, "with features the text encoder is not asked again, not even for the null prompt"
     assert torch.equal(again[0], outputs[0])
     cache.use_text_features(pipe.text_encoder, pipe.tokenizer)

@@ -200,7 +200,7 @@ def test_held_out_batches_are_of_one_length(
     encode(
         EncodeConfig(
             train_data_dir=str(data), buckets=("4x16x16", "8x16x16"), autoencoder=f"{root}/autoencoder",
-            measure_motion=False, output_dir=f"{tmp_path}/cache",
+            output_dir=f"{tmp_path}/cache",
         )
     )  # fmt: skip
     cache = LatentCache(tmp_path / "cache")
@@ -227,7 +227,7 @@ def test_two_processes_fill_and_train_on_a_cache_of_several_sizes(root: Path, tw
     train_motion(motion_config(root, tmp_path / "one"))
     fill: dict[str, Any] = {
         "train_data_dir": two_shapes, "buckets": BUCKETS, "clips_per_shard": 3, "autoencoder": root / "autoencoder",
-        "measure_motion": "false", "output_dir": tmp_path / "cache",
+        "output_dir": tmp_path / "cache",
     }  # fmt: skip
     sizes = {f"model.{name}": size for name, size in NARROW.items()}
     settings: dict[str, Any] = STEPS | sizes | {

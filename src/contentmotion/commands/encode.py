@@ -28,7 +28,7 @@ from contentmotion.data.cache import FORMAT, INDEX, MANIFEST, Shard, hash_tensor
 from contentmotion.data.condition_maps import depth_of, load_depth_model, sketch_of
 from contentmotion.data.limits import require_few_bad
 from contentmotion.data.sources import ClipSource, open_source
-from contentmotion.loading import ASSETS, load_autoencoder, load_text_encoder, load_vae, resolve_name
+from contentmotion.loading import load_autoencoder, load_text_encoder, load_vae
 from contentmotion.run_dir import join_processes, prepare_output_dir, resolve_device, resolve_dtype
 from contentmotion.saving import HASH_VERSION, hash_weights, replacing_file, write_json
 from contentmotion.stages.image_vae import encode_frames
@@ -49,7 +49,6 @@ def encode(config: EncodeConfig) -> None:
     # Processes finish hours apart: waiting for the last one is no failure.
     processes = join_processes(config.device, timeout=timedelta(weeks=4))
     device = processes.device if processes.num_processes > 1 else resolve_device(config.device)
-    target = _statistics_file(config.autoencoder) if config.autoencoder and config.measure_motion else None
     encoder = Encoder(config, device)
     source = open_source(config)
     cache_dir = prepare_output_dir(config.output_dir, "encode", config)
@@ -71,8 +70,6 @@ def encode(config: EncodeConfig) -> None:
     index, statistics = _make_index(cache_dir, source, config.max_bad_fraction)
     write_json(cache_dir / MANIFEST, manifest | statistics)
     write_json(cache_dir / INDEX, index)  # last: a cache with an index is whole
-    if target is not None:
-        write_json(target, json.loads(target.read_text()) | statistics)
     print(f"{index['num_clips']} clips in {cache_dir}, {len(index['skipped'])} bad files skipped")
 
 
@@ -279,22 +276,6 @@ def _require_same(cache_dir: Path, begun: dict[str, Any] | None, manifest: dict[
             f"{cache_dir} holds a cache made with other settings ({', '.join(changed)}): "
             "choose another --output_dir or remove it"
         )
-
-
-def _statistics_file(autoencoder: str) -> Path:
-    """The config that the motion's statistics go into.
-
-    Raises:
-        ValueError: It is not ours to write.
-    """
-    folder = Path(resolve_name(autoencoder))
-    files = [path for path in (folder / "config.json", folder / "autoencoder" / "config.json") if path.exists()]
-    if not files or folder.is_relative_to(ASSETS):
-        raise ValueError(
-            f"--autoencoder {autoencoder}: the motion's statistics are written into its config, so it must be a "
-            "local folder of your own (a copy will do)"
-        )
-    return files[0]
 
 
 def _is_whole(path: Path) -> bool:

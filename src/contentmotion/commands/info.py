@@ -246,10 +246,8 @@ def flow_text(own: Mapping[str, Any], factor: int | None) -> str:
     whole = f"{t} frames of {c} x {h} x {w}"
     if factor is not None:
         whole = f"{t} frames of {h * factor} x {w * factor} pixels"
-    measured = "" if own.get("motion_mean") else " (its statistics are not measured yet: run encode)"
     return (
-        f"{whole} = content frame {c} x {h} x {w} "
-        f"+ motion latent {own['motion_channels']} x {t} x ({rows} + {columns}){measured}"
+        f"{whole} = content frame {c} x {h} x {w} + motion latent {own['motion_channels']} x {t} x ({rows} + {columns})"
     )
 
 

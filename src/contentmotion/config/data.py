@@ -117,12 +117,12 @@ class InspectConfig(ClipConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig(ClipConfig):
-    """Encode videos once: fill a cache with content frames and motion latents, and measure the motion's mean and
-    standard deviation. train-content and train-motion read the cache. A run that was stopped goes on. Several
+    """Encode videos once: fill a cache with content frames and motion latents, and note the motion's mean and
+    standard deviation in it. train-content and train-motion read the cache. A run that was stopped goes on. Several
     processes share the work: `torchrun --nproc_per_node 8 -m contentmotion encode ...`.
 
     Attributes:
-        autoencoder: Folder of the trained ContentMotionAutoencoder; the motion statistics are written into its config.
+        autoencoder: Folder of the trained ContentMotionAutoencoder.
         vae: The image VAE it was trained with (none: pixels).
         buckets: Sizes to cache side by side, each like "16x256x384" (frames, height, width), in place of num_frames,
             height and width: every video goes into the one that fits it best, every file of the cache, and every batch
@@ -136,8 +136,6 @@ class EncodeConfig(ClipConfig):
         depth_model: Folder or hub id of a depth-estimation model of transformers, such as
             depth-anything/Depth-Anything-V2-Small-hf.
         depth_dir: Folder of ready-made depth (grey, white = near) under the videos' names, frame by frame theirs.
-        measure_motion: Write the motion's statistics into the autoencoder's config. Turn it off for caches of clips
-            that are not trained on, and where the autoencoder has its statistics already (that of a whole pipeline).
         pretrained_model_name_or_path: Stable Diffusion folder or hub id: cache its text features of the captions, too.
         text_features: "pooled": one feature per caption (what train-motion needs); "tokens": one per token as well
             (train-content, too); for Stable Diffusion 2.1 2 KB or 160 KB per caption.
@@ -157,7 +155,6 @@ class EncodeConfig(ClipConfig):
     vae: str | None = None
     buckets: tuple[str, ...] = ()
     latents_only: bool = False
-    measure_motion: bool = True
     conditions: tuple[MapName, ...] = ()
     depth_model: str | None = None
     depth_dir: str | None = None

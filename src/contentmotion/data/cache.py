@@ -384,7 +384,7 @@ def open_cache(cache_dir: str | Path, max_bad_fraction: float, check: bool = Tru
 
 def hash_tokenizer(tokenizer: Any) -> str:
     """SHA-256 of how a tokenizer splits texts: its vocabulary, and the tokens of a text with a bit of everything."""
-    probe = tokenizer("A cat's 3 dogs run, naïvely; ÄÖ 東京 🎈!")["input_ids"]
+    probe = tokenizer("A cat's 3 dogs run, naïvely; ÄÖ 東京 🎈!", truncation=True)["input_ids"]
     return hashlib.sha256(json.dumps([sorted(tokenizer.get_vocab().items()), list(probe)]).encode()).hexdigest()
 
 

@@ -38,7 +38,7 @@ def train_content(config: TrainContentConfig) -> None:
     if text_encoder is not None:
         train_text = config.train_text_encoder or not config.pretrained_model_name_or_path
         text_encoder.requires_grad_(train_text)
-        cache.use_text_features(None if train_text else text_encoder)
+        cache.use_text_features(None if train_text else text_encoder, stage.components["tokenizer"])
     if config.gradient_checkpointing:
         stage.network.enable_gradient_checkpointing()  # type: ignore[operator]
     scored = ContentMotionPipeline(**stage.components)

@@ -46,7 +46,7 @@ def motion_to_train(config: TrainMotionConfig, cache: LatentCache) -> MotionStag
         cache.require_made_with(vae=components["vae"])
     text_encoder, names = components["text_encoder"], cache.manifest["class_names"]
     if text_encoder is not None:
-        cache.use_text_features(text_encoder.requires_grad_(False))
+        cache.use_text_features(text_encoder.requires_grad_(False), components["tokenizer"])
     elif not names:
         raise ValueError("give --pretrained_model_name_or_path (a text encoder), or a cache of labelled clips")
     own = autoencoder.config
