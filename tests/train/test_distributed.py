@@ -46,19 +46,21 @@ def stages(clips: Path, root: Path, count: int) -> list[Job]:
     data = {"train_data_dir": clips, **CLIPS}
     train = STEPS | {"train_batch_size": 4 // count}
     accumulating = train | {"train_batch_size": 2 // count, "gradient_accumulation_steps": 2}
+    # What docs/scaling.md says: with n times the processes, n times fewer forward passes a step.
+    instead = train | {"train_batch_size": 2, "gradient_accumulation_steps": 2 // count}
     ae, vae, cache, latents = f"{root}/ae1/autoencoder", f"{root}/vae1/vae", f"{root}/cache1", f"{root}/latents1"
     content = {"pretrained_model_name_or_path": f"{root}/content1/content"}
     return [
         ("train-vae", train | data | {
             "output_dir": f"{root}/vae{count}", "validation_steps": NUM_STEPS, "model.latent_channels": 4,
             "model.hidden_channels": 8, "model.num_layers": 1}),
-        ("train-autoencoder", accumulating | data | NARROW | {
+        ("train-autoencoder", instead | data | NARROW | {
             "output_dir": f"{root}/ae{count}", "vae": vae, "cache_latents": True, "model.head_dim": 8,
             "model.motion_channels": 2}),
         ("encode", data | {"output_dir": f"{root}/cache{count}", "autoencoder": ae, "vae": vae, "clips_per_shard": 2}),
         ("encode", data | {
             "output_dir": f"{root}/latents{count}", "latents_only": True, "vae": vae, "conditions": ("sketch",)}),
-        ("train-content", train | UNET | {"output_dir": f"{root}/content{count}", "cache_dir": cache, "vae": vae}),
+        ("train-content", instead | UNET | {"output_dir": f"{root}/content{count}", "cache_dir": cache, "vae": vae}),
         ("train-motion", accumulating | NARROW | content | {
             "output_dir": f"{root}/motion{count}", "cache_dir": cache, "autoencoder": ae, "model.content_patch_size": 2,
             "content_noise": 0.1}),

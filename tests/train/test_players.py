@@ -197,6 +197,31 @@ def test_functions_run_before_the_checkpoint_and_are_owed_by_a_stopped_run(tmp_p
             assert one == other, name
 
 
+def test_a_stop_between_two_functions_leaves_the_second(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def first(step: int) -> None:
+        told.append(f"first {step}")
+        if len(told) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def run() -> None:
+        at = [(2, first), (2, lambda step: told.append(f"second {step}"))]
+        fit(
+            [Player(nn.Linear(1, 1), line_loss)],
+            Numbers(),
+            configured(tmp_path, max_train_steps=3),
+            collate=collate,
+            at=at,
+        )
+
+    with pytest.raises(SystemExit):
+        run()
+    assert told == ["first 2"] and [path.name for path in checkpoints(tmp_path)] == ["checkpoint-000002"]
+    run()
+    assert told == ["first 2", "second 2", "first 3", "second 3"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_ctrl_c_and_hang_up_stop_like_sigterm(
     tmp_path: Path, number: signal.Signals, capfd: pytest.CaptureFixture[str]

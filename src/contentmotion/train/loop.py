@@ -23,7 +23,7 @@ from contentmotion.train.batches import begin_draws, make_batches
 from contentmotion.train.checkpoints import CheckpointWriter, latest_checkpoint, read_state, resume
 from contentmotion.train.metrics import Metrics
 from contentmotion.train.optimizers import Trainee
-from contentmotion.train.processes import agree, mean_of, on_main, this_process, together
+from contentmotion.train.processes import agree, mean_of, on_main, this_process
 from contentmotion.train.sharding import Shards, blocks
 from contentmotion.train.stopping import StopRequests, explained
 
@@ -79,27 +79,31 @@ def fit(
     def due(step: int) -> list[int]:
         return [k for k, (every, _) in enumerate(at) if every and (step % every == 0 or step == last)]
 
-    def call(numbers: Sequence[int], step: int) -> None:
-        for k in numbers:
+    def call(numbers: Sequence[int], step: int) -> tuple[Sequence[int], bool]:
+        """Calls functions; gives those that are left where any process was asked to stop meanwhile, and whether."""
+        stopping = False
+        while numbers and not stopping:
             with run.averaged():
-                scores = at[k][1](step) or {}
+                scores = at[numbers[0]][1](step) or {}
             metrics.write(step, {f"eval/{name}": value for name, value in scores.items()})
-            together(lambda: None)  # before training, whose collective calls have shorter limits
+            numbers, stopping = numbers[1:], mean_of({"stop": float(stop.is_asked)})["stop"] > 0
+        return numbers, stopping
 
     with explained(run_dir), batches as reader, metrics.progress, stop, writer:
-        call([k for k in due(first_step) if k in run.owed], first_step)
+        owed: Sequence[int] = [k for k in due(first_step) if k in run.owed]
+        while owed:
+            owed, _ = call(owed, first_step)
         for step in range(first_step + 1, last + 1):
             values, stopping = run.step(step, reader, metrics, lambda: stop.is_asked or writer.failed)
             metrics.log(step, values)
-            todo, saving = due(step), stopping or step % config.checkpointing_steps == 0 or step == last
-            if todo or saving:
+            owed, saving = due(step), step % config.checkpointing_steps == 0 or step == last
+            if owed or saving or stopping:
                 run.require_finite_weights(step)
             if not stopping:
-                call(todo, step)
-                todo = []
-            if saving:
-                writer.save(step, run.tensors(), run.state(todo), run.shards is not None)
-            if stopping and (todo or step < last):
+                owed, stopping = call(owed, step)
+            if saving or stopping:
+                writer.save(step, run.tensors(), run.state(owed), run.shards is not None)
+            if stopping and (owed or step < last):
                 writer.wait()
                 run.finish(save)
                 metrics.close()
@@ -160,9 +164,9 @@ class _Run:
         """All tensors of a checkpoint, by file."""
         return chain.from_iterable(trainee.tensors().items() for trainee in self.trainees)
 
-    def state(self, owed: list[int]) -> dict[str, Any]:
+    def state(self, owed: Sequence[int]) -> dict[str, Any]:
         """The rest of a checkpoint."""
-        return {"owed": owed, "players": {trainee.name: trainee.record() for trainee in self.trainees}}
+        return {"owed": list(owed), "players": {trainee.name: trainee.record() for trainee in self.trainees}}
 
     def read(self, folder: Path) -> None:
         """Goes on from a checkpoint, of this number of processes or of another one."""
