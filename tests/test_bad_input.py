@@ -274,17 +274,26 @@ def test_prompts(fails: Fails, tmp_path: Path, tiny_pipeline_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["generate", "cat", "--num_inference_steps=-1"], "num_inference_steps must be positive, got -1"),
-        (["generate", "cat", "--motion_num_inference_steps=0"], "motion_num_inference_steps must be positive"),
-        (["generate", "cat", "--fps=0"], "fps must be positive"),
-        (["generate", "cat", "--seed=-1"], "seed must not be negative, got -1"),
+        (
+            ["generate", "cat", "--num_inference_steps=-1"],
+            "--num_inference_steps: expected a whole number from 1 to",
+        ),
+        (
+            ["generate", "cat", "--motion_num_inference_steps=0"],
+            "--motion_num_inference_steps: expected a whole number",
+        ),
+        (["generate", "cat", "--fps=0"], "--fps: expected a number above 0"),
+        (["generate", "cat", "--seed=-1"], "--seed: expected a whole number from 0 to 10^18, got -1"),
         (["generate", "cat", "--device=warp"], "warp"),
-        (["reconstruct", "a.mp4", "--frame_stride=0"], "frame_stride must be positive"),
+        (["reconstruct", "a.mp4", "--frame_stride=0"], "--frame_stride: expected a whole number from 1"),
         (
             ["train-vae", "--train_data_dir=a", "--output_dir=b", "--max_train_steps=-5"],
-            "max_train_steps must be positive, got -5",
+            "--max_train_steps: expected a whole number from 1 to 10^9, got -5",
         ),
-        (["train-vae", "--train_data_dir=a", "--output_dir=b", "--num_frames=0"], "num_frames must be positive"),
+        (
+            ["train-vae", "--train_data_dir=a", "--output_dir=b", "--num_frames=0"],
+            "--num_frames: expected a whole number",
+        ),
     ],
 )
 def test_numbers_out_of_range(words: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,9 @@
 """The command line: parsing, help, config files, exit statuses."""
 
 import dataclasses
+import math
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -15,7 +17,15 @@ from hypothesis import strategies as st
 import contentmotion
 from contentmotion.arguments import Command, UsageError, help_text, parse_config, settings_of
 from contentmotion.cli import COMMANDS, main
-from contentmotion.config import GenerateConfig, InfoConfig, MotionSizes, ReconstructConfig, TrainMotionConfig
+from contentmotion.config import (
+    ContentSizes,
+    GenerateConfig,
+    InfoConfig,
+    MotionSizes,
+    ReconstructConfig,
+    TrainMotionConfig,
+    parse_bucket,
+)
 from contentmotion.run_dir import prepare_output_dir, write_config
 
 WORDS = "a list (words separated by spaces), each text"
@@ -55,6 +65,41 @@ def test_every_field_is_a_documented_flag_with_its_default(command: str) -> None
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+def test_every_number_has_a_range_that_its_default_is_in(command: str) -> None:
+    row = COMMANDS[command]
+    for setting in settings_of(row.config_class).values():
+        if setting.kind.item not in (int, float):
+            continue
+        limits = setting.kind.range
+        assert limits is not None and math.isfinite(limits.low) and math.isfinite(limits.high), setting.name
+        assert setting.default is None or setting.default is dataclasses.MISSING or setting.kind.container or (
+            setting.default in limits
+        )  # fmt: skip
+        for number in ("inf", "-inf", "nan", "1e400", "9" * 5000, str(limits.low - 1), str(limits.high + 1)):
+            with pytest.raises(UsageError, match=f"^--{setting.name}: expected .*{re.escape(str(limits))}, got "):
+                parse(command, *fill_required(command), f"--{setting.name}={number}")
+
+
+@pytest.mark.parametrize("command", ["distill", *(name for name in COMMANDS if name.startswith("train-"))])
+def test_settings_can_be_surveyed(command: str) -> None:
+    """A block counts once; its settings stand below the others."""
+    names = list(settings_of(COMMANDS[command].config_class))
+    assert len({name.partition(".")[0] for name in names}) <= 45
+    assert ["." in name for name in names] == sorted("." in name for name in names)
+
+
+def test_numbers_are_checked_where_a_config_is_made() -> None:
+    with pytest.raises(ValueError, match="^model.depth must be from 1 to 1,000, got 0$"):
+        MotionSizes(depth=0)
+    with pytest.raises(ValueError, match="^model.block_out_channels must be from 1 to 16,384, got -1$"):
+        ContentSizes(block_out_channels=(8, -1))
+    with pytest.raises(ValueError, match="^fps must be above 0, at most 1,000, got nan$"):
+        GenerateConfig(prompt=["a"], fps=math.nan)
+    with pytest.raises(ValueError, match="^bucket 99999x16x16: 99,999 is not from 1 to 10,000$"):
+        parse_bucket("99999x16x16")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_config_repeats_from_its_own_file(command: str, tmp_path: Path) -> None:
     config = parse(command, *fill_required(command))
     write_config(tmp_path / "config.yaml", command, config)
@@ -85,8 +130,8 @@ def test_blocks_on_the_command_line_and_in_files(tmp_path: Path, capsys: pytest.
         ("i3d: x", "FILE: unknown key 'i3d': it is called eval.i3d now"),
         ("model: 3", "FILE: unknown key 'model': settings of this block are called model.hidden_size and the like"),
         ("model:\n  dept: 3", "FILE: unknown key 'model.dept': did you mean model.depth?"),
-        ("model:\n  depth: x", "FILE: model.depth: expected a whole number, got x"),
-        ("model:\n  depth: 0", "model.depth must be positive, got 0"),
+        ("model:\n  depth: x", "FILE: model.depth: expected a whole number from 1 to 1,000, got x"),
+        ("model:\n  depth: 0", "FILE: model.depth: expected a whole number from 1 to 1,000, got 0"),
         ("eval:\n  steps: 1", "eval.steps needs --eval.data_dir"),
     ],
 )
@@ -99,7 +144,7 @@ def test_errors_about_blocks_name_the_setting(content: str, message: str, tmp_pa
 
 
 @unhurried
-@given(prompts=st.lists(TEXT, min_size=1), negative=TEXT, rate=st.floats(1e-9, 1e9))
+@given(prompts=st.lists(TEXT, min_size=1), negative=TEXT, rate=st.floats(1e-9, 1e3))
 def test_any_text_and_number_survives_as_a_flag(prompts: list[str], negative: str, rate: float) -> None:
     flags = [f"--prompt={prompt}" for prompt in prompts]
     config = parse("generate", *flags, "--prompt=last", f"--negative_prompt={negative}", f"--fps={rate!r}")
@@ -108,7 +153,7 @@ def test_any_text_and_number_survives_as_a_flag(prompts: list[str], negative: st
 
 
 @unhurried
-@given(prompts=st.lists(TEXT, min_size=2), negative=TEXT | st.none(), rate=st.floats(1e-9, 1e9))
+@given(prompts=st.lists(TEXT, min_size=2), negative=TEXT | st.none(), rate=st.floats(1e-9, 1e3))
 def test_any_text_and_number_survives_in_a_file(
     prompts: list[str], negative: str | None, rate: float, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -167,10 +212,10 @@ def test_a_later_file_beats_an_earlier_one(tmp_path: Path) -> None:
         ("generate a --output-dir b", "unknown option --output-dir: did you mean --output_dir?"),
         ("generate a --xyzzy 1", "unknown option --xyzzy (see contentmotion generate --help)"),
         ("generate a -s 1", "unknown option -s (see contentmotion generate --help)"),
-        ("generate a --seed one", "--seed: expected a whole number, got one"),
-        ("generate a --seed 1.5", "--seed: expected a whole number, got 1.5"),
-        ("generate a --fps fast", "--fps: expected a number, got fast"),
-        ("generate a --num_frames x", "--num_frames: expected a whole number, got x"),
+        ("generate a --seed one", "--seed: expected a whole number from 0 to 10^18, got one"),
+        ("generate a --seed 1.5", "--seed: expected a whole number from 0 to 10^18, got 1.5"),
+        ("generate a --fps fast", "--fps: expected a number above 0, at most 1,000, got fast"),
+        ("generate a --num_frames x", "--num_frames: expected a whole number from 1 to 10,000, got x"),
         (
             "generate a --mixed_precision fp8",
             "--mixed_precision: expected one of auto, no, bf16, fp16, got fp8",
@@ -179,10 +224,13 @@ def test_a_later_file_beats_an_earlier_one(tmp_path: Path) -> None:
             "generate a --enable_model_cpu_offload=2",
             "--enable_model_cpu_offload: expected true or false, got 2",
         ),
-        ("generate a --seed", "--seed needs a value: a whole number"),
+        ("generate a --seed", "--seed needs a value: a whole number from 0 to 10^18"),
         ("generate a --config", "--config needs a value: a YAML file"),
         ("generate --seed 1 a", "unexpected word 'a': settings are given as --name value"),
-        ("generate a --num_inference_steps -3", "num_inference_steps must be positive, got -3"),
+        (
+            "generate a --num_inference_steps -3",
+            "--num_inference_steps: expected a whole number from 1 to 10^9, got -3",
+        ),
         ("generate", "give prompts, or --prompt_file, or --class_labels (exactly one of the three)"),
         ("reconstruct", "missing VIDEO (see contentmotion reconstruct --help)"),
         ("reconstruct a b", "reconstruct takes one video, got 2: a b"),
@@ -192,6 +240,15 @@ def test_a_later_file_beats_an_earlier_one(tmp_path: Path) -> None:
             "train-content --model 3",
             "unknown option --model: settings of this block are called --model.architecture and the like",
         ),
+        ("generate a --guidance_scale 1e400", "--guidance_scale: expected a number from 0 to 1,000, got 1e400"),
+        ("generate a --fps nan", "--fps: expected a number above 0, at most 1,000, got nan"),
+        ("generate a --seed 1_0", "--seed: expected a whole number from 0 to 10^18, got 1_0"),
+        (
+            "train-content --model.depth 100000000",
+            "--model.depth: expected a whole number from 1 to 1,000, got 100000000",
+        ),
+        ("train-vae --num_frames 1000000000", "--num_frames: expected a whole number from 1 to 10,000, got 1000000000"),
+        ("train-vae --adam_beta1 1", "--adam_beta1: expected a number from 0, below 1, got 1"),
         ("train-motion x", "unexpected word 'x': train-motion takes its settings as --name value"),
         ("generat a", "unknown command generat: did you mean generate?"),
         ("train_motion", "unknown command train_motion: did you mean train-motion?"),
@@ -215,8 +272,8 @@ def test_everything_missing_is_named_at_once() -> None:
     ("content", "message"),
     [
         ("promt: [a]", "FILE: unknown key 'promt': did you mean prompt?"),
-        ("prompt: [a]\nseed: x", "FILE: seed: expected a whole number, got x"),
-        ("prompt: [a]\nseed:", "FILE: seed: expected a whole number, got nothing"),
+        ("prompt: [a]\nseed: x", "FILE: seed: expected a whole number from 0 to 10^18, got x"),
+        ("prompt: [a]\nseed:", "FILE: seed: expected a whole number from 0 to 10^18, got nothing"),
         ("- a", "--config FILE: expected lines of the form `name: value`"),
         ("prompt: [[a], {b: c}]", f"FILE: prompt: expected {WORDS}, got several values"),
         ("prompt: [a]\nseed: 1\nseed: 2", "--config FILE, line 3: not valid YAML: 'seed' stands here twice"),
@@ -337,7 +394,7 @@ def test_help_is_instant_and_imports_nothing_heavy() -> None:
 def test_as_a_process() -> None:
     done = python("-m", "contentmotion", "generate", "a", "--seed", "x")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "contentmotion: error: --seed: expected a whole number, got x\n"
+    assert done.stderr == "contentmotion: error: --seed: expected a whole number from 0 to 10^18, got x\n"
 
 
 def test_a_reader_that_has_enough_is_no_error() -> None:

@@ -12,20 +12,22 @@ import dataclasses
 import difflib
 import functools
 import json
-import math
 import re
 import textwrap
-import types
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
+from contentmotion.config.common import FieldType, field_types
+
 HELP_WIDTH, HELP_COLUMN = 110, 30
 ALLOWED = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+# What numbers look like: no digits of other scripts, no underscores, no infinity.
+PATTERNS = {int: r"[-+]?[0-9]+", float: r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"}
 METAVARS = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
 
 
@@ -42,12 +44,14 @@ class Command:
         function: "module:function"; imported when called, so that the help never waits for torch.
         summary: One line for the list of commands.
         positional: Field that the words right after the command's name fill.
+        dry_run: What is called instead with ``--dry_run``, where the command does not see to that itself.
     """
 
     config_class: type
     function: str
     summary: str
     positional: str | None = None
+    dry_run: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,18 +60,14 @@ class Setting:
 
     Attributes:
         name: Field of the config ("seed"), or of one of its blocks ("model.depth").
-        item: The type, or that of a list's items.
-        container: ``list`` or ``tuple`` where it is one of them.
-        optional: Whether it may be None.
+        kind: Its type.
         default: ``dataclasses.MISSING`` where it has to be given.
         help: Its documentation.
         group: Heading that it stands under in the help.
     """
 
     name: str
-    item: Any
-    container: type | None
-    optional: bool
+    kind: FieldType
     default: Any
     help: str
     group: str
@@ -75,19 +75,20 @@ class Setting:
     @property
     def choices(self) -> tuple[str, ...]:
         """The words of a ``Literal``."""
-        return get_args(self.item) if get_origin(self.item) is Literal else ()
+        return get_args(self.kind.item) if get_origin(self.kind.item) is Literal else ()
 
     @property
     def allowed(self) -> str:
         """What may be given, in words."""
-        item = f"one of {', '.join(self.choices)}" if self.choices else ALLOWED[self.item]
-        return f"a list (words separated by spaces), each {item}" if self.container else item
+        item = f"one of {', '.join(self.choices)}" if self.choices else ALLOWED[self.kind.item]
+        item += f" {self.kind.range}" if self.kind.range else ""
+        return f"a list (words separated by spaces), each {item}" if self.kind.container else item
 
     @property
     def metavar(self) -> str:
         """What may be given, in short."""
-        item = "|".join(self.choices) if self.choices else METAVARS[self.item]
-        return f"{item} ..." if self.container else item
+        item = "|".join(self.choices) if self.choices else METAVARS[self.kind.item]
+        return f"{item} ..." if self.kind.container else item
 
     def convert(self, value: Any, source: str) -> Any:
         """The setting's value of what a YAML file holds, or of the words of a command line.
@@ -99,13 +100,14 @@ class Setting:
         Raises:
             UsageError: Not a value of the setting's type.
         """
-        if value is None and self.optional:
+        if value is None and self.kind.optional:
             return None
         try:
-            if not self.container:
+            if not self.kind.container:
                 return self._convert_item(value)
-            return self.container(map(self._convert_item, self._split(value if isinstance(value, list) else [value])))
-        except (ValueError, OverflowError):
+            items = self._split(value if isinstance(value, list) else [value])
+            return self.kind.container(map(self._convert_item, items))
+        except ValueError:
             raise UsageError(f"{source}: expected {self.allowed}, got {in_short(value)}") from None
 
     def _split(self, items: list[Any]) -> list[Any]:
@@ -116,19 +118,15 @@ class Setting:
         return [word for item in items for word in str(item).split(",")] if self.choices else items
 
     def _convert_item(self, value: Any) -> Any:
-        scalar = isinstance(value, (str, bool, int, float))
-        if self.item is bool and str(value).lower() in ("true", "false"):
-            return str(value).lower() == "true"
-        if self.item is str and scalar:
-            return str(value).lower() if isinstance(value, bool) else str(value)
-        if self.item is int and isinstance(value, (str, int)) and re.fullmatch(r"[-+]?\d+", str(value)):
-            return int(value)
-        if self.item is float and scalar and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", str(value)):
-            number = float(value)
-            if math.isfinite(number):
+        item = self.kind.item
+        if isinstance(value, (str, bool, int, float)):
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            if item is str or text in self.choices:
+                return text
+            if item is bool and text.lower() in ("true", "false"):
+                return text.lower() == "true"
+            if item in PATTERNS and re.fullmatch(PATTERNS[item], text) and (number := item(text)) in self.kind.range:
                 return number
-        if value in self.choices:
-            return value
         raise ValueError
 
 
@@ -144,7 +142,7 @@ def in_short(value: Any) -> str:
 @functools.cache
 def settings_of(config_class: type) -> dict[str, Setting]:
     """The settings of a config by name, grouped by the class that documents them, the command's own first."""
-    hints, fields = get_type_hints(config_class), {field.name: field for field in dataclasses.fields(config_class)}
+    kinds, fields = field_types(config_class), {field.name: field for field in dataclasses.fields(config_class)}
     found: dict[str, Setting] = {}
     blocks: dict[str, Setting] = {}
     for documented in config_class.__mro__[:-1]:
@@ -152,27 +150,16 @@ def settings_of(config_class: type) -> dict[str, Setting]:
         for name, line in lines.items():
             if name in found or name in blocks:  # documented anew by a derived class
                 continue
-            if dataclasses.is_dataclass(hints[name]):
+            if dataclasses.is_dataclass(kinds[name].item):
                 group = f"--{name}.*: {line}"
-                for inner in settings_of(hints[name]).values():
+                for inner in settings_of(kinds[name].item).values():
                     default = getattr(fields[name].default, inner.name)
                     whole = f"{name}.{inner.name}"
                     blocks[whole] = dataclasses.replace(inner, name=whole, default=default, group=group)
                 continue
-            item, container, optional = take_apart(hints[name])
             group = "settings" if documented is config_class else title
-            found[name] = Setting(name, item, container, optional, fields[name].default, line, group)
+            found[name] = Setting(name, kinds[name], fields[name].default, line, group)
     return found | blocks
-
-
-def take_apart(hint: Any) -> tuple[Any, type | None, bool]:
-    """A field's type as that of its items, the list or tuple they are in, and whether it may be None."""
-    inner = [a for a in get_args(hint) if a is not types.NoneType]
-    optional = get_origin(hint) in (Union, types.UnionType) and len(inner) < len(get_args(hint))
-    if optional:
-        hint = inner[0]
-    container = get_origin(hint) if get_origin(hint) in (list, tuple) else None
-    return (get_args(hint)[0] if container else hint), container, optional
 
 
 def read_documentation(documented: type) -> tuple[str, dict[str, str]]:
@@ -239,7 +226,7 @@ def read_words(
     if start:
         if positional is None:
             raise UsageError(f"unexpected word {words[0]!r}: {command} takes its settings as --name value")
-        if start > 1 and not settings[positional].container:
+        if start > 1 and not settings[positional].kind.container:
             raise UsageError(f"{command} takes one {positional}, got {start}: {' '.join(words[:start])}")
         found[positional] = list(words[:start])
     rest = list(words[start:])
@@ -257,7 +244,7 @@ def read_words(
             raise UsageError(f"--{name} needs a value: {allowed}")
         if name == "config":
             config_files += values
-        elif settings[name].container:
+        elif settings[name].kind.container:
             found.setdefault(name, []).extend(values)
         else:
             found[name] = values
@@ -266,10 +253,10 @@ def read_words(
 
 def take_values(rest: list[str], setting: Setting | None) -> list[str]:
     """Removes a flag's values from the front of the remaining words."""
-    if setting is not None and setting.item is bool and not setting.container:
+    if setting is not None and setting.kind.item is bool and not setting.kind.container:
         return [rest.pop(0)] if rest and rest[0].lower() in ("true", "false") else ["true"]
     found: list[str] = []
-    most = len(rest) if setting is not None and setting.container else 1
+    most = len(rest) if setting is not None and setting.kind.container else 1
     while rest and not rest[0].startswith("--") and len(found) < most:
         found.append(rest.pop(0))
     return found
@@ -277,9 +264,9 @@ def take_values(rest: list[str], setting: Setting | None) -> list[str]:
 
 def convert_words(setting: Setting, words: list[str]) -> Any:
     """The value of a flag's words; "null" is None where that is allowed."""
-    if setting.container:
+    if setting.kind.container:
         return setting.convert(words, f"--{setting.name}")
-    return setting.convert(None if setting.optional and words == ["null"] else words[0], f"--{setting.name}")
+    return setting.convert(None if setting.kind.optional and words == ["null"] else words[0], f"--{setting.name}")
 
 
 class _Yaml12Loader(yaml.SafeLoader):
@@ -352,7 +339,7 @@ def read_config_file(file: str, config_class: type) -> dict[str, Any]:
     for name, value in flatten(content, {name.partition(".")[0] for name in settings if "." in name}):
         if name in settings:
             values[name] = settings[name].convert(value, f"{file}: {name}")
-        elif not getattr(config_class, "takes_any_recipe", False):
+        elif not config_class.takes_any_recipe:
             raise UsageError(f"{file}: unknown key {name!r}{where_it_is(name, settings)}")
     return values
 
@@ -391,7 +378,7 @@ def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
 def help_text(command: str, config_class: type, positional: str | None) -> str:
     """What ``--help`` prints: what the command does, and its settings with their defaults."""
     settings = settings_of(config_class)
-    words = f" {positional.upper()}{' ...' if settings[positional].container else ''}" if positional else ""
+    words = f" {positional.upper()}{' ...' if settings[positional].kind.container else ''}" if positional else ""
     lines = [
         f"usage: contentmotion {command}{words} [--config FILE.yaml] [--name value ...]\n",
         f"{describe(config_class)}\n",

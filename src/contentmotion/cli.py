@@ -15,8 +15,6 @@ from contentmotion.run_dir import leave_processes
 
 DEBUG_VARIABLE = "CONTENTMOTION_DEBUG"
 PLAN = "contentmotion.cost.plan:print_plan"
-
-
 COMMANDS = {
     "generate": Command(
         config.GenerateConfig, "contentmotion.commands.generate:generate", "videos from prompts", "prompt"
@@ -35,31 +33,43 @@ COMMANDS = {
         "train_data_dir",
     ),
     "train-vae": Command(
-        config.TrainVAEConfig, "contentmotion.train.vae:train_vae", "0. an image VAE (only where none fits)"
+        config.TrainVAEConfig,
+        "contentmotion.train.vae:train_vae",
+        "0. an image VAE (only where none fits)",
+        dry_run=PLAN,
     ),
     "train-autoencoder": Command(
         config.TrainAutoencoderConfig,
         "contentmotion.train.autoencoder:train_autoencoder",
         "1. video <-> content frame + motion latent",
+        dry_run=PLAN,
     ),
     "encode": Command(
         config.EncodeConfig, "contentmotion.commands.encode:encode", "2. videos -> a cache of latents to train on"
     ),
     "train-content": Command(
-        config.TrainContentConfig, "contentmotion.train.content:train_content", "3. prompt -> content frame"
+        config.TrainContentConfig,
+        "contentmotion.train.content:train_content",
+        "3. prompt -> content frame",
+        dry_run=PLAN,
     ),
     "train-motion": Command(
         config.TrainMotionConfig,
         "contentmotion.train.motion:train_motion",
         "4. prompt and content frame -> motion latent",
+        dry_run=PLAN,
     ),
     "train-video": Command(
         config.TrainVideoConfig,
         "contentmotion.train.video:train_video",
         "the other way: prompt (and depth, sketch, mask) -> all frames at once",
+        dry_run=PLAN,
     ),
     "distill": Command(
-        config.DistillConfig, "contentmotion.train.distill:distill", "a model of 50 steps -> one of 1 to 8 steps"
+        config.DistillConfig,
+        "contentmotion.train.distill:distill",
+        "a model of 50 steps -> one of 1 to 8 steps",
+        dry_run=PLAN,
     ),
     "export": Command(
         config.ExportConfig, "contentmotion.commands.export:export", "5. the parts -> one pipeline folder"
@@ -139,9 +149,8 @@ def run(words: list[str]) -> int:
         print(help_text(name, command.config_class, command.positional))
         return 0
     settings = parse_config(name, command.config_class, command.positional, words[1:])
-    # What a training command would take is worked out in one place, from its settings alone.
-    target = PLAN if getattr(settings, "dry_run", False) else command.function
-    module, _, function = target.partition(":")
+    planned = command.dry_run is not None and settings.dry_run
+    module, _, function = (command.dry_run if planned else command.function).partition(":")
     getattr(import_module(module), function)(settings)
     leave_processes()
     return 0

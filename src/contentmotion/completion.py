@@ -44,11 +44,11 @@ def completion_parser(commands: Mapping[str, Command], files: Any) -> argparse.A
     for name, command in commands.items():
         own = subparsers.add_parser(name, help=command.summary)
         own.add_argument("--config", metavar="FILE.yaml").complete = files  # type: ignore[attr-defined]
-        for setting, kind in settings_of(command.config_class).items():
-            words = kind.choices or (("true", "false") if kind.item is bool else None)
-            many = "*" if kind.container else "?" if kind.item is bool else None
-            action = own.add_argument(f"--{setting}", choices=words, nargs=many)
-            if kind.item is str and not words:
+        for setting in settings_of(command.config_class).values():
+            words = setting.choices or (("true", "false") if setting.kind.item is bool else None)
+            many = "*" if setting.kind.container else "?" if setting.kind.item is bool else None
+            action = own.add_argument(f"--{setting.name}", choices=words, nargs=many)
+            if setting.kind.item is str and not words:
                 action.complete = files  # type: ignore[attr-defined]
         if command.positional:
             own.add_argument(command.positional, nargs="*").complete = files  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from contentmotion.commands.encode import encode
-from contentmotion.config import EncodeConfig, MotionSizes, TrainMotionConfig
+from contentmotion.config import EncodeConfig, MotionSizes, ScaleSettings, TrainMotionConfig
 from contentmotion.data.limits import require_few_bad
 from contentmotion.data.shard_sampler import ShardSampler
 from contentmotion.train.motion import train_motion
@@ -129,7 +129,7 @@ def motion_config(cache_dir: Path, output_dir: Path, **kwargs: object) -> TrainM
             "autoencoder": str(cache_dir.parent / "autoencoder"), "max_train_steps": 6, "checkpointing_steps": 1,
             "checkpoints_total_limit": 9, "validation_steps": 0, "report_to": "none", "mixed_precision": "no",
             "lr_warmup_steps": 1, "model": MotionSizes(hidden_size=16, depth=1, num_heads=2, content_patch_size=2),
-            "shuffle_window": 6, **kwargs,
+            "scale": ScaleSettings(shuffle_window=6), **kwargs,
         }
     )  # fmt: skip
 
@@ -137,7 +137,7 @@ def motion_config(cache_dir: Path, output_dir: Path, **kwargs: object) -> TrainM
 @pytest.mark.parametrize("window", [None, 6])
 def test_resume_in_the_middle_of_an_epoch_with_workers(cache_dir: Path, tmp_path: Path, window: int | None) -> None:
     """8 batches are an epoch; stopped after 3."""
-    config = motion_config(cache_dir, tmp_path / "whole", shuffle_window=window)
+    config = motion_config(cache_dir, tmp_path / "whole", scale=ScaleSettings(shuffle_window=window))
     train_motion(config)
     halves = replace(config, output_dir=str(tmp_path / "halves"), dataloader_num_workers=2)
     train_motion(replace(halves, max_train_steps=3))
@@ -154,12 +154,12 @@ READ_AN_EPOCH = """
 import json, sys
 import torch
 from accelerate import Accelerator
-from contentmotion.config import TrainMotionConfig
+from contentmotion.config import ScaleSettings, TrainMotionConfig
 from contentmotion.data.cache import LatentCache, collate_latents
 from contentmotion.train.batches import make_batches
 settings = json.loads(sys.argv[1])
 for name, window in (("everything", None), ("shards", 6)):
-    config = TrainMotionConfig(**settings | {"shuffle_window": window})
+    config = TrainMotionConfig(**settings | {"scale": ScaleSettings(shuffle_window=window)})
     accelerator = Accelerator(cpu=True)
     batches = make_batches(LatentCache(config.cache_dir), config, accelerator, 0, collate_latents)
     mine = torch.cat([next(batches)["index"] for _ in range(4)])  # 24 clips = 2 processes x 4 batches x 3

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from contentmotion.config import TrainConfig
+from contentmotion.config import ScaleSettings, TrainConfig
 from contentmotion.train import checkpoints as checkpoint_files
 from contentmotion.train.checkpoints import CheckpointWriter, checkpoints
 from contentmotion.train.loop import Player, fit
@@ -19,7 +19,11 @@ from contentmotion.train.loop import Player, fit
 sys.path.insert(0, str(Path(__file__).parent))
 from small_runs import STEPS, Numbers, collate, files_no_larger_than, line_loss, lines, small_run  # noqa: E402
 
-BACKGROUND: dict[str, Any] = {"async_checkpointing": True, "max_train_steps": 4, "checkpoints_total_limit": 9}
+BACKGROUND: dict[str, Any] = {
+    "scale": ScaleSettings(async_checkpointing=True),
+    "max_train_steps": 4,
+    "checkpoints_total_limit": 9,
+}
 
 
 def wide() -> torch.nn.Module:
@@ -49,7 +53,9 @@ def test_background_checkpoints_resume_bit_for_bit(tmp_path: Path) -> None:
         half = tmp_path / f"half-{step}"
         half.mkdir()
         shutil.copytree(tmp_path / f"whole/checkpoint-{step:06d}", half / f"checkpoint-{step:06d}")
-        again = fitted(half, **BACKGROUND | {"async_checkpointing": step == 1, "checkpoints_total_limit": 1})
+        again = fitted(
+            half, **BACKGROUND | {"scale": ScaleSettings(async_checkpointing=step == 1), "checkpoints_total_limit": 1}
+        )
         assert [line["loss"] for line in lines(half)] == losses[step:]
         assert names(half) == ["checkpoint-000004"], "all but the last are removed"
         for name, value in plain.items():
@@ -111,9 +117,9 @@ def test_the_last_one_is_awaited_however_the_run_ends(
 
 
 def test_full_disk_in_the_background_keeps_the_last_checkpoint(tmp_path: Path) -> None:
-    small_run(tmp_path, wide(), async_checkpointing=True, max_train_steps=1)
+    small_run(tmp_path, wide(), scale=ScaleSettings(async_checkpointing=True), max_train_steps=1)
     with files_no_larger_than(8192), pytest.raises(OSError, match=r"checkpoint-\d+ could not be written: ") as error:
-        small_run(tmp_path, wide(), async_checkpointing=True, max_train_steps=50)
+        small_run(tmp_path, wide(), scale=ScaleSettings(async_checkpointing=True), max_train_steps=50)
     assert f"the last good checkpoint is {tmp_path}/checkpoint-000001" in str(error.value)
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["checkpoint-000001"], "nothing half-written"
@@ -123,14 +129,15 @@ def test_full_disk_in_the_background_keeps_the_last_checkpoint(tmp_path: Path) -
 
 def test_time_limit_waits_for_the_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        small_run(tmp_path, wide(), async_checkpointing=True, max_train_time=1e-9, checkpointing_steps=100)
+        scale = ScaleSettings(async_checkpointing=True, max_train_time=1e-9)
+        small_run(tmp_path, wide(), scale=scale, checkpointing_steps=100)
     assert names(tmp_path) == ["checkpoint-000001"]
     assert "after step 1 of 2, with a checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("in_background", [True, False])
 def test_missing_part_of_a_checkpoint_is_one_line(tmp_path: Path, in_background: bool) -> None:
-    small_run(tmp_path, wide(), async_checkpointing=in_background)
+    small_run(tmp_path, wide(), scale=ScaleSettings(async_checkpointing=in_background))
     part = tmp_path / "checkpoint-000002/model.safetensors"
     part.unlink()
     with pytest.raises(ValueError, match=r"checkpoint-000002 is damaged: .*") as error:

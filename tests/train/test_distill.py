@@ -230,7 +230,7 @@ def test_bad_input(root: Path, distill_config: Configure) -> None:
         distill(distill_config("bad", "content", pretrained_model_name_or_path="nowhere"))
     with pytest.raises(ValueError, match="no latent cache"):
         distill(distill_config("bad", "content", cache_dir=f"{root}/teacher"))
-    with pytest.raises(ValueError, match="ema_decay must be positive"):
+    with pytest.raises(ValueError, match="ema_decay must be above 0, below 1, got 0"):
         distill_config("bad", "content", ema_decay=0.0)
     pipe = load_pipeline(f"{root}/teacher")
     pipe.scheduler = make_lcm_scheduler(pipe.scheduler, 50)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from contentmotion.commands.encode import encode
 from contentmotion.config import DistillConfig, EncodeConfig, LoraSettings, TrainVideoConfig, VideoSizes
+from contentmotion.cost.plan import print_plan
 from contentmotion.pipelines.loading import load_video_pipeline
 from contentmotion.train.distill import distill
 from contentmotion.train.video import train_video
@@ -41,9 +42,13 @@ def root(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(root: Path, name: str, **changes: Any) -> Path:
+def distill_config(root: Path, name: str, **changes: Any) -> DistillConfig:
     given = {"pretrained_model_name_or_path": f"{root}/run/video", "cache_dir": f"{root}/cache", "guidance_scale": 3.0}
-    distill(DistillConfig(**STEPS | given | {"part": "video", "output_dir": f"{root}/{name}"} | changes))
+    return DistillConfig(**STEPS | given | {"part": "video", "output_dir": f"{root}/{name}"} | changes)
+
+
+def run(root: Path, name: str, **changes: Any) -> Path:
+    distill(distill_config(root, name, **changes))
     return root / name
 
 
@@ -102,6 +107,6 @@ def test_bad_input(root: Path, tiny_pipeline_dir: Path, clip_folder: Path) -> No
 
 
 def test_dry_run_counts(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(root, "dry", dry_run=True)
-    run(root, "dry", dry_run=True, lora=LoraSettings(rank=2))
+    print_plan(distill_config(root, "dry"))
+    print_plan(distill_config(root, "dry", lora=LoraSettings(rank=2)))
     assert capsys.readouterr().out.count("trained parameters") == 2 and not (root / "dry").exists()

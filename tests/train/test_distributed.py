@@ -78,10 +78,14 @@ def sharded(clips: Path, root: Path) -> list[Job]:
     jobs = {}
     for command, settings in stages(clips, root, 2):
         if command != "encode":
-            changes = {"output_dir": f"{settings['output_dir'][:-1]}-sharded", "fsdp": True, "checkpointing_steps": 4}
+            changes = {
+                "output_dir": f"{settings['output_dir'][:-1]}-sharded",
+                "scale.fsdp": True,
+                "checkpointing_steps": 4,
+            }
             jobs[command] = settings | changes | {"validation_steps": NUM_STEPS * (command in PREVIEWED)}
     jobs["train-motion"] |= {"checkpointing_steps": NUM_STEPS // 2}
-    half = jobs["train-motion"] | {"output_dir": f"{root}/halves-sharded", "async_checkpointing": True}
+    half = jobs["train-motion"] | {"output_dir": f"{root}/halves-sharded", "scale.async_checkpointing": True}
     return [*jobs.items(), ("train-motion", half | {"max_train_steps": NUM_STEPS // 2}), ("train-motion", half)]
 
 
@@ -192,6 +196,7 @@ def test_stopped_killed_and_resumed_in_another_number_of_processes(clip_folder: 
         return command, settings | given | {"validation_steps": 0, "learning_rate": 1e-4, "ema_decay": 0.9} | changes
 
     broken = root / "broken"
+    later = {"scale.async_checkpointing": True}
     endless = motion("broken", 2, 1_000_000, checkpoints_total_limit=1_000_000)
 
     # A cluster takes its machine away: every process gets SIGTERM.
@@ -229,9 +234,9 @@ def test_stopped_killed_and_resumed_in_another_number_of_processes(clip_folder: 
             motion("broken", 2, last),
             motion("whole", 2, last),
             motion("more", 2, last),
-            motion("more-sharded", 2, last, fsdp=True),
-            motion("background", 2, last - 1, async_checkpointing=True),
-            motion("background", 2, last, async_checkpointing=True),
+            motion("more-sharded", 2, last, **{"scale.fsdp": True}),
+            motion("background", 2, last - 1, **later),
+            motion("background", 2, last, **later),
         ],
         2,
     )
@@ -248,7 +253,7 @@ SPOILT_RUNS = """
 import os, resource, sys
 sys.path.insert(0, sys.argv[1])
 import torch
-from contentmotion.config import TrainConfig
+from contentmotion.config import ScaleSettings, TrainConfig
 from contentmotion.run_dir import leave_processes
 from contentmotion.train.loop import Player, fit
 from small_runs import STEPS, Numbers, collate, line_loss
@@ -266,8 +271,8 @@ def fill_disk(model, batch):
 
 for name, loss, settings in (
     ("nan", spoil_loss, {}),
-    ("full", fill_disk, {"fsdp": True}),
-    ("full-later", fill_disk, {"fsdp": True, "async_checkpointing": True}),
+    ("full", fill_disk, {"scale": ScaleSettings(fsdp=True)}),
+    ("full-later", fill_disk, {"scale": ScaleSettings(fsdp=True, async_checkpointing=True)}),
 ):
     model = torch.nn.Sequential(torch.nn.Linear(1, 4096), torch.nn.Linear(4096, 1))
     config = TrainConfig(output_dir=f"{sys.argv[2]}/{name}", **STEPS | {"max_train_steps": 50} | settings)

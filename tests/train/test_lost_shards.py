@@ -11,7 +11,7 @@ import torch
 
 from contentmotion.cli import main
 from contentmotion.commands.encode import encode
-from contentmotion.config import AutoencoderSizes, EncodeConfig, TrainAutoencoderConfig, TrainConfig
+from contentmotion.config import AutoencoderSizes, EncodeConfig, ScaleSettings, TrainAutoencoderConfig, TrainConfig
 from contentmotion.data.cache import LatentCache, collate_latents
 from contentmotion.data.clips import collate
 from contentmotion.data.streaming import open_stream
@@ -79,7 +79,7 @@ def test_stream_goes_on_without_a_shard_and_says_so(
     (shards / "part-1.tar").unlink()
     config = TrainAutoencoderConfig(
         train_data_dir=f"file://{shards}/part-{{0..3}}.tar", **SIZE, **STEPS, model=AutoencoderSizes(**NARROW),
-        output_dir=f"{tmp_path}/run", dataloader_num_workers=workers, shuffle_window=1,
+        output_dir=f"{tmp_path}/run", dataloader_num_workers=workers, scale=ScaleSettings(shuffle_window=1),
     )  # fmt: skip
     train_autoencoder(config)
     [line] = skipped(capsys.readouterr().err)
@@ -130,7 +130,7 @@ def test_shard_of_a_cache_vanishes(
     def train(name: str, limit: float) -> None:
         cache = LatentCache(cache_dir, limit)
         last = cache_dir / "shard-00003.safetensors"
-        settings = {"dataloader_num_workers": workers, "shuffle_window": 1, "seed": 1}
+        settings = {"dataloader_num_workers": workers, "scale": ScaleSettings(shuffle_window=1), "seed": 1}
         kept = last.read_bytes()
         if workers:
             last.unlink()

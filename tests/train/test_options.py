@@ -27,6 +27,7 @@ from contentmotion.config import (
     EncodeConfig,
     LoraSettings,
     MotionSizes,
+    ScaleSettings,
     TrainAutoencoderConfig,
     TrainContentConfig,
     TrainMotionConfig,
@@ -51,10 +52,12 @@ def test_time_limit_stops_with_a_checkpoint_and_goes_on(tmp_path: Path, capsys: 
     small_run(tmp_path / "whole", max_train_steps=3)
     for step in (1, 2):
         with pytest.raises(SystemExit) as stop:
-            small_run(tmp_path / "parts", max_train_steps=3, max_train_time=1e-9, checkpointing_steps=100)
+            small_run(
+                tmp_path / "parts", max_train_steps=3, scale=ScaleSettings(max_train_time=1e-9), checkpointing_steps=100
+            )
         assert stop.value.code == OUT_OF_TIME
         assert [path.name for path in checkpoints(tmp_path / "parts")][-1] == f"checkpoint-{step:06d}"
-        assert f"Stopped by max_train_time of 1e-09 minutes after step {step} of 3" in capsys.readouterr().err
+        assert f"Stopped by scale.max_train_time of 1e-09 minutes after step {step} of 3" in capsys.readouterr().err
     small_run(tmp_path / "parts", max_train_steps=3)
     assert [line["loss"] for line in lines(tmp_path / "parts")] == [line["loss"] for line in lines(tmp_path / "whole")]
 
@@ -200,7 +203,7 @@ def test_losses_by_quarters_of_the_schedule() -> None:
 
 def test_average_on_the_cpu_is_the_same(tmp_path: Path) -> None:
     for name, there in (("here", False), ("there", True)):
-        small_run(tmp_path / name, offload_ema=there, ema_decay=0.5, max_train_steps=3)
+        small_run(tmp_path / name, scale=ScaleSettings(offload_ema=there), ema_decay=0.5, max_train_steps=3)
     here, there = (load_file(tmp_path / name / "checkpoint-000003/model.safetensors") for name in ("here", "there"))
     assert all(torch.equal(here[name], there[name]) for name in here)
     assert 0 < lines(tmp_path / "there")[-1]["ema_distance"] < 1
@@ -225,7 +228,7 @@ def test_compiled_blocks_learn_the_same(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Blocks()
     for name, compiled in (("plain", False), ("compiled", True)):
-        small_run(tmp_path / name, copy.deepcopy(model), torch_compile=compiled)
+        small_run(tmp_path / name, copy.deepcopy(model), scale=ScaleSettings(torch_compile=compiled))
     plain, compiled = ([line["loss"] for line in lines(tmp_path / name)] for name in ("plain", "compiled"))
     assert compiled == pytest.approx(plain, rel=1e-5)
     keys = [load_file(tmp_path / name / "checkpoint-000002/model.safetensors").keys() for name in ("plain", "compiled")]
@@ -338,6 +341,6 @@ def test_checkpoint_of_another_config_is_one_line(tmp_path: Path) -> None:
 def test_accelerates_own_sharding_is_refused(tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What ``accelerate launch --use_deepspeed`` sets; DeepSpeed itself need not be there."""
     monkeypatch.setenv(f"ACCELERATE_USE_{engine.upper()}", "true")
-    with pytest.raises(ValueError, match=f"launch without accelerate's --use_{engine}: --fsdp true") as error:
+    with pytest.raises(ValueError, match=f"launch without accelerate's --use_{engine}: --scale.fsdp true") as error:
         small_run(tmp_path)
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())

@@ -13,6 +13,7 @@ from contentmotion.config.blocks import (
     MotionLatentSizes,
     MotionSizes,
     PerceptualLoss,
+    ScaleSettings,
     ScheduledEvaluation,
     VideoSizes,
 )
@@ -23,11 +24,9 @@ from contentmotion.config.common import (
     PredictionType,
     parse_bucket,
     require,
-    require_not_negative,
-    require_positive,
 )
 from contentmotion.config.conditions import CONDITION_NAMES, MAP_NAMES, ConditionConfig, MapName
-from contentmotion.config.data import ClipConfig, EncodeConfig, FolderConfig, InspectConfig
+from contentmotion.config.data import CaptionConfig, ClipConfig, EncodeConfig, FolderConfig, InspectConfig
 from contentmotion.config.distill import DistillConfig
 from contentmotion.config.publish import PushConfig
 from contentmotion.config.train import (
@@ -60,8 +59,6 @@ __all__ = [
     "PredictionType",
     "require",
     "parse_bucket",
-    "require_positive",
-    "require_not_negative",
     "CONDITION_NAMES",
     "MAP_NAMES",
     "MapName",
@@ -74,8 +71,10 @@ __all__ = [
     "MotionLatentSizes",
     "MotionSizes",
     "PerceptualLoss",
+    "ScaleSettings",
     "ScheduledEvaluation",
     "VideoSizes",
+    "CaptionConfig",
     "FolderConfig",
     "ClipConfig",
     "InspectConfig",

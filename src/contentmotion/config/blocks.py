@@ -6,13 +6,25 @@ A block is one field of a command's config: ``model:`` in YAML, ``--model.depth 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
-from contentmotion.config.common import require, require_not_negative, require_positive
+from contentmotion.config.common import (
+    Count,
+    Depth,
+    Every,
+    Frames,
+    Positive,
+    Range,
+    Settings,
+    Steps,
+    Weight,
+    Width,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageVAESizes:
+class ImageVAESizes(Settings):
     """Sizes of the image VAE.
 
     Attributes:
@@ -22,19 +34,16 @@ class ImageVAESizes:
         num_layers: Residual blocks of the refining network.
     """
 
-    block: ClassVar[str] = "model"
+    block = "model"
 
-    latent_channels: int = 12
-    num_downsamples: int = 2
-    hidden_channels: int = 96
-    num_layers: int = 4
-
-    def __post_init__(self) -> None:
-        require_positive(self, "latent_channels", "num_downsamples", "hidden_channels", "num_layers")
+    latent_channels: Width = 12
+    num_downsamples: Annotated[int, Range(1, 10)] = 2
+    hidden_channels: Width = 96
+    num_layers: Depth = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class MotionLatentSizes:
+class MotionLatentSizes(Settings):
     """What the size of a motion latent depends on.
 
     Attributes:
@@ -42,13 +51,10 @@ class MotionLatentSizes:
         motion_channels: Channels D of the motion latent.
     """
 
-    block: ClassVar[str] = "model"
+    block = "model"
 
-    patch_size: int = 2
-    motion_channels: int = 8
-
-    def __post_init__(self) -> None:
-        require_positive(self, "patch_size", "motion_channels")
+    patch_size: Width = 2
+    motion_channels: Width = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,24 +76,19 @@ class AutoencoderSizes(MotionLatentSizes):
             where frames are large; 0: none, as in the paper.
     """
 
-    hidden_size: int = 384
-    depth: int = 12
-    num_heads: int = 8
-    head_dim: int = 64
-    mlp_ratio: float = 4.0
+    hidden_size: Width = 384
+    depth: Depth = 12
+    num_heads: Depth = 8
+    head_dim: Width = 64
+    mlp_ratio: Positive = 4.0
     content_mode: Literal["softmax", "mean"] = "softmax"
     residual_decoding: bool = True
-    refine_channels: int = 0
-    attention_window: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(self, "hidden_size", "depth", "num_heads", "head_dim", "mlp_ratio")
-        require_not_negative(self, "refine_channels", "attention_window")
+    refine_channels: Annotated[int, Range(0, 16_384)] = 0
+    attention_window: Annotated[int, Range(0, 16_384)] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetSizes:
+class UNetSizes(Settings):
     """Sizes of a UNet and of its text encoder.
 
     Attributes:
@@ -99,17 +100,17 @@ class UNetSizes:
         vocab_size: Text encoder: size of the vocabulary, learned from the captions.
     """
 
-    block: ClassVar[str] = "model"
+    block = "model"
 
-    block_out_channels: tuple[int, ...] = (96, 128, 128)
-    layers_per_block: int = 1
-    num_attention_heads: int = 4
-    text_hidden_size: int = 128
-    text_num_layers: int = 2
-    vocab_size: int = 1024
+    block_out_channels: tuple[Width, ...] = (96, 128, 128)
+    layers_per_block: Depth = 1
+    num_attention_heads: Depth = 4
+    text_hidden_size: Width = 128
+    text_num_layers: Depth = 2
+    vocab_size: Annotated[int, Range(1, 10**6)] = 1024
 
     def __post_init__(self) -> None:
-        require_positive(self, "layers_per_block", "num_attention_heads", "text_num_layers", "vocab_size")
+        super().__post_init__()
         width = self.text_hidden_size
         require(width > 0 and width % 32 == 0, f"model.text_hidden_size must be a multiple of 32, got {width}")
 
@@ -128,19 +129,15 @@ class ContentSizes(UNetSizes):
     """
 
     architecture: Literal["unet", "dit"] = "unet"
-    hidden_size: int = 1152
-    depth: int = 28
-    num_heads: int = 16
-    patch_size: int = 2
+    hidden_size: Width = 1152
+    depth: Depth = 28
+    num_heads: Depth = 16
+    patch_size: Width = 2
     learn_sigma: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(self, "hidden_size", "depth", "num_heads", "patch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MotionSizes:
+class MotionSizes(Settings):
     """Sizes of the motion model.
 
     Attributes:
@@ -152,17 +149,14 @@ class MotionSizes:
         learn_sigma: Learn the variance (DiT's hybrid loss; the paper's recipes do).
     """
 
-    block: ClassVar[str] = "model"
+    block = "model"
 
-    hidden_size: int = 1152
-    depth: int = 28
-    num_heads: int = 16
-    patch_size: int = 2
-    content_patch_size: int = 4
+    hidden_size: Width = 1152
+    depth: Depth = 28
+    num_heads: Depth = 16
+    patch_size: Width = 2
+    content_patch_size: Width = 4
     learn_sigma: bool = False
-
-    def __post_init__(self) -> None:
-        require_positive(self, "hidden_size", "depth", "num_heads", "patch_size", "content_patch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,17 +168,13 @@ class VideoSizes(UNetSizes):
         condition_channels: Channels that it adds to the noisy latents.
     """
 
-    block_out_channels: tuple[int, ...] = (64, 96, 128)
-    condition_hidden_channels: int = 64
-    condition_channels: int = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(self, "condition_hidden_channels", "condition_channels")
+    block_out_channels: tuple[Width, ...] = (64, 96, 128)
+    condition_hidden_channels: Width = 64
+    condition_channels: Width = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScheduledEvaluation:
+class ScheduledEvaluation(Settings):
     """Scores while training, by the code of ``evaluate``: into metrics.jsonl, the trackers and eval-N/.
 
     Attributes:
@@ -196,18 +186,17 @@ class ScheduledEvaluation:
         i3d: I3D weights (see evaluate).
     """
 
-    block: ClassVar[str] = "eval"
+    block = "eval"
 
-    steps: int = 0
+    steps: Every = 0
     data_dir: str | None = None
     split: str | None = "test"
-    num_videos: int | None = 64
-    num_inference_steps: int | None = None
+    num_videos: Count | None = 64
+    num_inference_steps: Steps | None = None
     i3d: str | None = None
 
     def __post_init__(self) -> None:
-        require_not_negative(self, "steps")
-        require_positive(self, "num_videos", "num_inference_steps")
+        super().__post_init__()
         require(not self.steps or self.data_dir is not None, "eval.steps needs --eval.data_dir")
 
 
@@ -230,7 +219,7 @@ class ContentEvaluation(ScheduledEvaluation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerceptualLoss:
+class PerceptualLoss(Settings):
     """LPIPS beside the squared error (ours; the paper has the squared error alone).
 
     Attributes:
@@ -241,20 +230,42 @@ class PerceptualLoss:
         lpips: LPIPS weights (safetensors, AlexNet); else the environment variable CONTENTMOTION_LPIPS.
     """
 
-    block: ClassVar[str] = "perceptual"
+    block = "perceptual"
 
-    weight: float = 0.0
-    start_step: int = 0
-    frames: int = 2
+    weight: Weight = 0.0
+    start_step: Every = 0
+    frames: Frames = 2
     lpips: str | None = None
-
-    def __post_init__(self) -> None:
-        require_not_negative(self, "weight", "start_step")
-        require_positive(self, "frames")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraSettings:
+class ScaleSettings(Settings):
+    """What long runs, large models and many processes need (docs/scaling.md).
+
+    Attributes:
+        fsdp: Share weights, gradients, Adam's moments and the average out among the processes (FSDP2), instead of a
+            copy of all in each.
+        torch_compile: Compile the networks' blocks; the first step takes minutes.
+        offload_ema: Keep the moving average in the CPU's memory: less of the GPU's, slower.
+        async_checkpointing: Write checkpoints while training goes on, from a copy in the CPU's memory, every process
+            its part.
+        shuffle_window: Clips that are mixed with one another, read from shards (of a cache or of a stream) that no
+            other process reads; none: every clip of a cache with every other, which reads all over the disk.
+        max_train_time: Stop after so many minutes of training, with a checkpoint to go on from; none: no limit.
+    """
+
+    block = "scale"
+
+    fsdp: bool = False
+    torch_compile: bool = False
+    offload_ema: bool = False
+    async_checkpointing: bool = False
+    shuffle_window: Count | None = None
+    max_train_time: Positive | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings(Settings):
     """Low-rank adapters (PEFT) beside a network's weights.
 
     Attributes:
@@ -264,15 +275,14 @@ class LoraSettings:
             feed-forward ones.
     """
 
-    block: ClassVar[str] = "lora"
+    block = "lora"
 
-    rank: int = 0
-    alpha: float | None = None
+    rank: Annotated[int, Range(0, 16_384)] = 0
+    alpha: Positive | None = None
     target_modules: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        require_positive(self, "alpha")
-        require_not_negative(self, "rank")
+        super().__post_init__()
         require(
             self.rank > 0 or not (self.alpha or self.target_modules),
             "lora.alpha and lora.target_modules need --lora.rank",

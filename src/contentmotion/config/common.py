@@ -1,8 +1,11 @@
-"""What several commands' settings share: checks of ranges, words that mean the same everywhere."""
+"""What several commands' settings share: ranges of numbers, words that mean the same everywhere."""
 
 from __future__ import annotations
 
-from typing import Literal
+import functools
+import types
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 SHIPPED_MODEL = "emoji"
 SHIPPED_STUDENT = "emoji-lcm"  # the same, distilled
@@ -10,8 +13,113 @@ MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
 
 
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a setting takes; neither infinity nor NaN is in any.
+
+    Attributes:
+        low: The least, or with ``above`` the greatest that is too small.
+        high: The greatest, or with ``below`` the least that is too large.
+        above: Whether ``low`` itself is too small.
+        below: Whether ``high`` itself is too large.
+    """
+
+    low: float
+    high: float
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, number: float) -> bool:
+        inside = self.low <= number <= self.high
+        return inside and not (self.above and number == self.low) and not (self.below and number == self.high)
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.above else 'from'} {short(self.low)}"
+        high = ", below" if self.below else ", at most" if self.above else " to"
+        return f"{low}{high} {short(self.high)}"
+
+
+def short(number: float) -> str:
+    """A number in words of a message: 16,384, 0.5, 10^9."""
+    zeros = len(str(int(number))) - 1
+    return f"10^{zeros}" if zeros >= 7 and number == 10**zeros else f"{number:,}"
+
+
+Count = Annotated[int, Range(1, 10**9)]  # of videos, of clips
+Batch = Annotated[int, Range(1, 10**5)]
+Steps = Annotated[int, Range(1, 10**9)]
+Every = Annotated[int, Range(0, 10**9)]  # n steps; 0: never
+Frames = Annotated[int, Range(1, 10**4)]
+Pixels = Annotated[int, Range(1, 16_384)]
+Width = Annotated[int, Range(1, 16_384)]  # of a layer: features, channels
+Depth = Annotated[int, Range(1, 1000)]  # layers, heads
+Workers = Annotated[int, Range(0, 1000)]
+Seed = Annotated[int, Range(0, 10**18)]
+Rate = Annotated[float, Range(0, 1000, above=True)]  # frames per second, learning rate
+Positive = Annotated[float, Range(0, 10**6, above=True)]
+Weight = Annotated[float, Range(0, 10**6)]  # 0: off
+Guidance = Annotated[float, Range(0, 1000)]
+Share = Annotated[float, Range(0, 1)]
+Decay = Annotated[float, Range(0, 1, below=True)]
+
+
+@dataclass(frozen=True)
+class FieldType:
+    """A field's type, taken apart.
+
+    Attributes:
+        item: The type, or that of a list's items.
+        container: ``list`` or ``tuple`` where it is one of them.
+        optional: Whether it may be None.
+        range: Of a number, or of each in a list.
+    """
+
+    item: Any
+    container: type | None
+    optional: bool
+    range: Range | None
+
+
+@functools.cache
+def field_types(config_class: type) -> dict[str, FieldType]:
+    """The types of a config's fields."""
+    hints = get_type_hints(config_class, include_extras=True)
+    return {name: _take_apart(hint) for name, hint in hints.items() if get_origin(hint) is not ClassVar}
+
+
+def _take_apart(hint: Any) -> FieldType:
+    inner = [a for a in get_args(hint) if a is not types.NoneType]
+    optional = get_origin(hint) in (Union, types.UnionType) and len(inner) < len(get_args(hint))
+    if optional:
+        hint = inner[0]
+    container = get_origin(hint) if get_origin(hint) in (list, tuple) else None
+    if container:
+        hint = get_args(hint)[0]
+    limits = next((extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Range)), None)
+    return FieldType(hint.__origin__ if limits else hint, container, optional, limits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What all configs and their blocks share.
+
+    Raises:
+        ValueError: A number out of its range.
+    """
+
+    block: ClassVar[str] = ""  # name of the field that holds it, where it is a block
+    takes_any_recipe: ClassVar[bool] = False  # whether settings of other commands are ignored in YAML files
+
+    def __post_init__(self) -> None:
+        for name, kind in field_types(type(self)).items():
+            value = getattr(self, name)
+            for number in value if isinstance(value, (list, tuple)) else (value,):
+                inside = kind.range is None or number is None or number in kind.range
+                require(inside, f"{self.block + '.' if self.block else ''}{name} must be {kind.range}, got {number}")
+
+
 def require(condition: bool, message: str) -> None:
-    """Raise ``ValueError(message)`` unless the condition holds (configs check their ranges with it)."""
+    """Raise ``ValueError(message)`` unless the condition holds (configs check their settings with it)."""
     if not condition:
         raise ValueError(message)
 
@@ -28,30 +136,6 @@ def parse_bucket(text: str) -> tuple[int, int, int]:
         f"a bucket is written FRAMESxHEIGHTxWIDTH, such as 16x256x384, got {text!r}",
     )
     frames, height, width = map(int, numbers)
+    for number, kind in ((frames, Frames), (height, Pixels), (width, Pixels)):
+        require(number in get_args(kind)[1], f"bucket {text}: {number:,} is not {get_args(kind)[1]}")
     return frames, height, width
-
-
-def full_name(config: object, name: str) -> str:
-    """A field's name on the command line: with that of its block, if it is in one."""
-    return f"{config.block}.{name}" if hasattr(config, "block") else name
-
-
-def require_positive(config: object, *names: str) -> None:
-    """Raise ``ValueError`` for the first named field that is set and not above zero."""
-    for name in names:
-        value = getattr(config, name)
-        require(value is None or value > 0, f"{full_name(config, name)} must be positive, got {value}")
-
-
-def require_share(config: object, *names: str) -> None:
-    """Raises ``ValueError`` for a field outside [0, 1]."""
-    for name in names:
-        value = getattr(config, name)
-        require(0 <= value <= 1, f"{full_name(config, name)} must be in [0, 1], got {value}")
-
-
-def require_not_negative(config: object, *names: str) -> None:
-    """Raise ``ValueError`` for the first named field that is below zero."""
-    for name in names:
-        value = getattr(config, name)
-        require(value >= 0, f"{full_name(config, name)} must not be negative, got {value}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from contentmotion.config.common import require
+from contentmotion.config.common import Settings, require
 
 ConditionName = Literal["depth", "sketch", "mask", "first_frame"]
 MapName = Literal["depth", "sketch"]
@@ -14,7 +14,7 @@ MAP_NAMES: tuple[str, ...] = get_args(MapName)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConditionConfig:
+class ConditionConfig(Settings):
     """Files that a video has to follow, for models trained with conditions.
 
     Of videos the first frames count; what has another size or aspect ratio is resized and cut like training clips.
@@ -40,7 +40,7 @@ class ConditionConfig:
     depth_model: str | None = None
 
     def __post_init__(self) -> None:
-        getattr(super(), "__post_init__", lambda: None)()  # of the other settings that a command has
+        super().__post_init__()
         for name in self.extract:
             require(name in MAP_NAMES, f"--extract {name}: only depth and sketch can be taken from a video")
             require(getattr(self, name) is None, f"--{name} is given and --extract {name} too: leave one of them out")

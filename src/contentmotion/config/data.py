@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from contentmotion.config.blocks import MotionLatentSizes
 from contentmotion.config.common import (
+    Batch,
+    Count,
+    Decay,
+    Frames,
     MixedPrecision,
+    Pixels,
+    Range,
+    Rate,
+    Seed,
+    Settings,
+    Workers,
     parse_bucket,
     require,
-    require_not_negative,
-    require_positive,
 )
 from contentmotion.config.conditions import MAP_NAMES, MapName
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderConfig:
+class FolderConfig(Settings):
     """How the list of videos is read.
 
     Attributes:
@@ -26,18 +34,23 @@ class FolderConfig:
         metadata_path: The list of videos when it is not in the data's folder: a metadata file, WebVid's CSV,
             MSR-VTT's JSON or CSV, or the folder of UCF-101's split lists.
         split_number: Which of UCF-101's official splits: 1, 2 or 3.
-        class_prompts: JSON file `{"class": "prompt"}`: captions for videos that have classes only.
     """
 
     layout: str = "auto"
     split: str | None = "train"
     metadata_path: str | None = None
-    split_number: int = 1
-    class_prompts: str | None = None
+    split_number: Annotated[int, Range(1, 3)] = 1
 
-    def __post_init__(self) -> None:
-        getattr(super(), "__post_init__", lambda: None)()  # of the other settings that a command has
-        require(self.split_number in (1, 2, 3), f"split_number must be 1, 2 or 3, got {self.split_number}")
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionConfig(FolderConfig):
+    """How the captions of videos are read.
+
+    Attributes:
+        class_prompts: JSON file `{"class": "prompt"}`: captions for videos that have classes only.
+    """
+
+    class_prompts: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,21 +72,17 @@ class ClipConfig(FolderConfig):
     """
 
     train_data_dir: str
-    num_frames: int = 16
-    height: int = 64
-    width: int = 64
-    frame_stride: int = 1
-    fps: float | None = None
+    num_frames: Frames = 16
+    height: Pixels = 64
+    width: Pixels = 64
+    frame_stride: Frames = 1
+    fps: Rate | None = None
     resize_mode: Literal["center", "random", "pad"] = "center"
     random_flip: bool = False
 
-    def __post_init__(self) -> None:
-        getattr(super(), "__post_init__", lambda: None)()  # the others that a command has
-        require_positive(self, "num_frames", "height", "width", "frame_stride", "fps")
-
 
 @dataclass(frozen=True, kw_only=True)
-class InspectConfig(ClipConfig):
+class InspectConfig(ClipConfig, CaptionConfig):
     """Look at a data set before training on it: counts, durations, sizes, captions, bad files with the reason of each,
     how many clips a recipe gets out of it and how large their cache would be. Writes inspect.json and inspect.png.
 
@@ -94,29 +103,28 @@ class InspectConfig(ClipConfig):
         json: Print what inspect.json holds, for programs, instead of a table.
     """
 
-    takes_any_recipe = True  # settings of other commands are ignored in its YAML files
+    takes_any_recipe = True
 
-    num_videos: int | None = None
-    num_clips_per_video: int = 1
+    num_videos: Count | None = None
+    num_clips_per_video: Count = 1
     buckets: tuple[str, ...] = ()
     decode: bool = True
     vae: str | None = None
     autoencoder: str | None = None
     model: MotionLatentSizes = MotionLatentSizes()
     cache_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
-    num_workers: int | None = None
+    num_workers: Annotated[int, Range(1, 1000)] | None = None
     output_dir: str = "outputs/inspect"
     json: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "num_videos", "num_clips_per_video", "num_workers")
         for text in self.buckets:
             parse_bucket(text)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeConfig(ClipConfig):
+class EncodeConfig(ClipConfig, CaptionConfig):
     """Encode videos once: fill a cache with content frames and motion latents, and note the motion's mean and
     standard deviation in it. train-content and train-motion read the cache. A run that was stopped goes on. Several
     processes share the work: `torchrun --nproc_per_node 8 -m contentmotion encode ...`.
@@ -161,24 +169,21 @@ class EncodeConfig(ClipConfig):
     pretrained_model_name_or_path: str | None = None
     text_features: Literal["pooled", "tokens"] = "pooled"
     output_dir: str
-    encode_batch_size: int = 8
-    clips_per_shard: int = 256
-    num_clips_per_video: int = 1
-    seed: int = 0
+    encode_batch_size: Batch = 8
+    clips_per_shard: Count = 256
+    num_clips_per_video: Count = 1
+    seed: Seed = 0
     mixed_precision: MixedPrecision = "no"
     cache_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
-    dataloader_num_workers: int = 0
-    max_bad_fraction: float = 0.01
+    dataloader_num_workers: Workers = 0
+    max_bad_fraction: Decay = 0.01
     device: str = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "encode_batch_size", "clips_per_shard", "num_clips_per_video")
         for text in self.buckets:
             parse_bucket(text)
         require(len(set(self.buckets)) == len(self.buckets), "--buckets: each size once")
-        require_not_negative(self, "seed", "dataloader_num_workers")
-        require(0 <= self.max_bad_fraction < 1, f"max_bad_fraction must be in [0, 1), got {self.max_bad_fraction}")
         require(
             self.latents_only == (self.autoencoder is None),
             "give --autoencoder, or --latents_only true (exactly one of the two)",

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from contentmotion.config.blocks import LoraSettings
 from contentmotion.config.common import (
     SHIPPED_MODEL,
+    Batch,
+    Guidance,
+    Positive,
+    Range,
+    Rate,
+    Share,
+    Steps,
+    Weight,
     require,
-    require_not_negative,
-    require_positive,
-    require_share,
 )
 from contentmotion.config.train import ScoredTrainConfig
 
@@ -31,7 +36,8 @@ class DistillConfig(ScoredTrainConfig):
             `--latents_only true`, and with the maps that the model follows.
         guidance_scale: Guidance of the teacher that the student learns to do without, `null + g * (cond - null)`;
             VideoLCM's w of 9 is 10. Take what the teacher is sampled with.
-        num_ddim_steps: Steps of the teacher's solver over the whole schedule.
+        num_ddim_steps: Steps of the teacher's solver over the whole schedule; 8 (the most steps that a student is shown
+            with) to 1000.
         huber_c: Below this, the loss is quadratic.
         content_noise: Of the motion model: noise on its content frames, see train-motion.
         condition_dropout_prob: Of a video model with conditions: see train-video.
@@ -46,29 +52,21 @@ class DistillConfig(ScoredTrainConfig):
     pretrained_model_name_or_path: str = SHIPPED_MODEL
     part: Literal["content", "motion", "video"]
     cache_dir: str
-    guidance_scale: float = 10.0
-    num_ddim_steps: int = 50
-    huber_c: float = 0.001
-    content_noise: float = 0.0
-    condition_dropout_prob: float = 0.5
+    guidance_scale: Guidance = 10.0
+    num_ddim_steps: Annotated[int, Range(8, 1000)] = 50
+    huber_c: Positive = 0.001
+    content_noise: Weight = 0.0
+    condition_dropout_prob: Share = 0.5
     lora: LoraSettings = LoraSettings()
     eval_cache_dir: str | None = None
-    heldout_steps: int | None = None
-    heldout_items: int = 16
+    heldout_steps: Steps | None = None
+    heldout_items: Batch = 16
     validation_prompts: tuple[str, ...] = ()
-    learning_rate: float = 1e-5
-    ema_decay: float = 0.95
+    learning_rate: Rate = 1e-5
+    ema_decay: Annotated[float, Range(0, 1, above=True, below=True)] = 0.95
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "num_ddim_steps", "huber_c", "ema_decay", "heldout_steps", "heldout_items")
-        require_not_negative(self, "content_noise")
-        require_share(self, "condition_dropout_prob")
-        require(
-            8 <= self.num_ddim_steps <= 1000,
-            f"num_ddim_steps must be between 8 (the most steps a student is shown with) and 1000, got "
-            f"{self.num_ddim_steps}",
-        )
         require(self.heldout_steps is None or self.eval_cache_dir is not None, "heldout_steps needs --eval_cache_dir")
         require(
             self.eval_cache_dir is None or bool(self.heldout_steps or self.validation_steps),

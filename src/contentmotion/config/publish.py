@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from contentmotion.config.common import Settings
+
 
 @dataclass(frozen=True, kw_only=True)
-class PushConfig:
+class PushConfig(Settings):
     """Upload a pipeline folder, one of its parts or a latent cache to the Hugging Face hub, with the model card beside
     it. Needs an account there (`hf auth login`, or a token in HF_TOKEN).
 

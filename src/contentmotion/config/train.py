@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from contentmotion.config.blocks import (
     AutoencoderSizes,
@@ -13,22 +13,33 @@ from contentmotion.config.blocks import (
     LoraSettings,
     MotionSizes,
     PerceptualLoss,
+    ScaleSettings,
     ScheduledEvaluation,
 )
 from contentmotion.config.common import (
+    Batch,
+    Count,
+    Decay,
+    Every,
     MixedPrecision,
+    Positive,
     PredictionType,
+    Range,
+    Rate,
+    Seed,
+    Settings,
+    Share,
+    Steps,
+    Weight,
+    Workers,
     parse_bucket,
     require,
-    require_not_negative,
-    require_positive,
-    require_share,
 )
 from contentmotion.config.data import ClipConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """What every training command shares. Running the same command again resumes it, exactly.
 
     Attributes:
@@ -44,18 +55,11 @@ class TrainConfig:
         adam_weight_decay: Decoupled weight decay.
         max_grad_norm: Clip the gradient's norm to this; 0 does not clip.
         use_8bit_adam: Adam's moments in 8 bits (bitsandbytes): a quarter of their memory.
-        fsdp: Share weights, gradients, Adam's moments and the average out among the processes (FSDP2), instead of a
-            copy of all in each.
-        torch_compile: Compile the networks' blocks; the first step takes minutes.
-        offload_ema: Keep the moving average in the CPU's memory: less of the GPU's, slower.
         ema_decay: Decay of the weights' moving average, which is what gets saved at the end; 0 turns it off.
         mixed_precision: "auto" takes bf16 where the processor or the GPU has it, else full precision.
-        max_train_time: Stop after so many minutes of training, with a checkpoint to go on from; none: no limit.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third slower.
         checkpointing_steps: Save a checkpoint every n steps.
         checkpoints_total_limit: Keep only the last k checkpoints.
-        async_checkpointing: Write checkpoints while training goes on, from a copy in the CPU's memory, every process
-            its part.
         resume_from_checkpoint: "latest", a checkpoint folder of this run, or "none" to refuse to go on.
         validation_steps: Write preview videos every n steps; 0 turns them off.
         logging_steps: Write metrics every n steps.
@@ -63,55 +67,36 @@ class TrainConfig:
         dataloader_num_workers: Processes that decode videos; 0 decodes in the training process.
         seed: Seed of the initial weights, the batches and the noise.
         max_bad_fraction: Stop when more than this share of the data turns out bad; less is skipped and named.
-        shuffle_window: Clips that are mixed with one another, read from shards (of a cache or of a stream) that no
-            other process reads; none: every clip of a cache with every other, which reads all over the disk.
+        scale: What long runs, large models and many processes need (docs/scaling.md).
         dry_run: Print parameters, memory and FLOPs of the run, and do nothing else.
     """
 
     output_dir: str
-    max_train_steps: int = 1000
-    max_train_time: float | None = None
-    train_batch_size: int = 8
-    gradient_accumulation_steps: int = 1
-    learning_rate: float = 1e-4
+    max_train_steps: Steps = 1000
+    train_batch_size: Batch = 8
+    gradient_accumulation_steps: Batch = 1
+    learning_rate: Rate = 1e-4
     lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = "constant_with_warmup"
-    lr_warmup_steps: int = 100
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
+    lr_warmup_steps: Every = 100
+    adam_beta1: Decay = 0.9
+    adam_beta2: Decay = 0.999
+    adam_weight_decay: Weight = 0.0
+    max_grad_norm: Weight = 1.0
     use_8bit_adam: bool = False
-    fsdp: bool = False
-    torch_compile: bool = False
-    offload_ema: bool = False
-    ema_decay: float = 0.999
+    ema_decay: Decay = 0.999
     mixed_precision: MixedPrecision = "auto"
     gradient_checkpointing: bool = False
-    checkpointing_steps: int = 500
-    checkpoints_total_limit: int = 2
-    async_checkpointing: bool = False
+    checkpointing_steps: Steps = 500
+    checkpoints_total_limit: Count = 2
     resume_from_checkpoint: str = "latest"
-    validation_steps: int = 500
-    logging_steps: int = 10
+    validation_steps: Every = 500
+    logging_steps: Steps = 10
     report_to: str = "tensorboard"
-    dataloader_num_workers: int = 0
-    seed: int = 0
-    max_bad_fraction: float = 0.01
-    shuffle_window: int | None = None
+    dataloader_num_workers: Workers = 0
+    seed: Seed = 0
+    max_bad_fraction: Decay = 0.01
+    scale: ScaleSettings = ScaleSettings()
     dry_run: bool = False
-
-    def __post_init__(self) -> None:
-        require_positive(
-            self, "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "learning_rate",
-            "checkpointing_steps", "checkpoints_total_limit", "logging_steps", "shuffle_window",
-            "max_train_time",
-        )  # fmt: skip
-        require_not_negative(
-            self, "lr_warmup_steps", "validation_steps", "dataloader_num_workers", "adam_weight_decay", "seed",
-            "max_grad_norm",
-        )  # fmt: skip
-        require(0 <= self.ema_decay < 1, f"ema_decay must be in [0, 1), got {self.ema_decay}")
-        require(0 <= self.max_bad_fraction < 1, f"max_bad_fraction must be in [0, 1), got {self.max_bad_fraction}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,13 +125,8 @@ class TrainVAEConfig(ClipConfig, TrainConfig):
     """
 
     model: ImageVAESizes = ImageVAESizes()
-    latent_noise: float = 0.03
-    latent_whitening: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_not_negative(self, "latent_noise")
-        require_share(self, "latent_whitening")
+    latent_noise: Weight = 0.03
+    latent_whitening: Share = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,8 +154,8 @@ class TrainAutoencoderConfig(ClipConfig, ScoredTrainConfig):
     cache_dir: str | None = None
     model: AutoencoderSizes = AutoencoderSizes()
     perceptual: PerceptualLoss = PerceptualLoss()
-    adam_beta1: float = 0.5
-    adam_beta2: float = 0.9
+    adam_beta1: Decay = 0.5
+    adam_beta2: Decay = 0.9
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -213,18 +193,13 @@ class TrainDenoiserConfig(ScoredTrainConfig):
 
     cache_dir: str
     pretrained_model_name_or_path: str | None = None
-    conditioning_dropout_prob: float = 0.1
+    conditioning_dropout_prob: Share = 0.1
     prediction_type: PredictionType | None = None
-    flow_shift: float = 1.0
-    logit_mean: float = 0.0
-    logit_std: float = 1.0
-    snr_gamma: float | None = None
+    flow_shift: Positive = 1.0
+    logit_mean: Annotated[float, Range(-100, 100)] = 0.0
+    logit_std: Positive = 1.0
+    snr_gamma: Positive | None = None
     trainable_modules: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_share(self, "conditioning_dropout_prob")
-        require_positive(self, "snr_gamma", "flow_shift", "logit_std")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,8 +259,4 @@ class TrainMotionConfig(TrainDenoiserConfig):
 
     autoencoder: str
     model: MotionSizes = MotionSizes()
-    content_noise: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_not_negative(self, "content_noise")
+    content_noise: Weight = 0.0

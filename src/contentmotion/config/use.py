@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from contentmotion.config.common import SHIPPED_MODEL, MixedPrecision, require, require_not_negative, require_positive
+from contentmotion.config.common import (
+    SHIPPED_MODEL,
+    Batch,
+    Count,
+    Frames,
+    Guidance,
+    MixedPrecision,
+    Pixels,
+    Positive,
+    Range,
+    Rate,
+    Seed,
+    Settings,
+    Steps,
+    Weight,
+    require,
+)
 from contentmotion.config.conditions import ConditionConfig
-from contentmotion.config.data import FolderConfig
+from contentmotion.config.data import CaptionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
+class SamplingConfig(Settings):
     """How a pipeline samples.
 
     Attributes:
@@ -36,20 +52,15 @@ class SamplingConfig:
     pretrained_model_name_or_path: str = SHIPPED_MODEL
     autoencoder: str | None = None
     motion_transformer: str | None = None
-    num_inference_steps: int | None = None
-    motion_num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    motion_guidance_scale: float = 1.0
-    seed: int = 0
-    batch_size: int = 4
+    num_inference_steps: Steps | None = None
+    motion_num_inference_steps: Steps | None = None
+    guidance_scale: Guidance | None = None
+    motion_guidance_scale: Guidance = 1.0
+    seed: Seed = 0
+    batch_size: Batch = 4
     mixed_precision: MixedPrecision = "auto"
     device: str = "auto"
     enable_model_cpu_offload: bool = False
-
-    def __post_init__(self) -> None:
-        getattr(super(), "__post_init__", lambda: None)()  # of the other settings that a command has
-        require_positive(self, "num_inference_steps", "motion_num_inference_steps", "batch_size")
-        require_not_negative(self, "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +91,13 @@ class GenerateConfig(SamplingConfig, ConditionConfig):
 
     prompt: list[str] | None = None
     prompt_file: str | None = None
-    class_labels: list[int] | None = None
+    class_labels: list[Annotated[int, Range(0, 10**6)]] | None = None
     negative_prompt: str | None = None
-    num_videos_per_prompt: int = 1
-    num_frames: int | None = None
-    height: int | None = None
-    width: int | None = None
-    fps: float = 8.0
+    num_videos_per_prompt: Batch = 1
+    num_frames: Frames | None = None
+    height: Pixels | None = None
+    width: Pixels | None = None
+    fps: Rate = 8.0
     formats: tuple[Literal["mp4", "gif", "webm"], ...] = ("mp4", "gif")
     vae_decoder: str | None = None
     vae_slicing: bool = False
@@ -97,7 +108,6 @@ class GenerateConfig(SamplingConfig, ConditionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "num_videos_per_prompt", "num_frames", "height", "width", "fps")
         given = sum(x is not None for x in (self.prompt, self.prompt_file, self.class_labels))
         require(given == 1, "give prompts, or --prompt_file, or --class_labels (exactly one of the three)")
 
@@ -126,25 +136,19 @@ class DemoConfig(SamplingConfig):
     compare_with: str | None = None
     examples: list[str] | None = None
     server_name: str = "127.0.0.1"
-    server_port: int = 7860
+    server_port: Annotated[int, Range(0, 65_535)] = 7860
     share: bool = False
-    queue_size: int = 16
-    max_upload_mb: float = 50.0
-    max_video_seconds: float = 60.0
-    max_prompt_length: int = 500
-    max_steps: int = 100
-    max_videos: int = 4
-    keep_minutes: float = 60.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(self, "queue_size", "max_upload_mb", "max_video_seconds", "max_prompt_length")
-        require_positive(self, "max_steps", "max_videos", "keep_minutes")
-        require(0 <= self.server_port < 65536, f"server_port must be between 0 and 65535, got {self.server_port}")
+    queue_size: Batch = 16
+    max_upload_mb: Positive = 50.0
+    max_video_seconds: Positive = 60.0
+    max_prompt_length: Count = 500
+    max_steps: Steps = 100
+    max_videos: Batch = 4
+    keep_minutes: Positive = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReconstructConfig:
+class ReconstructConfig(Settings):
     """Pass a real video through the autoencoder: its content frame, the weight maps, original and reconstruction
     side by side, with the PSNR. The shipped model knows emoji only: expect it to blur camera videos.
 
@@ -163,15 +167,12 @@ class ReconstructConfig:
     video: str
     pretrained_model_name_or_path: str = SHIPPED_MODEL
     autoencoder: str | None = None
-    num_frames: int | None = None
-    height: int | None = None
-    width: int | None = None
-    frame_stride: int = 1
+    num_frames: Frames | None = None
+    height: Pixels | None = None
+    width: Pixels | None = None
+    frame_stride: Frames = 1
     output_dir: str = "outputs/reconstruct"
     device: str = "auto"
-
-    def __post_init__(self) -> None:
-        require_positive(self, "num_frames", "height", "width", "frame_stride")
 
 
 Component = Literal["reconstruction", "frozen", "vae", "content", "motion", "full"]
@@ -179,7 +180,7 @@ Resize = Literal["bilinear", "bilinear-antialiased", "bicubic", "bicubic-antiali
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(FolderConfig, SamplingConfig):
+class EvaluateConfig(CaptionConfig, SamplingConfig):
     """Real FVD and other numbers of a checkpoint, or of a folder of videos, against real videos: a table, scores.json
     with the whole protocol, sheets of pictures. A stopped run goes on; what is computed is not computed again.
 
@@ -234,19 +235,19 @@ class EvaluateConfig(FolderConfig, SamplingConfig):
     lpips: str | None = None
     clip: str | None = None
     preset: Literal["stylegan-v", "ucf101-2048", "ucf101-10000", "ucf101-zero-shot", "webvid"] = "stylegan-v"
-    num_videos: int | None = None
-    num_generated: int | None = None
-    videos_per_class: int | None = None
-    num_frames: int | None = None
-    height: int | None = None
-    width: int | None = None
-    frame_stride: int = 1
-    fps: float | None = None
+    num_videos: Count | None = None
+    num_generated: Count | None = None
+    videos_per_class: Count | None = None
+    num_frames: Frames | None = None
+    height: Pixels | None = None
+    width: Pixels | None = None
+    frame_stride: Frames = 1
+    fps: Rate | None = None
     resize_mode: Literal["center", "random", "pad"] = "center"
     fvd_resize: Resize | None = None
-    fvd_resolution: int = 224
-    num_seeds: int = 1
-    caption_index: int = 0
+    fvd_resolution: Pixels = 224
+    num_seeds: Batch = 1
+    caption_index: Annotated[int, Range(0, 10**6)] = 0
     cache_dir: str | None = None
     output_dir: str = "outputs/evaluate"
     compare: tuple[str, ...] = ()
@@ -255,28 +256,14 @@ class EvaluateConfig(FolderConfig, SamplingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(
-            self,
-            "num_videos",
-            "num_generated",
-            "videos_per_class",
-            "num_frames",
-            "height",
-            "width",
-            "num_seeds",
-            "fvd_resolution",
-            "frame_stride",
-            "fps",
-        )
         require(not (self.num_generated and self.videos_per_class), "give num_generated or videos_per_class, not both")
-        require_not_negative(self, "caption_index")
         require(bool(self.components), "components must name at least one")
         require(bool(self.data_dir) != bool(self.compare), "give --data_dir, or --compare (exactly one of the two)")
         require(len(self.compare) != 1, "--compare takes two scores.json or more")
 
 
 @dataclass(frozen=True, kw_only=True)
-class InfoConfig:
+class InfoConfig(Settings):
     """Show what a checkpoint holds: its parts, parameters, shapes and noise schedules; or of a generated video or
     picture which model made it, from which prompt and seed.
 
@@ -291,7 +278,7 @@ class InfoConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportConfig:
+class ReportConfig(Settings):
     """Show a training run as one page: curves, preview pictures, settings, environment, and what looks wrong.
 
     Example: contentmotion report outputs/motion
@@ -306,7 +293,7 @@ class ReportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(Settings):
     """Assemble parts into one pipeline folder that `generate` and diffusers load, with a model card (README.md) of what
     is known: parts, data and settings of their training runs, cost, scores.
 
@@ -330,7 +317,7 @@ class ExportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkConfig:
+class BenchmarkConfig(Settings):
     """What a clip costs from prompt to file: parameters, FLOPs, seconds and memory of every stage, of several models
     side by side. The networks have random weights: time does not depend on weights.
 
@@ -357,20 +344,19 @@ class BenchmarkConfig:
     """
 
     systems: tuple[str, ...] = ("cmd-sd15", "cmd-sd21", "cmd-sd21-4")
-    height: int | None = None
-    width: int | None = None
-    num_frames: int = 16
-    steps: int | None = None
+    height: Pixels | None = None
+    width: Pixels | None = None
+    num_frames: Frames = 16
+    steps: Steps | None = None
     decoder: Literal["auto", "full", "tiny"] = "auto"
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    repeats: int = 3
-    whole_seconds: float = 60.0
+    repeats: Batch = 3
+    whole_seconds: Weight = 60.0
     meta: bool = False
     device: str = "auto"
     output_dir: str = "outputs/benchmark"
     json: bool = False
 
     def __post_init__(self) -> None:
-        require_positive(self, "height", "width", "num_frames", "steps", "repeats")
-        require_not_negative(self, "whole_seconds")
+        super().__post_init__()
         require(bool(self.systems), "name a system")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from contentmotion.config.blocks import VideoSizes
-from contentmotion.config.common import require_share
+from contentmotion.config.common import Share
 from contentmotion.config.conditions import ConditionName
 from contentmotion.config.train import TrainUNetConfig
 
@@ -29,8 +29,4 @@ class TrainVideoConfig(TrainUNetConfig):
 
     model: VideoSizes = VideoSizes()
     conditions: tuple[ConditionName, ...] = ()
-    condition_dropout_prob: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_share(self, "condition_dropout_prob")
+    condition_dropout_prob: Share = 0.5

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from contentmotion.config import FolderConfig
+from contentmotion.config import CaptionConfig, FolderConfig
 from contentmotion.data.layouts import folders, hf_datasets, metadata, msrvtt, shards, ucf101, webvid
 from contentmotion.data.prompts import read_class_prompts
 from contentmotion.data.records import (
@@ -76,7 +76,7 @@ def open_folder(root: str | Path, config: FolderConfig) -> ClipFolder:
         layout=config.layout,
         metadata_path=config.metadata_path,
         split_number=config.split_number,
-        class_prompts=config.class_prompts,
+        class_prompts=config.class_prompts if isinstance(config, CaptionConfig) else None,
     )
 
 

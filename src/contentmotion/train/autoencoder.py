@@ -118,7 +118,7 @@ def open_training_clips(config: TrainAutoencoderConfig, vae: ModelMixin | None) 
             raise ValueError("a stream has no end that cache_latents could wait for: use encode --latents_only true")
         if config.buckets:
             raise ValueError("buckets need all headers before training starts: a stream takes one size")
-        stream = open_stream(config, config.shuffle_window)
+        stream = open_stream(config, config.scale.shuffle_window)
         return stream, collate, collate(stream.peek(PREVIEW_CLIPS))
     clips = open_clips(config, cache_in_memory=config.cache_latents)
     first = [clips[i] for i in range(min(PREVIEW_CLIPS, len(clips)))]

@@ -109,12 +109,12 @@ def _order(dataset: Dataset, config: TrainConfig, process: PartialState, first: 
         return {"dataset": stream, "batch_size": config.train_batch_size}
     run = {"seed": config.seed, "start_step": first, "num_steps": stop}
     weights, everyone = getattr(dataset, "weights", None), config.train_batch_size * process.num_processes
-    if config.shuffle_window is not None:
+    if config.scale.shuffle_window is not None:
         if not hasattr(dataset, "shard_sizes"):
-            raise ValueError("shuffle_window is for caches and streams: these clips are not in shards")
+            raise ValueError("scale.shuffle_window is for caches and streams: these clips are not in shards")
         if getattr(dataset, "bucket_of", None) is not None:
-            raise ValueError("shuffle_window mixes clips of one size: this cache has several (buckets)")
-        sizes, window = dataset.shard_sizes, config.shuffle_window
+            raise ValueError("scale.shuffle_window mixes clips of one size: this cache has several (buckets)")
+        sizes, window = dataset.shard_sizes, config.scale.shuffle_window
         sampler = ShardSampler(sizes, config.train_batch_size, window=window, weights=weights, **run, **place)
         return {"dataset": dataset, "batch_sampler": sampler}
     if hasattr(dataset, "sampler"):  # it has an order of its own: batches of one size each

@@ -46,13 +46,13 @@ def fit(
     Under ``torchrun`` or ``accelerate launch`` the processes share each batch. Batches and noise are functions of
     (seed, step), so a run resumed from a checkpoint continues bit for bit on one machine, and with another number of
     processes it continues with the same numbers where the items of a step stay as many (but for rounding; streams and
-    ``shuffle_window`` deal the data anew).
+    ``scale.shuffle_window`` deal the data anew).
 
     Args:
         players: What is trained. They take their turns in this order, on the same batch.
-        dataset: Indexed by (index, seed) pairs (see ``StepSampler``), with ``shard_sizes`` where ``shuffle_window`` is
-            set; or a ``StreamingClips``. Its items may name bad files in "skipped"; it may have ``weights``, how often
-            each item is drawn.
+        dataset: Indexed by (index, seed) pairs (see ``StepSampler``), with ``shard_sizes`` for
+            ``scale.shuffle_window``; or a ``StreamingClips``. Its items may name bad files in "skipped"; it may have
+            ``weights``, how often each item is drawn.
         config: Steps, learning rate and so on; the run lives in ``config.output_dir``.
         collate: Items to batch.
         at: Functions, each called with the step's number every so many steps (0: never) and at the last one, by all
@@ -66,15 +66,16 @@ def fit(
         ValueError: Players that cannot be trained, a loss, a gradient or weights that are not finite, too many bad
             files, or a checkpoint that does not fit.
         OSError: A checkpoint cannot be written.
-        SystemExit: The run was stopped before its end, by a signal or ``max_train_time``; its checkpoint is written.
+        SystemExit: The run was stopped before its end, by a signal or ``scale.max_train_time``; its checkpoint
+            is written.
     """
     run_dir, last = Path(config.output_dir), config.max_train_steps
     run = _Run(players, config)
     first_step = resume(run.read, config, run_dir)
     metrics = Metrics(config, run_dir, first_step, dataset)
     batches = closing(make_batches(dataset, config, run.process, first_step, collate))
-    writer = CheckpointWriter(run_dir, config.checkpoints_total_limit, config.async_checkpointing)
-    stop = StopRequests(config.max_train_time)
+    writer = CheckpointWriter(run_dir, config.checkpoints_total_limit, config.scale.async_checkpointing)
+    stop = StopRequests(config.scale.max_train_time)
 
     def due(step: int) -> list[int]:
         return [k for k, (every, _) in enumerate(at) if every and (step % every == 0 or step == last)]
@@ -138,13 +139,14 @@ class _Run:
         device: Any = self.process.device
         self.device, self.is_shared = device, self.process.num_processes > 1
         self.dtype = resolve_dtype(config.mixed_precision, self.device)
-        if config.fsdp and self.dtype is torch.float16:
-            raise ValueError("--fsdp goes with bf16 or full precision, not with fp16")
-        for blocks_in, k in chain.from_iterable(blocks(player.module) for player in players if config.torch_compile):
+        if config.scale.fsdp and self.dtype is torch.float16:
+            raise ValueError("--scale.fsdp goes with bf16 or full precision, not with fp16")
+        compiled = players if config.scale.torch_compile else ()
+        for blocks_in, k in chain.from_iterable(blocks(player.module) for player in compiled):
             blocks_in[k].compile()
         self.shards: Shards | None = None
         self.objectives: dict[str, Any] = {}
-        if config.fsdp and self.is_shared:  # one root: whole while any player's loss is computed
+        if config.scale.fsdp and self.is_shared:  # one root: whole while any player's loss is computed
             self.shards = Shards(_Objective(players), self.device, self.process.num_processes)
             self.objectives = dict.fromkeys(names, self.shards.root)
         for player in players if self.shards is None else ():

@@ -89,7 +89,7 @@ class Trainee:
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
         decay = config.ema_decay if player.ema_decay is None else player.ema_decay
-        self.average = Average(parameters, decay, "cpu" if config.offload_ema else None) if decay else None
+        self.average = Average(parameters, decay, "cpu" if config.scale.offload_ema else None) if decay else None
         self.targets: list[nn.Parameter] = []
         if player.target is not None:
             if self.average is None:

@@ -22,8 +22,8 @@ def this_process() -> PartialState:
     for engine in ("fsdp", "deepspeed"):
         if parse_flag_from_env(f"ACCELERATE_USE_{engine.upper()}"):
             raise ValueError(
-                f"launch without accelerate's --use_{engine}: --fsdp true shares weights, gradients and Adam's moments "
-                "out among the processes"
+                f"launch without accelerate's --use_{engine}: --scale.fsdp true shares weights, gradients and Adam's "
+                "moments out among the processes"
             )
     return join_processes()
 

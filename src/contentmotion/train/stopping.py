@@ -76,7 +76,8 @@ class StopRequests:
             SystemExit: With the status that shells give to a process that the signal ended, or ``OUT_OF_TIME``.
         """
         number = max(gather_object([self.signal]))
-        why = signal.Signals(number).name if number else f"max_train_time of {(self.max_seconds or 0) / 60:g} minutes"
+        minutes = (self.max_seconds or 0) / 60
+        why = signal.Signals(number).name if number else f"scale.max_train_time of {minutes:g} minutes"
         if this_process().is_main_process:
             print(
                 f"Stopped by {why} after step {step} of {last_step}, with a checkpoint in {run_dir}: the same command "
