@@ -127,6 +127,10 @@ def test_blocks_on_the_command_line_and_in_files(tmp_path: Path, capsys: pytest.
     [
         ("depth: 3", "FILE: unknown key 'depth': it is called model.depth now"),
         ("eval_steps: 3", "FILE: unknown key 'eval_steps': it is called eval.steps now"),
+        (
+            "depth: 3\nseed: 1\nseet: 2",
+            "FILE: unknown key 'depth': it is called model.depth now; unknown key 'seet': did you mean seed?",
+        ),
         ("i3d: x", "FILE: unknown key 'i3d': it is called eval.i3d now"),
         ("model: 3", "FILE: unknown key 'model': settings of this block are called model.hidden_size and the like"),
         ("model:\n  dept: 3", "FILE: unknown key 'model.dept': did you mean model.depth?"),

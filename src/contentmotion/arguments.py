@@ -335,12 +335,14 @@ def read_config_file(file: str, config_class: type) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"--config {file}: expected lines of the form `name: value`")
     settings = settings_of(config_class)
-    values = {}
+    values, unknown = {}, []
     for name, value in flatten(content, {name.partition(".")[0] for name in settings if "." in name}):
         if name in settings:
             values[name] = settings[name].convert(value, f"{file}: {name}")
         elif not config_class.takes_any_recipe:
-            raise UsageError(f"{file}: unknown key {name!r}{where_it_is(name, settings)}")
+            unknown.append(f"unknown key {name!r}{where_it_is(name, settings)}")
+    if unknown:
+        raise UsageError(f"{file}: {'; '.join(unknown)}")
     return values
 
 
