@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from contentmotion.config import TrainConfig
+from contentmotion.config import ScaleSettings, TrainConfig
 from contentmotion.draws import randn
 from contentmotion.train.checkpoints import checkpoints
 from contentmotion.train.loop import Batch, Player, fit
@@ -79,7 +79,7 @@ def test_two_players_resume_bit_for_bit(tmp_path: Path) -> None:
     whole = fit_pair(tmp_path / "whole")
     for background in (False, True):
         folder = tmp_path / f"half-{background}"
-        fit_pair(folder, max_train_steps=3, async_checkpointing=background)
+        fit_pair(folder, max_train_steps=3, scale=ScaleSettings(async_checkpointing=background))
         again = fit_pair(folder)
         assert all(torch.equal(again[name], value) for name, value in whole.items())
         assert lines(folder)[-1]["drawer/loss"] == lines(tmp_path / "whole")[-1]["drawer/loss"]
@@ -241,7 +241,7 @@ def test_ctrl_c_and_hang_up_stop_like_sigterm(
 def test_what_is_trained_is_saved_where_the_time_ends(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, saved = nn.Linear(1, 1), []
-    config = configured(tmp_path, max_train_time=1e-9)
+    config = configured(tmp_path, scale=ScaleSettings(max_train_time=1e-9))
     with pytest.raises(SystemExit):
         fit(
             [Player(model, line_loss)],
@@ -269,7 +269,9 @@ def test_weights_that_are_not_finite_never_reach_a_checkpoint(tmp_path: Path, ba
         return Overflowing(parameters, lr=0.1)
 
     seen: list[int] = []
-    config = configured(tmp_path, checkpointing_steps=1, max_train_steps=3, async_checkpointing=background)
+    config = configured(
+        tmp_path, checkpointing_steps=1, max_train_steps=3, scale=ScaleSettings(async_checkpointing=background)
+    )
     with pytest.raises(ValueError, match=r"^a weight is nan at step 3; the last good checkpoint is .*-000002"):
         player = Player(nn.Linear(1, 1), line_loss, make_optimizer=make)
         fit([player], Numbers(), config, collate=collate, at=[(1, seen.append)], save=lambda: seen.append(-1))
