@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from contentmotion.evaluate.diversity import diversity
-from contentmotion.evaluate.lpips import LPIPS, load_lpips
+from contentmotion.evaluate.lpips import LPIPS, diversity, load_lpips
 
 
 @pytest.fixture(scope="module")

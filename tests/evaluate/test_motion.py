@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from contentmotion.evaluate.motion import frame_difference, optical_flow
+from contentmotion.evaluate.pixel_metrics import frame_difference, optical_flow
 
 
 def moving_texture(size: int, step: int, *, num_frames: int = 6, seed: int = 0) -> np.ndarray:

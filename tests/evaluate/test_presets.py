@@ -8,7 +8,7 @@ import pytest
 from contentmotion.config import EvaluateConfig
 from contentmotion.data.formats import read_clip_folder
 from contentmotion.evaluate.clips import Clips
-from contentmotion.evaluate.presets import PRESETS, with_preset
+from contentmotion.evaluate.protocol import PRESETS, with_preset
 
 FRAMES, HEIGHT, WIDTH = 10, 24, 32
 
@@ -39,9 +39,9 @@ def test_more_videos_than_clips_take_the_captions_again(clip_folder: Path) -> No
     assert {originals.count(k) for k in range(5)} == {2, 3}
     again = next(i for i in clips.drawn if i >= 5)
     assert clips.caption(again) == clips.caption(clips.original(again))
-    read, frames = clips.read([again, clips.original(again)])
-    assert read == [again, clips.original(again)]
-    assert (frames[0] == frames[1]).all()
+    batch = clips.read([again, clips.original(again)])
+    assert batch is not None and batch.indices == [again, clips.original(again)]
+    assert (batch.frames[0] == batch.frames[1]).all()
 
 
 def test_so_many_of_each_class(clip_folder: Path) -> None:

@@ -18,11 +18,11 @@ from contentmotion.data.formats import read_clip_folder
 from contentmotion.evaluate.clips import Clips
 from contentmotion.evaluate.fvd import FrechetStatistics, frechet_distance
 from contentmotion.evaluate.i3d import i3d_features, load_i3d
-from contentmotion.evaluate.parts import Part, Renderer
-from contentmotion.evaluate.protocol import part_protocol
-from contentmotion.evaluate.reconstruction import psnr
+from contentmotion.evaluate.pixel_metrics import psnr
+from contentmotion.evaluate.protocol import rendition_protocol
+from contentmotion.evaluate.renditions import Renderer, Rendition, find_conditions
 from contentmotion.evaluate.run import evaluate
-from contentmotion.evaluate.store import PartStore, digest
+from contentmotion.evaluate.store import RenditionStore, digest
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
@@ -120,7 +120,7 @@ def scores(config: EvaluateConfig) -> dict:
 
 def read_clips(data: Path, indices: list[int]) -> torch.Tensor:
     config = EvaluateConfig(data_dir=str(data))
-    return Clips(read_clip_folder(data), config, FRAMES, HEIGHT, WIDTH).read(indices)[1]
+    return Clips(read_clip_folder(data), config, FRAMES, HEIGHT, WIDTH).read(indices).frames
 
 
 def test_scores_are_what_the_functions_give(
@@ -197,11 +197,11 @@ def test_a_video_does_not_depend_on_its_batch(checkpoint: Path, data: Path, conf
     clips = Clips(read_clip_folder(data), config, FRAMES, HEIGHT, WIDTH)
     pipeline = ContentMotionPipeline.from_pretrained(checkpoint)
     pipeline.set_progress_bar_config(disable=True)
-    renderer = Renderer(pipeline, clips, config, nullcontext)
-    indices, frames = clips.read([0, 2, 3])
-    for render in (part.render for part in renderer.parts() if part.seed is not None):
-        together, alone = render(indices, frames), render(indices[2:], frames[2:])
-        assert together.shape == frames.shape
+    renderer = Renderer(pipeline, clips, config, nullcontext, find_conditions(pipeline, (), None, 0))
+    batch, last = clips.read([0, 2, 3]), clips.read([3])
+    for render in (rendition.render for rendition in renderer.renditions() if rendition.seed is not None):
+        together, alone = render(batch), render(last)
+        assert together.shape == batch.frames.shape
         assert (together[2:].int() - alone.int()).abs().max() <= 1
         assert (together[0].int() - together[1].int()).abs().max() > 1
 
@@ -215,13 +215,14 @@ def test_references_of_a_model_with_a_vae(data: Path, config: EvaluateConfig) ->
         norm_num_groups=4,
     )
     clips = Clips(read_clip_folder(data), config, FRAMES, HEIGHT, WIDTH)
-    renderer = Renderer(make_pipeline(vae), clips, config, nullcontext)
-    parts = {part.name: part for part in renderer.parts()}
-    assert list(parts) == ["reconstruction", "frozen", "vae", "motion", "full"]
-    indices, frames = clips.read([0])
-    still = frames[:, :1].expand_as(frames)
-    images = {name: parts[name].render(indices, still) for name in ("frozen", "vae")}
-    assert images["frozen"].shape == frames.shape
+    pipeline = make_pipeline(vae)
+    renderer = Renderer(pipeline, clips, config, nullcontext, find_conditions(pipeline, (), None, 0))
+    renditions = {rendition.name: rendition for rendition in renderer.renditions()}
+    assert list(renditions) == ["reconstruction", "frozen", "vae", "motion", "full"]
+    batch = clips.read([0])
+    still = dataclasses.replace(batch, frames=batch.frames[:, :1].expand_as(batch.frames))
+    images = {name: renditions[name].render(still) for name in ("frozen", "vae")}
+    assert images["frozen"].shape == batch.frames.shape
     # A still clip's content frame is its frame: both references are the VAE's picture of it.
     assert (images["frozen"].int() - images["vae"].int()).abs().max() <= 1
 
@@ -345,10 +346,12 @@ def test_evaluations_share_what_they_can(config: EvaluateConfig, tmp_path: Path)
 
 def test_parts_depend_on_their_own_networks_only(scores: dict) -> None:
     def digest_of(name: str, seed: int | None, changed: str) -> str:
-        part = Part(name, "", None, None, seed=seed)  # type: ignore[arg-type]
+        rendition = Rendition(name, "", None, None, seed=seed)  # type: ignore[arg-type]
         model = scores["protocol"]["model"]
         weights = model["weights_sha256"] | {changed: "other"}
-        return digest(part_protocol(part, scores["protocol"] | {"model": model | {"weights_sha256": weights}}))
+        return digest(
+            rendition_protocol(rendition, scores["protocol"] | {"model": model | {"weights_sha256": weights}})
+        )
 
     for name, seed, unused in (("reconstruction", None, "unet"), ("content", 0, "motion_transformer")):
         assert digest_of(name, seed, unused) == digest_of(name, seed, "nothing")
@@ -400,11 +403,23 @@ def test_an_empty_folder(config: EvaluateConfig, tmp_path: Path) -> None:
         evaluate(dataclasses.replace(config, **changes))
 
 
-def test_store_keeps_order_and_protocols_apart(tmp_path: Path) -> None:
-    store = PartStore(tmp_path, "part", {"seed": 0})
-    store.add([4, 2], value=np.array([40, 20]))
-    store.add([3], value=np.array([30]))
-    again = PartStore(tmp_path, "part", {"seed": 0})
+def test_store_keeps_order_protocols_and_contents_apart(tmp_path: Path) -> None:
+    contents = {2: "a", 3: "b", 4: "c", 5: "d"}
+
+    def store(seed: int = 0) -> RenditionStore:
+        return RenditionStore(tmp_path, "full", {"seed": seed}, contents.__getitem__)
+
+    first = store()
+    first.add([4, 2], value=np.array([40, 20]))
+    first.add([3], value=np.array([30]))
+    again = store()
     assert again.load("value", [2, 3, 4]).tolist() == [20, 30, 40]
-    assert 5 not in again
-    assert 4 not in PartStore(tmp_path, "part", {"seed": 1})
+    assert not again.has(5)
+    assert not store(seed=1).has(4)
+    assert again.has(3, ["value"]) and not again.has(3, ["value", "other"])
+    contents[3] = "changed"
+    assert not again.has(3) and not store().has(3)
+    again.add([3], value=np.array([31]))
+    assert store().load("value", [2, 3]).tolist() == [20, 31]
+    contents[3] = "b"
+    assert store().load("value", [3]).tolist() == [30], "both are kept"

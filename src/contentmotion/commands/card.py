@@ -14,7 +14,8 @@ import contentmotion
 from contentmotion.commands.info import count_parameters, describe_flow, find_parts, read_settings
 from contentmotion.config import BenchmarkConfig, ExportConfig
 from contentmotion.cost.clip import count_systems, folder_system
-from contentmotion.evaluate.report import COLUMNS, TITLES
+from contentmotion.evaluate.measures import columns
+from contentmotion.evaluate.summary import TITLES, cells, shown_columns
 from contentmotion.tables import markdown_table, number
 
 INTENDED = """\
@@ -87,7 +88,7 @@ def metadata(config: ExportConfig, name: str, scores: dict[str, Any] | None, tak
                 dataset_type="video",
                 dataset_name=f"{_last(_run_of(scores).get('data_dir'))}, {row['n']} clips",
                 metric_type=key,
-                metric_name=f"{COLUMNS[key][0]}, {TITLES.get(part, part)}",
+                metric_name=f"{columns()[key].heading}, {TITLES.get(part, part)}",
                 metric_value=round(float(row[key]), 4),
             )
             results.append(found)
@@ -191,12 +192,9 @@ def _training(runs: dict[str, dict[str, Any]]) -> str:
 def _scores(scores: dict[str, Any] | None) -> str:
     if scores is None:
         return BRACKETS.format("not evaluated: `contentmotion evaluate`, then `export --scores scores.json`")
-    keys = [key for key in COLUMNS if any(key in row for row in scores["parts"].values())]
-    headings = ["", *(COLUMNS[key][0].replace("-\n", "").replace("\n", " ") for key in keys)]
-    rows = [
-        [TITLES.get(part, part), *(format(row[key], COLUMNS[key][1]) if key in row else "" for key in keys)]
-        for part, row in scores["parts"].items()
-    ]
+    keys = shown_columns(scores["parts"])
+    headings = ["", *(columns()[key].heading.replace("-\n", "").replace("\n", " ") for key in keys)]
+    rows = [[TITLES.get(part, part), *cells(row, keys)] for part, row in scores["parts"].items()]
     protocol = [
         f"* {section}: " + "; ".join(f"{key} {_shown(value)}" for key, value in entries.items())
         for section, entries in scores["protocol"].items()

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from contentmotion.config import SHIPPED_MODEL, ReconstructConfig
-from contentmotion.evaluate.reconstruction import psnr
+from contentmotion.evaluate.pixel_metrics import psnr
 from contentmotion.loading import load_autoencoder, load_vae, require_checkpoints, resolve_name
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.run_dir import prepare_output_dir, resolve_device

@@ -175,7 +175,7 @@ class ReconstructConfig(Settings):
     device: str = "auto"
 
 
-Component = Literal["reconstruction", "frozen", "vae", "content", "motion", "full"]
+Component = Literal["reconstruction", "frozen", "vae", "content", "motion", "full", "following"]
 Resize = Literal["bilinear", "bilinear-antialiased", "bicubic", "bicubic-antialiased"]
 
 
@@ -195,12 +195,15 @@ class EvaluateConfig(CaptionConfig, SamplingConfig):
         components: What of a pipeline to score: "reconstruction" (the autoencoder), "frozen" (every frame is the
             content frame: what no motion would score), "vae" (the image VAE alone), "content" (generated content
             frames, held still, against true ones), "motion" (generated for true content frames), "full" (from the
-            captions alone).
+            captions alone), "following" (of models with conditions: from the caption and one condition of the real
+            clip, each in turn).
         vae: Image VAE (none: pixels), where an autoencoder is scored without a pipeline.
         i3d: I3D weights: a safetensors file, or owner/repository/file on the hub; else the environment variable
             CONTENTMOTION_I3D.
         lpips: LPIPS weights (safetensors, AlexNet); else CONTENTMOTION_LPIPS; without either it is left out.
         clip: CLIP model for CLIPSIM, a folder or a hub id such as openai/clip-vit-base-patch32; else it is left out.
+        depth_model: Depth-estimation model, a folder or a hub id: estimates the real clips' depth where none lies
+            beside them, and that of the videos which should follow it.
         preset: How a paper counts: "stylegan-v" (one random clip of every video), "ucf101-2048" and "ucf101-10000"
             (CMD's Table 1), "ucf101-zero-shot" (100 videos a class, with --class_prompts), "webvid" (5,000). Sets the
             next three and fvd_resize where they are not given.
@@ -229,11 +232,12 @@ class EvaluateConfig(CaptionConfig, SamplingConfig):
 
     data_dir: str | None = None
     generated_dir: str | None = None
-    components: tuple[Component, ...] = ("reconstruction", "frozen", "vae", "motion", "full")
+    components: tuple[Component, ...] = ("reconstruction", "frozen", "vae", "motion", "full", "following")
     vae: str | None = None
     i3d: str | None = None
     lpips: str | None = None
     clip: str | None = None
+    depth_model: str | None = None
     preset: Literal["stylegan-v", "ucf101-2048", "ucf101-10000", "ucf101-zero-shot", "webvid"] = "stylegan-v"
     num_videos: Count | None = None
     num_generated: Count | None = None

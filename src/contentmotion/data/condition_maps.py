@@ -82,8 +82,8 @@ def load_depth_model(name_or_path: str, device: torch.device | str = "cpu") -> D
     path = resolve_name(name_or_path)
     try:
         with quiet():
-            model = AutoModelForDepthEstimation.from_pretrained(path, use_safetensors=True)
-            processor = AutoImageProcessor.from_pretrained(path)
+            model = AutoModelForDepthEstimation.from_pretrained(path, use_safetensors=True, trust_remote_code=False)
+            processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers, safetensors, json and the hub each raise their own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"cannot load a depth model from {path}: {reason}") from error

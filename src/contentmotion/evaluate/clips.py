@@ -1,15 +1,39 @@
 """The videos that an evaluation looks at, one clip of each, read when needed."""
 
-from collections.abc import Iterator
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from jaxtyping import UInt8
 from torch import Tensor
 
-from contentmotion.config import EvaluateConfig
+from contentmotion.config import MAP_NAMES, EvaluateConfig
 from contentmotion.data.clips import ClipDataset, collate
 from contentmotion.data.formats import ClipFolder
+from contentmotion.data.records import ClipRecord
+from contentmotion.evaluate.store import content_digest, digest
 from contentmotion.video.reader import probe_video
+
+
+@dataclass(frozen=True)
+class RealBatch:
+    """Clips as they were read.
+
+    Attributes:
+        indices: Of the clips (see `Clips`).
+        frames: Their frames.
+        maps: "depth", "sketch": those that lie beside the videos.
+    """
+
+    indices: list[int]
+    frames: UInt8[Tensor, "b t 3 h w"]
+    maps: Mapping[str, UInt8[Tensor, "b t 1 h w"]]
 
 
 class Clips:
@@ -28,16 +52,13 @@ class Clips:
             records is a clip once more, for other noise.
         captioned: Whether anybody said what the clips show.
         heldout: Indices of the clips of the split "heldout", unless that is the one to score.
+        maps: "depth", "sketch": the maps that lie beside every one of these videos.
 
     Raises:
         ValueError: The data set has splits, but not the one asked for, or fewer videos than asked for.
     """
 
     def __init__(self, folder: ClipFolder, config: EvaluateConfig, num_frames: int, height: int, width: int) -> None:
-        self.dataset = ClipDataset(
-            folder, num_frames=num_frames, height=height, width=width,
-            frame_stride=config.frame_stride, fps=config.fps, resize_mode=config.resize_mode,
-        )  # fmt: skip
         self.folder = folder
         self.caption_index = config.caption_index
         self.seed = config.seed
@@ -56,6 +77,13 @@ class Clips:
         self.captioned = bool(folder.class_names) or any(folder.records[i].captions for i in self.selected)
         self.drawn = self._draw(config)
         self.heldout = [i for i, split in enumerate(splits) if split == "heldout" and wanted not in (None, split)]
+        named = [{name for name, _ in folder.records[i].conditions} for i in self.selected + self.heldout]
+        self.maps = tuple(name for name in MAP_NAMES if named and all(name in names for names in named))
+        self.dataset = ClipDataset(
+            folder, num_frames=num_frames, height=height, width=width, maps=self.maps,
+            frame_stride=config.frame_stride, fps=config.fps, resize_mode=config.resize_mode,
+        )  # fmt: skip
+        self._contents: dict[int, str] = {}
 
     def _draw(self, config: EvaluateConfig) -> list[int]:
         if config.videos_per_class:
@@ -96,8 +124,8 @@ class Clips:
             raise ValueError(f"{record.path}: no class label, and videos of classes are asked for")
         return record.label
 
-    def read(self, indices: list[int]) -> tuple[list[int], Tensor]:
-        """The clips with these indices that can be read, and their frames, uint8 (b, t, 3, h, w).
+    def read(self, indices: list[int]) -> RealBatch | None:
+        """The clips with these indices that can be read; None where there are none.
 
         A file that cannot be read is left out, not replaced, and named in `problems`.
         """
@@ -105,15 +133,57 @@ class Clips:
         self.problems += [line for item in items for line in item["skipped"][:1] if line not in self.problems]
         good = [(index, item) for index, item in zip(indices, items, strict=True) if not item["skipped"]]
         if not good:
-            return [], torch.empty(0, dtype=torch.uint8)
-        return [index for index, _ in good], collate([item for _, item in good])["frames"]
+            return None
+        maps = {name: torch.stack([item[name] for _, item in good]) for name in self.maps}
+        return RealBatch([index for index, _ in good], collate([item for _, item in good])["frames"], maps)
 
-    def batches(self, indices: list[int], batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
+    def batches(self, indices: list[int], batch_size: int) -> Iterator[RealBatch]:
         """`read` for groups of `batch_size` indices, those without a good clip left out."""
         for start in range(0, len(indices), batch_size):
-            batch, frames = self.read(indices[start : start + batch_size])
-            if batch:
-                yield batch, frames
+            batch = self.read(indices[start : start + batch_size])
+            if batch is not None:
+                yield batch
+
+    def hash_contents(self, processes: PartialState) -> None:
+        """Reads every file of `selected` and `heldout` once, shared between the processes: `content` needs it."""
+        clips = self.selected + self.heldout
+        mine = clips[processes.process_index :: processes.num_processes]
+        self._contents = dict(gather_object([(index, self._hash(index)) for index in mine]))
+
+    def _hash(self, index: int) -> str:
+        record = self.folder.records[index]
+        try:
+            digests = [content_digest(record.path)]
+            digests += [content_digest(path) for name, path in record.conditions if name in self.maps]
+        except OSError:
+            return "missing"  # reading the clip names the problem
+        return digests[0] if len(digests) == 1 else digest(digests)
+
+    def content(self, index: int) -> str:
+        """A hash of the bytes of the files behind a clip: its video, and its maps."""
+        return self._contents[self.original(index)]
+
+
+# Of a video that lies there in several formats, as `generate` writes them, the first of these counts.
+FORMATS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif")
+
+
+def one_per_stem(records: Sequence[ClipRecord]) -> list[ClipRecord]:
+    """The records without a video's copies in other formats: files of one folder and name, but for the suffix."""
+    best: dict[Path, tuple[int, int]] = {}  # name without suffix -> place of its format, place in the list
+    keys = [_format(record) for record in records]
+    for index, key in enumerate(keys):
+        if key is not None:
+            best[key[0]] = min(best.get(key[0], (key[1], index)), (key[1], index))
+    return [r for i, (r, key) in enumerate(zip(records, keys, strict=True)) if key is None or best[key[0]][1] == i]
+
+
+def _format(record: ClipRecord) -> tuple[Path, int] | None:
+    """A file's name without its suffix, and the place of that in `FORMATS`; None of what is no such file."""
+    suffix = record.path.suffix.lower()
+    if not isinstance(record.path, Path) or suffix not in FORMATS:
+        return None
+    return record.path.with_suffix(""), FORMATS.index(suffix)
 
 
 def common_size(folder: ClipFolder) -> tuple[int, int]:

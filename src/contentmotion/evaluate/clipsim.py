@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from contentmotion.evaluate.checks import require_clips
+from contentmotion.evaluate.pixel_metrics import require_clips
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
@@ -99,7 +99,7 @@ def load_clip(name_or_path: str | Path = CLIP_MODEL, device: torch.device | str 
 
     name = str(name_or_path)
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         if config.model_type != "clip":
             raise ValueError(f"it is of type {config.model_type!r}")
         # Pillow's variant of the class: only its settings are used, and it needs no torchvision.

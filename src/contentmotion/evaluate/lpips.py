@@ -8,6 +8,7 @@ The file that `load_lpips` reads is made of the checkpoint of the PyPI sdist lpi
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from contentmotion.evaluate.checks import require_clips
+from contentmotion.evaluate.pixel_metrics import require_clips
 from contentmotion.evaluate.weights import find_weights, load_weights
 
 MIN_SIZE = 31  # pixels, height and width: AlexNet's second pooling leaves nothing of less
@@ -35,8 +36,14 @@ CONVOLUTIONS = (
 class LPIPS(nn.Module):
     """Learned perceptual image patch similarity: 0 for equal pictures, larger for what looks different."""
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self) -> None:
         super().__init__()
+        # On the CPU also where the rest is made without memory: weights are loaded, these are not in the file.
+        for name, values in (("shift", SHIFT), ("scale", SCALE)):
+            self.register_buffer(name, torch.tensor(values, device="cpu")[:, None, None], persistent=False)
         self.net = nn.ModuleDict()
         for i, (n, k, settings) in enumerate(CONVOLUTIONS):
             conv = nn.Conv2d(**settings)
@@ -59,8 +66,7 @@ class LPIPS(nn.Module):
 
     def _features(self, x: Tensor) -> list[Tensor]:
         """Five layers' activations, each place scaled to unit length."""
-        shift, scale = (torch.tensor(v, device=x.device)[:, None, None] for v in (SHIFT, SCALE))
-        x = (x - shift) / scale
+        x = (x - self.shift) / self.scale
         features = []
         for i, block in enumerate(self.net.values()):
             if i in (1, 2):
@@ -115,3 +121,30 @@ def lpips_distance(
             x, y = (frames.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1 for frames in pair)
             distances.append(model(x, y).cpu().double())
     return torch.cat(distances).view(a.shape[:2]).mean(dim=1)
+
+
+def diversity(
+    model: LPIPS, videos: np.ndarray | Tensor, batch_size: int = 32, num_frames: int | None = None
+) -> Float[Tensor, " b"]:
+    """Mean LPIPS over all pairs of seeds, each frame against the frame at the same place.
+
+    Args:
+        model: From `load_lpips`.
+        videos: uint8 (s, b, t, h, w, 3): s >= 2 seeds, b prompts, at least 31 pixels high and wide.
+        batch_size: Pairs of frames at once.
+        num_frames: Compare this many frames, evenly spread from the first to the last; None for all.
+
+    Returns:
+        float64 (b,) on the CPU: 0 where every seed gave the same video.
+
+    Raises:
+        ValueError: Another type or shape, or a single seed.
+    """
+    videos = torch.as_tensor(videos)
+    if videos.ndim != 6 or len(videos) < 2:
+        raise ValueError(f"diversity needs videos (s, b, t, h, w, 3) of 2 seeds or more, got {tuple(videos.shape)}")
+    if num_frames is not None:
+        places = np.linspace(0, videos.shape[2] - 1, num_frames).round().astype(int)
+        videos = videos[:, :, np.unique(places)]
+    pairs = [lpips_distance(model, x, y, batch_size) for x, y in combinations(videos, 2)]
+    return torch.stack(pairs).mean(dim=0)

@@ -1,9 +1,16 @@
-"""How an evaluation's numbers are made, in full: what another group needs to make them again."""
+"""How an evaluation's numbers are made, in full: what another group needs to make them again; and how papers did it.
+
+The settings behind an FVD move it as much as the model does: `PRESETS` has those of papers, by name.
+"""
+
+from __future__ import annotations
 
 import datetime
+import hashlib
+import json
 import os
 import platform
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -16,18 +23,19 @@ from torch import nn
 
 import contentmotion
 from contentmotion.config import EvaluateConfig
+from contentmotion.config.use import Resize
 from contentmotion.evaluate.clips import Clips
-from contentmotion.evaluate.measures import THUMBNAIL_FRAMES, THUMBNAIL_SIZE, Measures, hash_network
-from contentmotion.evaluate.parts import Part
-from contentmotion.evaluate.scores import NUM_HALVINGS
+from contentmotion.evaluate.measures import NUM_HALVINGS, Networks
+from contentmotion.evaluate.pixel_metrics import THUMBNAIL_FRAMES, THUMBNAIL_SIZE
+from contentmotion.evaluate.renditions import Conditions, Rendition
 from contentmotion.evaluate.store import digest, file_digest
 from contentmotion.pipelines.base import LatentPipeline
 from contentmotion.pipelines.sampling import resolve_sampling
 from contentmotion.run_dir import describe_hardware
-from contentmotion.video.sources import StoredVideo, file_size
+from contentmotion.video.sources import file_size
 
 MEASURES_VERSION = 1  # to be raised when the same videos get other numbers: stored ones are then not used again
-# What a part's videos come from, where that is not every network: evaluations that share the others share it, too.
+# What a rendition is made by, where that is not every network: evaluations that share the others share it, too.
 NETWORKS = {
     "reconstruction": {"vae", "autoencoder"},
     "frozen": {"vae", "autoencoder"},
@@ -36,79 +44,119 @@ NETWORKS = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """The settings of an evaluation; every one of them takes one random clip per video, at I3D's 224x224.
+
+    Attributes:
+        source: Which papers, and where they say it.
+        num_videos: Real clips; None for all that there are.
+        num_generated: Generated videos; None for as many as real clips.
+        per_class: Generated videos of each class, instead.
+        num_frames: Frames of a clip; None: the model's own number.
+        needs_prompts: Whether it generates from prompts for the classes.
+        resize: Filter of the resizing.
+    """
+
+    source: str
+    num_videos: int | None = None
+    num_generated: int | None = None
+    per_class: int | None = None
+    num_frames: int | None = None
+    needs_prompts: bool = False
+    resize: Resize = "bilinear"
+
+
+PRESETS: dict[str, Preset] = {
+    "stylegan-v": Preset(source="Skorokhodov et al. 2022 (arXiv 2112.14683): the rule, for any data"),
+    "ucf101-2048": Preset(
+        source="CMD (arXiv 2403.14148), Table 1 and appendix B.4; DIGAN, TATS, PVDM: train split",
+        num_videos=2048,
+        num_frames=16,
+    ),
+    "ucf101-10000": Preset(
+        source="CMD (arXiv 2403.14148), Table 1 with * and appendix B.4; MAGVIT: train split",
+        num_generated=10_000,
+        num_frames=16,
+    ),
+    "ucf101-zero-shot": Preset(
+        source="CMD (arXiv 2403.14148), Table 2 and appendix B.4; Make-A-Video's counts, prompts of --class_prompts "
+        "(PYoCo's): train split",
+        per_class=100,
+        num_frames=16,
+        needs_prompts=True,
+    ),
+    "webvid": Preset(
+        source="CMD (arXiv 2403.14148), Table 3 and appendix B.4: validation split",
+        num_videos=5000,
+        num_frames=16,
+    ),
+}
+
+
+def with_preset(config: EvaluateConfig) -> EvaluateConfig:
+    """The config with its preset's numbers where it has none of its own.
+
+    Raises:
+        ValueError: The preset generates from prompts for the classes, and none were given.
+    """
+    preset = PRESETS[config.preset]
+    if preset.needs_prompts and not config.class_prompts:
+        raise ValueError(
+            f"the preset {config.preset} generates from prompts for the classes: give --class_prompts FILE"
+        )
+    changes = {
+        "num_videos": config.num_videos or preset.num_videos,
+        "num_generated": config.num_generated or (None if config.videos_per_class else preset.num_generated),
+        "videos_per_class": config.videos_per_class or (None if config.num_generated else preset.per_class),
+        "num_frames": config.num_frames or preset.num_frames,
+        "fvd_resize": config.fvd_resize or preset.resize,
+    }
+    return replace(config, **changes)  # type: ignore[arg-type]
+
+
 def describe_protocol(
     config: EvaluateConfig,
     clips: Clips,
     generated: Clips | None,
     pipeline: LatentPipeline | None,
-    measures: Measures,
+    networks: Networks,
+    conditions: Conditions,
     dtype: str,
     device: torch.device,
     source: str | None,
 ) -> dict[str, Any]:
-    """How the numbers are made. `part_protocol` says which entries a part depends on; `source` names the model."""
-    shape = clips.dataset.shapes[0]
+    """How the numbers are made. `rendition_protocol` says which entries one depends on; `source` names the model."""
     protocol: dict[str, Any] = {
         "features": {
             "extractor": "I3D, Kinetics-400, RGB, logits, float32",
-            "extractor_sha256": file_digest(measures.i3d_file),
+            "extractor_sha256": file_digest(networks.i3d_file),
             "resize": f"{config.fvd_resize or 'bilinear'} to {config.fvd_resolution}x{config.fvd_resolution}, "
             "from uint8 to [-1, 1]",
             "distance": "Frechet, float64, unbiased covariance",
         },
-        "measures": {
-            "psnr": "per clip over all its frames, then the mean over clips (equal clips count 100 dB)",
-            "ssim": "11x11 Gaussian window of deviation 1.5, mean over frames and colours",
-            "lpips_sha256": file_digest(measures.lpips_file) if measures.lpips_file else None,
-            "clip_sha256": measures.clip_digest,
-            "version": MEASURES_VERSION,
-            "motion": "mean absolute difference of consecutive frames; length of OpenCV's DIS optical flow, pixels",
-            "halves": f"mean of {NUM_HALVINGS} random splits",
-            "nearest": "Euclidean, among all real clips, heldout included; equal captions count as one; pixels: of "
-            f"{THUMBNAIL_FRAMES} frames at {THUMBNAIL_SIZE}x{THUMBNAIL_SIZE}, averaged over areas",
-        },
-        "clips": {
-            "data_sha256": _data_digest(clips),
-            "frame_stride": config.frame_stride,
-            "fps": config.fps,
-            "resize_mode": config.resize_mode,
-            "rule": "one clip per video, first frame from (seed, index); resized bicubic, antialiased; "
-            "of more videos than num_videos, a random choice from the seed",
-            "seed": config.seed,
-            "num_frames": shape.num_frames,
-            "height": shape.height,
-            "width": shape.width,
-            "caption_index": config.caption_index,
-            "captions_sha256": _captions_digest(clips),
-        },
+        "measures": _describe_measures(networks),
+        "clips": _describe_clips(config, clips),
         "counts": {
             "split": config.split,
             "selected_sha256": digest(clips.selected),
+            "content_sha256": digest([clips.content(i) for i in clips.selected]),
             "num_clips": len(clips.selected),
             "num_generated": len(clips.drawn if generated is None else generated.selected),
             "num_seeds": config.num_seeds,
         },
-        "run": {
-            "model": source,
-            "data_dir": config.data_dir,
-            "generated_dir": config.generated_dir,
-            "preset": config.preset,
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "hardware": describe_hardware(device),
-            "versions": {
-                "contentmotion": contentmotion.__version__,
-                "torch": torch.__version__,
-                "diffusers": diffusers.__version__,
-                "transformers": transformers.__version__,
-                "numpy": np.__version__,
-                "opencv": cv2.__version__,
-                "python": platform.python_version(),
-            },
-        },
+        "run": _describe_run(config, device, source),
     }
+    if conditions.names:
+        protocol["following"] = conditions.describe() | {
+            "measured": "depth: mean difference of [0, 1] maps, share of rims met; sketch: F1 of edges within 1 pixel"
+        }
+    if networks.depth_model is not None:
+        settings = networks.depth_model.processor.to_dict()
+        protocol.setdefault("following", {})["depth_sha256"] = hash_network(networks.depth_model.model, settings)
     if generated is not None:
         protocol["generated"] = {
-            "data_sha256": _content_digest(generated),
+            "data_sha256": digest([generated.content(i) for i in generated.selected]),
             "captions_sha256": _captions_digest(generated),
         }
     if pipeline is not None:
@@ -120,6 +168,60 @@ def describe_protocol(
         if any(_schedulers(pipeline)):
             protocol["sampling"] = _describe_sampling(pipeline, config)
     return protocol
+
+
+def _describe_measures(networks: Networks) -> dict[str, Any]:
+    clip = networks.clip
+    return {
+        "psnr": "per clip over all its frames, then the mean over clips (equal clips count 100 dB)",
+        "ssim": "11x11 Gaussian window of deviation 1.5, mean over frames and colours",
+        "lpips_sha256": file_digest(networks.lpips_file) if networks.lpips_file else None,
+        "clip_sha256": hash_network(clip.model, clip.settings) if clip else None,
+        "version": MEASURES_VERSION,
+        "motion": "mean absolute difference of consecutive frames; length of OpenCV's DIS optical flow, pixels",
+        "halves": f"mean of {NUM_HALVINGS} random splits",
+        "nearest": "Euclidean, among all real clips, heldout included; equal captions count as one; pixels: of "
+        f"{THUMBNAIL_FRAMES} frames at {THUMBNAIL_SIZE}x{THUMBNAIL_SIZE}, averaged over areas",
+    }
+
+
+def _describe_clips(config: EvaluateConfig, clips: Clips) -> dict[str, Any]:
+    shape, records, root = clips.dataset.shapes[0], clips.folder.records, clips.folder.root
+    return {
+        # Which file an index means; `RenditionStore` knows what is in it.
+        "data_sha256": digest([(os.path.relpath(str(r.path), root), file_size(r.path)) for r in records]),
+        "frame_stride": config.frame_stride,
+        "fps": config.fps,
+        "resize_mode": config.resize_mode,
+        "rule": "one clip per video, first frame from (seed, index); resized bicubic, antialiased; "
+        "of more videos than num_videos, a random choice from the seed",
+        "seed": config.seed,
+        "num_frames": shape.num_frames,
+        "height": shape.height,
+        "width": shape.width,
+        "caption_index": config.caption_index,
+        "captions_sha256": _captions_digest(clips),
+    }
+
+
+def _describe_run(config: EvaluateConfig, device: torch.device, source: str | None) -> dict[str, Any]:
+    return {
+        "model": source,
+        "data_dir": config.data_dir,
+        "generated_dir": config.generated_dir,
+        "preset": config.preset,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "hardware": describe_hardware(device),
+        "versions": {
+            "contentmotion": contentmotion.__version__,
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "transformers": transformers.__version__,
+            "numpy": np.__version__,
+            "opencv": cv2.__version__,
+            "python": platform.python_version(),
+        },
+    }
 
 
 def _schedulers(pipeline: LatentPipeline) -> list[Any]:
@@ -152,34 +254,19 @@ def _captions_digest(clips: Clips) -> str:
     return digest([(clips.caption(i), records[i].label) for i in range(len(records))])
 
 
-def _content_digest(clips: Clips) -> str:
-    """Of the files' bytes: videos made anew often have the names and sizes of the old ones."""
-    return digest([_content_of(record.path) for record in clips.folder.records])
-
-
-def _content_of(source: Path | StoredVideo) -> list[str]:
-    if not isinstance(source, Path):
-        return [str(source), str(file_size(source))]
-    files = sorted(source.iterdir()) if source.is_dir() else [source]
-    return [f"{file.name} {file_digest(file)}" for file in files if file.is_file()]
-
-
-def _data_digest(clips: Clips) -> str:
-    root = clips.folder.root
-    return digest([(os.path.relpath(str(r.path), root), file_size(r.path)) for r in clips.folder.records])
-
-
-def part_protocol(part: Part, protocol: dict[str, Any]) -> dict[str, Any]:
-    """The entries that a part's results depend on: how many clips there are is not among them."""
+def rendition_protocol(rendition: Rendition, protocol: dict[str, Any]) -> dict[str, Any]:
+    """The entries that a rendition's results depend on: how many clips there are is not among them."""
     own = {key: protocol[key] for key in ("features", "measures", "clips")}
-    if part.name == "generated":
+    if rendition.name == "generated":
         own["generated"] = protocol["generated"]
-    elif part.name != "real":
+    elif rendition.name != "real":
         hashes = protocol["model"]["weights_sha256"]
-        used = hashes.keys() & NETWORKS[part.name] if part.name in NETWORKS else hashes
+        used = hashes.keys() & NETWORKS[rendition.name] if rendition.name in NETWORKS else hashes
         own["model"] = protocol["model"] | {"weights_sha256": {name: hashes[name] for name in sorted(used)}}
-    if part.seed is not None:
-        own["sampling"] = {k: v for k, v in protocol["sampling"].items() if k != "seeds"} | {"seed": part.seed}
+    if rendition.seed is not None:
+        own["sampling"] = {k: v for k, v in protocol["sampling"].items() if k != "seeds"} | {"seed": rendition.seed}
+    if rendition.follows:
+        own["following"] = protocol["following"]
     return own
 
 
@@ -195,3 +282,12 @@ def _weights_digests(pipeline: LatentPipeline) -> dict[str, str]:
         )
         digests[name] = hash_network(component, settings)
     return digests
+
+
+def hash_network(network: nn.Module, settings: dict[str, Any]) -> str:
+    """sha256 (hex) over every tensor of a network, and its settings (JSON-like)."""
+    sha = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for key, value in network.state_dict().items():
+        sha.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+        sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return sha.hexdigest()

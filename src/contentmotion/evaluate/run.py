@@ -22,14 +22,19 @@ from rich.progress import (
 
 from contentmotion.config import SHIPPED_MODEL, EvaluateConfig
 from contentmotion.data.formats import open_folder
-from contentmotion.evaluate.clips import Clips, common_size
-from contentmotion.evaluate.measures import Measures
-from contentmotion.evaluate.parts import Part, Renderer, given_part, real_part
-from contentmotion.evaluate.presets import with_preset
-from contentmotion.evaluate.protocol import describe_protocol, part_protocol
-from contentmotion.evaluate.report import compare, print_scores, write_sheets
-from contentmotion.evaluate.scores import Measured, notes_on, score
-from contentmotion.evaluate.store import PartStore
+from contentmotion.evaluate.clips import Clips, common_size, one_per_stem
+from contentmotion.evaluate.measures import Batch, Measured, Networks, measure_batch, notes_on, offered, per_clip, score
+from contentmotion.evaluate.protocol import describe_protocol, rendition_protocol, with_preset
+from contentmotion.evaluate.renditions import (
+    Conditions,
+    Renderer,
+    Rendition,
+    find_conditions,
+    generated_clips,
+    real_clips,
+)
+from contentmotion.evaluate.store import RenditionStore
+from contentmotion.evaluate.summary import compare, print_scores, write_sheets
 from contentmotion.loading import load_autoencoder, load_vae
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
 from contentmotion.pipelines.loading import load_any_pipeline
@@ -72,11 +77,11 @@ def evaluate(config: EvaluateConfig) -> None:
 
 def _source(config: EvaluateConfig) -> str:
     """The model that was scored, in words."""
-    parts = {name: getattr(config, name) for name in ("autoencoder", "motion_transformer", "vae")}
+    networks = {name: getattr(config, name) for name in ("autoencoder", "motion_transformer", "vae")}
     whole = (
         [] if set(config.components) <= FROM_FRAMES and config.autoencoder else [config.pretrained_model_name_or_path]
     )
-    return ", ".join(whole + [f"{name} {path}" for name, path in parts.items() if path])
+    return ", ".join(whole + [f"{name} {path}" for name, path in networks.items() if path])
 
 
 def load_networks(config: EvaluateConfig) -> AnyPipeline:
@@ -109,7 +114,7 @@ def score_pipeline(
         source: What the networks are, in words, for the protocol.
 
     Returns:
-        What scores.json holds, and the parts' titles. Empty in all processes but the first.
+        What scores.json holds, and the renditions' titles. Empty in all processes but the first.
 
     Raises:
         ValueError: The data cannot be used, or the weights are of another network.
@@ -120,31 +125,37 @@ def score_pipeline(
     device = resolve_device(config.device if alone else str(processes.device))
     output.mkdir(parents=True, exist_ok=True)
     clips, generated = open_data(config, pipeline)
-    measures = Measures(config, device)
+    networks = Networks(config, device)
+    maps = clips.maps + (generated.maps if generated is not None else ())
+    conditions = find_conditions(pipeline, maps, networks.depth_model, config.seed)
     dtype = resolve_dtype(config.mixed_precision, device)
     if generated is not None:
-        parts = [real_part(clips), given_part(generated)]
+        renditions = [real_clips(clips), generated_clips(generated)]
     else:
         assert pipeline is not None
         pipeline.to(device)
         pipeline.set_progress_bar_config(disable=True)
         autocast = (lambda: torch.autocast(device.type, dtype)) if dtype else nullcontext
-        parts = [real_part(clips), *Renderer(pipeline, clips, config, autocast).parts()]
+        renditions = [real_clips(clips), *Renderer(pipeline, clips, config, autocast, conditions).renditions()]
+    for data in (clips, generated):
+        if data is not None:
+            data.hash_contents(processes)
     protocol = describe_protocol(
-        config, clips, generated, pipeline, measures, str(dtype or torch.float32), device, source
+        config, clips, generated, pipeline, networks, conditions, str(dtype or torch.float32), device, source
     )
-    work = _Work(config, output, measures, protocol, processes)
+    work = _Work(config, output, networks, conditions, protocol, processes)
+    measured: list[Measured] = []
     with _progress(processes.is_main_process) as progress:
-        measured = [work.measure(parts[0], [], progress)]
-        measured += [work.measure(part, measured, progress) for part in parts[1:]]
+        for rendition in renditions:
+            measured.append(work.measure(rendition, measured, progress))
     problems = list(dict.fromkeys(gather_object(clips.problems + (generated.problems if generated else []))))
     if not processes.is_main_process:
         return {}, {}
-    rows = score(measured, measures.lpips)
+    rows = score(measured)
     scores = {"parts": rows, "protocol": protocol, "notes": notes_on(rows), "problems": problems}
     write_json(output / "scores.json", scores)
     write_sheets(output, measured)
-    return scores, {part.name: part.title for part in parts}
+    return scores, {rendition.name: rendition.title for rendition in renditions}
 
 
 def open_data(config: EvaluateConfig, pipeline: AnyPipeline | None) -> tuple[Clips, Clips | None]:
@@ -161,6 +172,7 @@ def open_data(config: EvaluateConfig, pipeline: AnyPipeline | None) -> tuple[Cli
         return Clips(folder, config, num_frames, height, width), None
     plain = replace(config, split=None, metadata_path=None, layout="auto", class_prompts=None)
     given = open_folder(str(config.generated_dir), plain)
+    given = replace(given, records=one_per_stem(given.records))
     num_frames, height, width = _asked(config)
     if (height is None) != (width is None):
         raise ValueError("give --height and --width, or neither")
@@ -183,55 +195,76 @@ def _asked(config: EvaluateConfig) -> tuple[int | None, int | None, int | None]:
 
 @dataclass(frozen=True)
 class _Work:
-    """Rendering and measuring parts, this process's share of each."""
+    """Rendering and measuring, this process's share of each rendition."""
 
     config: EvaluateConfig
     output: Path
-    measures: Measures
+    networks: Networks
+    conditions: Conditions
     protocol: dict[str, Any]
     processes: PartialState
 
-    def measure(self, part: Part, before: list[Measured], progress: Progress) -> Measured:
-        """Computes what is not stored yet of a part; ``before`` are the parts that are done, the real clips first."""
-        protocol = part_protocol(part, self.protocol)
-        is_real = part.name == "real"
+    def measure(self, rendition: Rendition, before: list[Measured], progress: Progress) -> Measured:
+        """Computes what is not stored yet of a rendition; ``before`` are those that are done, the real clips first."""
+        protocol = rendition_protocol(rendition, self.protocol)
         root = Path(self.config.cache_dir) if self.config.cache_dir else self.output / "parts"
-        store, videos = (PartStore(root, name, protocol) for name in (part.name, f"{part.name}-videos"))
-        clips = part.clips
-        own = is_real or part.name == "generated"
-        wanted = clips.drawn if part.from_caption and not own else clips.selected
-        good = wanted if own else [i for i in wanted if clips.original(i) in before[0].store]
-        heldout = clips.heldout if is_real else [i for i in clips.heldout if part.from_caption and not own and
-                                                 i in before[0].store]  # fmt: skip
-        shown = _spread(good, MANY_SHOWN if self.config.num_seeds > 1 else FEW_SHOWN)
-        self._compute(part, good + heldout, set(shown), store, videos, progress)
-        good, heldout = ([i for i in indices if i in store] for indices in (good, heldout))
-        if own and len(good) < MIN_CLIPS:
+        clips, real = rendition.clips, before[0] if before else None
+        store, videos = (
+            RenditionStore(root, name, protocol, clips.content) for name in (rendition.name, f"{rendition.name}-videos")
+        )
+        wanted = clips.drawn if rendition.from_caption and not rendition.is_source else clips.selected
+        heldout = clips.heldout if real is None or (rendition.from_caption and not rendition.is_source) else []
+        if real is not None and not rendition.is_source:  # only of clips that could be read
+            wanted, heldout = ([i for i in x if real.store.has(clips.original(i))] for x in (wanted, heldout))
+        shown = _spread(wanted, MANY_SHOWN if self.config.num_seeds > 1 else FEW_SHOWN)
+        self._compute(rendition, wanted + heldout, set(shown), store, videos, progress)
+        wanted, heldout = ([i for i in indices if store.has(i)] for indices in (wanted, heldout))
+        if rendition.is_source and len(wanted) < MIN_CLIPS:
             problem = f"; {clips.problems[0]}" if clips.problems else ""
-            raise ValueError(f"{clips.folder.root}: FVD needs {MIN_CLIPS} clips or more, got {len(good)}{problem}")
-        return Measured(part, store, videos, good, heldout, [i for i in shown if i in store])
+            raise ValueError(f"{clips.folder.root}: FVD needs {MIN_CLIPS} clips or more, got {len(wanted)}{problem}")
+        reference = next((m for m in before if m.rendition.name == rendition.reference), None)
+        seeds = next((m.seeds for m in before if m.rendition.name == rendition.name), [])
+        shown = [i for i in shown if store.has(i)]
+        measured = Measured(rendition, self.networks, store, videos, wanted, heldout, shown, real, reference, seeds)
+        seeds.append(measured)
+        return measured
 
     def _compute(
-        self, part: Part, indices: list[int], shown: set[int], store: PartStore, videos: PartStore, progress: Progress
+        self,
+        rendition: Rendition,
+        indices: list[int],
+        shown: set[int],
+        store: RenditionStore,
+        videos: RenditionStore,
+        progress: Progress,
     ) -> None:
         """Renders the clips that are not in the store yet and stores what is measured of them."""
+        clips = rendition.clips
+        offers = offered(rendition, self.networks)
+        names = [measure.name for measure in per_clip(offers)]
         self.processes.wait_for_everyone()  # all have listed what is there before one adds to it
-        missing = [i for i in indices if i not in store or (i in shown and i not in videos)]
-        task = progress.add_task(part.title, total=len(indices), completed=len(indices) - len(missing))
+        missing = [i for i in indices if not store.has(i, names) or (i in shown and not videos.has(i))]
+        task = progress.add_task(rendition.title, total=len(indices), completed=len(indices) - len(missing))
         mine = missing[self.processes.process_index :: self.processes.num_processes]
-        for batch, frames in part.clips.batches(mine, self.config.batch_size):
-            rendered = part.render(batch, frames)
-            prompts = [part.clips.caption(i) for i in batch] if part.clips.captioned else None
-            arrays = self.measures(rendered, frames if part.compares else None, prompts)
+        for real in clips.batches(mine, self.config.batch_size):
+            rendered = rendition.render(real)
+            batch = Batch(
+                videos=rendered.permute(0, 1, 3, 4, 2),
+                networks=self.networks,
+                real=real.frames.permute(0, 1, 3, 4, 2),
+                captions=[clips.caption(i) for i in real.indices] if clips.captioned else [],
+                conditions=self.conditions.of(real, rendition.follows),
+            )
+            arrays = measure_batch(batch, offers)
             finite = np.isfinite(arrays["features"]).all(axis=1)
             if not finite.all():
-                path = part.clips.folder.records[batch[int(finite.argmin())]].path
-                raise ValueError(f"{part.title}: the features of {path} are not finite")
-            for k, index in enumerate(batch):
+                path = clips.folder.records[real.indices[int(finite.argmin())]].path
+                raise ValueError(f"{rendition.title}: the features of {path} are not finite")
+            for k, index in enumerate(real.indices):
                 if index in shown:
                     videos.add([index], videos=rendered[k : k + 1].numpy())
-            store.add(batch, **arrays)
-            progress.advance(task, len(batch) * self.processes.num_processes)
+            store.add(real.indices, **arrays)
+            progress.advance(task, len(real.indices) * self.processes.num_processes)
         self.processes.wait_for_everyone()
         store.refresh()
         videos.refresh()

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
-from contentmotion.evaluate.scores import Measured, Scores, closest_pairs
+from contentmotion.evaluate.measures import Measured, Scores, closest_pairs, columns
+from contentmotion.tables import print_table
 from contentmotion.video.write import write_contact_sheet
 
 SHEET_CLIPS = 8
@@ -21,50 +21,40 @@ TITLES = {
     "real_halves": "two halves of the real clips",
     "heldout": "held-out captions, full",
 }
-COLUMNS = {  # key in scores.json: heading, format
-    "n": ("clips", ".0f"),
-    "fvd": ("FVD", ".1f"),
-    "fvd_extrapolated": ("extra-\npolated", ".0f"),
-    "psnr": ("PSNR", ".2f"),
-    "ssim": ("SSIM", ".3f"),
-    "lpips": ("LPIPS", ".3f"),
-    "clipsim": ("CLIPSIM", ".4f"),
-    "optical_flow": ("flow\n(px)", ".2f"),
-    "diversity_lpips": ("diversity\n(LPIPS)", ".3f"),
-    "nearest_i3d": ("nearest\n(I3D)", ".1%"),
-    "nearest_pixels": ("nearest\n(pixels)", ".1%"),
-}
 # What two scores must share to be compared; the model and how it was sampled are what one compares.
 SAME = ("features", "measures", "clips", "counts")
+UNTOLD = {"content_sha256"}  # what older files do not say
 
 
 def print_scores(scores: Mapping[str, Any], titles: Mapping[str, str]) -> None:
-    """The table on the terminal: one line per part, the columns that were measured.
+    """The table on the terminal: one line per rendition, the columns that were measured.
 
     Args:
         scores: As in scores.json.
-        titles: Of the parts.
+        titles: Of the renditions.
     """
     parts: dict[str, Scores] = scores["parts"]
-    keys = [key for key in COLUMNS if any(key in row for row in parts.values())]
-    table = Table("", *(COLUMNS[key][0] for key in keys))
-    table.columns[0].no_wrap = True
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for name, title in ({"real": ""} | dict(titles) | TITLES).items():
-        if name in parts:
-            table.add_row(title, *(_cell(parts[name], key) for key in keys))
-    console = Console()
-    console.print(table)
+    shown = shown_columns(parts)
+    titles = {"real": ""} | dict(titles) | TITLES
+    rows = [[title, *cells(parts[name], shown)] for name, title in titles.items() if name in parts]
+    print_table(["", *(columns()[key].heading for key in shown)], rows)
     for line in [*scores["notes"], *scores["problems"]]:
-        console.print(line, style="yellow", markup=False)
+        Console().print(line, style="yellow", markup=False)
 
 
-def _cell(row: Scores, key: str) -> str:
-    if key not in row:
-        return ""
-    text, spread = format(row[key], COLUMNS[key][1]), row.get(f"{key}_std")
-    return text if spread is None else f"{text} ±{format(spread, COLUMNS[key][1])}"
+def shown_columns(parts: Mapping[str, Scores]) -> list[str]:
+    """Keys of the columns for which some rendition has a number."""
+    return [key for key in columns() if any(key in row for row in parts.values())]
+
+
+def cells(row: Scores, keys: list[str]) -> list[str]:
+    """A rendition's numbers as text, with their spread; empty where it has none."""
+    texts = []
+    for key in keys:
+        number_format, spread = columns()[key].format, row.get(f"{key}_std")
+        text = format(row[key], number_format) if key in row else ""
+        texts.append(text if spread is None else f"{text} ±{format(spread, number_format)}")
+    return texts
 
 
 def write_sheets(output: Path, measured: list[Measured]) -> list[Path]:
@@ -72,26 +62,27 @@ def write_sheets(output: Path, measured: list[Measured]) -> list[Path]:
 
     Args:
         output: Folder to write sheet.png and nearest.png in.
-        measured: All parts, the real clips first.
+        measured: All renditions, the real clips first.
 
     Returns:
         The files written.
     """
     real, written = measured[0], []
-    firsts = {m.part.name: m for m in reversed(measured)}  # of several seeds the first
-    names = ("reconstruction", "full", "content", "motion", "generated")
+    firsts = {m.rendition.name: m for m in reversed(measured)}  # of several seeds the first
+    given = sorted(name for name in firsts if name.startswith("given_"))
+    names = ("reconstruction", "full", "content", "motion", "generated", *given)
     columns = [real, *[firsts[name] for name in names if name in firsts][:2]]
     count = min(SHEET_CLIPS, *(len(m.shown) for m in columns))
     picks = [m.shown[:: len(m.shown) // count][:count] for m in columns]
     captions = []
     for row in zip(*picks, strict=True):
-        named = [(m.part.title, m.part.clips.caption(i)) for m, i in zip(columns, row, strict=True)]
+        named = [(m.rendition.title, m.rendition.clips.caption(i)) for m, i in zip(columns, row, strict=True)]
         same = len({caption for _, caption in named}) == 1
         title = " | ".join(title if same else f"{title}: {caption}" for title, caption in named)
         captions.append(f"{title}: {named[0][1]}" if same else title)
     videos = [m.videos.load("videos", rows) for m, rows in zip(columns, picks, strict=True)]
     written.append(_write(output / "sheet.png", videos, captions))
-    generated = next((m for m in measured if m.part.from_caption), None)
+    generated = next((m for m in measured if m.rendition.from_caption), None)
     (output / "nearest.png").unlink(missing_ok=True)  # of other settings, maybe
     if generated is not None:
         written.append(_write_nearest(output / "nearest.png", generated, real))
@@ -102,8 +93,8 @@ def _write_nearest(path: Path, generated: Measured, real: Measured) -> Path:
     """The generated videos that come closest to a real clip, each beside it: copies would be among them."""
     ours, theirs, distances = closest_pairs(generated, real)
     captions = [
-        f"generated: {generated.part.clips.caption(i)} | nearest real clip, RMSE {distance:.3f}: "
-        f"{real.part.clips.caption(j)}"
+        f"generated: {generated.rendition.clips.caption(i)} | nearest real clip, RMSE {distance:.3f}: "
+        f"{real.rendition.clips.caption(j)}"
         for i, j, distance in zip(ours, theirs, distances, strict=True)
     ]
     pictures = [m.store.load("thumbnails", rows) for m, rows in ((generated, ours), (real, theirs))]
@@ -141,17 +132,16 @@ def compare(files: tuple[str, ...], *, unlike: bool = False) -> None:
                 f"{first[0]} and {file} were not measured alike: {'; '.join(differing)} "
                 "(--compare_unlike true compares them all the same)"
             )
-    console = Console()
-    names = list(dict.fromkeys(name for scores in loaded.values() for name in scores["parts"]))
-    table = Table("", "", *loaded)
-    for name in names:
-        rows = [scores["parts"].get(name, {}) for scores in loaded.values()]
-        for key in (key for key in COLUMNS if any(key in row for row in rows)):
-            table.add_row(TITLES.get(name, name), COLUMNS[key][0].replace("\n", " "), *(_cell(r, key) for r in rows))
-    console.print(table)
+    rows = []
+    for name in dict.fromkeys(name for scores in loaded.values() for name in scores["parts"]):
+        parts = {file: scores["parts"].get(name, {}) for file, scores in loaded.items()}
+        for key in shown_columns(parts):
+            heading = columns()[key].heading.replace("\n", " ")
+            rows.append([TITLES.get(name, name), heading, *(cells(row, [key])[0] for row in parts.values())])
+    print_table(["", "", *loaded], rows, text=(0, 1))
     for file, scores in others:
         for line in _differences(first[1]["protocol"], scores["protocol"], tuple(first[1]["protocol"])):
-            console.print(f"{file}: {line}", style="yellow", markup=False)
+            Console().print(f"{file}: {line}", style="yellow", markup=False)
 
 
 def _load(file: str) -> dict[str, Any]:
@@ -172,7 +162,7 @@ def _differences(a: dict[str, Any], b: dict[str, Any], sections: tuple[str, ...]
         left, right = a.get(section) or {}, b.get(section) or {}
         if section == "run":
             continue
-        for key in sorted(left.keys() | right.keys()):
+        for key in sorted((left.keys() | right.keys()) - (UNTOLD - (left.keys() & right.keys()))):
             if left.get(key) != right.get(key):
                 found.append(f"{section}.{key} is {left.get(key)} and {right.get(key)}")
     return found

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from contentmotion.evaluate.reconstruction import mean_squared_error, psnr, ssim
+from contentmotion.evaluate.pixel_metrics import mean_squared_error, psnr, ssim
 
 
 def test_known_values() -> None:

@@ -1,0 +1,176 @@
+"""Numbers from pixels alone: how close two clips are (squared error, PSNR, SSIM), and how much moves in one."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+SSIM_WINDOW = 11  # pixels, height and width
+SSIM_SIGMA = 1.5
+MIN_FLOW_SIZE = 16  # pixels, height and width: two of DIS's patches
+THUMBNAIL_FRAMES, THUMBNAIL_SIZE = 8, 32  # 24 kB a clip: the nearest neighbours of 10,000 are found in memory
+
+
+def require_clips(*videos: np.ndarray | Tensor) -> tuple[Tensor, ...]:
+    """The videos as tensors (without a copy), if they are clips that can be compared.
+
+    Args:
+        videos: uint8 (b, t, h, w, 3), all of one shape.
+
+    Raises:
+        ValueError: Another type, or other shapes.
+    """
+    tensors = tuple(torch.as_tensor(x) for x in videos)
+    for x in tensors:
+        if x.dtype != torch.uint8 or x.ndim != 5 or x.shape[-1] != 3:
+            raise ValueError(f"videos must be uint8 (b, t, h, w, 3), got {x.dtype} {tuple(x.shape)}")
+        if x.shape != tensors[0].shape:
+            raise ValueError(f"videos of different shapes: {tuple(tensors[0].shape)} and {tuple(x.shape)}")
+    return tensors
+
+
+def mean_squared_error(a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> Tensor:
+    """Mean squared error per clip, in units of the full range (0 black, 1 white).
+
+    Args:
+        a: Clips (b, ...), uint8, or floating point in [-1, 1].
+        b: Clips of the same shape and type.
+
+    Returns:
+        float64 (b,).
+
+    Raises:
+        ValueError: Different shapes or types.
+    """
+    a, b = torch.as_tensor(a), torch.as_tensor(b)
+    if a.shape != b.shape or a.dtype != b.dtype:
+        kinds = f"{tuple(a.shape)} {a.dtype}, {tuple(b.shape)} {b.dtype}"
+        raise ValueError(f"clips differ in shape or type: {kinds}")
+    full_range = 255.0 if a.dtype == torch.uint8 else 2.0
+    return ((a.double() - b.double()) / full_range).square().flatten(1).mean(dim=1)
+
+
+def psnr(a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> Tensor:
+    """Peak signal-to-noise ratio per clip in dB, over all its frames; infinite for equal clips.
+
+    Args:
+        a: Clips (b, ...), uint8, or floating point in [-1, 1].
+        b: Clips of the same shape and type.
+
+    Returns:
+        float64 (b,).
+    """
+    return -10 * mean_squared_error(a, b).log10()
+
+
+def ssim(a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> Tensor:
+    """Structural similarity per clip: 1 for equal clips, the mean over frames and colour channels.
+
+    The window is Gaussian, 11x11, of deviation 1.5; only windows that lie inside the frame count.
+
+    Source: Wang et al. 2004, Image quality assessment: from error visibility to structural similarity, Eq. 13-17.
+
+    Args:
+        a: uint8 clips (b, t, h, w, 3), at least 11 pixels high and wide.
+        b: The others, of the same shape.
+
+    Returns:
+        float64 (b,), in [-1, 1], on the clips' device.
+
+    Raises:
+        ValueError: Another type or shape, or frames that are too small.
+    """
+    a, b = require_clips(a, b)
+    if min(a.shape[2:4]) < SSIM_WINDOW:
+        raise ValueError(f"SSIM needs frames of {SSIM_WINDOW}x{SSIM_WINDOW} or more, got {tuple(a.shape[2:4])}")
+    values = torch.zeros(len(a), dtype=torch.float64, device=a.device)
+    for k, (x, y) in enumerate(zip(a, b, strict=True)):  # one clip at a time: float64 copies are large
+        values[k] = _structural_similarity(x, y).mean()
+    return values
+
+
+def _structural_similarity(a: Tensor, b: Tensor) -> Tensor:
+    """SSIM of every window. a, b: uint8 (t, h, w, 3) -> float64 (3 t, 1, h - 10, w - 10)."""
+    x, y = (clip.permute(0, 3, 1, 2).flatten(0, 1)[:, None].double() for clip in (a, b))
+    offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64, device=a.device) - SSIM_WINDOW // 2
+    kernel = (-(offsets**2) / (2 * SSIM_SIGMA**2)).exp()
+    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
+
+    def average(z: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(z, kernel), kernel.movedim(-1, 2))
+
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mean_x, mean_y = average(x), average(y)
+    var_x, var_y = average(x * x) - mean_x**2, average(y * y) - mean_y**2
+    cov = average(x * y) - mean_x * mean_y
+    similarity = (2 * mean_x * mean_y + c1) * (2 * cov + c2)
+    return similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+
+
+def frame_difference(videos: np.ndarray | Tensor) -> Tensor:
+    """Mean absolute difference of consecutive frames, of each clip.
+
+    Args:
+        videos: uint8 (b, t, h, w, 3), t >= 2.
+
+    Returns:
+        float64 (b,), in [0, 1] of the full range: 0 for a still clip.
+
+    Raises:
+        ValueError: Another type or shape, or a single frame.
+    """
+    videos = _require_frames(videos)
+    differences = [(clip[1:].int() - clip[:-1].int()).abs().double().mean() / 255 for clip in videos]
+    return torch.stack(differences) if differences else torch.zeros(0, dtype=torch.float64)
+
+
+def optical_flow(videos: np.ndarray | Tensor) -> Tensor:
+    """Mean length of the optical flow between consecutive frames, of each clip, at its own size.
+
+    The flow is OpenCV's DIS with the preset "medium", on grey levels. It follows texture: a flat region counts as
+    still, and what moves further than about an eighth of the picture in a step is underrated.
+
+    Source: Kroeger et al. 2016 (arXiv 1603.03590).
+
+    Args:
+        videos: uint8 (b, t, h, w, 3), t >= 2, at least `MIN_FLOW_SIZE` pixels high and wide.
+
+    Returns:
+        float64 (b,), in pixels per frame step: 0 for a still clip.
+
+    Raises:
+        ValueError: Another type or shape, a single frame, or frames that are too small.
+    """
+    videos = _require_frames(videos)
+    if min(videos.shape[2:4]) < MIN_FLOW_SIZE:
+        raise ValueError(
+            f"optical flow needs frames of {MIN_FLOW_SIZE}x{MIN_FLOW_SIZE} or more, got {tuple(videos.shape[2:4])}"
+        )
+    lengths = torch.zeros(len(videos), dtype=torch.float64)
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # the same numbers on every machine
+    try:
+        for k, clip in enumerate(videos.cpu().numpy()):
+            grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip]
+            steps = [_flow_length(a, b) for a, b in zip(grey[:-1], grey[1:], strict=True)]
+            lengths[k] = float(np.mean(steps))
+    finally:
+        cv2.setNumThreads(threads)
+    return lengths
+
+
+def _flow_length(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean length of the flow between two grey pictures, in pixels."""
+    # A new estimator for each pair: one that is used again starts from its last sizes.
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(a, b, None)
+    return float(np.linalg.norm(flow.astype(np.float64), axis=-1).mean())
+
+
+def _require_frames(videos: np.ndarray | Tensor) -> Tensor:
+    (clips,) = require_clips(videos)
+    if clips.shape[1] < 2:
+        raise ValueError(f"motion needs clips of 2 frames or more, got {clips.shape[1]}")
+    return clips

@@ -1,0 +1,316 @@
+"""The kinds of videos that an evaluation scores: real clips, and what a pipeline makes of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contentmotion.config import CONDITION_NAMES, EvaluateConfig
+from contentmotion.data.condition_maps import DepthEstimator, depth_of, sketch_of
+from contentmotion.data.conditions import known_latents, random_tubes
+from contentmotion.evaluate.clips import Clips, RealBatch
+from contentmotion.pipelines.content_motion import ContentMotionPipeline
+from contentmotion.pipelines.video_latent import VideoLatentPipeline
+from contentmotion.run_dir import seeded_generator
+from contentmotion.stages.image_vae import decode_frames, encode_frames, vae_scale_factor
+from contentmotion.video.pixels import to_float, to_uint8
+
+Render = Callable[[RealBatch], Tensor]
+
+
+@dataclass(frozen=True)
+class Rendition:
+    """One kind of video to score.
+
+    Attributes:
+        name: Key in the scores.
+        title: Line of the table.
+        clips: Where its indices, frames and captions come from.
+        render: Real clips -> what is made of each, uint8 of the frames' shape.
+        seed: Of the noise, where there is any.
+        compares: Whether a video should equal the real clip (then it gets PSNR and so on).
+        from_caption: Whether a video was made from its caption alone (then it is looked for among the real clips).
+        reference: Name of the rendition whose distribution it is compared with.
+        follows: Conditions of the real clip that its videos are measured against, whether or not they were given.
+    """
+
+    name: str
+    title: str
+    clips: Clips
+    render: Render
+    seed: int | None = None
+    compares: bool = False
+    from_caption: bool = False
+    reference: str = "real"
+    follows: tuple[str, ...] = ()
+
+    @property
+    def is_source(self) -> bool:
+        """Whether its videos lie in files, rather than being made of others."""
+        return self.name in ("real", "generated")
+
+
+def real_clips(clips: Clips) -> Rendition:
+    """The clips themselves."""
+    return Rendition("real", "real clips", clips, lambda batch: batch.frames, follows=clips.maps)
+
+
+def generated_clips(clips: Clips) -> Rendition:
+    """Videos that lie in a folder of their own."""
+    return Rendition(
+        "generated", "videos of generated_dir", clips, lambda batch: batch.frames, from_caption=True, follows=clips.maps
+    )
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the real clips offer a video to follow: maps that lie beside them, or are taken from their frames.
+
+    Attributes:
+        names: "depth", "sketch", "mask", "first_frame": those there are.
+        maps: Of them, those that lie beside the videos.
+        depth_model: Estimates depth where none lies there.
+        factor: Pixels per latent along a side; masks are of whole latents.
+        seed: Draws the masks.
+    """
+
+    names: tuple[str, ...]
+    maps: tuple[str, ...]
+    depth_model: DepthEstimator | None
+    factor: int
+    seed: int
+
+    def of(self, batch: RealBatch, names: tuple[str, ...]) -> dict[str, Tensor]:
+        """Conditions of real clips by name.
+
+        Returns:
+            uint8 "depth", "sketch" (b, t, 1, H, W), 255 near or a line; "mask" of that shape, 1 what is to be made, 0
+            what the real clip shows; "first_frame" (b, 1, 3, H, W).
+        """
+        return {name: batch.maps[name] if name in batch.maps else getattr(self, f"_{name}")(batch) for name in names}
+
+    def _depth(self, batch: RealBatch) -> Tensor:
+        assert self.depth_model is not None, "names has depth only where there is some"
+        return torch.stack([depth_of(clip, self.depth_model) for clip in batch.frames])
+
+    def _sketch(self, batch: RealBatch) -> Tensor:
+        return torch.stack([sketch_of(clip) for clip in batch.frames])
+
+    def _mask(self, batch: RealBatch) -> Tensor:
+        _, t, _, height, width = batch.frames.shape
+        h, w = height // self.factor, width // self.factor
+        tubes = [random_tubes(1, t, h, w, seeded_generator(self.seed, index)) for index in batch.indices]
+        latents = torch.cat(tubes).to(torch.uint8)  # (b, t, 1, h, w)
+        return latents.repeat_interleave(self.factor, -1).repeat_interleave(self.factor, -2)
+
+    def _first_frame(self, batch: RealBatch) -> Tensor:
+        return batch.frames[:, :1]
+
+    def describe(self) -> dict[str, str]:
+        """Where each comes from, for the protocol."""
+        own = {
+            "depth": "estimated of the real clip",
+            "sketch": "edges of the real clip (Canny)",
+            "mask": "a tube from (seed, index)",
+            "first_frame": "of the real clip",
+        }
+        return {name: "beside the videos" if name in self.maps else own[name] for name in self.names}
+
+
+def find_conditions(
+    pipeline: ContentMotionPipeline | VideoLatentPipeline | None,
+    maps: tuple[str, ...],
+    depth_model: DepthEstimator | None,
+    seed: int,
+) -> Conditions:
+    """What can be followed: the maps in the data, and what a model with conditions takes besides."""
+    known = pipeline.condition_names if isinstance(pipeline, VideoLatentPipeline) else ()
+    names = [name for name in CONDITION_NAMES if name in maps or name in known]
+    if "depth" in names and "depth" not in maps and depth_model is None:
+        names.remove("depth")
+    factor = 1 if pipeline is None else vae_scale_factor(pipeline.vae)
+    return Conditions(tuple(names), maps, depth_model, factor, seed)
+
+
+class Renderer:
+    """What a pipeline makes of real clips, their captions and their conditions.
+
+    Args:
+        pipeline: On its device. Networks that no component asks for may be missing.
+        clips: The clips, for their captions and labels.
+        config: The components wanted, the sampler's settings, and the seeds.
+        autocast: Makes the context the networks run in.
+        conditions: What the clips offer to follow.
+
+    Raises:
+        ValueError: The data's classes are not the model's.
+    """
+
+    def __init__(
+        self,
+        pipeline: ContentMotionPipeline | VideoLatentPipeline,
+        clips: Clips,
+        config: EvaluateConfig,
+        autocast: Callable[[], Any],
+        conditions: Conditions,
+    ) -> None:
+        self.pipeline = pipeline
+        self.clips = clips
+        self.config = config
+        self.autocast = autocast
+        self.conditions = conditions
+        names = clips.folder.class_names
+        by_class = pipeline.text_encoder is None and not set(config.components) <= {"reconstruction", "frozen", "vae"}
+        if by_class and pipeline.num_classes != len(names or ()):
+            raise ValueError(
+                f"{clips.folder.root} has {len(names or ())} classes, the model {pipeline.num_classes}: "
+                "their numbers would not mean the same"
+            )
+
+    def renditions(self) -> list[Rendition]:
+        """What the config's components ask for, cheap ones first; those with noise once for each seed."""
+        wanted = set(self.config.components)
+        if self.pipeline.vae is None:
+            wanted.discard("vae")  # its picture of a frame would be the frame
+        if isinstance(self.pipeline, VideoLatentPipeline):
+            wanted &= {"vae", "full", "following"}  # it makes all frames at once
+            given = tuple(name for name in self.conditions.names if name in self.pipeline.condition_names)
+        else:
+            given = ()
+        if "content" in wanted:
+            wanted.add("frozen")  # what generated content frames are compared with
+        own: dict[str, Any] = {"clips": self.clips, "follows": self.clips.maps}
+        frames = self._on_frames
+        all_of_them = [
+            Rendition("reconstruction", "reconstruction", render=frames(self.reconstruct), compares=True, **own),
+            Rendition("frozen", "frozen at the content frame", render=frames(self.freeze), compares=True, **own),
+            Rendition("vae", "image VAE alone", render=frames(self.round_trip), compares=True, **own),
+        ]
+        for seed in range(self.config.seed, self.config.seed + self.config.num_seeds):
+            noise = own | {"seed": seed}
+            all_of_them += [
+                Rendition(
+                    "content", "content frames, held still", render=self._content(seed), reference="frozen", **noise
+                ),
+                Rendition(
+                    "motion", "motion for true content frames", render=self._motion(seed), compares=True, **noise
+                ),
+                Rendition(
+                    "full", "full generation", render=self._full(seed), from_caption=True,
+                    **noise | ({"follows": self.conditions.names} if "following" in wanted else {}),
+                ),
+            ]  # fmt: skip
+            if "following" in wanted:
+                all_of_them += [
+                    Rendition(
+                        f"given_{name}", f"full, given {name.replace('_', ' ')}", render=self._full(seed, name),
+                        **noise | {"follows": (name,)},
+                    )
+                    for name in given
+                ]  # fmt: skip
+        chosen = [r for r in all_of_them if r.name in wanted or r.name.startswith("given_")]
+        if not chosen:
+            raise ValueError(
+                "no component is left to score: a model that works on pixels has no image VAE, a video model neither "
+                "content frame nor motion"
+            )
+        return chosen
+
+    def _on_frames(self, render: Callable[[Tensor], Tensor]) -> Render:
+        """A rendition that looks at the frames only, in [-1, 1]."""
+
+        def call(batch: RealBatch) -> Tensor:
+            with torch.inference_mode(), self.autocast():
+                return to_uint8(render(self._on_device(batch.frames))).cpu()
+
+        return call
+
+    def _on_device(self, frames: Tensor) -> Tensor:
+        return to_float(frames.to(self.pipeline.device))
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Through the whole autoencoder. x: (b, t, 3, h, w) in [-1, 1], as is the result."""
+        return self.pipeline.decode(*self.pipeline.encode_video(x))
+
+    def freeze(self, x: Tensor) -> Tensor:
+        """Every frame is the clip's content frame. x: (b, t, 3, h, w) in [-1, 1], as is the result."""
+        content, _ = self.pipeline.encode_video(x)
+        return decode_frames(self.pipeline.vae, content[:, None]).expand_as(x)
+
+    def round_trip(self, x: Tensor) -> Tensor:
+        """Through the image VAE alone. x: (b, t, 3, h, w) in [-1, 1], as is the result."""
+        return decode_frames(self.pipeline.vae, encode_frames(self.pipeline.vae, x))
+
+    def _content(self, seed: int) -> Render:
+        """Content frames sampled from the captions, shown as long as a clip."""
+
+        def call(batch: RealBatch) -> Tensor:
+            images = self._sample(batch, seed, pipeline=self._without_motion()).content_frame
+            return to_uint8(images, low=0).cpu()[:, None].expand_as(batch.frames)
+
+        return call
+
+    def _motion(self, seed: int) -> Render:
+        """Motion sampled for the true content frame and caption."""
+
+        def call(batch: RealBatch) -> Tensor:
+            with torch.inference_mode(), self.autocast():
+                content, _ = self.pipeline.encode_video(self._on_device(batch.frames))
+            return to_uint8(self._sample(batch, seed, content_latents=content).frames, low=0).cpu()
+
+        return call
+
+    def _full(self, seed: int, condition: str | None = None) -> Render:
+        """All sampled from the caption (of the frames, only the shape counts), and a condition where one is named."""
+
+        def call(batch: RealBatch) -> Tensor:
+            given = {} if condition is None else {"conditions": self._encode(condition, batch)}
+            return to_uint8(self._sample(batch, seed, **given).frames, low=0).cpu()
+
+        return call
+
+    @torch.no_grad()
+    def _encode(self, name: str, batch: RealBatch) -> dict[str, Tensor]:
+        """A condition of real clips as the model takes it (see ``ConditionEncoder.forward``)."""
+        condition, vae = self.conditions.of(batch, (name,))[name].to(self.pipeline.device), self.pipeline.vae
+        if name in ("depth", "sketch"):
+            return {name: condition.float() / 255}
+        if name == "first_frame":
+            return {name: encode_frames(vae, to_float(condition)).float()}
+        latents = encode_frames(vae, self._on_device(batch.frames)).float()
+        step = self.conditions.factor
+        return {name: known_latents(latents, condition[..., ::step, ::step].float())}
+
+    def _without_motion(self) -> ContentMotionPipeline:
+        still = ContentMotionPipeline(
+            **(self.pipeline.components | {"motion_transformer": None, "motion_scheduler": None})
+        )
+        still.set_progress_bar_config(disable=True)
+        return still
+
+    def _sample(self, batch: RealBatch, seed: int, pipeline: ContentMotionPipeline | None = None, **inputs: Any) -> Any:
+        if self.pipeline.text_encoder is not None:
+            inputs["prompt"] = [self.clips.caption(i) for i in batch.indices]
+        else:
+            inputs["class_labels"] = [self.clips.label(i) for i in batch.indices]
+        if not isinstance(self.pipeline, VideoLatentPipeline):
+            inputs |= {
+                "motion_num_inference_steps": self.config.motion_num_inference_steps,
+                "motion_guidance_scale": self.config.motion_guidance_scale,
+                "decode_content_frame": pipeline is not None,
+            }
+        with self.autocast():
+            return (pipeline or self.pipeline)(
+                **inputs,
+                num_frames=batch.frames.shape[1],
+                height=batch.frames.shape[3],
+                width=batch.frames.shape[4],
+                num_inference_steps=self.config.num_inference_steps,
+                guidance_scale=self.config.guidance_scale,
+                generator=[seeded_generator(seed, i) for i in batch.indices],
+                output_type="pt",
+            )
