@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from contentmotion.train.distill_parts import PARTS
 from torch import nn
 
 from contentmotion.cli import main
@@ -18,7 +17,7 @@ from contentmotion.config import (
     TrainContentConfig,
     TrainMotionConfig,
 )
-from contentmotion.cost.plan import count_activations, plan_run
+from contentmotion.cost.plan import STAGES, count_activations, parts, plan_run
 from contentmotion.cost.plan import part as part_of
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 
@@ -107,8 +106,8 @@ def test_lora_trains_adapters_alone(part: str) -> None:
     full = plan_run(DistillConfig(**settings))  # type: ignore[arg-type]
     config = DistillConfig(**settings, lora=LoraSettings(rank=4))  # type: ignore[arg-type]
     lora = plan_run(config)
-    network = part_of("emoji", PARTS[part].network)
-    ends = tuple(f".{end}" for end in PARTS[part].lora_targets)
+    stage = STAGES[part](parts("emoji"))
+    network, ends = stage.network, tuple(f".{end}" for end in stage.lora_targets)
     layers = [m for n, m in network.named_modules() if n.endswith(ends) and isinstance(m, nn.Linear)]
     assert len(layers) > 4
     assert lora.trained == sum(4 * (m.in_features + m.out_features) for m in layers)

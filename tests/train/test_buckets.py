@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from contentmotion.train.distill_parts import PARTS
 from safetensors.torch import load_file
 
 from contentmotion.cli import main
@@ -32,6 +31,7 @@ from contentmotion.config import (
 )
 from contentmotion.cost.plan import print_plan
 from contentmotion.data.cache import LatentCache, collate_latents
+from contentmotion.losses.player import Player
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.pipelines.loading import load_video_pipeline
 from contentmotion.train.autoencoder import train_autoencoder
@@ -210,7 +210,7 @@ def test_held_out_batches_are_of_one_length(
     assert cache.shapes("content") == [(3, 16, 16)] and cache.shapes("motion") == [(2, 4, 16), (2, 8, 16)]
     config = DistillConfig(**STEPS, pretrained_model_name_or_path="x", cache_dir="x", output_dir="x", part="content")
     nothing: Any = None
-    judge = HeldOut(PARTS["content"], nothing, {}, cache, nothing, nothing, config)
+    judge = HeldOut(Player(nothing, nothing), nothing, cache, config)
     assert [tuple(batch["motion"].shape[::2]) for batch in judge.batches] == [(2, 4), (1, 4), (2, 8), (2, 8), (1, 8)]
 
 

@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 
 from contentmotion import diffusion
 from contentmotion.config import DistillConfig, ScheduledEvaluation, TrainMotionConfig
-from contentmotion.losses.consistency import consistency_loss, make_lcm_scheduler
+from contentmotion.losses import consistency
+from contentmotion.losses.consistency import consistency_loss, student_scheduler
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.pipelines.sampling import _warn_once, resolve_sampling
+from contentmotion.stages.stage import Stage
 from contentmotion.train.distill import distill
 from contentmotion.train.motion import train_motion
 
@@ -25,16 +27,31 @@ SEED = 12  # of a batch whose times include both ends of the schedule
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-class LinearDenoiser(torch.nn.Module):
-    """Predicts a multiple of its input; another multiple for dropped conditions."""
+class Linear(torch.nn.Module):
+    """Multiplies by a factor."""
 
-    def __init__(self, factor: float, null_factor: float = 0.0) -> None:
+    def __init__(self, factor: float, null_factor: float) -> None:
         super().__init__()
         self.factor = torch.nn.Parameter(torch.tensor(factor))
         self.null_factor = null_factor
 
-    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, batch: dict, dropped: torch.Tensor):
-        return torch.where(diffusion.expand_to(dropped, noisy) > 0, self.null_factor, self.factor) * noisy
+
+class LinearStage(Stage):
+    """Predicts a multiple of its input; another multiple for dropped conditions."""
+
+    name, field = "content", "content"
+
+    @classmethod
+    def of(cls, scheduler: Any, factor: float, null_factor: float = 0.0) -> "LinearStage":
+        return cls({"unet": Linear(factor, null_factor), "scheduler": scheduler})
+
+    def encode(self, batch: Any, dropped: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        size = len(batch["content"])
+        return {"dropped": torch.zeros(size, dtype=torch.bool) if dropped is None else dropped}
+
+    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, condition: Any, target_timesteps: Any = None):
+        dropped = condition["dropped"].view(-1, *[1] * (noisy.dim() - 1))
+        return torch.where(dropped, self.network.null_factor, self.network.factor) * noisy
 
 
 @pytest.mark.parametrize(
@@ -47,16 +64,17 @@ def test_loss_is_what_diffusers_schedulers_give(prediction_type: str, zero_snr: 
     kind |= {"rescale_betas_zero_snr": zero_snr}
     scheduler = DDIMScheduler(**kind, timestep_spacing="trailing", steps_offset=1)
     config = DistillConfig(part="content", cache_dir="c", output_dir="o", guidance_scale=3.0, huber_c=0.01)
-    student, target, teacher = LinearDenoiser(0.9), LinearDenoiser(0.7), LinearDenoiser(0.8, null_factor=0.5)
+    lcm = student_scheduler(scheduler, 50)
+    student, target = LinearStage.of(lcm, 0.9), LinearStage.of(lcm, 0.7)
+    teacher = LinearStage.of(scheduler, 0.8, null_factor=0.5)
     x0 = torch.randn(6, 2, 4, 4, generator=torch.Generator().manual_seed(1))
-    batch = {"generator": torch.Generator().manual_seed(SEED)}
-    loss = consistency_loss(student, target, teacher, batch, x0, scheduler, config)["loss"]
+    batch = {"content": x0, "generator": torch.Generator().manual_seed(SEED)}
+    loss = consistency_loss(student, target, teacher, batch, config)["loss"]
 
     generator = torch.Generator().manual_seed(SEED)
     noise = torch.randn(x0.shape, generator=generator)
     starts = (torch.randint(50, (6,), generator=generator) + 1) * 20 - 1
     assert 999 in starts and 19 in starts, "both ends of the schedule are among the times"
-    lcm = make_lcm_scheduler(scheduler, 50)
     torch.testing.assert_close(lcm.alphas_cumprod, scheduler.alphas_cumprod)
     lcm.set_timesteps(50)
     scheduler.set_timesteps(50)
@@ -80,7 +98,8 @@ def test_loss_is_what_diffusers_schedulers_give(prediction_type: str, zero_snr: 
             total += (((said - aim).square() + 0.01**2).sqrt() - 0.01).mean().item() / len(x0)
     assert loss.item() == pytest.approx(total, rel=1e-4)
     loss.backward()
-    assert student.factor.grad is not None and target.factor.grad is None and teacher.factor.grad is None
+    gradients = [stage.network.factor.grad for stage in (student, target, teacher)]
+    assert gradients[0] is not None and gradients[1:] == [None, None]
 
 
 def lcm_output(lcm: LCMScheduler, output: torch.Tensor, timestep: int, sample: torch.Tensor) -> torch.Tensor:
@@ -133,16 +152,14 @@ def test_student_samples_in_few_steps(root: Path, distill_config: Configure, par
 def test_teacher_is_frozen_and_target_is_the_average(
     root: Path, distill_config: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from contentmotion.train import distill as module
-
     seen: list[tuple] = []
-    original = module.consistency_loss
+    original = consistency.consistency_loss
 
     def spy(student: Any, target: Any, teacher: Any, *args: Any) -> dict:
-        seen.append(tuple(next(n.transformer.parameters()).detach().clone() for n in (student, target, teacher)))
+        seen.append(tuple(next(n.network.parameters()).detach().clone() for n in (student, target, teacher)))
         return original(student, target, teacher, *args)
 
-    monkeypatch.setattr(module, "consistency_loss", spy)
+    monkeypatch.setattr(consistency, "consistency_loss", spy)
     distill(distill_config("spied", "motion", max_train_steps=4, checkpointing_steps=4, ema_decay=0.5))
     first = seen[0][0]
     average = first
@@ -172,7 +189,7 @@ def test_resume_is_exact(root: Path, distill_config: Configure) -> None:
 def test_lcm_sampling_equals_diffusers(root: Path) -> None:
     """The distilled content model in diffusers' own Stable Diffusion pipeline gives the same latents."""
     pipe = load_pipeline(f"{root}/teacher")
-    pipe.scheduler = make_lcm_scheduler(pipe.scheduler, 50)
+    pipe.scheduler = student_scheduler(pipe.scheduler, 50)
     pipe.set_progress_bar_config(disable=True)
     seed = torch.Generator().manual_seed
     ours = pipe("square", num_inference_steps=3, output_type="latent", generator=seed(0)).content_frame
@@ -194,11 +211,11 @@ def test_defaults_and_one_warning(root: Path, caplog: pytest.LogCaptureFixture) 
         "steps": 50, "motion_steps": 50, "guidance_scale": 4.0, "motion_guidance_scale": 1.0,
     }  # fmt: skip
     assert resolve_sampling(pipe, 7, None, None, 1.0).motion_steps == 7
-    pipe.scheduler = make_lcm_scheduler(pipe.scheduler, 50)
+    pipe.scheduler = student_scheduler(pipe.scheduler, 50)
     mixed = resolve_sampling(pipe, None, None, None, 1.0)
     assert (mixed.steps, mixed.motion_steps, mixed.guidance_scale) == (4, 50, 1.0)
     assert resolve_sampling(pipe, 2, None, None, 1.0).motion_steps == 50
-    pipe.motion_scheduler = make_lcm_scheduler(pipe.motion_scheduler, 50)
+    pipe.motion_scheduler = student_scheduler(pipe.motion_scheduler, 50)
     assert resolve_sampling(pipe, 2, None, None, 1.0).motion_steps == 2
     _warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
@@ -233,7 +250,7 @@ def test_bad_input(root: Path, distill_config: Configure) -> None:
     with pytest.raises(ValueError, match="ema_decay must be above 0, below 1, got 0"):
         distill_config("bad", "content", ema_decay=0.0)
     pipe = load_pipeline(f"{root}/teacher")
-    pipe.scheduler = make_lcm_scheduler(pipe.scheduler, 50)
+    pipe.scheduler = student_scheduler(pipe.scheduler, 50)
     pipe.save_pretrained(root / "distilled")
     with pytest.raises(ValueError, match="content model has a LCMScheduler; a teacher is a model with a DDIMScheduler"):
         distill(distill_config("bad", "content", pretrained_model_name_or_path=f"{root}/distilled"))

@@ -9,18 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-from contentmotion.train.distill_parts import PARTS
 from safetensors.torch import load_file
 
 from contentmotion.config import DistillConfig, LoraSettings
 from contentmotion.data.cache import open_cache
-from contentmotion.losses.consistency import compare_predictions, make_lcm_scheduler, sample
+from contentmotion.losses import consistency
+from contentmotion.losses.consistency import compare_samples
 from contentmotion.pipelines.loading import load_pipeline
+from contentmotion.stages.motion import MotionStage
+from contentmotion.stages.stage import Stage
+from contentmotion.stages.text import encode_prompts
 from contentmotion.train import distill as module
 from contentmotion.train import held_out as held_out_module
 from contentmotion.train.best import Best
 from contentmotion.train.distill import distill
-from contentmotion.train.held_out import Alarms, HeldOut, what_scores_depend_on
+from contentmotion.train.held_out import Alarms, HeldOut, sample, what_scores_depend_on
 
 Configure = Callable[..., DistillConfig]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -31,56 +34,60 @@ def scores(root: Path, name: str) -> dict[int, dict[str, float]]:
     return {line["step"]: line for line in lines if "eval/student_error" in line}
 
 
+def tokenizer_and_encoder(stage: Stage) -> tuple[Any, Any]:
+    return stage.components["tokenizer"], stage.components["text_encoder"]
+
+
 def held_out(root: Path, config: DistillConfig, student: Any = None) -> HeldOut:
     """Of the motion model; the student is the teacher unless one is given."""
-    part, teacher = PARTS["motion"], load_pipeline(f"{root}/teacher")
-    wrapped = part.wrap(teacher.components)
-    denoisers = {"teacher": wrapped, "student": student or wrapped, "target": student or wrapped}
-    cache, lcm = open_cache(f"{root}/unseen", 0.0), make_lcm_scheduler(teacher.motion_scheduler, 50)
-    return HeldOut(part, teacher, denoisers, cache, teacher.motion_scheduler, lcm, config)
+    teacher = load_pipeline(f"{root}/teacher").stages["motion"]
+    scheduler = consistency.student_scheduler(teacher.scheduler, 50)
+    student = (student or MotionStage)(teacher.components | {"motion_scheduler": scheduler})
+    [player] = consistency.players(student, teacher, config)
+    return HeldOut(player, teacher, open_cache(f"{root}/unseen", 0.0), config)
 
 
 def test_scores_compare_and_tell_students_apart(root: Path, distill_config: Configure) -> None:
-    class Nothing(torch.nn.Module):
+    class Nothing(MotionStage):
         """Predicts v = sqrt(alpha) noise of a picture that is nothing: the mean of all samples."""
 
-        def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, batch: dict, dropped: torch.Tensor):
-            alphas = scheduler.alphas_cumprod[timesteps].sqrt().view(-1, 1, 1, 1)
+        def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, condition: dict, target_timesteps=None):
+            alphas = self.scheduler.alphas_cumprod[timesteps].sqrt().view(-1, 1, 1, 1)
             return noisy * alphas / (1 - alphas.square()).sqrt().clamp(min=1e-4)
 
     config = distill_config("x", "motion", eval_cache_dir=f"{root}/unseen", heldout_steps=1, guidance_scale=1.0)
     judge = held_out(root, config)
-    scheduler = judge.scheduler
     once = judge.score()
     assert once == judge.score() == held_out(root, config).score(), "the same points at every step and in every run"
     assert set(once) == {"heldout_loss", "student_error", "x0_std_ratio", "motion_ratio"}
-    # The teacher itself, without guidance, says what the teacher says.
-    assert once["x0_std_ratio"] == pytest.approx(1, rel=1e-3) and once["motion_ratio"] == pytest.approx(1, rel=1e-3)
-    flat = held_out(root, config, Nothing()).score()
+    flatter = held_out(root, config, Nothing)
+    flat = flatter.score()
     assert flat["x0_std_ratio"] < 0.2 and flat["motion_ratio"] < 0.2
     # Nothing stands where the teachers' samples have mean m: its error is sqrt(1 + m^2), in units of their deviation.
-    teachers = torch.cat(judge._teachers)
+    teachers = torch.cat(flatter._teachers)
     assert flat["student_error"] == pytest.approx(math.hypot(1, teachers.mean() / teachers.std()), abs=0.1)
 
 
 def test_student_error_by_hand(root: Path, distill_config: Configure) -> None:
-    """The teacher's sample in 50 guided DDIM steps and the student's in 4 LCM steps, by diffusers' schedulers alone."""
+    """The teacher's sample in 50 guided DDIM steps and the student's in one, by diffusers' schedulers alone."""
     config = distill_config("x", "motion", eval_cache_dir=f"{root}/unseen", heldout_steps=1, guidance_scale=2.0)
     judge = held_out(root, config)
-    batch, x0 = judge._batch(0, 0)
-    noise = torch.randn(x0.shape, generator=batch["generator"])
-    teacher, b = judge.denoisers["teacher"], len(x0)
-    kept, dropped = torch.zeros(b, dtype=torch.bool), torch.ones(b, dtype=torch.bool)
+    batch, teacher, lcm = judge._batch(0, 0), judge.teacher, judge.student.scheduler
+    noise = torch.randn(batch["motion"].shape, generator=batch["generator"])
+    network, (_, text) = teacher.network, encode_prompts(*tokenizer_and_encoder(teacher), batch["caption"])
+    _, nothing = encode_prompts(*tokenizer_and_encoder(teacher), [""] * len(noise))
+
+    def say(x: torch.Tensor, t: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        return network(x, t.expand(len(x)), batch["content"], pooled_text=pooled)
+
     with torch.no_grad():
         x = noise
-        judge.scheduler.set_timesteps(50)
-        for t in judge.scheduler.timesteps:
-            null, conditional = (teacher(x, t.expand(b), batch, drop) for drop in (dropped, kept))
-            x = judge.scheduler.step(null + 2 * (conditional - null), t, x).prev_sample
-        y = noise
-        judge.lcm.set_timesteps(4)
-        for t in judge.lcm.timesteps:
-            y = judge.lcm.step(teacher(y, t.expand(b), batch, kept), t, y, generator=batch["generator"]).prev_sample
+        teacher.scheduler.set_timesteps(50)
+        for t in teacher.scheduler.timesteps:
+            null, conditional = say(x, t, nothing), say(x, t, text)
+            x = teacher.scheduler.step(null + 2 * (conditional - null), t, x).prev_sample
+        lcm.set_timesteps(1)
+        y = lcm.step(say(noise, lcm.timesteps[0], text), lcm.timesteps[0], noise).prev_sample
     error = (x - y).square().mean().sqrt() / x.std()
     assert judge.score()["student_error"] == pytest.approx(error.item(), rel=1e-3)
 
@@ -95,19 +102,19 @@ def test_sampling_is_the_pipelines(root: Path) -> None:
         motion_num_inference_steps=1,
     ).content_frame  # fmt: skip
     batch = {"caption": ["square 1"], "generator": torch.Generator()}
-    ours = sample(PARTS["content"].wrap(pipe.components), batch, noise, pipe.scheduler, 5, 3.0)
+    ours = sample(pipe.stages["content"], batch, noise, 5, 3.0)
     torch.testing.assert_close(ours, frame, atol=1e-5, rtol=1e-5)
 
 
-def test_ratios_of_predictions() -> None:
+def test_ratios_of_samples() -> None:
     clean = torch.randn(5, 4, 6, 8, generator=torch.Generator().manual_seed(0))
     still = 0.5 * clean + 3
-    found = compare_predictions(still, clean, time_axis=2)
+    found = compare_samples(still, clean, time_axis=2)
     assert found["x0_std_ratio"].item() == pytest.approx(0.5, rel=1e-4)
     assert found["motion_ratio"].item() == pytest.approx(0.5, rel=1e-4)
-    assert set(compare_predictions(still, clean, time_axis=None)) == {"x0_std_ratio"}
+    assert set(compare_samples(still, clean, time_axis=None)) == {"x0_std_ratio"}
     frozen = clean[:, :, :1].expand_as(clean)
-    found = compare_predictions(frozen, clean, time_axis=2)
+    found = compare_samples(frozen, clean, time_axis=2)
     assert found["motion_ratio"] < 1e-6 and found["x0_std_ratio"] == pytest.approx(1, abs=0.2)
 
 
@@ -217,9 +224,9 @@ def test_a_run_that_collapses_says_so(
 
 def test_teacher_is_frozen_over_a_hundred_steps(root: Path, distill_config: Configure) -> None:
     kept: dict[str, Any] = {}
-    original = module.make_roles
+    original = module.make_student
 
-    def spy(teacher: Any, *args: Any) -> Any:
+    def spy(teacher: Stage, *args: Any) -> Any:
         kept["teacher"] = teacher
         kept["before"] = {
             f"{name}.{key}": value.clone()
@@ -230,7 +237,7 @@ def test_teacher_is_frozen_over_a_hundred_steps(root: Path, distill_config: Conf
         return original(teacher, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "make_roles", spy)
+        patch.setattr(module, "make_student", spy)
         distill(distill_config("hundred", "motion", max_train_steps=100, checkpointing_steps=100))
     for name, part in kept["teacher"].components.items():
         if isinstance(part, torch.nn.Module):

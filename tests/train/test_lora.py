@@ -8,29 +8,40 @@ from typing import Any
 
 import pytest
 import torch
-from contentmotion.train.distill_parts import PARTS
 from diffusers import LCMScheduler, StableDiffusionPipeline, UNet3DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from contentmotion import ContentMotionPipeline
 from contentmotion.config import DistillConfig, LoraSettings
-from contentmotion.losses.consistency import make_lcm_scheduler
+from contentmotion.losses import consistency
+from contentmotion.losses.consistency import student_scheduler
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.pipelines.loading import load_pipeline
+from contentmotion.stages.content.stable_diffusion import StableDiffusionContent
+from contentmotion.stages.motion import MotionStage
+from contentmotion.stages.stage import Stage
 from contentmotion.train.distill import distill
-from contentmotion.train.lora import add_adapters, merge_adapters, save_adapters, share_weights
+from contentmotion.train.lora import add_adapters, merge_adapters, save_adapters
 
 Configure = Callable[..., DistillConfig]
 LORA = "lora/pytorch_lora_weights.safetensors"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
+TARGETS = {"content": StableDiffusionContent.lora_targets, "motion": MotionStage.lora_targets}
+
+
+class Tiny(Stage):
+    name = "content"
+    encode = forward = example = make = None  # type: ignore[assignment]
+
+
 def with_adapters(network: torch.nn.Module, part: str, alpha: float | None = None) -> torch.nn.Module:
     """A copy of a frozen network with adapters that do something."""
     torch.manual_seed(3)
-    adapted = share_weights(network.requires_grad_(False))
-    add_adapters(adapted, 4, alpha, PARTS[part].lora_targets)
+    adapted = copy.deepcopy(network.requires_grad_(False))
+    add_adapters(adapted, 4, alpha, TARGETS[part])
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -55,7 +66,7 @@ def draw(pipe: Any) -> torch.Tensor:
 @pytest.mark.parametrize("alpha", [None, 1.0])
 def test_stock_pipeline_with_the_adapters_is_the_student(root: Path, tmp_path: Path, alpha: float | None) -> None:
     pipe = load_pipeline(f"{root}/teacher")
-    pipe.scheduler = make_lcm_scheduler(pipe.scheduler, 50)
+    pipe.scheduler = student_scheduler(pipe.scheduler, 50)
     before = draw(stock(pipe, pipe.unet))
     student = with_adapters(pipe.unet, "content", alpha)
     expected = draw(stock(pipe, student))
@@ -101,35 +112,34 @@ def test_adapters_of_the_motion_model_and_of_a_video_unet() -> None:
 
 def test_a_copy_shares_what_is_frozen() -> None:
     network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 4)).requires_grad_(False)
-    student = share_weights(network)
-    add_adapters(student, 2, None, ("2",))
+    student = Tiny({"unet": copy.deepcopy(network, {id(p): p for p in network.parameters()})})
+    add_adapters(student.network, 2, None, ("2",))
     assert [name for name, p in student.named_parameters() if p.requires_grad] == [
-        "2.lora_A.default.weight", "2.lora_B.default.weight",
+        "unet.2.lora_A.default.weight", "unet.2.lora_B.default.weight",
     ]  # fmt: skip
     x = torch.randn(3, 4)
-    assert torch.equal(student(x), network(x)), "adapters start as nothing"
-    target = share_weights(student)
-    assert student[0].weight is network[0].weight is target[0].weight
-    assert student[2].lora_A.default.weight is not target[2].lora_A.default.weight
-    assert torch.equal(student[2].lora_A.default.weight, target[2].lora_A.default.weight)
+    assert torch.equal(student.network(x), network(x)), "adapters start as nothing"
+    target = student.twin()
+    own, copied = student.network, target.network
+    assert own[0].weight is network[0].weight is copied[0].weight
+    assert own[2].lora_A.default.weight is not copied[2].lora_A.default.weight
+    assert torch.equal(own[2].lora_A.default.weight, copied[2].lora_A.default.weight)
+    assert not any(p.requires_grad for p in target.parameters())
 
 
 @pytest.mark.parametrize("part", ["content", "motion"])
 def test_only_adapters_train_and_the_target_follows(
     root: Path, distill_config: Configure, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from contentmotion.train import distill as module
-
-    network = "unet" if part == "content" else "transformer"
     seen: list[tuple[dict, dict, dict]] = []
-    original = module.consistency_loss
+    original = consistency.consistency_loss
 
     def spy(*roles: Any) -> dict:
-        states = tuple({k: v.clone() for k, v in getattr(r, network).state_dict().items()} for r in roles[:3])
+        states = tuple({k: v.clone() for k, v in r.network.state_dict().items()} for r in roles[:3])
         seen.append(states)
         return original(*roles)
 
-    monkeypatch.setattr(module, "consistency_loss", spy)
+    monkeypatch.setattr(consistency, "consistency_loss", spy)
     config = distill_config(
         f"lora-{part}", part, max_train_steps=3, ema_decay=0.5, learning_rate=1e-2,
         gradient_checkpointing=True, validation_steps=3,

@@ -34,11 +34,13 @@ from contentmotion.config import (
     TrainVideoConfig,
     VideoSizes,
 )
+from contentmotion.diffusion import NoiseSchedule
+from contentmotion.losses.diffusion import split_by_time
 from contentmotion.pipelines.loading import load_video_pipeline
+from contentmotion.stages.content import load_content
 from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.checkpoints import checkpoints, latest_checkpoint
-from contentmotion.train.content import load_content_parts, train_content
-from contentmotion.train.denoiser import snr_weights, split_by_time
+from contentmotion.train.content import train_content
 from contentmotion.train.motion import train_motion
 from contentmotion.train.optimizers import Average
 from contentmotion.train.stopping import OUT_OF_TIME, StopRequests
@@ -191,7 +193,8 @@ def test_snr_weights_are_those_of_diffusers_scripts(kind: str) -> None:
     times = torch.tensor([0, 10, 300, 600, 999])
     snr = compute_snr(scheduler, times)
     expected = snr.clamp(max=5) / (snr if kind == "epsilon" else snr + 1)
-    torch.testing.assert_close(snr_weights(kind, scheduler.alphas_cumprod[times], 5.0), expected, rtol=1e-4, atol=1e-6)
+    weights = NoiseSchedule.of(scheduler).snr_weights(times, 5.0, times)
+    torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_losses_by_quarters_of_the_schedule() -> None:
@@ -264,7 +267,7 @@ def test_content_adapters_load_in_diffusers_and_change_the_picture(base: Path) -
     train_content(TrainContentConfig(**settings, pretrained_model_name_or_path=name, output_dir=f"{base}/adapted"))
 
     def draw(folder: str, lora: str | None = None) -> torch.Tensor:
-        own = load_content_parts(folder)
+        own = load_content(folder).components
         pipe: Any = StableDiffusionPipeline(
             None,
             own["text_encoder"],

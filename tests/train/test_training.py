@@ -35,9 +35,10 @@ from contentmotion.data.cache import LatentCache
 from contentmotion.data.clips import open_clips
 from contentmotion.loading import load_autoencoder
 from contentmotion.pipelines.loading import load_pipeline
+from contentmotion.stages.content import load_content
 from contentmotion.train import checkpoints, loop
 from contentmotion.train.autoencoder import draw_frames, train_autoencoder
-from contentmotion.train.content import load_content_parts, train_content
+from contentmotion.train.content import train_content
 from contentmotion.train.motion import train_motion
 from contentmotion.train.vae import train_vae
 
@@ -335,7 +336,7 @@ def test_training_from_half_precision_weights(run: Path) -> None:
         )
     )  # fmt: skip
     train_motion(motion_config(run, "from-half", pretrained_model_name_or_path=f"{run}/half", max_train_steps=1))
-    parts = load_content_parts(f"{run}/half")
+    parts = load_content(f"{run}/half").components
     for name in ("vae", "text_encoder", "unet"):
         assert {p.dtype for p in parts[name].parameters()} == {torch.float32}, name
 

@@ -16,9 +16,10 @@ from contentmotion.commands.encode import encode
 from contentmotion.config import DistillConfig, EncodeConfig, TrainVideoConfig, VideoSizes
 from contentmotion.cost.plan import print_plan
 from contentmotion.pipelines.loading import load_video_pipeline
-from contentmotion.train.content import load_content_parts
+from contentmotion.stages.content import load_content
+from contentmotion.stages.video import VideoStage, make_condition_encoder
 from contentmotion.train.distill import distill
-from contentmotion.train.video import add_conditions, train_video
+from contentmotion.train.video import train_video
 
 STEPS: dict[str, Any] = {
     "max_train_steps": 2, "train_batch_size": 2, "logging_steps": 1, "checkpointing_steps": 1,
@@ -79,7 +80,7 @@ def test_inflated_from_an_image_model(cache: Path, tmp_path: Path, tiny_pipeline
     train_video(
         settings(cache, tmp_path / "run", pretrained_model_name_or_path=name, max_train_steps=1, learning_rate=1e-9)
     )
-    pipe, parts = load_video_pipeline(str(tmp_path / "run/video")), load_content_parts(name)
+    pipe, parts = load_video_pipeline(str(tmp_path / "run/video")), load_content(name).components
     x, hidden = torch.randn(1, 3, 4, 16, 16), torch.randn(1, 5, 32)
     unet: UNet2DConditionModel = parts["unet"]
     with torch.no_grad():
@@ -127,12 +128,16 @@ def test_clips_of_another_size_than_the_image_model(
 
 
 def test_conditions_come_from_the_batch_alone() -> None:
+    def stage(*conditions: str) -> VideoStage:
+        encoder = make_condition_encoder(VideoSizes(), 3, None, conditions)
+        return VideoStage({"unet": torch.nn.Identity(), "condition_encoder": encoder})
+
     batch = {"latents": torch.randn(3, 4, 3, 8, 8), "generator": torch.Generator().manual_seed(5)}
     same = batch | {"generator": torch.Generator().manual_seed(5)}
-    one, two = (add_conditions(b, ("mask", "first_frame"), 0.5) for b in (batch, same))
+    one, two = (stage("mask", "first_frame").prepare(b) for b in (batch, same))
     assert torch.equal(one["conditions"]["mask"], two["conditions"]["mask"])
     assert torch.equal(one["present"]["mask"], two["present"]["mask"])
-    assert add_conditions(batch, (), 0.5) is batch
+    assert stage().prepare(batch) is batch
 
 
 @pytest.mark.parametrize(
