@@ -34,10 +34,11 @@ from contentmotion.config import (
 from contentmotion.data.cache import LatentCache
 from contentmotion.data.clips import open_clips
 from contentmotion.loading import load_autoencoder
+from contentmotion.losses.reconstruction import draw_frames
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.stages.content import load_content
 from contentmotion.train import checkpoints, loop
-from contentmotion.train.autoencoder import draw_frames, train_autoencoder
+from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.content import train_content
 from contentmotion.train.motion import train_motion
 from contentmotion.train.vae import train_vae
@@ -383,7 +384,8 @@ KILLED_RUN = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts its children without
 from contentmotion.config import AutoencoderSizes, TrainAutoencoderConfig
-from contentmotion.train.autoencoder import draw_frames, train_autoencoder
+from contentmotion.losses.reconstruction import draw_frames
+from contentmotion.train.autoencoder import train_autoencoder
 train_autoencoder(TrainAutoencoderConfig(
     train_data_dir=sys.argv[1], output_dir=sys.argv[2], num_frames=4, height=16, width=16,
     model=AutoencoderSizes(hidden_size=16, depth=1, num_heads=2, head_dim=8, motion_channels=2),

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
 from contentmotion.models.layers import Attention, grid_embedding, require_multiple, sincos_embedding, standardize
@@ -151,7 +151,7 @@ class MotionDiT(ModelMixin, ConfigMixin):
     def forward(
         self,
         motion: Float[Tensor, "b D t s"],
-        timesteps: Int[Tensor, " b"],
+        timesteps: Real[Tensor, " b"],
         content: Float[Tensor, "b c h w"],
         class_labels: Int[Tensor, " b"] | None = None,
         pooled_text: Float[Tensor, "b text_dim"] | None = None,
@@ -160,7 +160,7 @@ class MotionDiT(ModelMixin, ConfigMixin):
 
         Args:
             motion: Noisy standardised motion latent, ``s = H' + W'``.
-            timesteps: Diffusion times, 0 to 999.
+            timesteps: Diffusion times, 0 to 999; of flow matching any number in [0, 1000].
             content: Content frame; its sides tell H' from W'.
             class_labels: Class ids; ``num_classes`` is the null class.
             pooled_text: Pooled text features.

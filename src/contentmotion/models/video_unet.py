@@ -19,7 +19,7 @@ from diffusers.models.embeddings import TextTimeEmbedding, TimestepEmbedding
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.resnet import TemporalConvLayer
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -105,7 +105,7 @@ class VideoUNet(UNet3DConditionModel, ModelMixin):  # pipelines load a class onl
     def forward(
         self,
         sample: Float[Tensor, "b c t h w"],
-        timestep: Int[Tensor, " b"] | Int[Tensor, ""] | int,
+        timestep: Real[Tensor, " b"] | Real[Tensor, ""] | float,
         encoder_hidden_states: Float[Tensor, "b n d"],
         **options: Any,
     ) -> Any:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoModel, DDIMScheduler, LCMScheduler, UNet3DConditionModel
+from diffusers import AutoModel, UNet3DConditionModel
 from huggingface_hub import hf_hub_download
 
 from contentmotion.config import SHIPPED_MODEL, SHIPPED_STUDENT
 from contentmotion.loading import (
+    SCHEDULERS,
     explain,
     load_autoencoder,
     load_model,
@@ -77,7 +78,7 @@ def load_pipeline(
         raise ValueError(
             f"{name_or_path} has no {' and no '.join(absent)}: give --autoencoder and --motion_transformer"
         )
-    if motion_transformer and not isinstance(pipe.scheduler, (DDIMScheduler, LCMScheduler)):
+    if motion_transformer and not isinstance(pipe.scheduler, SCHEDULERS):
         # A stock Stable Diffusion folder names PNDM or Euler; the paper samples with DDIM.
         pipe.scheduler = training_scheduler(pipe.scheduler.config)
     pipe.check_parts()

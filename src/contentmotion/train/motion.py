@@ -50,7 +50,7 @@ def motion_to_train(config: TrainMotionConfig, cache: LatentCache) -> MotionStag
     elif not names:
         raise ValueError("give --pretrained_model_name_or_path (a text encoder), or a cache of labelled clips")
     own = autoencoder.config
-    statistics = getattr(cache, "motion_statistics", None)
+    statistics = cache.motion_statistics
     if statistics is None and own.motion_mean is not None:  # a cache made by version 0.1
         statistics = (own.motion_mean, own.motion_std)
     if statistics is None:

@@ -81,7 +81,7 @@ class DiTContent(Stage):
 
     @property
     def side_multiple(self) -> int:
-        return self.network.config.patch_size
+        return int(self.network.config.patch_size)
 
     def encode(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None = None) -> Condition:
         return {"class_labels": drop_labels(batch["label"], dropped, self.network.config.num_embeds_ada_norm)}

@@ -1,0 +1,132 @@
+"""Flow matching from scratch, for every stage: trained, sampled by diffusers' Euler, distilled."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
+
+from contentmotion.commands.encode import encode
+from contentmotion.config import (
+    AutoencoderSizes,
+    ContentSizes,
+    DistillConfig,
+    EncodeConfig,
+    MotionSizes,
+    TrainAutoencoderConfig,
+    TrainContentConfig,
+    TrainMotionConfig,
+    TrainVideoConfig,
+    VideoSizes,
+)
+from contentmotion.pipelines.loading import load_pipeline, load_video_pipeline
+from contentmotion.train.autoencoder import train_autoencoder
+from contentmotion.train.content import train_content
+from contentmotion.train.distill import distill
+from contentmotion.train.motion import train_motion
+from contentmotion.train.video import train_video
+
+STEPS: dict[str, Any] = {
+    "max_train_steps": 2, "train_batch_size": 2, "logging_steps": 1, "checkpointing_steps": 2, "validation_steps": 2,
+    "report_to": "none", "mixed_precision": "no", "lr_warmup_steps": 1, "learning_rate": 1e-3,
+}  # fmt: skip
+FLOW: dict[str, Any] = {"prediction_type": "flow", "flow_shift": 3.0, "logit_mean": 0.5}
+UNET: dict[str, Any] = {
+    "block_out_channels": (32, 32), "num_attention_heads": 2, "text_hidden_size": 32, "text_num_layers": 1,
+    "vocab_size": 600,
+}  # fmt: skip
+SMALL: dict[str, Any] = {"hidden_size": 16, "depth": 1, "num_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def root(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An autoencoder of pixels, and flow-matching models of content, motion and video beside it."""
+    root = tmp_path_factory.mktemp("flow")
+    data = {"train_data_dir": str(clip_folder), "num_frames": 4, "height": 16, "width": 16}
+    train_autoencoder(
+        TrainAutoencoderConfig(**data, **STEPS, model=AutoencoderSizes(**SMALL, head_dim=8), output_dir=f"{root}/ae")
+    )
+    encode(EncodeConfig(**data, autoencoder=f"{root}/ae/autoencoder", output_dir=f"{root}/cache"))
+    encode(EncodeConfig(**data, latents_only=True, output_dir=f"{root}/latents"))
+    cached = STEPS | FLOW | {"cache_dir": f"{root}/cache"}
+    train_content(TrainContentConfig(**cached, model=ContentSizes(**UNET), output_dir=f"{root}/content"))
+    train_motion(
+        TrainMotionConfig(
+            **cached, model=MotionSizes(**SMALL, content_patch_size=2), output_dir=f"{root}/motion",
+            pretrained_model_name_or_path=f"{root}/content/content", autoencoder=f"{root}/ae/autoencoder",
+        )
+    )  # fmt: skip
+    whole = STEPS | FLOW | {"cache_dir": f"{root}/latents", "output_dir": f"{root}/video"}
+    train_video(TrainVideoConfig(**whole, model=VideoSizes(**UNET)))
+    return root
+
+
+def load(root: Path, content: str = "content", motion: str = "motion") -> Any:
+    pipe = load_pipeline(f"{root}/{content}/content", f"{root}/ae/autoencoder", f"{root}/{motion}/motion_transformer")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_folders_say_what_they_are(root: Path) -> None:
+    pipe, video = load(root), load_video_pipeline(f"{root}/video/video")
+    for scheduler in (pipe.scheduler, pipe.motion_scheduler, video.scheduler):
+        assert isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and scheduler.config.shift == 3.0
+    for stage in (*pipe.stages.values(), *video.stages.values()):
+        assert (stage.schedule.prediction_type, stage.schedule.shift) == ("flow", 3.0)
+    for run in ("content", "motion", "video"):
+        assert (root / run / "preview-000002.png").exists()
+
+
+def test_content_is_sampled_as_by_hand(root: Path) -> None:
+    """Three guided Euler steps written out: x + (s' - s) v, levels shifted as diffusers shifts them."""
+    pipe = load(root)
+    noise = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    ours = pipe(
+        "square 1", num_inference_steps=3, motion_num_inference_steps=1, guidance_scale=2.5, latents=noise,
+        output_type="latent",
+    ).content_frame  # fmt: skip
+    pipe.scheduler.set_timesteps(3)
+    sigmas, x = pipe.scheduler.sigmas.tolist(), noise
+    tokens = {
+        text: pipe.text_encoder(
+            pipe.tokenizer(
+                [text], padding="max_length", max_length=pipe.tokenizer.model_max_length, return_tensors="pt"
+            ).input_ids
+        ).last_hidden_state
+        for text in ("square 1", "")
+    }
+    with torch.no_grad():
+        for now, later in zip(sigmas[:-1], sigmas[1:], strict=True):
+            t = torch.tensor(1000 * now)
+            prompt, null = (pipe.unet(x, t, encoder_hidden_states=tokens[text]).sample for text in tokens)
+            x = x + (later - now) * (null + 2.5 * (prompt - null))
+    torch.testing.assert_close(ours, x, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("part", ["content", "motion", "video"])
+def test_a_flow_teacher_is_distilled(root: Path, part: str) -> None:
+    if part == "motion" or part == "content":
+        teacher = root / "teacher"
+        if not teacher.exists():
+            load(root).save_pretrained(teacher)
+        cache = root / "cache"
+    else:
+        teacher, cache = root / "video/video", root / "latents"
+    distill(
+        DistillConfig(
+            **STEPS | {"validation_steps": 0}, part=part, pretrained_model_name_or_path=str(teacher),
+            cache_dir=str(cache), output_dir=f"{root}/student-{part}", guidance_scale=2.0, num_ddim_steps=8,
+        )
+    )  # fmt: skip
+    if part == "video":
+        video: Any = load_video_pipeline(f"{root}/student-video/video")
+        video.set_progress_bar_config(disable=True)
+        scheduler, frames = video.scheduler, video("a square", output_type="np").frames
+    else:
+        pipe = load(root, **{part: f"student-{part}"})
+        scheduler = pipe.scheduler if part == "content" else pipe.motion_scheduler
+        steps = {"num_inference_steps": 2, "motion_num_inference_steps": 2}
+        frames = pipe("a square", output_type="np", **steps).frames
+    assert isinstance(scheduler, FlowMatchLCMScheduler) and scheduler.config.shift == 3.0
+    assert frames.shape == (1, 4, 16, 16, 3) and frames.std() > 0
