@@ -144,22 +144,24 @@ def settings_of(config_class: type) -> dict[str, Setting]:
     """The settings of a config by name, grouped by the class that documents them, the command's own first."""
     kinds, fields = field_types(config_class), {field.name: field for field in dataclasses.fields(config_class)}
     found: dict[str, Setting] = {}
-    blocks: dict[str, Setting] = {}
+    of_blocks: dict[str, Setting] = {}
+    seen: set[str] = set()
     for documented in config_class.__mro__[:-1]:
         title, lines = read_documentation(documented)
         for name, line in lines.items():
-            if name in found or name in blocks:  # documented anew by a derived class
+            if name in seen:  # documented anew by a derived class
                 continue
+            seen.add(name)
             if dataclasses.is_dataclass(kinds[name].item):
                 group = f"--{name}.*: {line}"
                 for inner in settings_of(kinds[name].item).values():
                     default = getattr(fields[name].default, inner.name)
                     whole = f"{name}.{inner.name}"
-                    blocks[whole] = dataclasses.replace(inner, name=whole, default=default, group=group)
+                    of_blocks[whole] = dataclasses.replace(inner, name=whole, default=default, group=group)
                 continue
             group = "settings" if documented is config_class else title
             found[name] = Setting(name, kinds[name], fields[name].default, line, group)
-    return found | blocks
+    return found | of_blocks
 
 
 def read_documentation(documented: type) -> tuple[str, dict[str, str]]:
