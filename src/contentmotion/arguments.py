@@ -118,14 +118,14 @@ class Setting:
         return [word for item in items for word in str(item).split(",")] if self.choices else items
 
     def _convert_item(self, value: Any) -> Any:
-        item = self.kind.item
+        item, limits = self.kind.item, self.kind.range
         if isinstance(value, (str, bool, int, float)):
             text = str(value).lower() if isinstance(value, bool) else str(value)
             if item is str or text in self.choices:
                 return text
             if item is bool and text.lower() in ("true", "false"):
                 return text.lower() == "true"
-            if item in PATTERNS and re.fullmatch(PATTERNS[item], text) and (number := item(text)) in self.kind.range:
+            if limits is not None and re.fullmatch(PATTERNS[item], text) and (number := item(text)) in limits:
                 return number
         raise ValueError
 
@@ -349,10 +349,10 @@ def read_config_file(file: str, config_class: type) -> dict[str, Any]:
 
 
 def flatten(content: dict[Any, Any], blocks: set[str]) -> Iterator[tuple[str, Any]]:
-    """Settings by name, where those of a block stand under its name."""
+    """Settings by name, where those of a block stand under its name; it may be empty."""
     for name, value in content.items():
-        if name in blocks and isinstance(value, dict):
-            yield from ((f"{name}.{inner}", inner_value) for inner, inner_value in value.items())
+        if name in blocks and (value is None or isinstance(value, dict)):
+            yield from ((f"{name}.{inner}", inner_value) for inner, inner_value in (value or {}).items())
         else:
             yield str(name), value
 
