@@ -19,7 +19,7 @@ EMOJI = PACKAGE / "assets/emoji"
 
 # Rooms and files at the top, lowest first; a module imports only from its own layer or from lower ones.
 LAYERS = (
-    ("config", "saving", "tables", "draws", "diffusion"),
+    ("config", "saving", "tables", "progress", "draws", "diffusion"),
     ("run_dir", "models", "loading"),
     ("video",),
     ("data",),

@@ -203,3 +203,20 @@ def test_ctrl_c_ends_with_one_line(tiny_pipeline_dir: Path, tmp_path: Path) -> N
     assert process.returncode == 130
     assert error.splitlines()[-1] == "contentmotion: interrupted"
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("part", ["unet", "motion_transformer", "autoencoder"])
+def test_no_video_of_numbers_that_are_not_finite(
+    tiny_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    part: str,
+) -> None:  # fmt: skip
+    pipe = load_pipeline(str(tiny_pipeline_dir))
+    for parameter in getattr(pipe, part).parameters():
+        parameter.data.fill_(torch.nan)
+    monkeypatch.setattr("contentmotion.commands.generate.load_for_sampling", lambda *arguments: pipe)
+    words = ["rocket", "--num_inference_steps=2", "--device=cpu", "--mixed_precision=no"]
+    paths = [f"--pretrained_model_name_or_path={tiny_pipeline_dir}", f"--output_dir={tmp_path / 'out'}"]
+    assert main(["generate", *words, *paths]) == 1
+    name = {"unet": "the content model", "motion_transformer": "the motion model"}.get(part, "the autoencoder")
+    assert f"{name} made values that are not finite" in capsys.readouterr().err
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".yaml"}

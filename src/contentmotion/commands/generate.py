@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import contentmotion
 from contentmotion.config import GenerateConfig, SamplingConfig
@@ -30,6 +28,7 @@ from contentmotion.pipelines.speed import (
     use_vae,
 )
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
+from contentmotion.progress import progress_bar
 from contentmotion.run_dir import prepare_output_dir, resolve_device, resolve_dtype, seeded_generator
 from contentmotion.video.pixels import to_uint8
 from contentmotion.video.write import write_contact_sheet, write_video
@@ -81,7 +80,7 @@ def generate(config: GenerateConfig) -> None:
     )
     videos: list[np.ndarray] = []
     written: list[Path] = []
-    with _progress() as progress:
+    with progress_bar(transient=True) as progress:
         batches = math.ceil(len(conditions) / config.batch_size)
         task = progress.add_task("generating", total=(sampling.steps + sampling.motion_steps) * batches)
         for drawn in sample_all(
@@ -333,9 +332,3 @@ def slug(condition: str | int) -> str:
 
 def _caption(condition: str | int) -> str:
     return condition if isinstance(condition, str) else f"class {condition}"
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

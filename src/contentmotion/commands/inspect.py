@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from contentmotion.commands.inspect_picture import write_picture
 from contentmotion.commands.inspect_videos import VideoFacts, clips_that_fit, look_at_all, sized
 from contentmotion.config import InspectConfig, parse_bucket
 from contentmotion.data.formats import ClipFolder, open_folder
+from contentmotion.progress import progress_bar
 from contentmotion.run_dir import prepare_output_dir
 from contentmotion.saving import write_json
 from contentmotion.video.reader import read_clip
@@ -43,7 +43,7 @@ def inspect(config: InspectConfig) -> None:
     workers = config.num_workers or len(os.sched_getaffinity(0))
     clip = clip_arguments(config)
     facts: list[VideoFacts] = []
-    with _progress() as progress:
+    with progress_bar() as progress:
         for found in progress.track(
             look_at_all(folder.records, indices, clip, config.decode, workers),
             total=len(indices),
@@ -66,14 +66,6 @@ def clip_arguments(config: InspectConfig) -> dict[str, Any]:
     names = ("num_frames", "frame_stride", "fps", "height", "width", "resize_mode")
     buckets = {"buckets": [parse_bucket(text) for text in config.buckets]} if config.buckets else {}
     return {name: getattr(config, name) for name in names} | buckets
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    console = Console(stderr=True)
-    return Progress(
-        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal
-    )
 
 
 def make_report(

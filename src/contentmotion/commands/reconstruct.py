@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,26 +9,24 @@ import numpy as np
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from contentmotion.config import SHIPPED_MODEL, ReconstructConfig
-from contentmotion.evaluate.pixel_metrics import psnr
+from contentmotion.evaluate.pixel_metrics import MAX_PSNR, psnr
 from contentmotion.loading import load_autoencoder, load_vae, require_checkpoints, resolve_name
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
+from contentmotion.pipelines.sampling import require_finite
 from contentmotion.run_dir import prepare_output_dir, resolve_device
-from contentmotion.saving import replacing_file
+from contentmotion.saving import write_json
 from contentmotion.stages.image_vae import decode_frames, encode_frames, vae_latent_channels, vae_scale_factor
 from contentmotion.video.pixels import to_float, to_uint8
 from contentmotion.video.reader import read_video
 from contentmotion.video.resize import resize_and_crop
-from contentmotion.video.write import write_video
+from contentmotion.video.write import write_contact_sheet, write_video
 
 ERROR_GAIN = 4
-MAX_PSNR = 100.0  # of equal clips, whose PSNR is infinite
-MAX_COLUMNS = 8
 PLANE_COLUMNS = 4  # channels of a motion plane in a row
-MARGIN = 10
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,8 @@ def reconstruct(config: ReconstructConfig) -> None:
     """Writes ``sheet.png``, ``reconstruction.mp4`` and ``reconstruction.json`` for the middle of a video.
 
     Raises:
-        ValueError: Not a readable video, too short, or a size that does not fit the autoencoder.
+        ValueError: Not a readable video, too short, a size that does not fit the autoencoder, or numbers that are not
+            finite.
         OSError: A file is missing, or the output folder is not writable.
     """
     device = resolve_device(config.device)
@@ -81,7 +79,6 @@ def reconstruct(config: ReconstructConfig) -> None:
         pretrained_model_name_or_path=config.pretrained_model_name_or_path, autoencoder=config.autoencoder
     )
     video = read_video(config.video)
-    output_dir = prepare_output_dir(config.output_dir, "reconstruct", config)
     vae, autoencoder = load_parts(config.pretrained_model_name_or_path, config.autoencoder)
     autoencoder.to(device)
     if vae is not None:
@@ -89,26 +86,17 @@ def reconstruct(config: ReconstructConfig) -> None:
 
     num_frames, height, width = clip_shape(vae, autoencoder, config.num_frames, config.height, config.width)
     original = cut_clip(config.video, video.frames, num_frames, config.frame_stride, height, width)
-    found = decompose(vae, autoencoder, original)
-    scores = {
-        "video": config.video,
-        "psnr": found.psnr,
-        "psnr_frozen": found.psnr_frozen,
-        "psnr_per_frame": found.psnr_per_frame,
-        "num_frames": num_frames,
-        "height": height,
-        "width": width,
-    }
-    with replacing_file(output_dir / "reconstruction.json") as partial:
-        partial.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-    fps = video.fps / config.frame_stride
-    write_video(output_dir / "reconstruction.mp4", side_by_side(found), fps)
-    title = f"{Path(config.video).name}: PSNR {found.psnr:.1f} dB"
-    title += f" (every frame the content frame: {found.psnr_frozen:.1f} dB)"
-    maps = weight_maps(found.weights, height, width)
-    sheet = draw_sheet(title, to_pixels(found.content[None])[0], to_pixels(original), to_pixels(found.decoded), maps)
-    with replacing_file(output_dir / "sheet.png") as partial:
-        sheet.save(partial, format="PNG")
+    parts = decompose(vae, autoencoder, original)
+    output_dir = prepare_output_dir(config.output_dir, "reconstruct", config)
+    scores = {"psnr": parts.psnr, "psnr_frozen": parts.psnr_frozen, "psnr_per_frame": parts.psnr_per_frame}
+    shape = {"num_frames": num_frames, "height": height, "width": width}
+    write_json(output_dir / "reconstruction.json", {"video": config.video} | scores | shape)
+    write_video(output_dir / "reconstruction.mp4", side_by_side(parts), video.fps / config.frame_stride)
+    title = f"{Path(config.video).name}: PSNR {parts.psnr:.1f} dB"
+    title += f" (every frame the content frame: {parts.psnr_frozen:.1f} dB)"
+    rows = sheet_rows(parts)
+    captions = [f"{title}: the content frame", *list(rows)[1:]]
+    write_contact_sheet(output_dir / "sheet.png", list(rows.values()), captions)
     print(title)
     if config.pretrained_model_name_or_path == SHIPPED_MODEL and config.autoencoder is None:
         print("The shipped model was trained on emoji only: it blurs camera videos.")
@@ -130,7 +118,10 @@ def clip_shape(
     trained, factor = autoencoder.config, vae_scale_factor(vae)
     height = height or trained.sample_height * factor
     width = width or trained.sample_width * factor
-    require_sizes(height, width, factor * trained.patch_size)
+    multiple = factor * trained.patch_size
+    for name, size in (("height", height), ("width", width)):
+        if size % multiple:
+            raise ValueError(f"{name} must be a multiple of {multiple}, got {size}")
     return num_frames or trained.num_frames, height, width
 
 
@@ -144,8 +135,15 @@ def decompose(
         vae: Image VAE, or None for pixels; on the autoencoder's device.
         autoencoder: Splits and joins.
         original: The clip.
+
+    Raises:
+        ValueError: A network gives numbers that are not finite.
     """
-    encoded = autoencoder.encode(encode_frames(vae, to_float(original)[None].to(autoencoder.device)))
+    latents = encode_frames(vae, to_float(original)[None].to(autoencoder.device))
+    require_finite("the image VAE", latents)
+    encoded = autoencoder.encode(latents)
+    require_finite("the autoencoder", encoded.content)
+    require_finite("the autoencoder", encoded.motion_latent)
     content = to_uint8(decode_frames(vae, encoded.content[:, None]))[0, 0].cpu()
     decoded = recombine(vae, autoencoder, encoded.content[0], encoded.motion_latent[0])
     return Decomposition(
@@ -169,9 +167,13 @@ def recombine(
         motion_latent: As ``decompose`` gives it.
 
     Raises:
-        ValueError: The two are of different sizes.
+        ValueError: The two are of different sizes, or a network gives numbers that are not finite.
     """
-    return to_uint8(decode_frames(vae, autoencoder.decode(content_latent[None], motion_latent[None])))[0].cpu()
+    latents = autoencoder.decode(content_latent[None], motion_latent[None])
+    require_finite("the autoencoder", latents)
+    frames = decode_frames(vae, latents)
+    require_finite("the image VAE", frames)
+    return to_uint8(frames)[0].cpu()
 
 
 def load_parts(name_or_path: str, autoencoder: str | None) -> tuple[ModelMixin | None, ContentMotionAutoencoder]:
@@ -197,13 +199,6 @@ def load_parts(name_or_path: str, autoencoder: str | None) -> tuple[ModelMixin |
             f"those of {name_or_path} have {vae_latent_channels(vae)}"
         )
     return vae, own
-
-
-def require_sizes(height: int, width: int, multiple: int) -> None:
-    """Raises ``ValueError`` for a size that the patches (and the VAE's strides) do not divide."""
-    for name, size in (("height", height), ("width", width)):
-        if size % multiple:
-            raise ValueError(f"{name} must be a multiple of {multiple}, got {size}")
 
 
 def cut_clip(name: str, frames: np.ndarray, num_frames: int, stride: int, height: int, width: int) -> Tensor:
@@ -269,9 +264,9 @@ def _tile(channels: Float[Tensor, "D h w"], cell: int) -> Image.Image:
     return Image.fromarray(picture).resize((picture.shape[1] * cell, picture.shape[0] * cell), Image.Resampling.NEAREST)
 
 
-def side_by_side(found: Decomposition) -> np.ndarray:
+def side_by_side(parts: Decomposition) -> np.ndarray:
     """The clip on the left, its reconstruction on the right: uint8 (t, H, 2 W, 3)."""
-    return np.concatenate([to_pixels(found.original), to_pixels(found.decoded)], axis=2)
+    return np.concatenate([to_pixels(parts.original), to_pixels(parts.decoded)], axis=2)
 
 
 def to_pixels(frames: UInt8[Tensor, "t 3 H W"]) -> np.ndarray:
@@ -279,49 +274,15 @@ def to_pixels(frames: UInt8[Tensor, "t 3 H W"]) -> np.ndarray:
     return frames.permute(0, 2, 3, 1).numpy()
 
 
-def draw_sheet(
-    title: str, content: np.ndarray, original: np.ndarray, decoded: np.ndarray, weights: np.ndarray
-) -> Image.Image:
-    """The content frame large on the left; on the right rows of original, reconstruction, error and weights.
-
-    Args:
-        title: First line.
-        content: uint8 (h, w, 3).
-        original: uint8 (t, h, w, 3).
-        decoded: uint8, the same shape.
-        weights: uint8, the same shape.
-    """
-    error = np.abs(decoded.astype(np.int16) - original.astype(np.int16)) * ERROR_GAIN
-    rows = [
-        ("original", original),
-        ("reconstruction", decoded),
-        (f"absolute error x{ERROR_GAIN}", error.clip(0, 255).astype(np.uint8)),
-        ("weights of the content frame (white: the frame that counts most at that pixel)", weights),
-    ]
-    t, h, w = original.shape[:3]
-    scale = max(1, 128 // max(h, w))
-    picks = np.linspace(0, t - 1, min(MAX_COLUMNS, t)).round().astype(int)
-    cell_height, cell_width = h * scale, w * scale
-    font, line = ImageFont.load_default(size=16), 24
-    content_width = 2 * cell_width
-    left = 2 * MARGIN + content_width
-    text_width = max(int(font.getlength(text)) for text in (title, *(caption for caption, _ in rows)))
-    width = max(left + len(picks) * (cell_width + MARGIN), left + text_width + MARGIN)
-    height = line + MARGIN + len(rows) * (line + cell_height + MARGIN)
-    sheet = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, MARGIN // 2), title, fill="black", font=font)
-    top = line + MARGIN
-    draw.text((MARGIN, top), "content frame", fill="black", font=font)
-    large = Image.fromarray(content).resize((content_width, 2 * cell_height), Image.Resampling.BICUBIC)
-    sheet.paste(large, (MARGIN, top + line))
-    for caption, frames in rows:
-        draw.text((left, top), caption, fill="black", font=font)
-        for column, k in enumerate(picks):
-            cell = Image.fromarray(frames[k]).resize((cell_width, cell_height), Image.Resampling.NEAREST)
-            x = left + column * (cell_width + MARGIN)
-            sheet.paste(cell, (x, top + line))
-            box = (x - 1, top + line - 1, x + cell_width, top + line + cell_height)
-            draw.rectangle(box, outline="grey")
-        top += line + cell_height + MARGIN
-    return sheet
+def sheet_rows(parts: Decomposition) -> dict[str, np.ndarray]:
+    """The rows of ``sheet.png``, uint8 (t, H, W, 3) by caption; the content frame, of one frame, is the first."""
+    original, decoded = to_pixels(parts.original), to_pixels(parts.decoded)
+    error = np.abs(decoded.astype(np.int16) - original) * ERROR_GAIN
+    weights = "weights of the content frame (white: the frame that counts most at that pixel)"
+    return {
+        "content frame": to_pixels(parts.content[None]),
+        "original": original,
+        "reconstruction": decoded,
+        f"absolute error x{ERROR_GAIN}": error.clip(0, 255).astype(np.uint8),
+        weights: weight_maps(parts.weights, *original.shape[1:3]),
+    }

@@ -28,6 +28,7 @@ from contentmotion.evaluate.fvd import FrechetStatistics, extrapolated_distance,
 from contentmotion.evaluate.i3d import NUM_CLASSES, i3d_features, load_i3d
 from contentmotion.evaluate.lpips import diversity, load_lpips, lpips_distance
 from contentmotion.evaluate.pixel_metrics import (
+    MAX_PSNR,
     THUMBNAIL_FRAMES,
     THUMBNAIL_SIZE,
     frame_difference,
@@ -41,7 +42,6 @@ from contentmotion.evaluate.store import RenditionStore
 from contentmotion.evaluate.weights import find_weights
 
 NUM_HALVINGS = 10  # random splits of the real clips into two halves, averaged
-MAX_PSNR = 100.0  # of equal clips, whose PSNR is infinite
 CHUNK = 1000  # features at once
 MIN_EXTRAPOLATED = 16  # clips
 DIVERSITY_FRAMES = 4  # of each video, compared from seed to seed

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+MAX_PSNR = 100.0  # dB, of equal clips, whose PSNR is infinite
 SSIM_WINDOW = 11  # pixels, height and width
 SSIM_SIGMA = 1.5
 MIN_FLOW_SIZE = 16  # pixels, height and width: two of DIS's patches

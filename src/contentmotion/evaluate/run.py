@@ -1,7 +1,6 @@
 """Command ``evaluate``: videos or a checkpoint, and real videos -> FVD and other numbers, with their protocol."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 
 from contentmotion.config import SHIPPED_MODEL, EvaluateConfig
 from contentmotion.data.formats import open_folder
@@ -39,6 +31,7 @@ from contentmotion.loading import load_autoencoder, load_vae
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
 from contentmotion.pipelines.loading import load_any_pipeline
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
+from contentmotion.progress import progress_bar
 from contentmotion.run_dir import join_processes, prepare_output_dir, resolve_device, resolve_dtype
 from contentmotion.saving import write_json
 
@@ -145,7 +138,7 @@ def score_pipeline(
     )
     work = _Work(config, output, networks, conditions, protocol, processes)
     measured: list[Measured] = []
-    with _progress(processes.is_main_process) as progress:
+    with progress_bar(shown=processes.is_main_process) as progress:
         for rendition in renditions:
             measured.append(work.measure(rendition, measured, progress))
     problems = list(dict.fromkeys(gather_object(clips.problems + (generated.problems if generated else []))))
@@ -274,12 +267,3 @@ def _spread(indices: list[int], count: int) -> list[int]:
     """At most so many of them, evenly spread."""
     places = np.linspace(0, len(indices) - 1, min(count, len(indices))).round().astype(int)
     return [indices[k] for k in np.unique(places)]
-
-
-@contextmanager
-def _progress(shown: bool) -> Iterator[Progress]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    console = Console(stderr=True)
-    times: tuple[Any, ...] = (TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, *times, console=console, disable=not (shown and console.is_terminal)) as progress:
-        yield progress

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TextColumn
 from torch.utils.data import Dataset
 
 from contentmotion.config import TrainConfig
 from contentmotion.data.limits import require_few_bad
 from contentmotion.data.streaming import StreamingClips
 from contentmotion.losses.player import COUNT, SUM
+from contentmotion.progress import progress_bar
 from contentmotion.run_dir import ENVIRONMENT, describe_environment
 from contentmotion.saving import replacing_file, write_json
 from contentmotion.train.processes import on_main, this_process, union_of
@@ -63,16 +63,9 @@ class Metrics:
         on_main(prepare)
         if config.report_to != "none":
             self._trackers.init_trackers("contentmotion")
-        self.console = Console(file=sys.stderr)
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:.2f} steps/s"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not (self.process.is_main_process and self.console.is_terminal),
-        )
+        speed = TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:.2f} steps/s")
+        self.progress = progress_bar(speed, shown=self.process.is_main_process)
+        self.console = self.progress.console
         self.task = self.progress.add_task(
             run_dir.name, total=config.max_train_steps, completed=first_step, loss=math.nan, speed=0.0
         )
