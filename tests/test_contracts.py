@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,39 @@ def test_shipped_weights_have_the_models_keys(part: str, cls: type) -> None:
     with safe_open(EMOJI / part / "diffusion_pytorch_model.safetensors", "pt") as file:
         shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
     assert shapes == {key: list(value.shape) for key, value in model.state_dict().items()}
+
+
+def flows() -> dict[str, list[str]]:
+    """The table of docs/architecture.md: a flow and its files in reading order."""
+    text = (PACKAGE.parents[1] / "docs/architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\w -]+) \| ((?:`[\w/]+\.py` ?)+)\|$", text, re.MULTILINE)
+    return {name: re.findall(r"`([\w/]+\.py)`", files) for name, files in rows}
+
+
+MOST_FILES = {
+    "generate": 8,
+    "train-autoencoder": 8,
+    "train a denoiser to its loss": 8,
+    "distill": 9,
+    "encode": 8,
+    "evaluate": 8,
+}
+
+
+def test_every_flow_is_on_the_map() -> None:
+    assert {name: len(files) <= MOST_FILES[name] for name, files in flows().items()} == dict.fromkeys(MOST_FILES, True)
+
+
+@pytest.mark.parametrize("flow", sorted(MOST_FILES))
+def test_files_are_in_reading_order(flow: str) -> None:
+    """Each file of a flow is imported by one before it (the first, by name in the table of commands)."""
+    files = flows()[flow]
+    assert files[0] == "cli.py"
+    texts = [(PACKAGE / file).read_text(encoding="utf-8") for file in files]
+    for k, file in enumerate(files[1:], start=1):
+        module = file.removesuffix(".py").replace("/", ".")
+        package, _, name = module.rpartition(".")
+        forms = [f"contentmotion.{module}", rf"from contentmotion\.{re.escape(package)} import [^\n]*\b{name}\b"]
+        if f"{package}.{name} import" in (PACKAGE / package.replace(".", "/") / "__init__.py").read_text():
+            forms.append(rf"contentmotion\.{re.escape(package)} import")  # through the table of its package
+        assert any(re.search(form, text) for form in forms for text in texts[:k]), file
