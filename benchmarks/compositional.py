@@ -31,8 +31,8 @@ from transformers import DPTImageProcessor, GLPNConfig, GLPNForDepthEstimation
 
 from contentmotion.config import CONDITION_NAMES, MAP_NAMES
 from contentmotion.data.cache import collate_latents, open_cache
-from contentmotion.data.condition_maps import depth_of, load_depth_model
 from contentmotion.data.conditions import training_conditions
+from contentmotion.data.maps import depth_of, load_depth_model
 from contentmotion.evaluate.following import depth_error, first_frame_psnr, known_region_psnr, sketch_following
 from contentmotion.loading import load_vae
 from contentmotion.pipelines.loading import load_video_pipeline

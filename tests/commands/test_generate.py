@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from contentmotion.cli import main
-from contentmotion.commands.generate import read_conditions, sample_all, sample_motions, slug
+from contentmotion.commands.generate import prompts_or_labels, sample_all, sample_motions, slug
 from contentmotion.config import GenerateConfig
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.run_dir import resolve_device, resolve_dtype, seeded_generator
@@ -146,11 +146,11 @@ def test_bf16_gives_nearly_the_same_video(tiny_pipeline_dir: Path, run, tmp_path
 
 
 def test_conditions() -> None:
-    assert read_conditions(GenerateConfig(prompt=[" a cat "])) == ["a cat"]
-    assert read_conditions(GenerateConfig(class_labels=[3, 1])) == [3, 1]
+    assert prompts_or_labels(GenerateConfig(prompt=[" a cat "])) == ["a cat"]
+    assert prompts_or_labels(GenerateConfig(class_labels=[3, 1])) == [3, 1]
     for config in (GenerateConfig(prompt=["a", " "]), GenerateConfig(prompt=[])):
         with pytest.raises(ValueError, match="empty prompt"):
-            read_conditions(config)
+            prompts_or_labels(config)
 
 
 def test_slugs() -> None:

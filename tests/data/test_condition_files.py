@@ -1,6 +1,7 @@
 """Conditions from files: what each becomes, and what is refused."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,21 @@ from diffusers import AutoencoderTiny
 from PIL import Image
 
 from contentmotion.config import CONDITION_NAMES, ConditionConfig, GenerateConfig
-from contentmotion.data.condition_files import read_conditions
-from contentmotion.data.condition_maps import sketch_of
+from contentmotion.data.conditions import read_conditions
+from contentmotion.data.maps import sketch_of
 from contentmotion.models.condition_encoder import ConditionEncoder
+from contentmotion.stages.image_vae import encode_frames, vae_scale_factor
 from contentmotion.video.pixels import to_float
 from contentmotion.video.timeline import VideoError
 
-SIZE = {"num_frames": 4, "height": 16, "width": 16, "vae": None, "known": CONDITION_NAMES}
+SIZE = {
+    "num_frames": 4,
+    "height": 16,
+    "width": 16,
+    "encode": lambda frames: frames,
+    "pixels_per_latent": 1,
+    "known": CONDITION_NAMES,
+}
 
 
 def write_frames(folder: Path, frames: np.ndarray) -> str:
@@ -87,7 +96,9 @@ def test_a_latent_is_made_where_any_of_its_pixels_is(driving: tuple[str, torch.T
     config = ConditionConfig(
         driving_video=driving[0], mask=write_frames(tmp_path / "mask", masks), first_frame=driving[0]
     )
-    conditions = read_conditions(config, **(SIZE | {"vae": vae}))
+    conditions = read_conditions(
+        config, **(SIZE | {"encode": partial(encode_frames, vae), "pixels_per_latent": vae_scale_factor(vae)})
+    )
     assert conditions["mask"].shape == (1, 4, 3, 8, 8)
     assert conditions["mask"][0, :, 0].nonzero().tolist() == [[1, 2, 4]]
     assert conditions["first_frame"].shape == (1, 1, 2, 8, 8)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from contentmotion.data.condition_maps import sketch_of
+from contentmotion.data.maps import sketch_of
 from contentmotion.evaluate.following import (
     depth_error,
     depth_rims,

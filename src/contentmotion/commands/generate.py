@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 import contentmotion
 from contentmotion.config import GenerateConfig, SamplingConfig
-from contentmotion.data.condition_files import read_conditions as read_conditions_of
+from contentmotion.data.conditions import read_conditions
 from contentmotion.data.prompts import read_prompts
 from contentmotion.loading import load_vae, require_checkpoints
 from contentmotion.pipelines.base import LatentPipeline
@@ -30,6 +31,7 @@ from contentmotion.pipelines.speed import (
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
 from contentmotion.progress import progress_bar
 from contentmotion.run_dir import prepare_output_dir, resolve_device, resolve_dtype, seeded_generator
+from contentmotion.stages.image_vae import encode_frames, vae_scale_factor
 from contentmotion.video.pixels import to_uint8
 from contentmotion.video.write import write_contact_sheet, write_video
 
@@ -58,7 +60,7 @@ def generate(config: GenerateConfig) -> None:
         ValueError: No prompts, a checkpoint that is missing or damaged, or sizes that do not fit it.
         OSError: The output folder is not writable.
     """
-    conditions = read_conditions(config)
+    conditions = prompts_or_labels(config)
     device = resolve_device(config.device)
     require_checkpoints(
         pretrained_model_name_or_path=config.pretrained_model_name_or_path,
@@ -153,9 +155,10 @@ def read_followed(pipe: LatentPipeline, config: GenerateConfig) -> dict[str, tor
     num_frames, height, width = (a or b for a, b in zip(asked, pipe.clip_shape, strict=True))
     vae = pipe.vae
     place = pipe._execution_device if vae is None else vae.device  # with CPU offload it rests on the CPU
-    return read_conditions_of(
-        config, num_frames=num_frames, height=height, width=width, vae=vae, known=known, device=place
-    )
+    return read_conditions(
+        config, num_frames=num_frames, height=height, width=width, encode=partial(encode_frames, vae),
+        pixels_per_latent=vae_scale_factor(vae), known=known, device=place,
+    )  # fmt: skip
 
 
 def _require_video_settings(config: SamplingConfig) -> None:
@@ -185,7 +188,7 @@ def provenance(config: SamplingConfig, condition: str | int, number: int) -> dic
     }
 
 
-def read_conditions(config: GenerateConfig) -> list[str] | list[int]:
+def prompts_or_labels(config: GenerateConfig) -> list[str] | list[int]:
     """The prompts, or the class ids, that a run asks for.
 
     Raises:

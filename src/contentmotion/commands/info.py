@@ -14,6 +14,7 @@ from torch import Tensor
 from contentmotion.config import InfoConfig
 from contentmotion.loading import resolve_name
 from contentmotion.saving import hash_state
+from contentmotion.stages.image_vae import pixels_per_latent
 from contentmotion.tables import print_table
 
 INDEX = "model_index.json"  # of a pipeline folder
@@ -268,12 +269,8 @@ def cache_rows(folder: Path) -> list[tuple[str, str]]:
 
 
 def _scale_factor(vae: Path | None) -> int:
-    """Pixels per latent along a side, from a VAE's config (as ``image_vae.vae_scale_factor``)."""
-    if vae is None:
-        return 1
-    settings = _read_json(vae / "config.json")
-    channels = settings.get("block_out_channels") or settings["decoder_block_out_channels"]
-    return 2 ** (len(channels) - 1)
+    """Pixels per latent along a side, from a VAE's config."""
+    return 1 if vae is None else pixels_per_latent(_read_json(vae / "config.json"))
 
 
 def _read_tensors(part: Path) -> Iterator[tuple[str, Tensor]]:

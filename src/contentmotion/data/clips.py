@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from contentmotion.config import ClipConfig, parse_bucket
 from contentmotion.data.buckets import Bucket, BucketSampler, assign_buckets
 from contentmotion.data.formats import ClipFolder, open_folder
-from contentmotion.data.map_files import read_map, with_maps
+from contentmotion.data.maps import read_map, with_maps
 from contentmotion.data.records import ClipRecord, Records
 from contentmotion.data.step_sampler import StepSampler
 from contentmotion.run_dir import is_main_process

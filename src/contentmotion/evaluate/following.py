@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contentmotion.data.condition_maps import sketch_of
+from contentmotion.data.maps import sketch_of
 
 JUMP = 24  # grey levels of a depth map, between neighbours: more is the rim of a thing in front of another
 

@@ -7,6 +7,9 @@ Any of diffusers' image autoencoders serves (``AutoencoderKL`` of a Stable Diffu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float
@@ -56,7 +59,12 @@ def vae_scale_factor(vae: ModelMixin | None) -> int:
     """Pixels per latent along a side; 1 on pixels."""
     if vae is None:
         return 1
-    channels = getattr(vae.config, "block_out_channels", None) or vae.config.decoder_block_out_channels
+    return getattr(vae, "spatial_compression_ratio", None) or pixels_per_latent(vae.config)
+
+
+def pixels_per_latent(settings: Mapping[str, Any]) -> int:
+    """``vae_scale_factor`` by a VAE's config."""
+    channels = settings.get("block_out_channels") or settings["decoder_block_out_channels"]
     return 2 ** (len(channels) - 1)
 
 

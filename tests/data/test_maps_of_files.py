@@ -14,8 +14,7 @@ from contentmotion.commands.encode import encode
 from contentmotion.config import EncodeConfig
 from contentmotion.data.cache import LatentCache, collate_latents
 from contentmotion.data.clips import open_clips
-from contentmotion.data.condition_maps import sketch_of
-from contentmotion.data.map_files import sharpen_lines, to_grey
+from contentmotion.data.maps import sharpen_lines, sketch_of, to_grey
 from contentmotion.video.timeline import VideoError
 from contentmotion.video.write import write_video
 

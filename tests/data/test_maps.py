@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from contentmotion.data.condition_maps import DepthEstimator, depth_of, load_depth_model, sketch_of, spread
+from contentmotion.data.maps import DepthEstimator, depth_of, load_depth_model, sketch_of, spread
 
 
 def disc(colour: tuple[int, int, int], ground: tuple[int, int, int], t: int = 3, size: int = 48) -> torch.Tensor:
