@@ -12,9 +12,8 @@ import pytest
 from PIL import Image
 
 from contentmotion.cli import main
-from contentmotion.commands import inspect_videos
-from contentmotion.commands.inspect import clip_arguments, latent_shape
-from contentmotion.commands.inspect_videos import look_at_all
+from contentmotion.commands import inspect as inspect_command
+from contentmotion.commands.inspect import clip_arguments, latent_shape, look_at_all
 from contentmotion.config import InspectConfig
 from contentmotion.data.records import ClipRecord
 from contentmotion.video.sources import StoredVideo
@@ -130,7 +129,7 @@ def test_buckets(two_shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_cache_of_saved_models(tmp_path: Path, clip_folder: Path) -> None:
     (tmp_path / "vae").mkdir()
-    (tmp_path / "vae/config.json").write_text('{"latent_channels": 12, "num_downsamples": 2}')
+    (tmp_path / "vae/config.json").write_text('{"latent_channels": 12, "block_out_channels": [8, 8, 8]}')
     assert latent_shape(str(tmp_path / "vae")) == (12, 4)
     (tmp_path / "vae/config.json").write_text('{"latent_channels": 16, "block_out_channels": [1, 2, 3, 4]}')
     assert latent_shape(str(tmp_path)) == latent_shape(str(tmp_path / "vae")) == (16, 8)
@@ -154,8 +153,8 @@ class Crash(StoredVideo):
 
 def test_processes(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes find what one finds; a video that crashes its process is named, the others are still read."""
-    monkeypatch.setattr(inspect_videos, "MIN_PER_PROCESS", 1)
-    monkeypatch.setattr(inspect_videos, "CHUNK", 2)
+    monkeypatch.setattr(inspect_command, "MIN_PER_PROCESS", 1)
+    monkeypatch.setattr(inspect_command, "CHUNK", 2)
     paths = [clip_folder / f"videos/{k}.mp4" for k in range(5)]
     records = [ClipRecord(path, (), None, None) for path in paths]
     clip = clip_arguments(InspectConfig(train_data_dir="", num_frames=8)) | {"height": None, "width": None}

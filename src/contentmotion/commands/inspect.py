@@ -3,29 +3,65 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
-from rich.table import Table
 
-from contentmotion.commands.inspect_picture import write_picture
-from contentmotion.commands.inspect_videos import VideoFacts, clips_that_fit, look_at_all, sized
 from contentmotion.config import InspectConfig, parse_bucket
 from contentmotion.data.formats import ClipFolder, open_folder
+from contentmotion.data.records import ClipRecord
 from contentmotion.progress import progress_bar
 from contentmotion.run_dir import prepare_output_dir
 from contentmotion.saving import write_json
-from contentmotion.video.reader import read_clip
+from contentmotion.tables import print_table
+from contentmotion.video.reader import probe_video, read_clip
+from contentmotion.video.sources import file_size, source_name
+from contentmotion.video.timeline import VideoInfo
+from contentmotion.video.write import contact_sheet, write_picture
 
-SHEET_CLIPS = 8
+CHUNK = 16  # videos per task of a process
+MIN_PER_PROCESS = 32  # fewer are done before another process has started
+TOO_SHORT = "needed"  # how the reader ends "12 frames, 16 needed"
 SHOWN = 10  # bad files, reasons, sizes and so on printed; all are in the JSON
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 STABLE_DIFFUSION_LATENTS = (4, 8)  # channels, pixels per side
+
+SHEET_CLIPS, THUMBNAIL = 8, (256, 128)
+PANEL, PANEL_COLUMNS, NUM_BINS = (360, 190), 3, 24
+BAR, GREY = (60, 110, 180), (120, 120, 120)
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """One video.
+
+    Attributes:
+        index: Its number in the list.
+        name: Its path.
+        status: "good"; "short": no clip of the recipe fits; "bad": not readable.
+        reason: Why it is not good; "" otherwise.
+        num_bytes: Size of the file, or None.
+        info: Its header, with frames and duration counted from each other where it says one; None where it is bad.
+        size: (frames, height, width) of its clip, where the recipe has buckets.
+    """
+
+    index: int
+    name: str
+    status: Literal["good", "short", "bad"] = "good"
+    reason: str = ""
+    num_bytes: int | None = None
+    info: VideoInfo | None = None
+    size: tuple[int, int, int] | None = None
 
 
 def inspect(config: InspectConfig) -> None:
@@ -40,25 +76,26 @@ def inspect(config: InspectConfig) -> None:
     num_all = len(folder.records)
     num = min(num_all, config.num_videos or num_all)
     indices = np.unique(np.linspace(0, num_all - 1, num).round().astype(np.int64)).tolist()
-    workers = config.num_workers or len(os.sched_getaffinity(0))
+    workers = config.num_workers or _num_cores()
     clip = clip_arguments(config)
-    facts: list[VideoFacts] = []
     with progress_bar() as progress:
-        for found in progress.track(
-            look_at_all(folder.records, indices, clip, config.decode, workers),
-            total=len(indices),
-            description="looking at videos",
-        ):
-            facts.append(found)
-    facts.sort(key=lambda found: found.index)
+        found = look_at_all(folder.records, indices, clip, config.decode, workers)
+        facts = sorted(
+            progress.track(found, total=len(indices), description="looking at videos"), key=lambda one: one.index
+        )
     captions = [folder.records[index].captions for index in indices]
     report = make_report(config, folder, facts, captions)
     write_json(output / "inspect.json", report)
-    _draw(output / "inspect.png", report, folder, facts, captions, clip)
+    write_picture(output / "inspect.png", _draw(report, folder, facts, captions, clip))
     if config.json:
         print((output / "inspect.json").read_text(encoding="utf-8"), end="")
         return
     _print(report, output)
+
+
+def _num_cores() -> int:
+    """Cores that this process may use (where the system tells, which macOS does not)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def clip_arguments(config: InspectConfig) -> dict[str, Any]:
@@ -66,6 +103,145 @@ def clip_arguments(config: InspectConfig) -> dict[str, Any]:
     names = ("num_frames", "frame_stride", "fps", "height", "width", "resize_mode")
     buckets = {"buckets": [parse_bucket(text) for text in config.buckets]} if config.buckets else {}
     return {name: getattr(config, name) for name in names} | buckets
+
+
+def sized(clip: dict[str, Any], size: tuple[int, int, int] | None) -> dict[str, Any]:
+    """Arguments of `read_clip`: those of a recipe, with a bucket's (frames, height, width) where there is one."""
+    given = {name: value for name, value in clip.items() if name != "buckets"}
+    return given | ({} if size is None else dict(zip(("num_frames", "height", "width"), size, strict=True)))
+
+
+# ---- looking at videos
+
+
+def look_at(index: int, record: ClipRecord, clip: dict[str, Any], decode: bool) -> VideoFacts:
+    """Looks at one video.
+
+    Args:
+        index: Its number in the list.
+        record: The video.
+        clip: How the recipe cuts clips: `clip_arguments`.
+        decode: Decode the centred clip, which finds damage that the header does not show.
+    """
+    facts = VideoFacts(index, source_name(record.path))
+    try:
+        info = probe_video(record.path)
+        facts = replace(facts, num_bytes=file_size(record.path))
+    except (ValueError, OSError) as error:
+        return replace(facts, status="bad", reason=_reason(error, facts.name))
+    if info.num_frames is None and info.duration is not None:
+        info = replace(info, num_frames=round(info.duration * info.fps))
+    if info.duration is None and info.num_frames is not None and info.fps:
+        info = replace(info, duration=info.num_frames / info.fps)
+    facts = replace(facts, info=info)
+    if "buckets" in clip:
+        from contentmotion.data.buckets import choose_bucket  # it imports torch, which headers alone do not need
+
+        bucket = choose_bucket(info, clip["buckets"], clip["frame_stride"], clip["fps"])
+        if bucket < 0:
+            return replace(facts, status="short", reason="too short for every bucket")
+        facts = replace(facts, size=clip["buckets"][bucket])
+    clip = sized(clip, facts.size)
+    reason = "" if decode else _too_short(info, clip)
+    if decode:
+        try:
+            read_clip(record.path, **clip)
+        except (ValueError, OSError) as error:
+            reason = _reason(error, facts.name)
+    if reason:
+        return replace(facts, status="short" if reason.endswith(TOO_SHORT) else "bad", reason=reason, size=None)
+    return facts
+
+
+def _too_short(info: VideoInfo, clip: dict[str, Any]) -> str:
+    """By the header alone; empty where a clip fits or nobody knows."""
+    if clip["fps"] is not None:
+        length, duration = clip["num_frames"] / clip["fps"], info.duration
+        return f"{duration:.2f} s, {length:.2f} s needed" if duration is not None and duration < length else ""
+    span, count = (clip["num_frames"] - 1) * clip["frame_stride"] + 1, info.num_frames
+    return f"{count} frames, {span} needed" if count is not None and count < span else ""
+
+
+def _reason(error: Exception, name: str) -> str:
+    """The reader's message without the file's name."""
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(message.removeprefix(f"{name}: ").split())
+
+
+def look_at_all(
+    records: Sequence[ClipRecord], indices: Sequence[int], clip: dict[str, Any], decode: bool, num_workers: int
+) -> Iterator[VideoFacts]:
+    """Looks at videos, in any order.
+
+    A file that takes its process down with it is looked for, and named.
+
+    Args:
+        records: The list.
+        indices: Which of them.
+        clip: See `look_at`.
+        decode: See `look_at`.
+        num_workers: Processes; with one, or few videos, it is done right here.
+    """
+    num_workers = min(num_workers, len(indices) // MIN_PER_PROCESS + 1)
+    if num_workers < 2:
+        yield from (look_at(index, records[index], clip, decode) for index in indices)
+        return
+    work = (records, clip, decode)
+    broken: list[list[int]] = []
+    chunks = (list(indices[k : k + CHUNK]) for k in range(0, len(indices), CHUNK))
+    yield from _look_in_processes(work, chunks, num_workers, broken)
+    for index in (index for chunk in broken for index in chunk):
+        crashed: list[list[int]] = []
+        yield from _look_in_processes(work, [[index]], 1, crashed)
+        if crashed:
+            yield VideoFacts(index, source_name(records[index].path), "bad", "the decoder crashed")
+
+
+def _look_in_processes(
+    work: tuple[Any, ...], chunks: Iterable[list[int]], num_workers: int, broken: list[list[int]]
+) -> Iterator[VideoFacts]:
+    """Hands chunks to processes; those that were not done when a process crashed are put into `broken`."""
+    # Not forked: this process may have threads, whose locks a fork would copy as they are.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, context, _set_worker, work) as pool:
+        waiting: dict[Future[list[VideoFacts]], list[int]] = {}
+        rest = iter(chunks)
+        while True:
+            while len(waiting) < 4 * num_workers and (chunk := next(rest, None)) is not None:
+                try:
+                    waiting[pool.submit(_look_at_chunk, chunk)] = chunk
+                except BrokenProcessPool:
+                    broken.append(chunk)
+            if not waiting:
+                return
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                chunk = waiting.pop(future)
+                try:
+                    yield from future.result()
+                except BrokenProcessPool:
+                    broken.append(chunk)
+
+
+_worker: tuple[Sequence[ClipRecord], dict[str, Any], bool] | None = None
+
+
+def _set_worker(records: Sequence[ClipRecord], clip: dict[str, Any], decode: bool) -> None:
+    global _worker
+    _worker = (records, clip, decode)
+    # One process per core: a decoder's or torch's own threads would only be in each other's way.
+    if clip["height"] is not None:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+def _look_at_chunk(indices: list[int]) -> list[VideoFacts]:
+    assert _worker is not None
+    records, clip, decode = _worker
+    return [look_at(index, records[index], clip, decode) for index in indices]
+
+
+# ---- the report
 
 
 def make_report(
@@ -79,7 +255,8 @@ def make_report(
         facts: The videos looked at.
         captions: Their captions.
     """
-    readable = [found for found in facts if found.status != "bad"]
+    infos = [one.info for one in facts if one.info is not None and one.status != "bad"]
+    labels = () if folder.class_names is None else (folder.records[one.index].label for one in facts)
     clip = clip_arguments(config)
     return {
         "data": {
@@ -92,20 +269,20 @@ def make_report(
             "decoded": config.decode,
         },
         "videos": {
-            "readable": len(readable),
-            "bytes": sum(found.num_bytes or 0 for found in facts),
-            "seconds": _statistics([found.duration for found in readable if found.duration is not None]),
-            "frames": _statistics([found.num_frames for found in readable if found.num_frames is not None]),
-            "fps": _statistics([found.fps for found in readable]),
-            "sizes": _counts(f"{found.width}x{found.height}" for found in readable),
-            "codecs": _counts(found.codec for found in readable),
-            "rotated": sum(found.rotation != 0 for found in readable),
-            "with_audio": sum(found.has_audio for found in readable),
+            "readable": len(infos),
+            "bytes": sum(one.num_bytes or 0 for one in facts),
+            "seconds": _statistics([info.duration for info in infos if info.duration is not None]),
+            "frames": _statistics([info.num_frames for info in infos if info.num_frames is not None]),
+            "fps": _statistics([info.fps for info in infos]),
+            "sizes": _counts(f"{info.width}x{info.height}" for info in infos),
+            "codecs": _counts(info.codec for info in infos),
+            "rotated": sum(info.rotation != 0 for info in infos),
+            "with_audio": sum(info.has_audio for info in infos),
         },
         "captions": _captions(captions),
-        "classes": _classes(folder, facts),
-        "bad": [{"path": found.name, "reason": found.reason} for found in facts if found.status == "bad"],
-        "too_short": [{"path": found.name, "reason": found.reason} for found in facts if found.status == "short"],
+        "classes": _counts("(none)" if label is None else (folder.class_names or ())[label] for label in labels),
+        "bad": [{"path": one.name, "reason": one.reason} for one in facts if one.status == "bad"],
+        "too_short": [{"path": one.name, "reason": one.reason} for one in facts if one.status == "short"],
         "recipe": _yield(config, folder, facts, clip) | {"clip": clip},
         "cache": _cache(config, folder, facts),
     }
@@ -118,7 +295,7 @@ def _statistics(values: Sequence[float]) -> dict[str, float] | None:
     return {"min": low, "median": median, "mean": float(np.mean(values)), "max": high, "sum": float(np.sum(values))}
 
 
-def _counts(values: Any) -> dict[str, int]:
+def _counts(values: Iterable[str]) -> dict[str, int]:
     """How often each comes, most often first."""
     return dict(Counter(values).most_common())
 
@@ -127,7 +304,7 @@ def _captions(captions: Sequence[tuple[str, ...]]) -> dict[str, Any]:
     texts = Counter(text for several in captions for text in several)
     repeated = [(text, count) for text, count in texts.most_common() if count > 1]
     return {
-        "captions": sum(texts.values()),
+        "captions": texts.total(),
         "videos_without": sum(not several for several in captions),
         "distinct": len(texts),
         "duplicates": sum(count - 1 for _, count in repeated),
@@ -137,39 +314,34 @@ def _captions(captions: Sequence[tuple[str, ...]]) -> dict[str, Any]:
     }
 
 
-def _classes(folder: ClipFolder, facts: Sequence[VideoFacts]) -> dict[str, int]:
-    if folder.class_names is None:
-        return {}
-    labels = (folder.records[found.index].label for found in facts)
-    return _counts("(none)" if label is None else folder.class_names[label] for label in labels)
-
-
 def _yield(
     config: InspectConfig, folder: ClipFolder, facts: Sequence[VideoFacts], clip: dict[str, Any]
 ) -> dict[str, Any]:
     """What the recipe gets out of the data."""
-    good = sum(found.status == "good" for found in facts)
-    dropped = Counter(
-        "too short" if found.status == "short" else found.reason for found in facts if found.status != "good"
-    )
+    good = [one for one in facts if one.status == "good"]
+    dropped = Counter("too short" if one.status == "short" else one.reason for one in facts if one.status != "good")
     if folder.problems:
         dropped["not usable in the list"] = len(folder.problems)
-    scale = len(folder.records) / len(facts)
+    scale, sizes = len(folder.records) / len(facts), Counter(one.size for one in facts)
+    buckets = {text: sizes[parse_bucket(text)] for text in config.buckets}
     return {
-        "videos_used": good,
+        "videos_used": len(good),
         "dropped": dict(dropped.most_common()),
-        **({"buckets": _buckets(config, facts)} if config.buckets else {}),
+        **({"buckets": buckets} if buckets else {}),
         "clips_per_video": config.num_clips_per_video,
-        "clips": round(good * scale) * config.num_clips_per_video,
-        "clips_without_overlap": round(sum(clips_that_fit(found, clip) for found in facts) * scale),
+        "clips": round(len(good) * scale) * config.num_clips_per_video,
+        "clips_without_overlap": round(sum(_clips_that_fit(one, clip) for one in good) * scale),
         "estimated": len(facts) < len(folder.records),
     }
 
 
-def _buckets(config: InspectConfig, facts: Sequence[VideoFacts]) -> dict[str, int]:
-    """How many of the videos looked at go into each bucket."""
-    counts = Counter(found.size for found in facts)
-    return {text: counts[parse_bucket(text)] for text in config.buckets}
+def _clips_that_fit(facts: VideoFacts, clip: dict[str, Any]) -> int:
+    """How many clips fit into a good video without overlap."""
+    assert facts.info is not None
+    clip = sized(clip, facts.size)
+    if clip["fps"] is not None:
+        return max(1, int((facts.info.duration or 0) * clip["fps"] / clip["num_frames"]))
+    return max(1, (facts.info.num_frames or 0) // (clip["num_frames"] * clip["frame_stride"]))
 
 
 def _cache(config: InspectConfig, folder: ClipFolder, facts: Sequence[VideoFacts]) -> dict[str, Any]:
@@ -179,7 +351,7 @@ def _cache(config: InspectConfig, folder: ClipFolder, facts: Sequence[VideoFacts
     patch = settings.get("patch_size", config.model.patch_size)
     motion_channels = settings.get("motion_channels", config.model.motion_channels)
     usual = parse_bucket(config.buckets[0]) if config.buckets else (config.num_frames, config.height, config.width)
-    good = [found.size or usual for found in facts if found.status == "good"]
+    good = [one.size or usual for one in facts if one.status == "good"]
     clips = round(len(good) * len(folder.records) / len(facts)) * config.num_clips_per_video
     videos = Counter(good) or Counter([usual])
     pair, latents = 0, 0  # numbers of all videos: content frame and motion latent, and latents of all frames
@@ -202,16 +374,16 @@ def _cache(config: InspectConfig, folder: ClipFolder, facts: Sequence[VideoFacts
 
 
 def latent_shape(vae: str | None) -> tuple[int, int]:
-    """Channels of an image VAE's latents, and pixels per place and side; a name of the hub is taken for Stable
+    """Channels of an image VAE's latents, and pixels per latent along a side; a name of the hub is taken for Stable
     Diffusion's."""
     if vae is None:
         return 3, 1
     settings = _model_config(vae) or _model_config(f"{vae}/vae")
-    if "num_downsamples" in settings:
-        return settings["latent_channels"], 2 ** settings["num_downsamples"]
-    if "block_out_channels" in settings:
-        return settings["latent_channels"], 2 ** (len(settings["block_out_channels"]) - 1)
-    return STABLE_DIFFUSION_LATENTS
+    if not settings:
+        return STABLE_DIFFUSION_LATENTS
+    from contentmotion.stages.image_vae import pixels_per_latent  # it imports torch
+
+    return settings["latent_channels"], pixels_per_latent(settings)
 
 
 def _model_config(folder: str | None) -> dict[str, Any]:
@@ -220,88 +392,113 @@ def _model_config(folder: str | None) -> dict[str, Any]:
     return json.loads(file.read_text()) if folder and file.is_file() else {}
 
 
+# ---- the picture
+
+
 def _draw(
-    path: Path,
-    report: dict[str, Any],
-    folder: ClipFolder,
-    facts: Sequence[VideoFacts],
-    captions: Sequence[tuple[str, ...]],
+    report: dict[str, Any], folder: ClipFolder, facts: Sequence[VideoFacts], captions: Sequence[tuple[str, ...]],
     clip: dict[str, Any],
-) -> None:
-    readable = [found for found in facts if found.status != "bad"]
-    good = [found for found in facts if found.status == "good"]
-    picks = np.unique(np.linspace(0, len(good) - 1, min(SHEET_CLIPS, len(good))).round().astype(int))
-    videos, titles = [], []
-    for found in (good[k] for k in picks):
-        try:
-            videos.append(read_clip(folder.records[found.index].path, **sized(clip, found.size)).frames)
-        except (ValueError, OSError):  # only where nothing was decoded before: the report says so
-            continue
-        record = folder.records[found.index]
-        names = folder.class_names or ()
-        text = record.captions[0] if record.captions else "" if record.label is None else names[record.label]
-        titles.append(f"{Path(found.name).name}: {text}")
-    histograms = {
-        "duration (s)": [found.duration for found in readable if found.duration is not None],
-        "frames": [found.num_frames for found in readable if found.num_frames is not None],
-        "frames per second": [found.fps for found in readable],
-        "width (pixels)": [found.width for found in readable],
-        "height (pixels)": [found.height for found in readable],
+) -> Image.Image:  # fmt: skip
+    """Histograms above a contact sheet."""
+    infos = [one.info for one in facts if one.info is not None and one.status != "bad"]
+    values: dict[str, list[float]] = {
+        "duration (s)": [info.duration for info in infos if info.duration is not None],
+        "frames": [info.num_frames for info in infos if info.num_frames is not None],
+        "frames per second": [info.fps for info in infos],
+        "width (pixels)": [info.width for info in infos],
+        "height (pixels)": [info.height for info in infos],
         "words per caption": [len(text.split()) for several in captions for text in several],
     }
-    recipe = report["recipe"]
-    title = f"{report['data']['root']}: {len(readable)} of {len(facts)} videos readable, {recipe['clips']} clips"
-    write_picture(path, title, histograms, videos, titles)
+    panels = [_histogram(name, numbers) for name, numbers in values.items() if numbers]
+    sheet = _sheet(folder, facts, clip)
+    top, rows = 40, -(-len(panels) // PANEL_COLUMNS)
+    size = (max(PANEL_COLUMNS * PANEL[0], sheet.width), top + rows * PANEL[1] + sheet.height)
+    picture = Image.new("RGB", size, "white")
+    title = f"{folder.root}: {len(infos)} of {len(facts)} videos readable, {report['recipe']['clips']} clips"
+    ImageDraw.Draw(picture).text((12, 10), title, fill="black", font=ImageFont.load_default(size=18))
+    for number, panel in enumerate(panels):
+        picture.paste(panel, (number % PANEL_COLUMNS * PANEL[0], top + number // PANEL_COLUMNS * PANEL[1]))
+    picture.paste(sheet, (0, top + rows * PANEL[1]))
+    return picture
+
+
+def _sheet(folder: ClipFolder, facts: Sequence[VideoFacts], clip: dict[str, Any]) -> Image.Image:
+    """Some of the good clips, with their captions."""
+    good = [one for one in facts if one.status == "good"]
+    picks = np.unique(np.linspace(0, len(good) - 1, min(SHEET_CLIPS, len(good))).round().astype(int))
+    videos, titles = [], []
+    for one in (good[k] for k in picks):
+        record, names = folder.records[one.index], folder.class_names or ()
+        try:
+            frames = read_clip(record.path, **sized(clip, one.size)).frames
+        except (ValueError, OSError):  # only where nothing was decoded before: the report says so
+            continue
+        factor = min(1.0, THUMBNAIL[0] / frames.shape[2], THUMBNAIL[1] / frames.shape[1])
+        size = (max(1, round(frames.shape[2] * factor)), max(1, round(frames.shape[1] * factor)))
+        videos.append(np.stack([Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC) for frame in frames]))
+        text = record.captions[0] if record.captions else "" if record.label is None else names[record.label]
+        titles.append(f"{Path(one.name).name}: {text}")
+    return contact_sheet(videos, titles) if videos else Image.new("RGB", (1, 1), "white")
+
+
+def _histogram(name: str, values: Sequence[float]) -> Image.Image:
+    """One panel: bars from the lowest to the highest value, both written below, and the median."""
+    width, height = PANEL
+    panel = Image.new("RGB", PANEL, "white")
+    draw, font = ImageDraw.Draw(panel), ImageFont.load_default(size=14)
+    left, right, base, ceiling = 14, width - 14, height - 28, 34
+    low, high = float(np.min(values)), float(np.max(values))
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    counts, _ = np.histogram(values, bins=NUM_BINS, range=(low, high))
+    step = (right - left) / NUM_BINS
+    for k, count in enumerate(counts):
+        if count:
+            bar = max(2, (base - ceiling) * count / counts.max())
+            draw.rectangle((left + k * step, base - bar, left + (k + 1) * step - 2, base), fill=BAR)
+    draw.line((left, base + 1, right, base + 1), fill=GREY)
+    draw.text((left, 10), name, fill="black", font=font)
+    labels = (f"{np.min(values):.4g}", f"median {np.median(values):.4g}", f"{np.max(values):.4g}")
+    for label, x, anchor in zip(labels, (left, (left + right) / 2, right), ("la", "ma", "ra"), strict=True):
+        draw.text((x, base + 6), label, fill=GREY, font=font, anchor=anchor)
+    return panel
+
+
+# ---- the table
 
 
 def _print(report: dict[str, Any], output: Path) -> None:
     data, videos, captions, recipe, cache = (report[key] for key in ("data", "videos", "captions", "recipe", "cache"))
-    table = Table(show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column()
-
-    def add(name: str, text: str) -> None:
-        table.add_row(name, text.replace("[", r"\["))
-
-    of = f" (looked at {data['looked_at']})" if recipe["estimated"] else ""
-    add("layout", data["layout"] + (f", split {data['split']}" if data["split"] else ""))
-    add("videos listed", f"{data['listed']}{of}")
-    add("readable", f"{videos['readable']}, {_size_text(videos['bytes'])}")
-    add("bad", str(len(report["bad"])))
-    if videos["seconds"]:
-        add("duration", f"{_range(videos['seconds'])} s; {videos['seconds']['sum'] / 3600:.2f} h in all")
-    for name, key in (("frames", "frames"), ("frames per second", "fps")):
-        if videos[key]:
-            add(name, _range(videos[key]))
-    for name in ("sizes", "codecs"):
-        add(name, _most(videos[name]))
-    add("rotated / with sound", f"{videos['rotated']} / {videos['with_audio']}")
-    if report["classes"]:
-        add("classes", f"{len(report['classes'])}: {_most(report['classes'])}")
-    words = f"; words {_range(captions['words'])}" if captions["words"] else ""
-    add(
-        "captions",
-        f"{captions['captions']}, {captions['duplicates']} of them repeated{words}; "
-        f"{captions['videos_without']} videos without",
-    )
+    seconds, classes, clip = videos["seconds"], report["classes"], recipe["clip"]
     about = "about " if recipe["estimated"] else ""
-    clip = recipe["clip"]
+    words = f"; words {_range(captions['words'])}" if captions["words"] else ""
     rate = f"{clip['fps']:g} frames per second" if clip["fps"] else f"frame_stride {clip['frame_stride']}"
     sizes = f"{clip['num_frames']} frames of {clip['height']}x{clip['width']} (high x wide)"
     if "buckets" in recipe:
-        counts = ", ".join(f"{bucket} ({count})" for bucket, count in recipe["buckets"].items())
-        sizes = f"frames x high x wide {counts}"
-    add("the recipe", f"{sizes}, {rate}")
-    add("clips it yields", f"{about}{recipe['clips']}; {recipe['clips_without_overlap']} would fit without overlap")
-    add("dropped", _most(recipe["dropped"]) or "none")
+        sizes = f"frames x high x wide {', '.join(f'{name} ({count})' for name, count in recipe['buckets'].items())}"
     latents = f"{cache['bytes_of_all_latents'] / cache['bytes']:.0f} times that" if cache["bytes"] else "nothing"
-    add(
-        "cache it would fill",
-        f"{about}{_size_text(cache['bytes'])}, {_size_text(cache['bytes_per_clip'])} a clip; latents of all frames: "
-        f"{latents}",
-    )
+    rows = {
+        "layout": data["layout"] + (f", split {data['split']}" if data["split"] else ""),
+        "videos listed": f"{data['listed']}" + (f" (looked at {data['looked_at']})" if recipe["estimated"] else ""),
+        "readable": f"{videos['readable']}, {_size_text(videos['bytes'])}",
+        "bad": str(len(report["bad"])),
+        "duration": f"{_range(seconds)} s; {seconds['sum'] / 3600:.2f} h in all" if seconds else "",
+        "frames": _range(videos["frames"]),
+        "frames per second": _range(videos["fps"]),
+        "sizes": _most(videos["sizes"]),
+        "codecs": _most(videos["codecs"]),
+        "rotated / with sound": f"{videos['rotated']} / {videos['with_audio']}",
+        "classes": f"{len(classes)}: {_most(classes)}" if classes else "",
+        "captions": f"{captions['captions']}, {captions['duplicates']} of them repeated{words}; "
+        f"{captions['videos_without']} videos without",
+        "the recipe": f"{sizes}, {rate}",
+        "clips it yields": f"{about}{recipe['clips']}; {recipe['clips_without_overlap']} would fit without overlap",
+        "dropped": _most(recipe["dropped"]) or "none",
+        "cache it would fill": f"{about}{_size_text(cache['bytes'])}, {_size_text(cache['bytes_per_clip'])} a clip; "
+        f"latents of all frames: {latents}",
+    }
     console = Console()
-    console.print(table)
+    print_table((), [row for row in rows.items() if row[1]], text=(0, 1), console=console)
     lines = [f"{entry['path']}: {entry['reason']}" for key in ("bad", "too_short") for entry in report[key]]
     for line in (problems := data["left_out"] + lines)[:SHOWN]:
         console.print(line, style="yellow", markup=False, highlight=False)
@@ -312,8 +509,8 @@ def _print(report: dict[str, Any], output: Path) -> None:
     console.print(f"{output / 'inspect.json'}  {output / 'inspect.png'}", markup=False)
 
 
-def _range(values: dict[str, float]) -> str:
-    return f"{values['min']:.4g} to {values['max']:.4g}, median {values['median']:.4g}"
+def _range(values: dict[str, float] | None) -> str:
+    return f"{values['min']:.4g} to {values['max']:.4g}, median {values['median']:.4g}" if values else ""
 
 
 def _most(counts: dict[str, int]) -> str:

@@ -140,16 +140,30 @@ def write_contact_sheet(
     num_columns: int = 8,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a PNG with one row per video: its caption above evenly spaced frames, the last one included.
+    """Write `contact_sheet` as a PNG.
+
+    Args:
+        path: PNG file to write.
+        videos: See `contact_sheet`.
+        captions: See there.
+        num_columns: See there.
+        metadata: See `write_picture`.
+
+    Raises:
+        ValueError: See `contact_sheet`.
+    """
+    write_picture(path, contact_sheet(videos, captions, num_columns), metadata)
+
+
+def contact_sheet(videos: Sequence[np.ndarray], captions: Sequence[str], num_columns: int = 8) -> Image.Image:
+    """One row per video: its caption above evenly spaced frames, the last one included.
 
     Small frames are enlarged 2 or 3 times.
 
     Args:
-        path: PNG file to write.
         videos: uint8 RGB, each (t, h, w, 3); sizes may differ.
         captions: One per video.
         num_columns: Frames per row (fewer where a video is shorter).
-        metadata: See `write_picture`.
 
     Raises:
         ValueError: Nothing to draw, or not one caption per video.
@@ -174,7 +188,7 @@ def write_contact_sheet(
             draw.text((margin, y + 20 * number), line, fill="black", font=font)
         sheet.paste(row, (margin, y + text_height))
         y += text_height + row.height + 2 * margin
-    write_picture(path, sheet, metadata)
+    return sheet
 
 
 def _contact_row(video: np.ndarray, num_columns: int, gap: int) -> Image.Image:
