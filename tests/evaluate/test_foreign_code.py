@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from contentmotion.data.condition_maps import load_depth_model
 
+from contentmotion.data.maps import load_depth_model
 from contentmotion.evaluate.clipsim import load_clip
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from contentmotion.data.condition_maps import sketch_of
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
 import tiny
 from contentmotion.config import EvaluateConfig
+from contentmotion.data.maps import sketch_of
 from contentmotion.evaluate import measures
 from contentmotion.evaluate.following import edge_scores, first_frame_psnr, known_region_psnr
 from contentmotion.evaluate.lpips import LPIPS, load_lpips, lpips_distance

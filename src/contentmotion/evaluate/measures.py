@@ -15,7 +15,7 @@ from torch import Tensor
 
 from contentmotion.config import EvaluateConfig
 from contentmotion.config.use import Resize
-from contentmotion.data.condition_maps import depth_of, load_depth_model
+from contentmotion.data.maps import depth_of, load_depth_model
 from contentmotion.evaluate.clipsim import clip_similarity, load_clip
 from contentmotion.evaluate.following import (
     depth_error,

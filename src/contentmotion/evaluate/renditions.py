@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from contentmotion.config import CONDITION_NAMES, EvaluateConfig
-from contentmotion.data.condition_maps import DepthEstimator, depth_of, sketch_of
 from contentmotion.data.conditions import known_latents, random_tubes
+from contentmotion.data.maps import DepthEstimator, depth_of, sketch_of
 from contentmotion.evaluate.clips import Clips, RealBatch
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
