@@ -19,10 +19,10 @@ from contentmotion.losses.consistency import student_scheduler
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.stages.content.stable_diffusion import StableDiffusionContent
+from contentmotion.stages.lora import add_adapters, merge_adapters, save_adapters
 from contentmotion.stages.motion import MotionStage
 from contentmotion.stages.stage import Stage
 from contentmotion.train.distill import distill
-from contentmotion.train.lora import add_adapters, merge_adapters, save_adapters
 
 Configure = Callable[..., DistillConfig]
 LORA = "lora/pytorch_lora_weights.safetensors"

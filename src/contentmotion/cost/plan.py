@@ -3,7 +3,6 @@ written."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,11 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from contentmotion.config import (
     DistillConfig,
@@ -28,25 +23,29 @@ from contentmotion.config import (
     TrainVAEConfig,
     TrainVideoConfig,
 )
-from contentmotion.cost.count import count_cost
-from contentmotion.cost.networks import build, skeleton, skeletons
-from contentmotion.data.cache import LatentCache, open_cache
-from contentmotion.loading import load_vae, resolve_name
+from contentmotion.cost.count import count_activations, count_cost
+from contentmotion.cost.networks import build, read_config, skeleton, skeletons
+from contentmotion.data.cache import open_cache
+from contentmotion.loading import resolve_name
 from contentmotion.models.video_unet import enable_checkpointing
 from contentmotion.run_dir import resolve_device, resolve_dtype
+from contentmotion.stages.autoencoder import make_autoencoder
 from contentmotion.stages.content import ARCHITECTURES, content_stage
-from contentmotion.stages.image_vae import vae_latent_channels, vae_scale_factor
+from contentmotion.stages.image_vae import make_image_vae, vae_latent_channels, vae_scale_factor
+from contentmotion.stages.lora import adapt, freeze_all_but
 from contentmotion.stages.motion import MotionStage
 from contentmotion.stages.stage import Stage
+from contentmotion.stages.text import pooled_text_dim
 from contentmotion.stages.video import VideoStage
-from contentmotion.tables import number
-from contentmotion.train.autoencoder import make_autoencoder
-from contentmotion.train.denoiser import freeze_all_but
-from contentmotion.train.lora import adapt
-from contentmotion.train.vae import make_image_vae
+from contentmotion.tables import number, print_table
 
 GIB, TERA = 2**30, 1e12
 META = torch.device("meta")
+STAGES: dict[str, Callable[[dict[str, Any]], Stage]] = {
+    "content": content_stage,
+    "motion": MotionStage,
+    "video": VideoStage,
+}
 # Hub ids whose shapes are known without asking the hub.
 KNOWN = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": {"unet": "unet-sd15", "vae": "vae-sd", "text_encoder": "clip-l"},
@@ -101,7 +100,7 @@ def plan_run(config: TrainConfig) -> Plan:
     """
     if isinstance(config, TrainVAEConfig):
         with META:
-            vae = make_image_vae(config)
+            vae = make_image_vae(config.model)
         return _plan(vae, lambda: vae(_empty(1, 3, config.height, config.width)), {}, config)
     if isinstance(config, TrainAutoencoderConfig):
         return _plan_autoencoder(config)
@@ -131,29 +130,24 @@ def print_plan(config: TrainConfig) -> None:
     device = resolve_device("auto")
     half = resolve_dtype(config.mixed_precision, device) is not None
     memory = plan.memory(config, half)
-    table = Table(title="Dry run: nothing is trained, nothing is written", title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_row("trained parameters", f"{plan.trained:,}")
-    table.add_row("frozen parameters", f"{plan.frozen:,}")
-    for what, gib in memory.items():
-        table.add_row(f"memory: {what}", f"{gib:.2f} GiB")
-    table.add_row("memory in all, about", f"{sum(memory.values()):.2f} GiB")
     batch = f"{config.train_batch_size} x {config.gradient_accumulation_steps}"
-    table.add_row(f"TFLOPs per step (batch {batch})", number(plan.tflops_per_step(config)))
-    table.add_row(f"PFLOPs in all ({config.max_train_steps} steps)", number(total_pflops(plan, config)))
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(
+    rows = [
+        ("trained parameters", f"{plan.trained:,}"),
+        ("frozen parameters", f"{plan.frozen:,}"),
+        *((f"memory: {purpose}", f"{gib:.2f} GiB") for purpose, gib in memory.items()),
+        ("memory in all, about", f"{sum(memory.values()):.2f} GiB"),
+        (f"TFLOPs per step (batch {batch})", number(plan.tflops_per_step(config))),
+        (
+            f"PFLOPs in all ({config.max_train_steps} steps)",
+            number(plan.tflops_per_step(config) * config.max_train_steps / 1e3),
+        ),
+    ]
+    print_table((), rows, title="Dry run: nothing is trained, nothing is written")
+    print(
         "Activations: every tensor that autograd would keep of the forward pass, added up"
         + (", but for those inside checkpointed blocks" if config.gradient_checkpointing else "")
         + f"; on {device.type} in {'16' if half else '32'} bits. LPIPS and previews are not counted."
     )
-
-
-def total_pflops(plan: Plan, config: TrainConfig) -> float:
-    """FLOPs / 1e15 of the whole run on one process."""
-    return plan.tflops_per_step(config) * config.max_train_steps / 1e3
 
 
 def parts(name_or_path: str) -> dict[str, Any]:
@@ -178,7 +172,7 @@ def part(name_or_path: str, name: str) -> nn.Module:
     """
     folder = Path(name_or_path)
     if name_or_path not in KNOWN and (folder / "config.json").exists():
-        return skeleton(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        return skeleton(read_config(folder))
     network = parts(name_or_path).get(name)
     if network is None:
         raise ValueError(f"{name_or_path} has no {name}")
@@ -203,44 +197,6 @@ def _plan(trained: nn.Module, forward: Callable[[], Any], frozen: dict[nn.Module
     )
 
 
-def count_activations(network: nn.Module, forward: Callable[[], Any]) -> int:
-    """Bytes that autograd keeps of a forward pass besides the weights; attention keeps no matrix of weights."""
-    own = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
-    kept: dict[int, Tensor] = {}
-
-    def pack(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()._cdata
-        if storage not in own:
-            kept[storage] = x
-        return x
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), _FusedAttention():
-        output = forward()
-    size = sum(x.untyped_storage().nbytes() for x in kept.values())
-    del output
-    return size
-
-
-class _KeepInputs(torch.autograd.Function):
-    """What fused attention keeps for its backward pass: its inputs and its output, not their products."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # type: ignore[override]
-        output = q.new_empty(*q.shape[:-1], v.shape[-1])
-        ctx.save_for_backward(q, k, v, output)
-        return output
-
-
-class _FusedAttention(TorchFunctionMode):
-    """On the meta device PyTorch would take attention apart, and keep matrices that no GPU keeps."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            given = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
-            return _KeepInputs.apply(given["query"], given["key"], given["value"])
-        return func(*args, **(kwargs or {}))
-
-
 def _plan_autoencoder(config: TrainAutoencoderConfig) -> Plan:
     vae: Any = part(config.vae, "vae") if config.vae else None
     with META:
@@ -262,56 +218,45 @@ def _stage_to_train(config: TrainDenoiserConfig | DistillConfig) -> Stage:
     """
     name = config.pretrained_model_name_or_path
     with META:
-        if isinstance(config, DistillConfig):
-            stage = STAGES[config.part](parts(str(name)))
-            lora = config.lora
-        elif isinstance(config, TrainMotionConfig):
-            stage, lora = _motion_to_train(config), None
-        elif isinstance(config, TrainContentConfig) and name:
-            stage, lora = content_stage(parts(name)), config.lora
-        else:
-            assert isinstance(config, TrainContentConfig | TrainVideoConfig)
-            cache, lora = open_cache(config.cache_dir, config.max_bad_fraction, check=False), config.lora
-            stage = _unet_from_scratch(config, cache)
+        stage = _make_stage(config, parts(name) if name else {})
         text: Any = stage.components.get("text_encoder")
         if text is not None:
             text.requires_grad_(getattr(config, "train_text_encoder", False) or not name)
-        if lora is not None:
-            adapt(stage, lora)
+        if not isinstance(config, TrainMotionConfig):
+            adapt(stage, config.lora)  # type: ignore[reportAttributeAccessIssue]
     if isinstance(config, TrainDenoiserConfig):
         freeze_all_but(stage, config.trainable_modules)
     return stage
 
 
-STAGES: dict[str, Callable[[dict[str, Any]], Stage]] = {
-    "content": content_stage,
-    "motion": MotionStage,
-    "video": VideoStage,
-}
-
-
-def _motion_to_train(config: TrainMotionConfig) -> Stage:
-    autoencoder: Any = part(config.autoencoder, "autoencoder")
-    text: Any = None
-    if config.pretrained_model_name_or_path:
-        text = part(config.pretrained_model_name_or_path, "text_encoder")
-    return MotionStage.make(
-        config.model, [(autoencoder.config.motion_channels,)],
-        components={"autoencoder": autoencoder, "text_encoder": text, "tokenizer": None},
-        content_channels=autoencoder.config.in_channels,
-        num_classes=1000 if text is None else None,  # an embedding each: it hardly matters how many
-        text_dim=None if text is None else text.config.hidden_size,
-    )  # fmt: skip
-
-
-def _unet_from_scratch(config: TrainContentConfig | TrainVideoConfig, cache: LatentCache) -> Stage:
+def _make_stage(config: TrainDenoiserConfig | DistillConfig, components: dict[str, Any]) -> Stage:
+    """A config's stage of a checkpoint's networks, or with new ones where there is none."""
+    if isinstance(config, DistillConfig):
+        return STAGES[config.part](components)
+    if isinstance(config, TrainMotionConfig):
+        autoencoder: Any = part(config.autoencoder, "autoencoder")
+        text: Any = components.get("text_encoder")
+        return MotionStage.make(
+            config.model, [(autoencoder.config.motion_channels,)],
+            components={"autoencoder": autoencoder, "text_encoder": text, "tokenizer": None},
+            content_channels=autoencoder.config.in_channels,
+            num_classes=1000 if text is None else None,  # an embedding each: it hardly matters how many
+            text_dim=None if text is None else pooled_text_dim(text),
+        )  # fmt: skip
+    if isinstance(config, TrainContentConfig) and components:
+        return content_stage(components)
+    assert isinstance(config, TrainContentConfig | TrainVideoConfig)
+    cache = open_cache(config.cache_dir, config.max_bad_fraction, check=False)
     captions = chain.from_iterable(cache.captions())
     if isinstance(config, TrainContentConfig):
-        architecture = ARCHITECTURES[config.model.architecture]
-        names = cache.manifest["class_names"] or ()
-        return architecture.make(config.model, cache.shapes("content"), captions, class_names=names)
-    vae = load_vae(config.vae) if config.vae and config.conditions else None  # maps are of the pixels' size
-    return VideoStage.make(config.model, cache.shapes("latents"), captions, vae=vae, conditions=config.conditions)
+        return ARCHITECTURES[config.model.architecture].make(
+            config.model, cache.shapes("content"), captions, class_names=cache.manifest["class_names"] or ()
+        )
+    shapes = cache.shapes("latents")
+    if components:
+        return VideoStage.grow(components, config.model, shapes[0], config.conditions)
+    vae = part(config.vae, "vae") if config.vae else None
+    return VideoStage.make(config.model, shapes, captions, vae=vae, conditions=config.conditions)
 
 
 def _sample_shape(stage: Stage, config: TrainDenoiserConfig | DistillConfig) -> tuple[int, ...]:
@@ -322,15 +267,12 @@ def _sample_shape(stage: Stage, config: TrainDenoiserConfig | DistillConfig) -> 
         return (own.motion_channels, own.num_frames, places)
     if (Path(config.cache_dir) / "index.json").exists():
         # A run must have room for the largest clips.
-        return max(
-            open_cache(config.cache_dir, config.max_bad_fraction, check=False).shapes(stage.field), key=math.prod
-        )
+        cache = open_cache(config.cache_dir, config.max_bad_fraction, check=False)
+        return max(cache.shapes(stage.field), key=math.prod)
     own: Any = stage.network.config
     side = own.sample_size or 64
     sides = (side, side) if isinstance(side, int) else tuple(side)
-    if stage.name == "video":
-        return (own.get("num_frames", 16), own.out_channels, *sides)
-    return (own.in_channels, *sides)
+    return (own.get("num_frames", 16), own.out_channels, *sides) if stage.name == "video" else (own.in_channels, *sides)
 
 
 def _network_call(stage: Stage, shape: tuple[int, ...]) -> Callable[[], Any]:

@@ -15,6 +15,9 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float
 from torch import Tensor
 
+from contentmotion.config import ImageVAESizes
+from contentmotion.models.patch_vae import PatchVAE
+
 
 @torch.no_grad()
 def encode_frames(
@@ -71,6 +74,15 @@ def pixels_per_latent(settings: Mapping[str, Any]) -> int:
 def vae_latent_channels(vae: ModelMixin | None) -> int:
     """Channels of a latent frame; 3 on pixels."""
     return 3 if vae is None else vae.config.latent_channels
+
+
+def make_image_vae(sizes: ImageVAESizes) -> PatchVAE:
+    """An untrained image VAE; the principal components of patches are not measured yet."""
+    return PatchVAE(
+        latent_channels=sizes.latent_channels,
+        block_out_channels=(sizes.hidden_channels,) * (sizes.num_downsamples + 1),
+        num_layers=sizes.num_layers,
+    )
 
 
 def _shift(vae: ModelMixin) -> float:

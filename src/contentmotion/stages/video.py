@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
+from diffusers import UNet2DConditionModel
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from contentmotion.config import VideoSizes
 from contentmotion.data.conditions import training_conditions
 from contentmotion.models.condition_encoder import ConditionEncoder
-from contentmotion.models.video_unet import make_video_unet
+from contentmotion.models.video_unet import inflate_unet, make_video_unet, widen_input
 from contentmotion.stages.content.stable_diffusion import ATTENTION_AND_FEED_FORWARD
 from contentmotion.stages.image_vae import vae_scale_factor
 from contentmotion.stages.stage import META, Condition, Stage, example_tokens, make_scheduler
@@ -67,6 +68,29 @@ class VideoStage(Stage):
             "condition_encoder": make_condition_encoder(sizes, channels, vae, conditions),
         }
         return cls(components, condition_dropout_prob)
+
+    @classmethod
+    def grow(
+        cls, components: Mapping[str, Any], sizes: VideoSizes, shape: tuple[int, ...], conditions: Sequence[str] = (),
+        condition_dropout_prob: float = 0.5,
+    ) -> Self:  # fmt: skip
+        """The stage of a video model, made to take conditions where it takes none; or of an image model, inflated.
+
+        Args:
+            components: The model's; its UNet is not changed.
+            sizes: Of the condition encoder, where there is none yet.
+            shape: Of a clip's latents (t, c, h, w).
+            conditions: What it shall follow.
+            condition_dropout_prob: See the class.
+        """
+        if components.get("condition_encoder") is not None:
+            return cls(components, condition_dropout_prob)
+        frames, channels, _, _ = shape
+        extra = sizes.condition_channels if conditions else 0
+        unet = components["unet"]
+        unet = inflate_unet(unet, frames, extra) if isinstance(unet, UNet2DConditionModel) else widen_input(unet, extra)
+        encoder = make_condition_encoder(sizes, channels, components.get("vae"), conditions)
+        return cls(dict(components) | {"unet": unet, "condition_encoder": encoder}, condition_dropout_prob)
 
     def _like(self, components: Mapping[str, Any]) -> Self:
         return type(self)(components, self.condition_dropout_prob)

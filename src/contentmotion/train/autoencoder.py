@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,11 @@ from contentmotion.loading import load_vae
 from contentmotion.losses import reconstruction
 from contentmotion.losses.player import Batch
 from contentmotion.losses.reconstruction import latents_of
-from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
 from contentmotion.run_dir import is_main_process, prepare_output_dir
 from contentmotion.saving import save_model
-from contentmotion.stages.image_vae import decode_frames, encode_frames, vae_latent_channels, vae_scale_factor
+from contentmotion.stages.autoencoder import make_autoencoder
+from contentmotion.stages.image_vae import decode_frames, encode_frames
 from contentmotion.train.denoiser import main_only
 from contentmotion.train.loop import fit
 from contentmotion.train.processes import this_process
@@ -72,27 +71,6 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
     )  # fmt: skip
     if this_process().is_main_process:
         print(run_dir / "autoencoder")
-
-
-def make_autoencoder(config: TrainAutoencoderConfig, vae: ModelMixin | None) -> ContentMotionAutoencoder:
-    """The network that a config describes, initialised from its seed.
-
-    Raises:
-        ValueError: The clip's size does not fit the VAE's and the autoencoder's patches.
-    """
-    factor, sizes = vae_scale_factor(vae), config.model
-    for name in ("height", "width"):
-        size = getattr(config, name)
-        if size % (factor * sizes.patch_size):
-            raise ValueError(f"{name} must be a multiple of {factor * sizes.patch_size}, got {size}")
-    torch.manual_seed(config.seed)
-    return ContentMotionAutoencoder(
-        in_channels=vae_latent_channels(vae),
-        num_frames=config.num_frames,
-        sample_height=config.height // factor,
-        sample_width=config.width // factor,
-        **asdict(sizes),
-    )
 
 
 def open_training_clips(config: TrainAutoencoderConfig, vae: ModelMixin | None) -> tuple[Dataset, Callable, Batch]:

@@ -12,9 +12,9 @@ from contentmotion.loading import load_autoencoder, load_vae, require_checkpoint
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
 from contentmotion.run_dir import prepare_output_dir
 from contentmotion.stages.content import ARCHITECTURES, load_content
+from contentmotion.stages.lora import adapt
 from contentmotion.stages.stage import Stage
 from contentmotion.train.denoiser import train_denoiser
-from contentmotion.train.lora import adapt
 
 
 def train_content(config: TrainContentConfig) -> None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from torch import nn
-
 from contentmotion.config import TrainDenoiserConfig
 from contentmotion.data.cache import LatentCache, collate_latents
 from contentmotion.losses import diffusion
 from contentmotion.pipelines.base import LatentPipeline
 from contentmotion.pipelines.saving import FOLDERS, save_stage
+from contentmotion.stages.lora import freeze_all_but, merge_adapters, save_adapters
 from contentmotion.stages.stage import Stage
 from contentmotion.train.loop import fit
-from contentmotion.train.lora import merge_adapters, save_adapters
 from contentmotion.train.previews import write_previews
 from contentmotion.train.processes import on_main, this_process
 from contentmotion.train.scoring import make_scorer
@@ -73,17 +71,3 @@ def save_trained(stage: Stage, folder: Path) -> None:
 def main_only(function: Callable[[int], None]) -> Callable[[int], None]:
     """What is scheduled for all processes, done by the first; the others wait."""
     return lambda step: on_main(lambda: function(step))
-
-
-def freeze_all_but(module: nn.Module, words: Sequence[str]) -> None:
-    """Leaves to be trained only the parameters with one of the words in their names; all where there are none.
-
-    Raises:
-        ValueError: No parameter has such a name.
-    """
-    if not words:
-        return
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(parameter.requires_grad and any(word in name for word in words))
-    if not any(parameter.requires_grad for parameter in module.parameters()):
-        raise ValueError(f"trainable_modules: no parameter to train has {' or '.join(words)} in its name")

@@ -25,6 +25,7 @@ from contentmotion.pipelines.loading import is_video_model, load_pipeline, load_
 from contentmotion.pipelines.saving import FOLDERS
 from contentmotion.run_dir import prepare_output_dir
 from contentmotion.stages.content import content_stage, load_content
+from contentmotion.stages.lora import add_adapters
 from contentmotion.stages.motion import MotionStage
 from contentmotion.stages.stage import Stage
 from contentmotion.stages.video import VideoStage
@@ -32,7 +33,6 @@ from contentmotion.train.best import BEST, Best
 from contentmotion.train.denoiser import main_only, save_trained
 from contentmotion.train.held_out import Alarms, HeldOut, what_scores_depend_on
 from contentmotion.train.loop import fit
-from contentmotion.train.lora import add_adapters
 from contentmotion.train.previews import make_previews
 from contentmotion.train.processes import this_process
 from contentmotion.train.scoring import make_scorer

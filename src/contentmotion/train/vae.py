@@ -7,9 +7,9 @@ import torch
 from contentmotion.config import TrainVAEConfig
 from contentmotion.data.clips import collate, open_clips
 from contentmotion.losses import reconstruction
-from contentmotion.models.patch_vae import PatchVAE
 from contentmotion.run_dir import prepare_output_dir
 from contentmotion.saving import save_model
+from contentmotion.stages.image_vae import make_image_vae
 from contentmotion.train.denoiser import main_only
 from contentmotion.train.loop import fit
 from contentmotion.train.processes import this_process
@@ -31,7 +31,7 @@ def train_vae(config: TrainVAEConfig) -> None:
     run_dir = prepare_output_dir(config.output_dir, "train-vae", config)
     frames = open_clips(config, num_frames=1, cache_in_memory=True)
     torch.manual_seed(config.seed)
-    vae = make_image_vae(config)
+    vae = make_image_vae(config.model)
     images = [frames[k % len(frames), k]["frames"] for k in range(min(COMPONENT_IMAGES, 16 * len(frames)))]
     vae.fit_components(to_float(torch.cat(images)), config.latent_whitening)
 
@@ -48,13 +48,3 @@ def train_vae(config: TrainVAEConfig) -> None:
     )  # fmt: skip
     if this_process().is_main_process:
         print(run_dir / "vae")
-
-
-def make_image_vae(config: TrainVAEConfig) -> PatchVAE:
-    """The network that a config describes, its components not measured yet."""
-    sizes = config.model
-    return PatchVAE(
-        latent_channels=sizes.latent_channels,
-        block_out_channels=(sizes.hidden_channels,) * (sizes.num_downsamples + 1),
-        num_layers=sizes.num_layers,
-    )

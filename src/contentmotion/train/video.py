@@ -11,15 +11,15 @@ from contentmotion.config import TrainVideoConfig
 from contentmotion.data.cache import LatentCache, open_cache
 from contentmotion.data.conditions import require_conditions
 from contentmotion.loading import load_vae, require_checkpoints, training_scheduler
-from contentmotion.models.video_unet import enable_checkpointing, inflate_unet, widen_input
+from contentmotion.models.video_unet import enable_checkpointing
 from contentmotion.pipelines.loading import is_video_model, load_video_pipeline
 from contentmotion.pipelines.sampling import is_distilled
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
 from contentmotion.run_dir import prepare_output_dir
 from contentmotion.stages.content import load_content
-from contentmotion.stages.video import VideoStage, make_condition_encoder
+from contentmotion.stages.lora import adapt
+from contentmotion.stages.video import VideoStage
 from contentmotion.train.denoiser import train_denoiser
-from contentmotion.train.lora import adapt
 
 
 def train_video(config: TrainVideoConfig) -> None:
@@ -59,14 +59,13 @@ def video_to_train(config: TrainVideoConfig, cache: LatentCache) -> VideoStage:
         ValueError: The checkpoint cannot be made the model that the config asks for.
     """
     shapes = cache.shapes("latents")
-    frames, channels, _, _ = shapes[0]
-    sizes, extra = config.model, config.model.condition_channels if config.conditions else 0
     name = config.pretrained_model_name_or_path
     torch.manual_seed(config.seed)
     if name is None:
         return VideoStage.make(
-            sizes, shapes, chain.from_iterable(cache.captions()), vae=load_vae(config.vae) if config.vae else None,
-            conditions=config.conditions, prediction_type=config.prediction_type, flow_shift=config.flow_shift,
+            config.model, shapes, chain.from_iterable(cache.captions()),
+            vae=load_vae(config.vae) if config.vae else None, conditions=config.conditions,
+            prediction_type=config.prediction_type, flow_shift=config.flow_shift,
             condition_dropout_prob=config.condition_dropout_prob,
         )  # fmt: skip
     if is_video_model(name):
@@ -77,15 +76,10 @@ def video_to_train(config: TrainVideoConfig, cache: LatentCache) -> VideoStage:
         if is_distilled(components["scheduler"]):
             raise ValueError(f"{name} was distilled: train on from its teacher, and distil that")
         components["scheduler"] = training_scheduler(components["scheduler"].config)
-        if known:
-            return VideoStage(components, config.condition_dropout_prob)
-        if config.lora.rank and extra:
+        if config.lora.rank and config.conditions and not known:
             raise ValueError(f"{name} does not know conditions yet: adapters are not enough to learn them")
-        components["unet"] = widen_input(components["unet"], extra)
     elif config.lora.rank:
         raise ValueError(f"lora.rank adapts a video model; {name} is one of pictures, whose layers in time are new")
     else:
         components = load_content(name).components
-        components["unet"] = inflate_unet(components["unet"], frames, extra)
-    encoder = make_condition_encoder(sizes, channels, components["vae"], config.conditions)
-    return VideoStage(components | {"condition_encoder": encoder}, config.condition_dropout_prob)
+    return VideoStage.grow(components, config.model, shapes[0], config.conditions, config.condition_dropout_prob)

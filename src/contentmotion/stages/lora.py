@@ -1,4 +1,4 @@
-"""Low-rank adapters (Hu et al. 2022) through PEFT: a model that is another one and a few million weights."""
+"""What of a network is trained: low-rank adapters (Hu et al. 2022, through PEFT), or parameters by their names."""
 
 from __future__ import annotations
 
@@ -81,3 +81,17 @@ def save_adapters(unet: nn.Module, scheduler: SchedulerMixin, path: Path) -> Non
             folder, unet_lora_layers=layers, unet_lora_adapter_metadata=settings.to_dict()
         )
         scheduler.save_pretrained(folder)
+
+
+def freeze_all_but(module: nn.Module, words: Sequence[str]) -> None:
+    """Leaves to be trained only the parameters with one of the words in their names; all where there are none.
+
+    Raises:
+        ValueError: No parameter has such a name.
+    """
+    if not words:
+        return
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and any(word in name for word in words))
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise ValueError(f"trainable_modules: no parameter to train has {' or '.join(words)} in its name")
