@@ -1,6 +1,7 @@
 """--dry_run: parameters, memory and FLOPs of a run, nothing written."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,10 +17,14 @@ from contentmotion.config import (
     TrainAutoencoderConfig,
     TrainContentConfig,
     TrainMotionConfig,
+    TrainVideoConfig,
 )
 from contentmotion.cost.plan import STAGES, count_activations, parts, plan_run
 from contentmotion.cost.plan import part as part_of
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
+from contentmotion.models.video_unet import inflate_unet
+from contentmotion.stages.video import make_condition_encoder
+from tiny import make_image_unet, make_text
 
 SD21 = "stabilityai/stable-diffusion-2-1-base"
 
@@ -142,3 +147,24 @@ def test_unknown_shapes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None
     words = ["--cache_dir=nowhere", "--output_dir=out", "--pretrained_model_name_or_path=some/model", "--dry_run"]
     assert main(["train-content", *words]) == 1
     assert "dry_run does not know the shapes of some/model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["video", "images"])
+def test_training_on_a_model(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A video model's own UNet is planned, widened for conditions; an image model's is inflated, too."""
+    cache = SimpleNamespace(shapes=lambda field: [(4, 3, 16, 16)], captions=list)
+    monkeypatch.setattr("contentmotion.cost.plan.open_cache", lambda *words, **settings: cache)
+    image_unet = make_image_unet()
+    unet = inflate_unet(image_unet, 4) if kind == "video" else image_unet
+    _, text = make_text()
+    text.save_pretrained(tmp_path / "text_encoder")
+    unet.save_pretrained(tmp_path / "unet")
+    config = TrainVideoConfig(
+        cache_dir="x", output_dir="x", pretrained_model_name_or_path=str(tmp_path), conditions=("sketch",)
+    )
+    plan = plan_run(config)
+    encoder = make_condition_encoder(config.model, 3, None, ("sketch",))
+    assert encoder is not None
+    networks = (inflate_unet(image_unet, 4, config.model.condition_channels), encoder)
+    assert plan.trained == sum(p.numel() for network in networks for p in network.parameters())
+    assert plan.frozen == sum(p.numel() for p in text.parameters())

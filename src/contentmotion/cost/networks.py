@@ -147,7 +147,7 @@ def from_config(config: dict) -> nn.Module:
         if name is None:
             return CLIPTextModel(CLIPTextConfig.from_dict(config))
         cls = own[name] if name in own else getattr(diffusers, name)
-        return cls.from_config(config)
+        return cls.from_config(config)  # type: ignore[reportReturnType]
     except (AttributeError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:120]
         raise ValueError(f"a config of {name or 'a text encoder'} describes no network: {reason}") from error

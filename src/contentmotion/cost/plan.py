@@ -188,10 +188,11 @@ def _plan(trained: nn.Module, forward: Callable[[], Any], frozen: dict[nn.Module
     trained.train()
     if config.gradient_checkpointing:
         enable_checkpointing(trained.network if isinstance(trained, Stage) else trained)
+    learning = sum(p.numel() for p in trained.parameters() if p.requires_grad)
+    held = {p for network in (trained, *frozen) for p in network.parameters()}  # a stage holds its text encoder, too
     return Plan(
-        trained=sum(p.numel() for p in trained.parameters() if p.requires_grad),
-        frozen=sum(p.numel() for p in trained.parameters() if not p.requires_grad)
-        + sum(p.numel() for network in frozen for p in network.parameters()),
+        trained=learning,
+        frozen=sum(p.numel() for p in held) - learning,
         flops_per_item=3 * count_cost(forward).flops + sum(frozen.values()),
         activation_bytes=count_activations(trained, forward),
     )
