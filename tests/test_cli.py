@@ -110,7 +110,7 @@ def test_blocks_on_the_command_line_and_in_files(tmp_path: Path, capsys: pytest.
     words = ["--cache_dir", "c", "--output_dir", "o", "--autoencoder", "a"]
     config = parse("train-motion", *words, "--model.depth", "3", "--eval.split", "null", "--model.learn_sigma")
     assert config.model == MotionSizes(depth=3, learn_sigma=True) and config.eval.split is None
-    (tmp_path / "a.yaml").write_text("model:\n  depth: 5\n  num_heads: 4\neval:\n  split: dev\n")
+    (tmp_path / "a.yaml").write_text("model:\n  depth: 5\n  num_heads: 4\neval:\n  split: dev\nscale:\n")
     config = parse("train-motion", *words, "--config", str(tmp_path / "a.yaml"), "--model.depth", "3")
     assert (config.model, config.eval.split) == (MotionSizes(depth=3, num_heads=4), "dev")
     (folder := tmp_path / "checkpoint-000001").mkdir()

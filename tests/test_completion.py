@@ -29,6 +29,7 @@ def test_bash_completes_commands_settings_and_words(tmp_path: Path, capsys: pyte
     assert set(COMMANDS) <= complete("contentmotion", "")
     assert complete("contentmotion", "gen") == {"generate"}
     assert complete("contentmotion", "generate", "--num_inf") == {"--num_inference_steps"}
+    assert complete("contentmotion", "train-motion", "--model.d") == {"--model.depth"}
     assert {"int8", "none"} <= complete("contentmotion", "generate", "--quantization", "")
 
 

@@ -118,14 +118,14 @@ class Setting:
         return [word for item in items for word in str(item).split(",")] if self.choices else items
 
     def _convert_item(self, value: Any) -> Any:
-        item = self.kind.item
+        item, limits = self.kind.item, self.kind.range
         if isinstance(value, (str, bool, int, float)):
             text = str(value).lower() if isinstance(value, bool) else str(value)
             if item is str or text in self.choices:
                 return text
             if item is bool and text.lower() in ("true", "false"):
                 return text.lower() == "true"
-            if item in PATTERNS and re.fullmatch(PATTERNS[item], text) and (number := item(text)) in self.kind.range:
+            if limits is not None and re.fullmatch(PATTERNS[item], text) and (number := item(text)) in limits:
                 return number
         raise ValueError
 
@@ -144,22 +144,24 @@ def settings_of(config_class: type) -> dict[str, Setting]:
     """The settings of a config by name, grouped by the class that documents them, the command's own first."""
     kinds, fields = field_types(config_class), {field.name: field for field in dataclasses.fields(config_class)}
     found: dict[str, Setting] = {}
-    blocks: dict[str, Setting] = {}
+    of_blocks: dict[str, Setting] = {}
+    seen: set[str] = set()
     for documented in config_class.__mro__[:-1]:
         title, lines = read_documentation(documented)
         for name, line in lines.items():
-            if name in found or name in blocks:  # documented anew by a derived class
+            if name in seen:  # documented anew by a derived class
                 continue
+            seen.add(name)
             if dataclasses.is_dataclass(kinds[name].item):
                 group = f"--{name}.*: {line}"
                 for inner in settings_of(kinds[name].item).values():
                     default = getattr(fields[name].default, inner.name)
                     whole = f"{name}.{inner.name}"
-                    blocks[whole] = dataclasses.replace(inner, name=whole, default=default, group=group)
+                    of_blocks[whole] = dataclasses.replace(inner, name=whole, default=default, group=group)
                 continue
             group = "settings" if documented is config_class else title
             found[name] = Setting(name, kinds[name], fields[name].default, line, group)
-    return found | blocks
+    return found | of_blocks
 
 
 def read_documentation(documented: type) -> tuple[str, dict[str, str]]:
@@ -347,10 +349,10 @@ def read_config_file(file: str, config_class: type) -> dict[str, Any]:
 
 
 def flatten(content: dict[Any, Any], blocks: set[str]) -> Iterator[tuple[str, Any]]:
-    """Settings by name, where those of a block stand under its name."""
+    """Settings by name, where those of a block stand under its name; it may be empty."""
     for name, value in content.items():
-        if name in blocks and isinstance(value, dict):
-            yield from ((f"{name}.{inner}", inner_value) for inner, inner_value in value.items())
+        if name in blocks and (value is None or isinstance(value, dict)):
+            yield from ((f"{name}.{inner}", inner_value) for inner, inner_value in (value or {}).items())
         else:
             yield str(name), value
 

@@ -149,8 +149,8 @@ def run(words: list[str]) -> int:
         print(help_text(name, command.config_class, command.positional))
         return 0
     settings = parse_config(name, command.config_class, command.positional, words[1:])
-    planned = command.dry_run is not None and settings.dry_run
-    module, _, function = (command.dry_run if planned else command.function).partition(":")
+    target = command.dry_run if command.dry_run and settings.dry_run else command.function
+    module, _, function = target.partition(":")
     getattr(import_module(module), function)(settings)
     leave_processes()
     return 0
