@@ -119,9 +119,9 @@ class CheckpointWriter:
     """
 
     def __init__(self, run_dir: Path, limit: int, in_background: bool) -> None:
-        self.run_dir, self.limit, self._step = run_dir, limit, 0
+        self.run_dir, self.limit = run_dir, limit
         self._thread = ThreadPoolExecutor(1) if in_background else None
-        self._writing: Future[str] | None = None
+        self._writing: Future[None] | None = None
         self._group: Any = None  # of its own, for a thread beside training
         if this_process().num_processes > 1:
             self._group = distributed.new_group(backend="gloo", timeout=timedelta(hours=1))
@@ -142,7 +142,7 @@ class CheckpointWriter:
     @property
     def failed(self) -> bool:
         """Whether this process knows that what it writes in the background cannot be written."""
-        return self._writing is not None and self._writing.done() and self._writing.result() != ""
+        return self._writing is not None and self._writing.done() and self._writing.exception() is not None
 
     def save(
         self, step: int, files: Iterable[tuple[str, Mapping[str, Tensor]]], state: dict[str, Any], sharded: bool
@@ -159,20 +159,20 @@ class CheckpointWriter:
             OSError: It, or the one before, could not be written; what was there before is still there.
         """
         self.wait()
-        self._step = step
-        process = this_process()
-        on_main(lambda: self._raise(self._attempt(self._make_room)))
-        num_parts = process.num_processes if sharded else 0
-        text = json.dumps(state | {"num_parts": num_parts}) + "\n" if process.is_main_process else None
+        process, partial = this_process(), self.run_dir / f"partial-{step:06d}"
+        on_main(lambda: shutil.rmtree(partial, ignore_errors=True))
+        on_main(lambda: partial.mkdir(parents=True))
+        place, num_parts = (process.process_index, process.num_processes) if sharded else (0, 0)
         copies = (
-            (self._partial / file_names(stem, num_parts)[process.process_index if sharded else 0], _own(tensors))
+            (file_names(stem, num_parts)[place], _own(tensors))
             for stem, tensors in files
             if sharded or process.is_main_process
         )
-        if self._thread is not None:
-            self._writing = self._thread.submit(self._write, list(copies), text)
+        text = json.dumps(state | {"num_parts": num_parts}) + "\n" if process.is_main_process else None
+        if self._thread is None:
+            together(lambda: self._write(step, partial, copies, text))
         else:
-            self._end(self._write(copies, text))
+            self._writing = self._thread.submit(self._write, step, partial, list(copies), text)
 
     def wait(self) -> None:
         """Returns when nothing is being written any more; called by every process.
@@ -182,65 +182,37 @@ class CheckpointWriter:
         """
         if self._writing is not None:
             writing, self._writing = self._writing, None
-            self._end(writing.result())
+            together(writing.result)
 
-    @property
-    def _partial(self) -> Path:
-        return self.run_dir / f"partial-{self._step:06d}"
-
-    @property
-    def _final(self) -> Path:
-        return self.run_dir / f"checkpoint-{self._step:06d}"
-
-    def _make_room(self) -> None:
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
-
-    def _write(self, copies: Iterable[tuple[Path, dict[str, Tensor]]], text: str | None) -> str:
-        """Writes this process's files, waits for the others, gives the checkpoint its name; or says why not."""
-
-        def write() -> None:
-            for path, tensors in copies:
-                save_file(tensors, path)
+    def _write(
+        self, step: int, partial: Path, copies: Iterable[tuple[str, dict[str, Tensor]]], text: str | None
+    ) -> None:
+        """Writes this process's files, waits for the others, and gives the checkpoint its name."""
+        final, problem = self.run_dir / f"checkpoint-{step:06d}", ""
+        try:
+            for name, tensors in copies:
+                save_file(tensors, partial / name)
             if text is not None:
-                (self._partial / STATE).write_text(text, encoding="utf-8")
-
-        problem = self._attempt(write)
+                (partial / STATE).write_text(text, encoding="utf-8")
+        except Exception as error:  # a full disk is an error of the system, or of safetensors
+            if "DataLoader worker" in str(error):  # torch's signal handler, which came in between
+                raise
+            problem = reason_of(error)
         if self._group is not None:
             told: list[Any] = [""] * self._group.size()
             distributed.all_gather_object(told, problem, group=self._group)
             problem = next(filter(None, told), "")
-        if this_process().is_main_process:
-            if problem:
-                shutil.rmtree(self._partial, ignore_errors=True)
-            return problem or self._attempt(self._publish)
-        return problem
-
-    def _publish(self) -> None:
-        if self._final.exists():  # an older run's, being repeated from an earlier step
-            shutil.rmtree(self._final)
-        os.replace(self._partial, self._final)
-        for old in checkpoints(self.run_dir)[: -self.limit]:
-            shutil.rmtree(old)
-
-    def _attempt(self, do: Callable[[], object]) -> str:
-        """Why it failed; nothing where it did not."""
-        try:
-            do()
-        except Exception as error:  # a full disk is an error of the system, or of safetensors
-            if "DataLoader worker" in str(error):  # torch's signal handler, which came in between
-                raise
-            return reason_of(error)
-        return ""
-
-    def _end(self, problem: str) -> None:
-        together(lambda: self._raise(problem))
-
-    def _raise(self, problem: str) -> None:
+        if this_process().is_main_process:  # all have ended their attempts
+            if problem or final.exists():  # an older run's, being repeated from an earlier step
+                shutil.rmtree(partial if problem else final, ignore_errors=True)
+            if not problem:
+                os.replace(partial, final)
+                for old in checkpoints(self.run_dir)[: -self.limit]:
+                    shutil.rmtree(old)
         if problem:
             kept = latest_checkpoint(self.run_dir)
             raise OSError(
-                f"{self._final} could not be written: {problem}; "
+                f"{final} could not be written: {problem}; "
                 + (f"the last good checkpoint is {kept}" if kept else "there is no checkpoint yet")
             )
 

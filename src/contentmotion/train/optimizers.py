@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,60 +144,47 @@ class Trainee:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """All tensors that a checkpoint holds, by the file they go to and their name."""
-        moments = {
-            f"{name}.{key}": value
-            for name, state in self._optimizer_state().items()
-            for key, value in state.items()
-            if isinstance(value, Tensor)
-        }
+        moments = {path: value for path, value in self._optimizer_state().items() if isinstance(value, Tensor)}
         files = {self.name: self.module.state_dict(), f"{self.name}-optimizer": moments}
         return files | ({f"{self.name}-average": self.averages()} if self.average else {})
 
     def record(self) -> dict[str, Any]:
         """The rest of what a checkpoint holds, as JSON can write it."""
+        state = self._optimizer_state()
         return {
             "optimizer": self.optimizer.state_dict()["param_groups"],
-            "optimizer_values": {
-                name: {key: value for key, value in state.items() if not isinstance(value, Tensor)}
-                for name, state in self._optimizer_state().items()
-            },
+            "optimizer_values": {path: value for path, value in state.items() if not isinstance(value, Tensor)},
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average_steps": self.average.num_steps if self.average else 0,
         }
 
     def read(self, folder: Path, num_parts: int, record: dict[str, Any]) -> None:
-        """Goes on from a checkpoint.
-
-        Args:
-            folder: The checkpoint.
-            num_parts: See ``read_tensors``.
-            record: What ``record`` gave.
+        """Goes on from a checkpoint: its files of so many parts (see ``read_tensors``), and what ``record`` gave.
 
         Raises:
             ValueError: It does not fit.
             OSError: It is damaged.
         """
+        values: dict[str, Any] = record["optimizer_values"]
         for stem, tensors in self.tensors().items():
-            if stem != f"{self.name}-optimizer":
-                for name, value in read_tensors(folder, stem, num_parts):
-                    fill(tensors.pop(name, None), name, value)
-                if tensors:
-                    raise ValueError(f"it has no {next(iter(tensors))}")
-        values: dict[str, dict[str, Any]] = record["optimizer_values"]
-        for path, value in read_tensors(folder, f"{self.name}-optimizer", num_parts):
+            for path, value in read_tensors(folder, stem, num_parts):
+                if stem == f"{self.name}-optimizer":
+                    like = self.parameters.get(path.rpartition(".")[0])
+                    like = value if like is None or like.shape != value.shape else like.detach()
+                    values[path] = tensors[path] = torch.empty_like(like, dtype=value.dtype)
+                fill(tensors.pop(path, None), path, value)
+            if tensors:
+                raise ValueError(f"it has no {next(iter(tensors))}")
+        numbers = {name: number for number, name in enumerate(self._names())}
+        state: dict[int, dict[str, Any]] = {}
+        for path, value in values.items():
             name, _, key = path.rpartition(".")
-            if name not in self.parameters:
+            if name not in numbers:
                 raise ValueError(f"it trained {name} too")
-            like = self.parameters[name].detach()
-            moment = torch.empty_like(
-                like if like.shape == value.shape else value, dtype=value.dtype, device=like.device
-            )
-            fill(moment, path, value)
-            values.setdefault(name, {})[key] = moment
+            state.setdefault(numbers[name], {})[key] = value
         groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in record["optimizer"]]
-        state = {number: values[name] for number, name in enumerate(self._names()) if name in values}
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})  # it moves them to the device
         self.schedule.load_state_dict(record["schedule"])
         if self.scaler.is_enabled() and record["scaler"]:
             self.scaler.load_state_dict(record["scaler"])
@@ -205,11 +192,12 @@ class Trainee:
             self.average.num_steps = record["average_steps"]
             self.move_target()
 
-    def _names(self) -> Iterator[str]:
+    def _names(self) -> list[str]:
         """The parameters' names in the optimizer's order."""
         names = {id(p): name for name, p in self.parameters.items()}
-        return (names[id(p)] for group in self.optimizer.param_groups for p in group["params"])
+        return [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
 
-    def _optimizer_state(self) -> dict[str, dict[str, Any]]:
-        state = self.optimizer.state_dict()["state"]
-        return {name: state[number] for number, name in enumerate(self._names()) if number in state}
+    def _optimizer_state(self) -> dict[str, Any]:
+        """By the parameter's name, a dot and the state's: of Adam "step", "exp_avg", "exp_avg_sq"."""
+        names, state = self._names(), self.optimizer.state_dict()["state"]
+        return {f"{names[n]}.{key}": value for n, values in state.items() for key, value in values.items()}
