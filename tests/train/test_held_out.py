@@ -186,7 +186,7 @@ def test_best_is_of_these_clips_and_of_this_run(
     folder.mkdir()
     for step, error in ((0, math.nan), (1, 0.9), (2, 0.5), (3, 0.7), (4, math.nan)):
         first.offer(step, error)
-    assert len(saved) == 3 and first.record["step"] == 2 and first.last_step == 4
+    assert len(saved) == 3 and first.record["step"] == 2 and first.record["last"]["step"] == 4
     assert keeper().record == {}, "no checkpoint: a run that begins"
     (tmp_path / "checkpoint-000004").mkdir()
     folder.rename(tmp_path / ".student.old")  # killed while the folder was being replaced

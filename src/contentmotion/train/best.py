@@ -47,11 +47,6 @@ class Best:
             elif begun:
                 print(f"{self.path}: scored on other clips or settings than now; the best starts anew", file=sys.stderr)
 
-    @property
-    def last_step(self) -> int:
-        """The last step that was scored."""
-        return self.record["last"]["step"] if self.record else 0
-
     def offer(self, step: int, score: float) -> None:
         """Takes note of a score; saves the model if it is the best so far.
 
