@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoModel, UNet3DConditionModel
@@ -18,16 +19,29 @@ from contentmotion.loading import (
     load_model,
     load_motion,
     load_scheduler,
+    load_tokenizer,
     quiet,
     require_checkpoints,
     resolve_name,
     training_scheduler,
 )
 from contentmotion.models.video_unet import VideoUNet  # diffusers loads no class whose module is not imported
+from contentmotion.pipelines.base import LatentPipeline
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
 
 VIDEO_UNETS = (VideoUNet.__name__, UNet3DConditionModel.__name__)
+NETWORKS = ("vae", "text_encoder", "unet", "autoencoder", "motion_transformer", "condition_encoder")
+LIBRARIES = (
+    "diffusers",
+    "transformers",
+    "contentmotion.models.autoencoder",
+    "contentmotion.models.condition_encoder",
+    "contentmotion.models.motion_dit",
+    "contentmotion.models.patch_vae",
+    "contentmotion.models.video_unet",
+)
+Pipeline = TypeVar("Pipeline", bound=LatentPipeline)
 
 
 def load_pipeline(
@@ -66,13 +80,7 @@ def load_pipeline(
         raise ValueError(f"{name_or_path} is not a pipeline folder: it has no model_index.json")
     if is_video_model(name_or_path):
         raise ValueError(f"{name_or_path} is a video model: it has no content frame and no motion")
-    try:
-        with quiet():  # Stable Diffusion folders hold parts that a video has no use for: no word about each
-            pipe = ContentMotionPipeline.from_pretrained(
-                path, dtype=dtype or torch.float32, use_safetensors=True, **parts
-            )
-    except Exception as error:  # torch, safetensors, json and the hub each raise their own
-        raise ValueError(explain(name_or_path, path, error)) from error
+    pipe = _assemble(ContentMotionPipeline, name_or_path, path, parts, dtype)
     absent = [n for n in ("autoencoder", "motion_transformer", "motion_scheduler") if getattr(pipe, n) is None]
     if absent:
         raise ValueError(
@@ -83,6 +91,45 @@ def load_pipeline(
         pipe.scheduler = training_scheduler(pipe.scheduler.config)
     pipe.check_parts()
     return pipe
+
+
+def _assemble(
+    pipeline: type[Pipeline], name: str, path: str, parts: dict[str, Any], dtype: torch.dtype | None
+) -> Pipeline:
+    """A pipeline of a folder or hub id, some parts of which are given; a folder's networks are loaded strictly.
+
+    Raises:
+        ValueError: A part is missing or damaged.
+    """
+    index = _read_index(Path(path) / "model_index.json") if Path(path).is_dir() else {}
+    for part, entry in index.items():
+        wanted = part in NETWORKS and part in pipeline.__init__.__annotations__ and part not in parts
+        if not wanted or not isinstance(entry, list) or entry[0] is None:
+            continue
+        library, kind = entry
+        if library not in LIBRARIES:  # a folder names classes: none is imported from anywhere else
+            raise ValueError(f"{name}: its {part} is a {library}.{kind}: only {', '.join(LIBRARIES)} are known")
+        cls = getattr(import_module(library), kind, None)
+        if cls is None:
+            raise ValueError(f"{name}: its {part} is a {kind}, which {library} does not have")
+        parts[part] = load_model(cls, path, part, f"the {part}", dtype)
+    if index.get("tokenizer", [None])[0] is not None and "tokenizer" not in parts:
+        parts["tokenizer"] = load_tokenizer(path)
+    try:
+        with quiet():  # Stable Diffusion folders hold parts that a video has no use for: no word about each
+            return pipeline.from_pretrained(path, dtype=dtype or torch.float32, use_safetensors=True, **parts)
+    except Exception as error:  # torch, safetensors, json and the hub each raise their own
+        raise ValueError(explain(name, path, error)) from error
+
+
+def _read_index(file: Path) -> dict[str, Any]:
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not a pipeline's index: {error}") from error
+    if not isinstance(index, dict):
+        raise ValueError(f"{file} is not a pipeline's index")
+    return index
 
 
 def _student_parts(folder: Path, dtype: torch.dtype | None) -> dict[str, Any]:
@@ -107,8 +154,8 @@ def is_video_model(name_or_path: str) -> bool:
     except (OSError, ValueError) as error:  # the hub's are OSErrors
         raise ValueError(explain(name_or_path, path, error)) from error
     try:
-        return json.loads(index.read_text()).get("unet", [None, None])[1] in VIDEO_UNETS
-    except (ValueError, AttributeError) as error:
+        return _read_index(index).get("unet", [None, None])[1] in VIDEO_UNETS
+    except (TypeError, IndexError) as error:
         raise ValueError(f"{index} is not a pipeline's index: {error}") from error
 
 
@@ -124,12 +171,7 @@ def load_video_pipeline(name_or_path: str, dtype: torch.dtype | None = None) -> 
     """
     if not is_video_model(name_or_path):
         raise ValueError(f"{name_or_path} is not a video model: its model_index.json names no video UNet")
-    path = resolve_name(name_or_path)
-    try:
-        with quiet():
-            pipe = VideoLatentPipeline.from_pretrained(path, dtype=dtype or torch.float32, use_safetensors=True)
-    except Exception as error:  # torch, safetensors, json and the hub each raise their own
-        raise ValueError(explain(name_or_path, path, error)) from error
+    pipe = _assemble(VideoLatentPipeline, name_or_path, resolve_name(name_or_path), {}, dtype)
     pipe.check_parts()
     return pipe
 

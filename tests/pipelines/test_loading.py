@@ -1,0 +1,94 @@
+"""A folder whose files are not what they should be is refused in one line, whichever part it is."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from contentmotion.pipelines.loading import load_pipeline
+from contentmotion.stages.content import load_content
+
+PARTS = ("text_encoder", "unet", "autoencoder", "motion_transformer")
+
+
+@pytest.fixture
+def folder(tiny_pipeline_dir: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_pipeline_dir, tmp_path / "pipeline")
+
+
+def weights_of(folder: Path, part: str) -> Path:
+    [file] = (folder / part).glob("*.safetensors")
+    return file
+
+
+def rewrite(file: Path, tensors: dict[str, torch.Tensor]) -> None:
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_that_lacks_a_tensor(folder: Path, part: str) -> None:
+    file = weights_of(folder, part)
+    tensors = load_file(file)
+    name = sorted(tensors)[0]
+    rewrite(file, {key: value for key, value in tensors.items() if key != name})
+    with pytest.raises(ValueError, match=f"cannot load the {part} from .*: its file lacks .*another architecture"):
+        load_pipeline(str(folder))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_with_an_unknown_tensor(folder: Path, part: str) -> None:
+    file = weights_of(folder, part)
+    rewrite(file, load_file(file) | {"another.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match=f"cannot load the {part} from .*: its file has unknown another.weight"):
+        load_pipeline(str(folder))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_with_a_nan(folder: Path, part: str) -> None:
+    file = weights_of(folder, part)
+    tensors = load_file(file)
+    name = sorted(tensors)[-1]
+    tensors[name].view(-1)[0] = torch.nan
+    rewrite(file, tensors)
+    with pytest.raises(ValueError, match=f"cannot load the {part} from .*: the weights are not finite in "):
+        load_pipeline(str(folder))
+
+
+def test_fine_tuning_is_as_strict(folder: Path) -> None:
+    file = weights_of(folder, "text_encoder")
+    tensors = load_file(file)
+    rewrite(file, dict(list(tensors.items())[1:]))
+    with pytest.raises(ValueError, match="cannot load a text encoder from .*: its file lacks"):
+        load_content(str(folder))
+
+
+def test_a_tokenizer_without_its_vocabulary(folder: Path) -> None:
+    """Every prompt would give the same video."""
+    (folder / "tokenizer/tokenizer.json").unlink()
+    for load in (load_pipeline, load_content):
+        with pytest.raises(ValueError, match="cannot load a tokenizer from .*"):
+            load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (["os", "system"], "its unet is a os.system: only diffusers, "),
+        (["diffusers", "NoSuchClass"], "its unet is a NoSuchClass, which diffusers does not have"),
+    ],
+)
+def test_an_index_names_no_foreign_code(folder: Path, entry: list[str], message: str) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"unet": entry}))
+    with pytest.raises(ValueError, match=message):
+        load_pipeline(str(folder))
+
+
+def test_an_index_that_is_none(folder: Path) -> None:
+    for text in ("[1]", "{", json.dumps({"unet": 5})):
+        (folder / "model_index.json").write_text(text)
+        with pytest.raises(ValueError, match="not a pipeline's index|no autoencoder"):
+            load_pipeline(str(folder))
