@@ -285,7 +285,10 @@ def _weights_digests(pipeline: LatentPipeline) -> dict[str, str]:
 
 
 def hash_network(network: nn.Module, settings: dict[str, Any]) -> str:
-    """sha256 (hex) over every tensor of a network, and its settings (JSON-like)."""
+    """sha256 (hex) over every tensor of a network, and its settings (JSON-like), unlike `hash_weights` exact.
+
+    The next checkpoint of a slow run differs by less than the half-precision numbers that a cache's maker is known by.
+    """
     sha = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for key, value in network.state_dict().items():
         sha.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
