@@ -14,7 +14,7 @@ import functools
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -361,7 +361,7 @@ def flatten(content: dict[Any, Any], blocks: set[str]) -> Iterator[tuple[str, An
 GONE = {"measure_motion": "a cache notes the statistics of its own motion latents, so leave it out"}
 
 
-def where_it_is(word: str, names: Iterable[str], prefix: str = "") -> str:
+def where_it_is(word: str, names: Collection[str], prefix: str = "") -> str:
     """The end of a message about an unknown setting: the block it is in, or the name that is meant."""
     names = list(names)
     if word in GONE:
@@ -369,14 +369,27 @@ def where_it_is(word: str, names: Iterable[str], prefix: str = "") -> str:
     inner = [name for name in names if name.startswith(f"{word}.")]
     if inner:
         return f": settings of this block are called {prefix}{inner[0]} and the like"
-    moved = [name for name in names if "." in name and word in (name.replace(".", "_"), name.partition(".")[2])]
+    moved = [name for name in names if "." in name and word == old_name(name)]
     return f": it is called {prefix}{moved[0]} now" if moved else did_you_mean(word, names, prefix)
 
 
-def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
-    """The end of a message about an unknown word; empty when no name is near."""
-    near = difflib.get_close_matches(word, list(names), n=1)
-    return f": did you mean {prefix}{near[0]}?" if near else ""
+def old_name(name: str) -> str:
+    """What a block's setting was called before there were blocks (version 0.1)."""
+    block, _, inner = name.partition(".")
+    return inner if block in ("model", "scale") or inner in ("i3d", "lpips") else f"{block}_{inner}"
+
+
+def did_you_mean(word: str, names: Collection[str], prefix: str = "") -> str:
+    """The end of a message about an unknown word: a name like it, or one that begins with it or contains it. Empty when
+    there is none. What is in no block comes first.
+    """
+    flat = [name for name in names if "." not in name]
+    for known in (flat, list(names)):
+        near = difflib.get_close_matches(word, known, n=1)
+        near = near or [name for name in known if name.startswith(word) or word in re.split("[_.-]", name)]
+        if near:
+            return f": did you mean {prefix}{near[0]}?"
+    return ""
 
 
 def help_text(command: str, config_class: type, positional: str | None) -> str:

@@ -1,3 +1,4 @@
+# ruff: noqa: F401 - this is where they are imported from
 """Every command's settings, as frozen dataclasses.
 
 This package imports nothing heavy, so that ``contentmotion COMMAND --help`` answers at once. A field's documentation
@@ -51,52 +52,3 @@ from contentmotion.config.use import (
     SamplingConfig,
 )
 from contentmotion.config.video import TrainVideoConfig
-
-__all__ = [
-    "SHIPPED_MODEL",
-    "SHIPPED_STUDENT",
-    "MixedPrecision",
-    "PredictionType",
-    "require",
-    "parse_bucket",
-    "CONDITION_NAMES",
-    "MAP_NAMES",
-    "MapName",
-    "ConditionConfig",
-    "AutoencoderSizes",
-    "ContentEvaluation",
-    "ContentSizes",
-    "ImageVAESizes",
-    "LoraSettings",
-    "MotionLatentSizes",
-    "MotionSizes",
-    "PerceptualLoss",
-    "ScaleSettings",
-    "ScheduledEvaluation",
-    "VideoSizes",
-    "CaptionConfig",
-    "FolderConfig",
-    "ClipConfig",
-    "InspectConfig",
-    "EncodeConfig",
-    "SamplingConfig",
-    "GenerateConfig",
-    "DemoConfig",
-    "ReconstructConfig",
-    "ReportConfig",
-    "EvaluateConfig",
-    "InfoConfig",
-    "ExportConfig",
-    "PushConfig",
-    "BenchmarkConfig",
-    "TrainConfig",
-    "ScoredTrainConfig",
-    "TrainVAEConfig",
-    "TrainAutoencoderConfig",
-    "TrainDenoiserConfig",
-    "TrainContentConfig",
-    "TrainUNetConfig",
-    "TrainMotionConfig",
-    "TrainVideoConfig",
-    "DistillConfig",
-]
