@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,59 +83,29 @@ def two_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved pipeline of real, untrained parts: 16x16 pixels, 4 frames, text-conditional, about 200 kB."""
-    # Heavy imports here: tests of the command line do without them.
-    import torch
-    from diffusers import DDIMScheduler, UNet2DConditionModel
-
-    from contentmotion import ContentMotionAutoencoder, ContentMotionPipeline, MotionDiT
-    from contentmotion.stages.text import make_text_encoder
-
-    torch.manual_seed(0)
-    captions = ["a crying cat", "rocket", "a moving square"]
-    tokenizer, text_encoder = make_text_encoder(captions, vocab_size=300, hidden_size=32, num_layers=1)
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=(16, 32),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        attention_head_dim=8,
-        cross_attention_dim=32,
-        norm_num_groups=8,
-    )
-    autoencoder = ContentMotionAutoencoder(
-        in_channels=3,
-        hidden_size=32,
-        depth=1,
-        num_heads=2,
-        head_dim=16,
-        motion_channels=4,
-        num_frames=4,
-        sample_height=16,
-        sample_width=16,
-        motion_mean=[0.0] * 4,
-        motion_std=[1.0] * 4,
-    )
-    motion_transformer = MotionDiT(
-        motion_channels=4, content_channels=3, hidden_size=32, depth=1, num_heads=2, text_dim=32
-    )
-    for module in (autoencoder, motion_transformer):
-        for parameter in module.parameters():  # layers that start at zero would hide what comes before them
-            torch.nn.init.normal_(parameter, std=0.1)
-    scheduler = {"beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
     folder = tmp_path_factory.mktemp("tiny") / "pipeline"
-    ContentMotionPipeline(
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=DDIMScheduler(beta_schedule="scaled_linear", **scheduler),
-        autoencoder=autoencoder,
-        motion_transformer=motion_transformer,
-        motion_scheduler=DDIMScheduler(beta_schedule="linear", **scheduler),
-    ).save_pretrained(folder)
+    tiny.make_pipeline().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained_once(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``tiny.run_chain`` makes, once a run of pytest, by whichever worker comes first. Take ``chain``."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    with FileLock(base / "chain.lock"):
+        if not (base / "chain").exists():
+            shutil.rmtree(base / "unfinished", ignore_errors=True)
+            tiny.run_chain(clip_folder, base / "unfinished")
+            (base / "unfinished").rename(base / "chain")
+    return base / "chain"
+
+
+@pytest.fixture(scope="module")
+def chain(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of it for a file's tests to work in: autoencoder, content, motion, teacher, caches."""
+    return shutil.copytree(trained_once, tmp_path_factory.mktemp("chain") / "copy")
 
 
 @pytest.fixture(scope="session")

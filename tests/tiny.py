@@ -1,7 +1,9 @@
-"""Tiny real models, untrained, made in one place: a test takes what it is about as an argument, and the rest from here.
+"""Tiny real models, and the five commands that train them, in one place: a test takes what it is about as an argument,
+and the rest from here.
 
-Each is made with the same weights every time. ``std`` draws every parameter anew with that deviation: layers that start
-at zero hide what comes before them. Heavy imports are inside the functions, for tests of the command line do without.
+An untrained model has the same weights every time; ``std`` draws every parameter anew with that deviation, for layers
+that start at zero hide what comes before them. Heavy imports are inside the functions: tests of the command line do
+without.
 """
 
 from __future__ import annotations
@@ -17,7 +19,16 @@ if TYPE_CHECKING:
     from contentmotion.models.patch_vae import PatchVAE
     from contentmotion.models.video_unet import VideoUNet
 
+# Settings of commands: two steps of two clips; of the configs' `model` blocks.
+STEPS: dict[str, Any] = {
+    "max_train_steps": 2, "train_batch_size": 2, "logging_steps": 1, "checkpointing_steps": 1, "validation_steps": 0,
+    "report_to": "none", "mixed_precision": "no", "lr_warmup_steps": 1,
+}  # fmt: skip
+CLIPS: dict[str, Any] = {"num_frames": 4, "height": 16, "width": 16}
 NARROW: dict[str, Any] = {"hidden_size": 16, "depth": 1, "num_heads": 2}
+UNET: dict[str, Any] = {
+    "block_out_channels": (32, 32), "text_hidden_size": 32, "text_num_layers": 1, "vocab_size": 600,
+}  # fmt: skip
 CAPTIONS = ("a crying cat", "rocket", "a moving square")
 
 
@@ -139,6 +150,48 @@ def save_stable_diffusion(folder: Path) -> Path:
     parts = (make_image_vae(levels=2), text_encoder, tokenizer, unet, scheduler, None, None)
     StableDiffusionPipeline(*parts, requires_safety_checker=False).save_pretrained(folder)
     return folder
+
+
+def run_chain(clips: Path, root: Path) -> None:
+    """Models of pixels from a folder of videos, two steps each, as the five commands make them.
+
+    Args:
+        clips: Videos with captions, of splits "train" and "test".
+        root: Gets ``ae/autoencoder``, ``content/content``, ``motion/motion_transformer``, all of them exported as
+            ``teacher``; the caches ``cache`` (split "train") and ``unseen`` ("test"), and the same of whole clips with
+            sketches, ``latents`` and ``unseen-latents``.
+    """
+    from contentmotion.commands.encode import encode
+    from contentmotion.commands.export import export
+    from contentmotion.config import (
+        AutoencoderSizes,
+        ContentSizes,
+        EncodeConfig,
+        ExportConfig,
+        MotionSizes,
+        TrainAutoencoderConfig,
+        TrainContentConfig,
+        TrainMotionConfig,
+    )
+    from contentmotion.train.autoencoder import train_autoencoder
+    from contentmotion.train.content import train_content
+    from contentmotion.train.motion import train_motion
+
+    data = CLIPS | {"train_data_dir": str(clips)}
+    sizes = AutoencoderSizes(head_dim=8, **NARROW)
+    train_autoencoder(TrainAutoencoderConfig(**data, **STEPS, model=sizes, output_dir=f"{root}/ae"))
+    for split, cache, latents in (("train", "cache", "latents"), ("test", "unseen", "unseen-latents")):
+        own = {"autoencoder": f"{root}/ae/autoencoder", "output_dir": f"{root}/{cache}"}
+        encode(EncodeConfig(**data, **own, split=split))
+        own = {"latents_only": True, "conditions": ("sketch",), "output_dir": f"{root}/{latents}"}
+        encode(EncodeConfig(**data, **own, split=split))
+    common = STEPS | {"cache_dir": f"{root}/cache", "learning_rate": 1e-2}
+    train_content(TrainContentConfig(**common, model=ContentSizes(**UNET), output_dir=f"{root}/content"))
+    parts = {"pretrained_model_name_or_path": f"{root}/content/content", "autoencoder": f"{root}/ae/autoencoder"}
+    dit = MotionSizes(content_patch_size=2, **NARROW)
+    train_motion(TrainMotionConfig(**common, **parts, model=dit, output_dir=f"{root}/motion"))
+    motion = f"{root}/motion/motion_transformer"
+    export(ExportConfig(**parts, motion_transformer=motion, output_dir=f"{root}/teacher", dtype="fp32"))
 
 
 def randomize(module: Any, std: float) -> Any:

@@ -11,11 +11,7 @@ import torch
 
 from contentmotion.config import TrainConfig
 from contentmotion.train.loop import Player, fit
-
-STEPS: dict[str, Any] = {
-    "max_train_steps": 2, "train_batch_size": 2, "logging_steps": 1, "checkpointing_steps": 1,
-    "validation_steps": 0, "report_to": "none", "mixed_precision": "no", "lr_warmup_steps": 1,
-}  # fmt: skip
+from tiny import STEPS
 
 
 class Numbers(torch.utils.data.Dataset):

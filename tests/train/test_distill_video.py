@@ -9,42 +9,33 @@ import torch
 from diffusers import LCMScheduler
 from safetensors.torch import load_file
 
-from contentmotion.commands.encode import encode
-from contentmotion.config import DistillConfig, EncodeConfig, LoraSettings, TrainVideoConfig, VideoSizes
+from contentmotion.config import DistillConfig, LoraSettings, TrainVideoConfig, VideoSizes
 from contentmotion.cost.plan import print_plan
 from contentmotion.pipelines.loading import load_video_pipeline
 from contentmotion.train.distill import distill
 from contentmotion.train.video import train_video
+from tiny import STEPS, UNET
 
-STEPS: dict[str, Any] = {
-    "max_train_steps": 2, "train_batch_size": 2, "logging_steps": 1, "checkpointing_steps": 1,
-    "validation_steps": 0, "report_to": "none", "mixed_precision": "no", "lr_warmup_steps": 1, "learning_rate": 1e-3,
-}  # fmt: skip
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 ENCODER = "condition_encoder/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def root(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher of pixels that takes sketches and masks, and its caches, 4 frames of 16x16."""
-    root = tmp_path_factory.mktemp("distill-video")
-    data = {"train_data_dir": str(clip_folder), "num_frames": 4, "height": 16, "width": 16, "latents_only": True}
-    for split, name in (("train", "cache"), ("test", "unseen")):
-        encode(EncodeConfig(**data, split=split, conditions=("sketch",), output_dir=f"{root}/{name}"))
-    train_video(
-        TrainVideoConfig(
-            **STEPS, cache_dir=f"{root}/cache", conditions=("sketch", "mask"), model=VideoSizes(
-                block_out_channels=(32, 32), num_attention_heads=2, text_hidden_size=32, text_num_layers=1,
-                vocab_size=600,
-            ), output_dir=f"{root}/run",
-        )
+def root(chain: Path) -> Path:
+    """A teacher of pixels that takes sketches and masks (``run/video``), 4 frames of 16x16."""
+    sizes = VideoSizes(num_attention_heads=2, **UNET)
+    config = TrainVideoConfig(
+        **STEPS, cache_dir=f"{chain}/latents", conditions=("sketch", "mask"), model=sizes, learning_rate=1e-3,
+        output_dir=f"{chain}/run",
     )  # fmt: skip
-    return root
+    train_video(config)
+    return chain
 
 
 def distill_config(root: Path, name: str, **changes: Any) -> DistillConfig:
-    given = {"pretrained_model_name_or_path": f"{root}/run/video", "cache_dir": f"{root}/cache", "guidance_scale": 3.0}
-    return DistillConfig(**STEPS | given | {"part": "video", "output_dir": f"{root}/{name}"} | changes)
+    given = {"pretrained_model_name_or_path": f"{root}/run/video", "cache_dir": f"{root}/latents", "part": "video"}
+    given |= {"guidance_scale": 3.0, "learning_rate": 1e-3, "output_dir": f"{root}/{name}"}
+    return DistillConfig(**STEPS | given | changes)
 
 
 def run(root: Path, name: str, **changes: Any) -> Path:
@@ -54,7 +45,7 @@ def run(root: Path, name: str, **changes: Any) -> Path:
 
 def test_student_follows_conditions_in_few_steps(root: Path) -> None:
     before = {path: path.read_bytes() for path in (root / "run/video").rglob("*") if path.is_file()}
-    folder = run(root, "student", validation_steps=2, eval_cache_dir=f"{root}/unseen")
+    folder = run(root, "student", validation_steps=2, eval_cache_dir=f"{root}/unseen-latents")
     assert {path: path.read_bytes() for path in before} == before
     assert (folder / "preview-000002.png").exists()
     assert json.loads((folder / "best.json").read_text())["step"] == 2

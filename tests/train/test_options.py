@@ -20,15 +20,10 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.training_utils import EMAModel, compute_snr
 from safetensors.torch import load_file
 
-from contentmotion.commands.encode import encode
 from contentmotion.config import (
-    AutoencoderSizes,
-    ContentSizes,
-    EncodeConfig,
     LoraSettings,
     MotionSizes,
     ScaleSettings,
-    TrainAutoencoderConfig,
     TrainContentConfig,
     TrainMotionConfig,
     TrainVideoConfig,
@@ -38,13 +33,13 @@ from contentmotion.diffusion import NoiseSchedule
 from contentmotion.losses.diffusion import split_by_time
 from contentmotion.pipelines.loading import load_video_pipeline
 from contentmotion.stages.content import load_content
-from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.checkpoints import checkpoints, latest_checkpoint
 from contentmotion.train.content import train_content
 from contentmotion.train.motion import train_motion
 from contentmotion.train.optimizers import Average
 from contentmotion.train.stopping import OUT_OF_TIME, StopRequests
 from contentmotion.train.video import train_video
+from tiny import UNET
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_runs import STEPS, Numbers, files_no_larger_than, lines, small_run  # noqa: E402
@@ -245,20 +240,11 @@ def test_8bit_adam_without_its_library_is_one_line(tmp_path: Path, monkeypatch: 
 
 
 @pytest.fixture(scope="module")
-def base(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(chain: Path) -> Path:
     """Tiny models of pixels, trained for two steps: autoencoder, content, video; and their caches."""
-    root = tmp_path_factory.mktemp("base")
-    data = {"train_data_dir": str(clip_folder), "num_frames": 4, "height": 16, "width": 16}
-    sizes = AutoencoderSizes(hidden_size=16, depth=1, num_heads=2, head_dim=8)
-    train_autoencoder(TrainAutoencoderConfig(**data, **STEPS, model=sizes, output_dir=f"{root}/ae"))
-    encode(EncodeConfig(**data, autoencoder=f"{root}/ae/autoencoder", output_dir=f"{root}/cache"))
-    encode(EncodeConfig(**data, latents_only=True, output_dir=f"{root}/latents"))
-    unet = {"block_out_channels": (32, 32), "text_hidden_size": 32, "text_num_layers": 1, "vocab_size": 600}
-    content = {"model": ContentSizes(**unet), "cache_dir": f"{root}/cache"}
-    train_content(TrainContentConfig(**STEPS, **content, output_dir=f"{root}/content"))
-    video = {"model": VideoSizes(**unet), "cache_dir": f"{root}/latents"}
-    train_video(TrainVideoConfig(**STEPS, **video, output_dir=f"{root}/video"))
-    return root
+    video = {"model": VideoSizes(**UNET), "cache_dir": f"{chain}/latents"}
+    train_video(TrainVideoConfig(**STEPS, **video, output_dir=f"{chain}/video"))
+    return chain
 
 
 def test_content_adapters_load_in_diffusers_and_change_the_picture(base: Path) -> None:
