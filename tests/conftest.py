@@ -8,9 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 import shapes
+import tiny
 
+# Workers of pytest and the processes that tests start share the processor: a thread each, unless told otherwise.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 shapes.install()  # before anything else of contentmotion is imported
 
 from contentmotion.video.write import write_video  # noqa: E402

@@ -10,6 +10,7 @@ import pytest
 
 from contentmotion.cli import main
 from contentmotion.video.write import write_video
+from tiny import make_autoencoder
 
 Fails = Callable[..., str]
 MOVE = ("--num_inference_steps=1", "--device=cpu", "--mixed_precision=no")
@@ -120,11 +121,9 @@ def test_a_checkpoint_of_another_shape(
 
 
 def test_parts_made_for_other_parts(fails: Fails, tmp_path: Path, tiny_pipeline_dir: Path) -> None:
-    from contentmotion import ContentMotionAutoencoder
 
     other = tmp_path / "autoencoder"
-    sizes = {"hidden_size": 32, "depth": 1, "num_heads": 2, "head_dim": 16}
-    ContentMotionAutoencoder(in_channels=3, motion_channels=6, **sizes).save_pretrained(other)
+    make_autoencoder(motion_channels=6).save_pretrained(other)
     message = fails(*generate_words(tiny_pipeline_dir, tmp_path, "cat", f"--autoencoder={other}"))
     assert "made for 4 motion and 3 content channels, the autoencoder has 6 and 3" in message
 

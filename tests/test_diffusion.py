@@ -99,6 +99,13 @@ def test_unknown_prediction_type() -> None:
         NoiseSchedule.of(type("Other", (), {"config": None})())
 
 
+def test_consistency_scalings_are_those_of_lcm() -> None:
+    """Ten times the time, as LCMScheduler has it: at 1 the noisy sample is as good as gone already."""
+    c_skip, c_out = diffusion.consistency_scalings(torch.tensor([0, 1, 2]))
+    assert c_skip.tolist() == pytest.approx([1, 0.25 / 100.25, 0.25 / 400.25])
+    assert c_out.tolist() == pytest.approx([0, 10 / 100.25**0.5, 20 / 400.25**0.5])
+
+
 def test_guidance_conventions() -> None:
     null, conditional, w = torch.tensor(1.0), torch.tensor(3.0), 6.5
     torch.testing.assert_close(diffusion.guide(null, conditional, 1.0), conditional)

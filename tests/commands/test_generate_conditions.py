@@ -10,12 +10,11 @@ from PIL import Image
 
 from contentmotion.cli import main
 from contentmotion.models.condition_encoder import ConditionEncoder
-from contentmotion.models.video_unet import make_video_unet
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
 from contentmotion.stages.stage import make_scheduler
-from contentmotion.stages.text import make_text_encoder
 from contentmotion.video.reader import read_video
 from contentmotion.video.write import write_picture, write_video
+from tiny import make_text, make_video_unet
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +22,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, make_frames: Callable[..., np
     """``model``: of pixels, 4 frames of 16x16, that takes sketches, masks and first frames; and files for them."""
     root = tmp_path_factory.mktemp("conditions")
     torch.manual_seed(0)
-    tokenizer, text_encoder = make_text_encoder(["a square"], vocab_size=600, hidden_size=32, num_layers=1)
-    unet = make_video_unet(
-        latent_channels=3, extra_channels=4, block_out_channels=(32, 32), layers_per_block=1, num_attention_heads=2,
-        cross_attention_dim=32, sample_size=(16, 16), num_frames=4,
-    )  # fmt: skip
+    (tokenizer, text_encoder), unet = make_text(), make_video_unet(extra_channels=4)
     encoder = ConditionEncoder(
         conditions=("sketch", "mask", "first_frame"), latent_channels=3, vae_scale_factor=1, hidden_channels=8,
         out_channels=4,

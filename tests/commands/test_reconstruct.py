@@ -20,6 +20,7 @@ from contentmotion.commands.reconstruct import (
 )
 from contentmotion.video.reader import read_video
 from contentmotion.video.write import write_video
+from tiny import make_autoencoder
 
 
 def reconstruct(video: Path, pipeline: Path, output_dir: Path, *words: str) -> dict:
@@ -140,8 +141,7 @@ def test_parts_without_the_rest_of_the_pipeline(tiny_pipeline_dir: Path, tmp_pat
     vae, autoencoder = load_parts(str(tiny_pipeline_dir), None)
     assert vae is None
     assert isinstance(autoencoder, ContentMotionAutoencoder)
-    sizes = {"hidden_size": 32, "depth": 1, "num_heads": 2, "head_dim": 16}
-    ContentMotionAutoencoder(in_channels=5, **sizes).save_pretrained(tmp_path / "five")
+    make_autoencoder(in_channels=5).save_pretrained(tmp_path / "five")
     channels = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
     blocks = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
     AutoencoderTiny(latent_channels=5, **channels, **blocks).save_pretrained(tmp_path / "vae")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -23,12 +23,10 @@ from contentmotion.evaluate.protocol import rendition_protocol
 from contentmotion.evaluate.renditions import Renderer, Rendition, find_conditions
 from contentmotion.evaluate.run import evaluate
 from contentmotion.evaluate.store import RenditionStore, digest
-from contentmotion.models.autoencoder import ContentMotionAutoencoder
-from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
 from contentmotion.run_dir import write_config
-from contentmotion.stages.text import make_text_encoder
 from contentmotion.video.write import write_video
+from tiny import make_autoencoder, make_image_unet, make_image_vae, make_motion_dit, make_text
 
 FRAMES, HEIGHT, WIDTH = 10, 24, 32
 
@@ -37,41 +35,16 @@ def make_pipeline(vae: AutoencoderKL | None = None) -> ContentMotionPipeline:
     """A whole pipeline with random weights."""
     torch.manual_seed(0)
     factor, channels = (2, 4) if vae is not None else (1, 3)
-    tokenizer, text_encoder = make_text_encoder(["a square moves"], vocab_size=300, hidden_size=32, num_layers=1)
-    unet = UNet2DConditionModel(
-        sample_size=HEIGHT // factor,
-        in_channels=channels,
-        out_channels=channels,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=8,
-        cross_attention_dim=32,
+    (tokenizer, text_encoder), side = make_text(), HEIGHT // factor
+    unet = make_image_unet(
+        sample_size=side, in_channels=channels, out_channels=channels, block_out_channels=(8, 16), norm_num_groups=4
     )
-    autoencoder = ContentMotionAutoencoder(
-        in_channels=channels,
-        hidden_size=16,
-        depth=1,
-        num_heads=2,
-        head_dim=8,
-        motion_channels=4,
-        num_frames=FRAMES,
-        sample_height=HEIGHT // factor,
-        sample_width=WIDTH // factor,
-        motion_mean=[0.0] * 4,
-        motion_std=[1.0] * 4,
-    )
+    autoencoder = make_autoencoder(
+        in_channels=channels, motion_channels=4, num_frames=FRAMES, sample_height=side, sample_width=WIDTH // factor,
+        motion_mean=[0.0] * 4, motion_std=[1.0] * 4,
+    )  # fmt: skip
     torch.nn.init.normal_(autoencoder.frame_head.weight, std=0.2)  # it starts at zero: nothing would move
-    motion = MotionDiT(
-        motion_channels=4,
-        content_channels=channels,
-        hidden_size=16,
-        depth=1,
-        num_heads=2,
-        text_dim=32,
-    )
+    motion = make_motion_dit(motion_channels=4, content_channels=channels, text_dim=32)
     return ContentMotionPipeline(
         vae, text_encoder, tokenizer, unet, DDIMScheduler(), autoencoder, motion, DDIMScheduler()
     )
@@ -207,13 +180,7 @@ def test_a_video_does_not_depend_on_its_batch(checkpoint: Path, data: Path, conf
 
 
 def test_references_of_a_model_with_a_vae(data: Path, config: EvaluateConfig) -> None:
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-    )
+    vae = make_image_vae(levels=2)
     clips = Clips(read_clip_folder(data), config, FRAMES, HEIGHT, WIDTH)
     pipeline = make_pipeline(vae)
     renderer = Renderer(pipeline, clips, config, nullcontext, find_conditions(pipeline, (), None, 0))

@@ -13,7 +13,6 @@ from contentmotion.cli import main
 from contentmotion.cost.count import count_cost
 from contentmotion.cost.networks import build
 from contentmotion.models.autoencoder import ContentMotionAutoencoder, cut_windows, join_windows
-from contentmotion.models.video_unet import make_video_unet
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.pipelines.speed import (
     compile_networks,
@@ -23,6 +22,7 @@ from contentmotion.pipelines.speed import (
     use_vae,
 )
 from contentmotion.stages.text import TextFeatures, encode_prompts
+from tiny import make_autoencoder, make_video_unet
 
 CPU = torch.device("cpu")
 
@@ -212,12 +212,7 @@ def test_windows_of_the_decoder() -> None:
     torch.testing.assert_close(join_windows(windows, 4, 6, 2), tokens)
 
     def make(window: int) -> ContentMotionAutoencoder:
-        torch.manual_seed(0)
-        model = ContentMotionAutoencoder(
-            in_channels=3, hidden_size=16, depth=3, num_heads=2, head_dim=8, motion_channels=2,
-            residual_decoding=False, attention_window=window,
-        )  # fmt: skip
-        return model.eval()
+        return make_autoencoder(depth=3, residual_decoding=False, attention_window=window)
 
     content, motion = torch.randn(1, 3, 16, 16), torch.randn(1, 2, 2, 16)
     everything, one, four = (make(window).decode(content, motion) for window in (0, 8, 4))
@@ -249,10 +244,7 @@ def test_switches_of_the_command(tiny_pipeline_dir: Path, tmp_path: Path, capsys
 
 def test_channels_last_of_a_video_unet() -> None:
     """Its convolutions in time have five axes and stay as they are."""
-    unet = make_video_unet(
-        latent_channels=3, extra_channels=0, block_out_channels=(32, 32), layers_per_block=1, num_attention_heads=2,
-        cross_attention_dim=16, sample_size=(8, 8), num_frames=2,
-    ).eval()  # fmt: skip
+    unet = make_video_unet(cross_attention_dim=16, sample_size=(8, 8), num_frames=2)
     x, text = torch.randn(1, 3, 2, 8, 8), torch.randn(1, 5, 16)
     with torch.no_grad():
         plain = unet(x, 500, encoder_hidden_states=text).sample

@@ -23,6 +23,7 @@ from contentmotion.stages.lora import add_adapters, merge_adapters, save_adapter
 from contentmotion.stages.motion import MotionStage
 from contentmotion.stages.stage import Stage
 from contentmotion.train.distill import distill
+from tiny import make_motion_dit
 
 Configure = Callable[..., DistillConfig]
 LORA = "lora/pytorch_lora_weights.safetensors"
@@ -88,9 +89,7 @@ def test_stock_pipeline_with_the_adapters_is_the_student(root: Path, tmp_path: P
 
 def test_adapters_of_the_motion_model_and_of_a_video_unet() -> None:
     """Adapters on networks that diffusers has no LoRA loader for: same keys and class once they are merged."""
-    motion = MotionDiT(motion_channels=4, content_channels=3, hidden_size=16, depth=1, num_heads=2, text_dim=8)
-    for parameter in motion.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
+    motion = make_motion_dit(0.1, motion_channels=4, text_dim=8)
     content, z = torch.randn(2, 3, 16, 16), torch.randn(2, 4, 4, 16)
     inputs = (z, torch.tensor([3, 500]), content, None, torch.randn(2, 8))
     adapted = with_adapters(motion, "motion").eval()

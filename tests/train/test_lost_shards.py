@@ -15,10 +15,10 @@ from contentmotion.config import AutoencoderSizes, EncodeConfig, ScaleSettings, 
 from contentmotion.data.cache import LatentCache, collate_latents
 from contentmotion.data.clips import collate
 from contentmotion.data.streaming import open_stream
-from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.checkpoints import checkpoints
 from contentmotion.train.loop import Player, fit
+from tiny import make_autoencoder
 
 SIZE: dict[str, Any] = {"num_frames": 4, "height": 16, "width": 16}
 STEPS: dict[str, Any] = {
@@ -42,9 +42,7 @@ def shards(clip_folder: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def cache_dir(clip_folder: Path, tmp_path: Path) -> Path:
     """Four shards of a clip each."""
-    torch.manual_seed(0)
-    sizes = {"num_frames": 4, "sample_height": 16, "sample_width": 16}
-    ContentMotionAutoencoder(in_channels=3, **NARROW, **sizes).save_pretrained(tmp_path / "ae")
+    make_autoencoder().save_pretrained(tmp_path / "ae")
     places = {"autoencoder": f"{tmp_path}/ae", "output_dir": f"{tmp_path}/cache"}
     encode(EncodeConfig(train_data_dir=str(clip_folder), **SIZE, **places, clips_per_shard=1))
     return tmp_path / "cache"
