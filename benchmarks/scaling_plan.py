@@ -13,8 +13,9 @@ import torch
 
 from contentmotion.config import AutoencoderSizes, MotionSizes, TrainAutoencoderConfig, TrainMotionConfig
 from contentmotion.cost.count import count_cost
-from contentmotion.cost.plan import part, plan_run, unet_pass
+from contentmotion.cost.plan import network_call, parts, plan_run
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
+from contentmotion.stages.content import content_stage
 
 SD21 = "stabilityai/stable-diffusion-2-1-base"
 CLIPS, EPOCHS, FRAMES = 10_727_607, 3, 16
@@ -39,8 +40,7 @@ def count() -> dict[str, float]:
                 pretrained_model_name_or_path=SD21,
             )
         ).flops_per_item / 1e12  # fmt: skip
-    unet, text = part(SD21, "unet"), part(SD21, "text_encoder")
-    content = 3 * count_cost(lambda: unet_pass(unet, text, LATENT)).flops / 1e12
+    content = 3 * count_cost(network_call(content_stage(parts(SD21)), LATENT)).flops / 1e12
     return {
         "autoencoder, from videos": whole,
         "autoencoder, from cached latents": cached,

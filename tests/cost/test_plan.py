@@ -19,7 +19,8 @@ from contentmotion.config import (
     TrainMotionConfig,
     TrainVideoConfig,
 )
-from contentmotion.cost.plan import STAGES, count_activations, parts, plan_run
+from contentmotion.cost.count import count_activations
+from contentmotion.cost.plan import STAGES, parts, plan_run
 from contentmotion.cost.plan import part as part_of
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.video_unet import inflate_unet

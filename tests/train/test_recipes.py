@@ -13,12 +13,13 @@ from diffusers import UNet2DConditionModel
 from contentmotion.cli import main
 from contentmotion.config import CONDITION_NAMES
 from contentmotion.cost.networks import build
-from contentmotion.cost.plan import video_pass
+from contentmotion.cost.plan import network_call
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.condition_encoder import ConditionEncoder
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.models.video_unet import enable_checkpointing, inflate_unet
 from contentmotion.pipelines.loading import load_video_pipeline
+from contentmotion.stages.video import VideoStage
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SIZE = "--num_frames 4 --height 16 --width 16"
@@ -155,8 +156,9 @@ def test_videolcm_builds_at_full_size() -> None:
         )
         unet = inflate_unet(image_unet, frames, extra_channels=8)
         enable_checkpointing(unet)
-        output = video_pass(unet, encoder, build("clip-h", meta), (frames, *latent))
-    assert output.shape == (1, 4, frames, *latent[1:])
+        components = {"unet": unet, "condition_encoder": encoder, "text_encoder": build("clip-h", meta)}
+        output = network_call(VideoStage(components), (frames, *latent))()
+    assert output.shape == (1, frames, *latent)
     output.square().mean().backward()
     assert all(p.grad is not None for network in (unet, encoder) for p in network.parameters())
     temporal = unet.num_parameters() - sum(p.numel() for p in image_unet.parameters())

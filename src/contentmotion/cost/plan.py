@@ -107,7 +107,7 @@ def plan_run(config: TrainConfig) -> Plan:
     assert isinstance(config, TrainDenoiserConfig | DistillConfig)
     stage = _stage_to_train(config)
     text: Any = stage.components.get("text_encoder")
-    frozen, forward = {}, _network_call(stage, _sample_shape(stage, config))
+    frozen, forward = {}, network_call(stage, _sample_shape(stage, config))
     if text is not None:
         ids = torch.ones(1, text.config.max_position_embeddings, dtype=torch.long, device=META)
         if any(parameter.requires_grad for parameter in text.parameters()):
@@ -276,7 +276,7 @@ def _sample_shape(stage: Stage, config: TrainDenoiserConfig | DistillConfig) -> 
     return (own.get("num_frames", 16), own.out_channels, *sides) if stage.name == "video" else (own.in_channels, *sides)
 
 
-def _network_call(stage: Stage, shape: tuple[int, ...]) -> Callable[[], Any]:
+def network_call(stage: Stage, shape: tuple[int, ...]) -> Callable[[], Any]:
     """One item through a stage's network; with conditions through their encoder, too."""
     noisy, timesteps, condition = stage.example(shape)
     encoder = stage.components.get("condition_encoder")
@@ -302,7 +302,7 @@ def _plan_distillation(
         return replace(plan, frozen=plan.frozen + 2 * plan.trained, flops_per_item=plan.flops_per_item + passes * after)
     with META:
         teacher = STAGES[config.part](parts(config.pretrained_model_name_or_path))
-    once = count_cost(_network_call(teacher, _sample_shape(teacher, config))).flops
+    once = count_cost(network_call(teacher, _sample_shape(teacher, config))).flops
     # Frozen weights take no gradient: their share of the backward pass is one forward pass's worth, not two.
     flops = plan.flops_per_item - once + once * (passes - 1) + after
     return replace(plan, frozen=plan.frozen + plan.trained, flops_per_item=flops)
