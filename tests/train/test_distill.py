@@ -17,7 +17,7 @@ from contentmotion.config import DistillConfig, ScheduledEvaluation, TrainMotion
 from contentmotion.losses import consistency
 from contentmotion.losses.consistency import consistency_loss, student_scheduler
 from contentmotion.pipelines.loading import load_pipeline
-from contentmotion.pipelines.sampling import _warn_once, resolve_sampling
+from contentmotion.pipelines.sampling import warn_once, resolve_sampling
 from contentmotion.stages.stage import Stage
 from contentmotion.train.distill import distill
 from contentmotion.train.motion import train_motion
@@ -217,7 +217,7 @@ def test_defaults_and_one_warning(root: Path, caplog: pytest.LogCaptureFixture) 
     assert resolve_sampling(pipe, 2, None, None, 1.0).motion_steps == 50
     pipe.motion_scheduler = student_scheduler(pipe.motion_scheduler, 50)
     assert resolve_sampling(pipe, 2, None, None, 1.0).motion_steps == 2
-    _warn_once.cache_clear()
+    warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             resolve_sampling(pipe, 50, 4, 7.5, 1.0)

@@ -12,9 +12,9 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from contentmotion.pipelines.sampling import denoise
+from contentmotion.pipelines.sampling import denoise, warn_once
 from contentmotion.stages.stage import Condition, Stage
-from contentmotion.stages.text import NULL_PROMPT, TextFeatures
+from contentmotion.stages.text import NULL_PROMPT, TextFeatures, cut_words
 
 Generators = torch.Generator | list[torch.Generator] | None
 StepCallback = Callable[..., dict] | PipelineCallback | MultiPipelineCallbacks | None
@@ -132,6 +132,10 @@ class LatentPipeline(DiffusionPipeline):
         """Features of the prompts and, where guidance needs them, of the null prompts, as ``Stage.encode`` takes
         them."""
         known = self._text_features or TextFeatures()
+        for text in prompts:
+            if cut := cut_words(self.tokenizer, text):
+                most = self.tokenizer.model_max_length - 2
+                warn_once(f"the text encoder takes {most} tokens: of the prompt {text!r} it does not see {cut!r}")
 
         def encode(texts: list[str]) -> dict[str, Tensor]:
             features = known.encode(self.tokenizer, self.text_encoder, texts)

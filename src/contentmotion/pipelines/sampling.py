@@ -98,7 +98,7 @@ def _check_distilled(what: str, scheduler: Any, steps: int, guidance_scale: floa
     most = scheduler.config.get("original_inference_steps", steps)  # it has learned no other times
     if steps > MOST_DISTILLED_STEPS or guidance_scale > 1:
         taken = f"; it takes {most}" if steps > most else ""
-        _warn_once(
+        warn_once(
             f"the {what} model was distilled to sample in 1 to {MOST_DISTILLED_STEPS} steps, its guidance built in: "
             f"{steps} steps at guidance {guidance_scale:g} cost more and look worse than 4 steps at guidance 1{taken}"
         )
@@ -111,7 +111,8 @@ def is_distilled(scheduler: Any) -> bool:
 
 
 @cache
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
+    """Logs a warning, each text once a process."""
     logger.warning(message)
 
 

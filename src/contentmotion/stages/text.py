@@ -38,6 +38,14 @@ def encode_prompts(
     return encoded.last_hidden_state, pooled
 
 
+def cut_words(tokenizer: Any, prompt: str) -> str:
+    """What of a prompt is beyond the tokens that its encoder takes; "" where nothing is."""
+    # Between a start and an end token; with a limit of its own, or transformers would have a word to say about it.
+    tokens = tokenizer(prompt, truncation=True, max_length=1_000_000).input_ids
+    kept = tokenizer.model_max_length
+    return tokenizer.decode(tokens[kept - 1 : -1]).strip() if len(tokens) > kept else ""
+
+
 class TextFeatures:
     """Features of prompts, each encoded once; for a text encoder whose weights do not change meanwhile.
 
