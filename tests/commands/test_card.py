@@ -9,7 +9,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from contentmotion.cli import main
-from contentmotion.commands.card import MISUSE, describe_cost
+from contentmotion.commands.card import MISUSE, describe_cost, find_runs
+from contentmotion.config import ExportConfig
 
 SCORES = {
     "parts": {
@@ -94,6 +95,13 @@ def test_card_of_training_runs(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
     assert "* distill, motion: 42 clips of 4 x 16 x 16, split train" in text
     assert "| distill, motion | 123 | 7 |" in text
     assert "/home/me" not in text and str(tmp_path) not in text
+
+
+def test_settings_that_cannot_be_read_are_left_out(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_pipeline_dir, tmp_path / "run/motion_transformer")
+    (tmp_path / "run/config.yaml").write_text("# To repeat the run: contentmotion train-motion\n[: :")
+    config = ExportConfig(pretrained_model_name_or_path="emoji", output_dir="x", motion_transformer=str(folder))
+    assert find_runs(config) == {}
 
 
 def test_cost_of_what_benchmark_does_not_count(tiny_pipeline_dir: Path, tmp_path: Path) -> None:

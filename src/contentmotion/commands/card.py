@@ -111,9 +111,12 @@ def find_runs(config: ExportConfig) -> dict[str, dict[str, Any]]:
         file = Path(name).resolve().parent / "config.yaml" if name and Path(name).is_dir() else None
         if file is None or not file.is_file():
             continue
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8", errors="replace")
         command = re.match(r"# To repeat the run: contentmotion (\S+)", text)
-        settings = yaml.safe_load(text)
+        try:
+            settings = yaml.safe_load(text)
+        except yaml.YAMLError:  # what a card lacks is no reason to lose an export
+            continue
         if command is None or not isinstance(settings, dict) or "max_train_steps" not in settings:
             continue
         manifest = Path(str(settings.get("cache_dir"))) / "manifest.json"
