@@ -4,10 +4,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any, get_args
 
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray, install_import_hook
 
 PACKAGES = [f"contentmotion.{name}" for name in ("diffusion", "models", "stages", "losses", "pipelines")]
+
+_beartype = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as for every other type checker
 
 
 def check(function: Callable) -> Callable:
@@ -16,7 +18,7 @@ def check(function: Callable) -> Callable:
     if not shaped:
         return function
     function.__annotations__ = shaped
-    return beartype(function)
+    return _beartype(function)
 
 
 def has_shape(hint: Any) -> bool:

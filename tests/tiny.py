@@ -113,7 +113,7 @@ def make_text(captions: Sequence[str] = CAPTIONS, **changes: Any) -> tuple[Any, 
     return tokenizer, encoder.eval()
 
 
-def make_scheduler(beta_schedule: str = "scaled_linear", **changes: Any) -> Any:
+def make_ddim(beta_schedule: str = "scaled_linear", **changes: Any) -> Any:
     """Stable Diffusion's DDIM; v-prediction comes with a schedule that ends in noise alone."""
     from diffusers import DDIMScheduler
 
@@ -130,10 +130,10 @@ def make_pipeline(std: float = 0.1, **components: Any) -> ContentMotionPipeline:
     tokenizer, text_encoder = make_text()
     statistics = {"motion_mean": [0.0] * 4, "motion_std": [1.0] * 4}
     own = {
-        "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": make_image_unet(), "scheduler": make_scheduler(),
+        "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": make_image_unet(), "scheduler": make_ddim(),
         "autoencoder": make_autoencoder(std, hidden_size=32, head_dim=16, motion_channels=4, **statistics),
         "motion_transformer": make_motion_dit(std, hidden_size=32, motion_channels=4, text_dim=32),
-        "motion_scheduler": make_scheduler("linear"),
+        "motion_scheduler": make_ddim("linear"),
     }  # fmt: skip
     pipe = ContentMotionPipeline(**own | components)
     pipe.set_progress_bar_config(disable=True)
@@ -146,7 +146,7 @@ def save_stable_diffusion(folder: Path) -> Path:
 
     tokenizer, text_encoder = make_text()
     unet = make_image_unet(in_channels=4, out_channels=4)
-    scheduler = make_scheduler(set_alpha_to_one=False, steps_offset=1)
+    scheduler = make_ddim(set_alpha_to_one=False, steps_offset=1)
     parts = (make_image_vae(levels=2), text_encoder, tokenizer, unet, scheduler, None, None)
     StableDiffusionPipeline(*parts, requires_safety_checker=False).save_pretrained(folder)
     return folder

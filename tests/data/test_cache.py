@@ -17,8 +17,6 @@ from contentmotion.config import AutoencoderSizes, EncodeConfig, MotionSizes, Tr
 from contentmotion.data.cache import LatentCache, Shard, collate_latents, hash_tensors, open_cache
 from contentmotion.data.clips import open_clips
 from contentmotion.loading import load_autoencoder, load_vae
-from contentmotion.models.autoencoder import ContentMotionAutoencoder
-from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.saving import hash_weights
 from contentmotion.stages.motion import MotionStage
@@ -27,23 +25,13 @@ from contentmotion.stages.text import encode_prompts
 from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.motion import train_motion
 from contentmotion.video.pixels import to_float
-
-STEPS = {
-    "max_train_steps": 2, "train_batch_size": 2, "logging_steps": 1, "checkpointing_steps": 1, "validation_steps": 0,
-    "report_to": "none", "mixed_precision": "no", "lr_warmup_steps": 1,
-}  # fmt: skip
-NARROW = {"hidden_size": 16, "depth": 1, "num_heads": 2}
+from tiny import NARROW, STEPS, make_autoencoder, make_motion_dit
 
 
 @pytest.fixture(scope="session")
 def autoencoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny autoencoder on pixels, with random weights in every layer."""
-    torch.manual_seed(0)
-    model = ContentMotionAutoencoder(
-        in_channels=3, hidden_size=16, depth=1, num_heads=2, head_dim=8, motion_channels=2, num_frames=4
-    )
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+    model = make_autoencoder(0.2)
     folder = tmp_path_factory.mktemp("models") / "autoencoder"
     model.save_pretrained(folder)
     return folder
@@ -336,7 +324,7 @@ def test_text_features(config: EncodeConfig, tiny_pipeline_dir: Path, tmp_path: 
         torch.testing.assert_close(item["pooled"], pooled[0], atol=1e-5, rtol=1e-4)
     # A denoiser sees the same with them as without, dropped prompts included.
     torch.manual_seed(0)
-    transformer = MotionDiT(motion_channels=2, content_channels=3, text_dim=32, **NARROW)
+    transformer = make_motion_dit(text_dim=32)
     for parameter in transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     parts = {

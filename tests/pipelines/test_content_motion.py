@@ -10,22 +10,27 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     DDIMScheduler,
-    DiTTransformer2DModel,
     EulerDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
-    UNet2DConditionModel,
 )
 
-from contentmotion import ContentMotionAutoencoder, ContentMotionPipeline, MotionDiT
+from contentmotion import ContentMotionPipeline
 from contentmotion.loading import ASSETS
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.pipelines.saving import save_stage
 from contentmotion.stages.motion import MotionStage
 from contentmotion.stages.stage import make_scheduler
-from contentmotion.stages.text import make_text_encoder
+from tiny import (
+    make_autoencoder,
+    make_content_dit,
+    make_ddim,
+    make_image_unet,
+    make_image_vae,
+    make_motion_dit,
+    make_text,
+)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -36,50 +41,20 @@ def seeded(seed: int) -> torch.Generator:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A stock Stable Diffusion folder (4-channel VAE that halves sizes twice) and our two models beside it."""
     root = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    tokenizer, text_encoder = make_text_encoder(
-        ["a cat", "a rocket"], vocab_size=600, hidden_size=32, num_layers=1, max_length=16
+    tokenizer, text_encoder = make_text(["a cat", "a rocket"], vocab_size=600, max_length=16)
+    vae = make_image_vae()
+    unet = make_image_unet(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64), attention_head_dim=4
     )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        latent_channels=4,
-        norm_num_groups=4,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        cross_attention_dim=32,
-        attention_head_dim=4,
-        norm_num_groups=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    )
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-        set_alpha_to_one=False, steps_offset=1,
-    )  # fmt: skip
+    scheduler = make_ddim(set_alpha_to_one=False, steps_offset=1)
     StableDiffusionPipeline(
         vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
     ).save_pretrained(root / "sd")
-    autoencoder = ContentMotionAutoencoder(
-        in_channels=4, hidden_size=16, depth=1, num_heads=2, head_dim=8, motion_channels=3,
-        num_frames=4, sample_height=8, sample_width=8, motion_mean=[0.0, 1, 2], motion_std=[1.0, 2, 1],
+    autoencoder = make_autoencoder(
+        0.2, in_channels=4, motion_channels=3, sample_height=8, sample_width=8, motion_mean=[0.0, 1, 2],
+        motion_std=[1.0, 2, 1],
     )  # fmt: skip
-    motion = MotionDiT(
-        motion_channels=3,
-        content_channels=4,
-        hidden_size=16,
-        depth=1,
-        num_heads=2,
-        content_patch_size=2,
-        text_dim=32,
-    )
-    for model in (autoencoder, motion):
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
+    motion = make_motion_dit(0.2, motion_channels=3, content_channels=4, content_patch_size=2, text_dim=32)
     autoencoder.save_pretrained(root / "autoencoder")
     components = {"motion_transformer": motion, "motion_scheduler": make_scheduler("linear", None)}
     save_stage(MotionStage(components), root / "motion")
@@ -222,24 +197,9 @@ def test_vae_slicing_changes_nothing(pipe: ContentMotionPipeline) -> None:
 
 
 def test_class_conditional_on_pixels() -> None:
-    torch.manual_seed(0)
-    unet = DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=3, out_channels=6, num_layers=1,
-        sample_size=16, patch_size=2, num_embeds_ada_norm=3,
-    )  # fmt: skip
-    autoencoder = ContentMotionAutoencoder(
-        in_channels=3, hidden_size=16, depth=1, num_heads=2, head_dim=8, motion_channels=2, num_frames=4,
-        sample_height=16, sample_width=16, motion_mean=[0.0, 0.0], motion_std=[1.0, 1.0],
-    )  # fmt: skip
-    motion = MotionDiT(
-        motion_channels=2,
-        content_channels=3,
-        hidden_size=16,
-        depth=1,
-        num_heads=2,
-        num_classes=3,
-        learn_sigma=True,
-    )
+    unet = make_content_dit(out_channels=6)
+    autoencoder = make_autoencoder(motion_mean=[0.0, 0.0], motion_std=[1.0, 1.0])
+    motion = make_motion_dit(num_classes=3, learn_sigma=True)
     pipe = ContentMotionPipeline(
         unet=unet, scheduler=make_scheduler("linear", "epsilon"), autoencoder=autoencoder,
         motion_transformer=motion, motion_scheduler=make_scheduler("linear", "epsilon"),
@@ -277,7 +237,7 @@ def test_bad_arguments(pipe: ContentMotionPipeline, arguments: dict, message: st
 
 
 def test_parts_that_do_not_belong_together(folders: dict[str, Path], tmp_path: Path) -> None:
-    other = ContentMotionAutoencoder(in_channels=3, hidden_size=16, depth=1, num_heads=2, head_dim=8)
+    other = make_autoencoder()
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="takes frames of 3 channels, the image VAE makes 4"):
         load_pipeline(str(folders["sd"]), str(tmp_path / "other"), str(folders["motion"]))

@@ -13,10 +13,10 @@ from contentmotion.pipelines.video_latent import VideoLatentPipeline
 from tiny import (
     make_autoencoder,
     make_content_dit,
+    make_ddim,
     make_image_unet,
     make_motion_dit,
     make_pipeline,
-    make_scheduler,
     make_text,
     make_video_unet,
 )
@@ -61,9 +61,9 @@ def times(x: Tensor, t: int) -> Tensor:
 @pytest.mark.parametrize(("guidance", "motion_guidance"), [(6.0, 1.0), (1.0, 5.0), (4.0, 3.0)])
 def test_text_to_video(guidance: float, motion_guidance: float) -> None:
     pipe = make_pipeline(
-        unet=make_image_unet(0.05), scheduler=make_scheduler(prediction_type="v_prediction"),
+        unet=make_image_unet(0.05), scheduler=make_ddim(prediction_type="v_prediction"),
         autoencoder=make_autoencoder(0.2, **STATISTICS), motion_transformer=make_motion_dit(0.1, text_dim=32),
-        motion_scheduler=make_scheduler("linear", prediction_type="v_prediction"),
+        motion_scheduler=make_ddim("linear", prediction_type="v_prediction"),
     )  # fmt: skip
     noise, motion_noise = torch.randn(2, 3, 16, 16), torch.randn(2, 2, 4, 16)
     given, null = (read(pipe.tokenizer, pipe.text_encoder, texts) for texts in (PROMPTS, ["blurry", "blurry"]))
@@ -95,10 +95,10 @@ def test_class_to_video() -> None:
     """Both models guided, with learned variances that sampling leaves out, and the noise predicted."""
     kind = {"prediction_type": "epsilon", "timestep_spacing": "trailing"}
     pipe = ContentMotionPipeline(
-        unet=make_content_dit(0.1, out_channels=6), scheduler=make_scheduler("linear", **kind),
+        unet=make_content_dit(0.1, out_channels=6), scheduler=make_ddim("linear", **kind),
         autoencoder=make_autoencoder(0.2, **STATISTICS),
         motion_transformer=make_motion_dit(0.1, num_classes=3, learn_sigma=True),
-        motion_scheduler=make_scheduler("linear", **kind),
+        motion_scheduler=make_ddim("linear", **kind),
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     noise, motion_noise = torch.randn(2, 3, 16, 16), torch.randn(2, 2, 4, 16)
@@ -132,7 +132,7 @@ def test_text_and_map_to_video() -> None:
         torch.nn.init.normal_(parameter, std=0.2)
     pipe = VideoLatentPipeline(
         vae=None, text_encoder=text_encoder, tokenizer=tokenizer, unet=make_video_unet(0.05, extra_channels=4),
-        scheduler=make_scheduler(prediction_type="v_prediction"), condition_encoder=encoder.eval(),
+        scheduler=make_ddim(prediction_type="v_prediction"), condition_encoder=encoder.eval(),
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     noise, mask = torch.randn(2, 4, 3, 16, 16), (torch.rand(2, 4, 1, 16, 16) > 0.5).float()

@@ -7,28 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, TextToVideoSDPipeline, UNet3DConditionModel
+from diffusers import DDIMScheduler, LCMScheduler, TextToVideoSDPipeline, UNet3DConditionModel
 
 from contentmotion.cli import main
 from contentmotion.models.condition_encoder import ConditionEncoder
-from contentmotion.models.video_unet import make_video_unet
 from contentmotion.pipelines.loading import is_video_model, load_any_pipeline, load_pipeline, load_video_pipeline
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
-from contentmotion.stages.text import make_text_encoder
 from contentmotion.video.write import write_video
+from tiny import make_image_vae, make_text, make_video_unet
 
 
 @pytest.fixture(scope="module")
 def modelscope(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of the parts and the layout that ModelScope's text-to-video has, tiny and untrained."""
-    torch.manual_seed(0)
-    tokenizer, text_encoder = make_text_encoder(
-        ["a cat", "a rocket"], vocab_size=600, hidden_size=32, num_layers=1, max_length=16
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3, latent_channels=4, norm_num_groups=4,
-    )  # fmt: skip
+    tokenizer, text_encoder = make_text(["a cat", "a rocket"], vocab_size=600, max_length=16)
+    vae = make_image_vae()
     unet = UNet3DConditionModel(
         sample_size=8, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=32, attention_head_dim=8,
         norm_num_groups=8, down_block_types=("DownBlock3D", "CrossAttnDownBlock3D"),
@@ -52,11 +45,8 @@ def conditional(modelscope: Path) -> VideoLatentPipeline:
         conditions=("sketch", "mask", "first_frame"), latent_channels=3, vae_scale_factor=1, hidden_channels=8,
         out_channels=4,
     )  # fmt: skip
-    unet = make_video_unet(
-        latent_channels=3, extra_channels=4, block_out_channels=(32, 32), layers_per_block=1, num_attention_heads=2,
-        cross_attention_dim=32, sample_size=(16, 16), num_frames=4,
-    )  # fmt: skip
-    return VideoLatentPipeline(**parts | {"vae": None, "unet": unet.eval(), "condition_encoder": encoder})
+    unet = make_video_unet(extra_channels=4)
+    return VideoLatentPipeline(**parts | {"vae": None, "unet": unet, "condition_encoder": encoder})
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -147,7 +137,7 @@ def test_parts_that_do_not_fit(conditional: VideoLatentPipeline, modelscope: Pat
     plain = load_video_pipeline(str(modelscope))
     with pytest.raises(ValueError, match="takes 7 channels and makes 3; .* 3 and 0"):
         VideoLatentPipeline(**conditional.components | {"condition_encoder": None}).check_parts()
-    _, other = make_text_encoder(["a"], vocab_size=600, hidden_size=64, num_layers=1)
+    _, other = make_text(hidden_size=64)
     with pytest.raises(ValueError, match="width 32, the text encoder makes 64"):
         VideoLatentPipeline(**plain.components | {"text_encoder": other}).check_parts()
     with pytest.raises(ValueError, match="takes no conditions"):

@@ -9,8 +9,8 @@ from torch import Tensor
 from contentmotion.stages.content.dit import DiTContent
 from contentmotion.stages.content.stable_diffusion import StableDiffusionContent
 from contentmotion.stages.motion import MotionStage
-from contentmotion.stages.stage import make_scheduler as make_new_scheduler
-from tiny import make_autoencoder, make_content_dit, make_image_unet, make_motion_dit, make_scheduler, make_text
+from contentmotion.stages.stage import make_scheduler
+from tiny import make_autoencoder, make_content_dit, make_ddim, make_image_unet, make_motion_dit, make_text
 
 CAPTIONS = ["a crying cat", "rocket", "a moving square"]
 
@@ -26,7 +26,7 @@ def make_motion_stage(content_noise: float = 0.0, **changes: Any) -> MotionStage
     tokenizer, text_encoder = make_text()
     components = {
         "tokenizer": tokenizer, "text_encoder": text_encoder, "motion_transformer": make_motion_dit(text_dim=32),
-        "motion_scheduler": make_scheduler("linear"),
+        "motion_scheduler": make_ddim("linear"),
         "autoencoder": make_autoencoder(motion_mean=[3.0, -2.0], motion_std=[0.5, 4.0]),
     }  # fmt: skip
     return MotionStage(components | changes, content_noise)
@@ -56,7 +56,7 @@ def test_dropped_texts_are_the_null_prompt(encoded: bool) -> None:
     """Of captions, and of features that a cache has."""
     motion = make_motion_stage()
     parts = {name: motion.components[name] for name in ("tokenizer", "text_encoder")}
-    content = StableDiffusionContent(parts | {"vae": None, "unet": make_image_unet(), "scheduler": make_scheduler()})
+    content = StableDiffusionContent(parts | {"vae": None, "unet": make_image_unet(), "scheduler": make_ddim()})
     tokens, pooled = features(motion.components, CAPTIONS)
     null_tokens, null_pooled = features(motion.components, [""])
     batch = make_batch() | ({"tokens": tokens, "pooled": pooled} if encoded else {})
@@ -71,7 +71,7 @@ def test_dropped_texts_are_the_null_prompt(encoded: bool) -> None:
 
 def test_dropped_labels_are_the_null_class() -> None:
     batch, dropped = make_batch(), torch.tensor([True, False, True])
-    content = DiTContent({"vae": None, "unet": make_content_dit(), "scheduler": make_scheduler("linear")})
+    content = DiTContent({"vae": None, "unet": make_content_dit(), "scheduler": make_ddim("linear")})
     transformer = make_motion_dit(num_classes=3)
     motion = make_motion_stage(motion_transformer=transformer, text_encoder=None, tokenizer=None)
     for stage in (content, motion):
@@ -81,9 +81,7 @@ def test_dropped_labels_are_the_null_class() -> None:
 
 def test_a_dit_drops_no_labels_by_itself() -> None:
     """In training mode diffusers' blocks would: 95 of 100 items lose their class in some block of 28."""
-    stage = DiTContent(
-        {"vae": None, "unet": make_content_dit(0.2, num_layers=4), "scheduler": make_scheduler("linear")}
-    )
+    stage = DiTContent({"vae": None, "unet": make_content_dit(0.2, num_layers=4), "scheduler": make_ddim("linear")})
     x, t = torch.randn(64, 3, 16, 16), torch.full((64,), 500)
     with torch.no_grad():
         evaluated = stage.eval()(x, t, {"class_labels": torch.ones(64, dtype=torch.long)})
@@ -108,12 +106,12 @@ def test_new_schedules() -> None:
         power = 0.5 if beta_schedule == "scaled_linear" else 1.0
         betas = torch.linspace(first**power, last**power, 1000, dtype=torch.float64) ** (1 / power)
         plain = (1 - betas).cumprod(0)
-        epsilon = make_new_scheduler(beta_schedule, "epsilon")
+        epsilon = make_scheduler(beta_schedule, "epsilon")
         torch.testing.assert_close(epsilon.alphas_cumprod.double(), plain, atol=1e-5, rtol=1e-4)
         root = plain.sqrt()
         rescaled = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
         for kind in (None, "v_prediction", "sample"):
-            scheduler = make_new_scheduler(beta_schedule, kind)
+            scheduler = make_scheduler(beta_schedule, kind)
             torch.testing.assert_close(scheduler.alphas_cumprod.double(), rescaled, atol=1e-5, rtol=1e-4)
             assert scheduler.alphas_cumprod[-1] < 1e-6
             assert scheduler.config.prediction_type == (kind or "v_prediction")

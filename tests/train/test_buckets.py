@@ -32,7 +32,6 @@ from contentmotion.config import (
 from contentmotion.cost.plan import print_plan
 from contentmotion.data.cache import LatentCache, collate_latents
 from contentmotion.losses.player import Player
-from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.pipelines.loading import load_video_pipeline
 from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.batches import make_batches
@@ -42,6 +41,7 @@ from contentmotion.train.held_out import HeldOut
 from contentmotion.train.motion import train_motion
 from contentmotion.train.video import train_video
 from contentmotion.video.write import write_video
+from tiny import NARROW, STEPS, UNET, make_autoencoder
 
 sys.path.insert(0, str(Path(__file__).parent))
 from launch import Job, run, to_words  # noqa: E402
@@ -81,14 +81,7 @@ def test_other_stages_take_their_sizes_from_the_cache(
     assert not (tmp_path / "out").exists()
 
 
-STEPS: dict[str, Any] = {
-    "max_train_steps": 3, "train_batch_size": 2, "logging_steps": 1, "checkpointing_steps": 3, "validation_steps": 0,
-    "report_to": "none", "mixed_precision": "no", "lr_warmup_steps": 1, "learning_rate": 1e-3,
-}  # fmt: skip
-NARROW: dict[str, Any] = {"hidden_size": 16, "depth": 1, "num_heads": 2}
-UNET: dict[str, Any] = {
-    "block_out_channels": (32, 32), "text_hidden_size": 32, "text_num_layers": 1, "vocab_size": 600,
-}  # fmt: skip
+THREE: dict[str, Any] = STEPS | {"max_train_steps": 3, "checkpointing_steps": 3, "learning_rate": 1e-3}
 BUCKETS = ("4x16x16", "4x16x24")
 
 
@@ -96,15 +89,11 @@ BUCKETS = ("4x16x16", "4x16x24")
 def root(two_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Caches of square and of wide clips: ``cache``, with its autoencoder, and ``latents``; ``content``, trained."""
     root = tmp_path_factory.mktemp("buckets")
-    torch.manual_seed(0)
-    autoencoder = ContentMotionAutoencoder(
-        in_channels=3, head_dim=8, motion_channels=2, num_frames=4, sample_height=16, sample_width=16, **NARROW
-    )
-    autoencoder.save_pretrained(root / "autoencoder")
+    make_autoencoder().save_pretrained(root / "autoencoder")
     data: dict[str, Any] = {"train_data_dir": str(two_shapes), "buckets": BUCKETS, "clips_per_shard": 3}
     encode(EncodeConfig(**data, autoencoder=f"{root}/autoencoder", output_dir=f"{root}/cache"))
     encode(EncodeConfig(**data, latents_only=True, conditions=("sketch",), output_dir=f"{root}/latents"))
-    common = STEPS | {"cache_dir": f"{root}/cache", "validation_steps": 3}
+    common = THREE | {"cache_dir": f"{root}/cache", "validation_steps": 3}
     train_content(TrainContentConfig(**common, model=ContentSizes(**UNET), output_dir=f"{root}/content"))
     return root
 
@@ -115,7 +104,7 @@ def motion_config(root: Path, folder: Path, **changes: Any) -> TrainMotionConfig
         "pretrained_model_name_or_path": f"{root}/content/content",
         "model": MotionSizes(content_patch_size=2, **NARROW),
     }  # fmt: skip
-    return TrainMotionConfig(**STEPS | given | changes)
+    return TrainMotionConfig(**THREE | given | changes)
 
 
 def losses(folder: Path) -> list[float]:
@@ -151,7 +140,7 @@ def test_content_models_train_on_a_cache_of_several_sizes(root: Path) -> None:
     assert unet["sample_size"] == 16, "the first bucket's"
     dit = ContentSizes(architecture="dit", **NARROW)
     with pytest.raises(ValueError, match="takes square content frames, these are 16x24"):
-        train_content(TrainContentConfig(**STEPS, model=dit, cache_dir=f"{root}/cache", output_dir=f"{root}/dit"))
+        train_content(TrainContentConfig(**THREE, model=dit, cache_dir=f"{root}/cache", output_dir=f"{root}/dit"))
 
 
 def test_motion_models_train_on_a_cache_of_several_sizes_and_resume(root: Path, tmp_path: Path) -> None:
@@ -170,7 +159,7 @@ def test_motion_models_train_on_a_cache_of_several_sizes_and_resume(root: Path, 
 
 def test_video_models_train_on_a_cache_of_several_sizes(root: Path, tmp_path: Path, capsys: Any) -> None:
     config = TrainVideoConfig(
-        **STEPS | {"validation_steps": 3}, model=VideoSizes(num_attention_heads=2, **UNET), cache_dir=f"{root}/latents",
+        **THREE | {"validation_steps": 3}, model=VideoSizes(num_attention_heads=2, **UNET), cache_dir=f"{root}/latents",
         conditions=("sketch", "first_frame"), output_dir=f"{tmp_path}/run",
     )  # fmt: skip
     train_video(config)
@@ -184,7 +173,7 @@ def test_students_are_trained_and_scored_on_caches_of_several_sizes(root: Path, 
     shutil.copytree(root / "cache", tmp_path / "unseen")
     given = {"part": "content", "pretrained_model_name_or_path": f"{root}/content/content", "heldout_items": 5}
     config = DistillConfig(
-        **STEPS | given, cache_dir=f"{root}/cache", eval_cache_dir=f"{tmp_path}/unseen", heldout_steps=3,
+        **THREE | given, cache_dir=f"{root}/cache", eval_cache_dir=f"{tmp_path}/unseen", heldout_steps=3,
         output_dir=f"{tmp_path}/run",
     )  # fmt: skip
     distill(config)
@@ -208,7 +197,7 @@ def test_held_out_batches_are_of_one_length(
     )  # fmt: skip
     cache = LatentCache(tmp_path / "cache")
     assert cache.shapes("content") == [(3, 16, 16)] and cache.shapes("motion") == [(2, 4, 16), (2, 8, 16)]
-    config = DistillConfig(**STEPS, pretrained_model_name_or_path="x", cache_dir="x", output_dir="x", part="content")
+    config = DistillConfig(**THREE, pretrained_model_name_or_path="x", cache_dir="x", output_dir="x", part="content")
     nothing: Any = None
     judge = HeldOut(Player(nothing, nothing), nothing, cache, config)
     assert [tuple(batch["motion"].shape[::2]) for batch in judge.batches] == [(2, 4), (1, 4), (2, 8), (2, 8), (1, 8)]
@@ -216,7 +205,7 @@ def test_held_out_batches_are_of_one_length(
 
 def test_autoencoders_train_on_a_cache_of_several_sizes(root: Path, tmp_path: Path) -> None:
     config = TrainAutoencoderConfig(
-        **STEPS | {"validation_steps": 3}, model=AutoencoderSizes(head_dim=8, motion_channels=2, **NARROW),
+        **THREE | {"validation_steps": 3}, model=AutoencoderSizes(head_dim=8, motion_channels=2, **NARROW),
         num_frames=4, height=16, width=16, cache_dir=f"{root}/latents", output_dir=f"{tmp_path}/run",
     )  # fmt: skip
     train_autoencoder(config)
@@ -233,7 +222,7 @@ def test_two_processes_fill_and_train_on_a_cache_of_several_sizes(root: Path, tw
         "output_dir": tmp_path / "cache",
     }  # fmt: skip
     sizes = {f"model.{name}": size for name, size in NARROW.items()}
-    settings: dict[str, Any] = STEPS | sizes | {
+    settings: dict[str, Any] = THREE | sizes | {
         "cache_dir": tmp_path / "cache", "autoencoder": root / "autoencoder", "model.content_patch_size": 2,
         "pretrained_model_name_or_path": root / "content/content", "output_dir": tmp_path / "two",
         "train_batch_size": 1,

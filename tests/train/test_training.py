@@ -42,12 +42,9 @@ from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.content import train_content
 from contentmotion.train.motion import train_motion
 from contentmotion.train.vae import train_vae
+from tiny import CLIPS, STEPS
 
-CLIPS = {"num_frames": 4, "height": 16, "width": 16}
-STEPS = {
-    "max_train_steps": 2, "train_batch_size": 2, "logging_steps": 1, "checkpointing_steps": 1,
-    "validation_steps": 2, "report_to": "none", "mixed_precision": "no", "lr_warmup_steps": 1,
-}  # fmt: skip
+PREVIEWED = STEPS | {"validation_steps": 2}
 AUTOENCODER = AutoencoderSizes(hidden_size=16, depth=1, num_heads=2, head_dim=8, motion_channels=2)
 
 
@@ -58,13 +55,13 @@ def run(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = {"train_data_dir": str(clip_folder), **CLIPS}
     train_vae(
         TrainVAEConfig(
-            **data, **STEPS, output_dir=f"{root}/vae",
+            **data, **PREVIEWED, output_dir=f"{root}/vae",
             model=ImageVAESizes(latent_channels=4, hidden_channels=8, num_layers=1),
         )
     )  # fmt: skip
     train_autoencoder(
         TrainAutoencoderConfig(
-            **data, **STEPS, model=AUTOENCODER, output_dir=f"{root}/ae", vae=f"{root}/vae/vae", cache_latents=True
+            **data, **PREVIEWED, model=AUTOENCODER, output_dir=f"{root}/ae", vae=f"{root}/vae/vae", cache_latents=True
         )
     )
     encode(
@@ -75,7 +72,7 @@ def run(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     train_content(
         TrainContentConfig(
-            **STEPS, cache_dir=f"{root}/cache", vae=f"{root}/vae/vae", output_dir=f"{root}/content",
+            **PREVIEWED, cache_dir=f"{root}/cache", vae=f"{root}/vae/vae", output_dir=f"{root}/content",
             model=ContentSizes(block_out_channels=(32, 32), text_hidden_size=32, text_num_layers=1, vocab_size=600),
             validation_prompts=("square",),
         )
@@ -87,7 +84,7 @@ def run(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def motion_config(root: Path, name: str, **kwargs: object) -> TrainMotionConfig:
     return TrainMotionConfig(
         **{
-            **STEPS, "cache_dir": f"{root}/cache", "output_dir": f"{root}/{name}",
+            **PREVIEWED, "cache_dir": f"{root}/cache", "output_dir": f"{root}/{name}",
             "model": MotionSizes(hidden_size=16, depth=1, num_heads=2, content_patch_size=2),
             "autoencoder": f"{root}/ae/autoencoder",
             "pretrained_model_name_or_path": f"{root}/content/content", "content_noise": 0.1, **kwargs,
@@ -199,7 +196,7 @@ def test_same_seed_same_weights_and_no_ema(run: Path) -> None:
 def test_fine_tuning_keeps_parameters_and_text_encoder(run: Path) -> None:
     """CMD Eq. 7: the pretrained UNet as it is, no new parameter; the text encoder stays frozen."""
     config = TrainContentConfig(
-        **STEPS, cache_dir=f"{run}/cache", output_dir=f"{run}/tuned",
+        **PREVIEWED, cache_dir=f"{run}/cache", output_dir=f"{run}/tuned",
         pretrained_model_name_or_path=f"{run}/content/content",
     )  # fmt: skip
     train_content(config)
@@ -211,7 +208,7 @@ def test_fine_tuning_keeps_parameters_and_text_encoder(run: Path) -> None:
 
 
 def test_perceptual_loss_begins_at_its_step(run: Path, clip_folder: Path, shared_data: Path, tmp_path: Path) -> None:
-    steps = STEPS | {"max_train_steps": 3, "checkpointing_steps": 3}
+    steps = PREVIEWED | {"max_train_steps": 3, "checkpointing_steps": 3}
     lpips = str(shared_data / "lpips/lpips_alex.safetensors")
     loss = PerceptualLoss(weight=0.1, start_step=1, lpips=lpips)
     settings = {**steps, "model": AUTOENCODER, "train_data_dir": str(clip_folder), "num_frames": 4, "perceptual": loss}
@@ -233,7 +230,7 @@ def test_perceptual_loss_begins_at_its_step(run: Path, clip_folder: Path, shared
 def test_buckets_train_clips_of_several_sizes(clip_folder: Path, tmp_path: Path) -> None:
     make = {"train_data_dir": str(clip_folder), "split": None, "max_bad_fraction": 0.3}
     config = TrainAutoencoderConfig(
-        **make, **STEPS | {"max_train_steps": 4}, model=AUTOENCODER, output_dir=f"{tmp_path}/ae",
+        **make, **PREVIEWED | {"max_train_steps": 4}, model=AUTOENCODER, output_dir=f"{tmp_path}/ae",
         buckets=("4x16x16", "4x16x24", "8x16x24"),
     )  # fmt: skip
     train_autoencoder(config)
@@ -291,7 +288,7 @@ def test_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path: Path) 
     def collate(batch: list[dict]) -> dict:
         return {"index": torch.tensor([item["index"] for item in batch])}
 
-    config = TrainConfig(output_dir=str(tmp_path), **STEPS | {"max_train_steps": 5, "validation_steps": 0})
+    config = TrainConfig(output_dir=str(tmp_path), **PREVIEWED | {"max_train_steps": 5, "validation_steps": 0})
     with pytest.raises(ValueError, match=r"gradient norm is nan at step 3 .*last good checkpoint is .*-000002"):
         loop.fit([loop.Player(model, loss)], Items(), config, collate=collate)
     assert torch.isfinite(load_file(tmp_path / "checkpoint-000002/model.safetensors")["weight"]).all()
@@ -313,7 +310,7 @@ def test_resuming_an_earlier_checkpoint_leaves_the_later_branch(run: Path) -> No
 
 def test_finished_autoencoder_keeps_its_statistics(run: Path, clip_folder: Path) -> None:
     config = TrainAutoencoderConfig(
-        train_data_dir=str(clip_folder), **CLIPS, **STEPS, model=AUTOENCODER, output_dir=f"{run}/ae",
+        train_data_dir=str(clip_folder), **CLIPS, **PREVIEWED, model=AUTOENCODER, output_dir=f"{run}/ae",
         vae=f"{run}/vae/vae", cache_latents=True,
     )  # fmt: skip
     file = Path(f"{run}/ae/autoencoder/config.json")
@@ -347,11 +344,11 @@ def test_class_conditional_on_pixels(clip_folder: Path, tmp_path: Path) -> None:
     data = {"train_data_dir": str(clip_folder), **CLIPS}
     train_autoencoder(
         TrainAutoencoderConfig(
-            **data, **STEPS, model=replace(AUTOENCODER, residual_decoding=False), output_dir=f"{tmp_path}/ae"
+            **data, **PREVIEWED, model=replace(AUTOENCODER, residual_decoding=False), output_dir=f"{tmp_path}/ae"
         )
     )
     encode(EncodeConfig(**data, autoencoder=f"{tmp_path}/ae/autoencoder", output_dir=f"{tmp_path}/cache"))
-    shared = {**STEPS, "cache_dir": f"{tmp_path}/cache", "prediction_type": "epsilon"}
+    shared = {**PREVIEWED, "cache_dir": f"{tmp_path}/cache", "prediction_type": "epsilon"}
     small = {"hidden_size": 16, "depth": 1, "num_heads": 2, "learn_sigma": True}
     dit = ContentSizes(**small, architecture="dit")
     train_content(TrainContentConfig(**shared, model=dit, output_dir=f"{tmp_path}/content"))
@@ -372,7 +369,7 @@ def test_bad_files_are_skipped_and_named(clip_folder: Path, tmp_path: Path, caps
         (tmp_path / f"data/a/{k}.mp4").write_bytes((clip_folder / f"videos/{k}.mp4").read_bytes())
     (tmp_path / "data/a/broken.mp4").write_text("not a video")
     config = TrainAutoencoderConfig(
-        train_data_dir=str(tmp_path / "data"), **CLIPS, **{**STEPS, "max_train_steps": 5, "validation_steps": 0},
+        train_data_dir=str(tmp_path / "data"), **CLIPS, **{**PREVIEWED, "max_train_steps": 5, "validation_steps": 0},
         model=AUTOENCODER, output_dir=str(tmp_path / "ae"), max_bad_fraction=0.3,
     )  # fmt: skip
     train_autoencoder(config)

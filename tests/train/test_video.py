@@ -20,14 +20,9 @@ from contentmotion.stages.content import load_content
 from contentmotion.stages.video import VideoStage, make_condition_encoder
 from contentmotion.train.distill import distill
 from contentmotion.train.video import train_video
+from tiny import STEPS, UNET
 
-STEPS: dict[str, Any] = {
-    "max_train_steps": 2, "train_batch_size": 2, "logging_steps": 1, "checkpointing_steps": 1,
-    "validation_steps": 0, "report_to": "none", "mixed_precision": "no", "lr_warmup_steps": 1, "learning_rate": 1e-3,
-    "model": VideoSizes(
-        block_out_channels=(32, 32), num_attention_heads=2, text_hidden_size=32, text_num_layers=1, vocab_size=600
-    ),
-}  # fmt: skip
+SETTINGS: dict[str, Any] = STEPS | {"learning_rate": 1e-3, "model": VideoSizes(num_attention_heads=2, **UNET)}
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -41,7 +36,7 @@ def cache(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(cache: Path, folder: Path, **changes: Any) -> TrainVideoConfig:
-    return TrainVideoConfig(**STEPS | {"cache_dir": str(cache), "output_dir": str(folder)} | changes)
+    return TrainVideoConfig(**SETTINGS | {"cache_dir": str(cache), "output_dir": str(folder)} | changes)
 
 
 def test_from_scratch_with_conditions(cache: Path, tmp_path: Path) -> None:
