@@ -2,6 +2,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from contentmotion.config import ClipConfig
+from contentmotion.config import ClipConfig, EncodeConfig
+from contentmotion.data import clips
 from contentmotion.data.clips import ClipDataset, collate, open_clips
 from contentmotion.data.formats import ClipFolder, read_clip_folder
 from contentmotion.data.records import ClipRecord
 from contentmotion.data.step_sampler import StepSampler
-from contentmotion.video.reader import read_video
+from contentmotion.video.reader import read_clip, read_video
 from contentmotion.video.resize import resize_and_crop
+from contentmotion.video.timeline import SlowVideoError
 from contentmotion.video.write import write_video
 
 MakeFrames = Callable[..., np.ndarray]
@@ -297,3 +300,34 @@ def test_open_clips_prints_what_is_wrong_with_the_list(clip_folder: Path, tmp_pa
     clips = open_clips(ClipConfig(train_data_dir=str(tmp_path), num_frames=4, height=8, width=8))
     assert len(clips) == 1
     assert "line 2: gone.mp4: no such file" in capsys.readouterr().err
+
+
+def test_rows_without_a_file_count_as_bad_ones(clip_folder: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(clip_folder / "videos", tmp_path / "videos").parent
+    rows = [{"file_name": f"videos/{k}.mp4", "text": "a"} for k in (0, *range(100, 130))]
+    (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = EncodeConfig(
+        train_data_dir=str(data), latents_only=True, output_dir="x", num_frames=4, height=16, width=16
+    )
+    with pytest.raises(ValueError, match=r"30 bad files among 31 tried, more than max_bad_fraction=0.01"):
+        open_clips(config)
+    assert len(open_clips(replace(config, max_bad_fraction=0.98))) == 1
+
+
+def test_a_disk_that_stalls_once_makes_no_file_bad(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the data are is a function of (seed, index), not of how fast they came."""
+    folder = read_clip_folder(clip_folder, split="train")
+    whole = ClipDataset(folder, num_frames=4, height=16, width=16)[0]
+    stalls = [SlowVideoError("takes longer than 30 s"), OSError("Input/output error")]
+
+    def stall(*args: Any, **kwargs: Any) -> Any:
+        if stalls:
+            raise stalls.pop(0)
+        return read_clip(*args, **kwargs)
+
+    monkeypatch.setattr(clips, "read_clip", stall)
+    dataset = ClipDataset(folder, num_frames=4, height=16, width=16)
+    assert "Input/output error" in dataset[0]["skipped"][0], "twice in a row: another one for now"
+    assert dataset[0]["path"] == whole["path"] and not dataset[0]["skipped"], "but it is not remembered"
+    stalls.append(SlowVideoError("takes longer than 30 s"))
+    assert torch.equal(dataset[0]["frames"], whole["frames"])

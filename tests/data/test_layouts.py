@@ -492,7 +492,7 @@ def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
         "data/linked/b.mp4",
         "data/own/a.mp4",
     ]  # type: ignore[union-attr]
-    assert folder.problems == ["linked/loop: a link to a folder that is read elsewhere"]
+    assert (folder.problems, folder.notes) == ([], ["linked/loop: a link to a folder that is read elsewhere"])
 
 
 def test_videos_at_any_depth_are_no_classes(tmp_path: Path) -> None:
@@ -504,3 +504,71 @@ def test_videos_at_any_depth_are_no_classes(tmp_path: Path) -> None:
     touch(tmp_path, *(f"ids/id{k}/{k}.mp4" for k in range(30)))
     ids = read_clip_folder(tmp_path / "ids")
     assert (ids.layout, ids.class_names, len(ids.records)) == ("sidecar", None, 30), "called after their one video"
+
+
+def test_dots_in_the_names_of_a_shard(tmp_path: Path) -> None:
+    """What a known kind ends with is the extension, as in names that say from when to when."""
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    for name, text in (("vid_12.5_17.0", "a dog"), ("vid_17.0_21.5", "a cat")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name in ("vid_12.5_17.0", "vid_17.0_21.5"):
+            tar.add(tmp_path / "a.mp4", f"deep/{name}.MP4")
+            tar.add(tmp_path / f"{name}.txt", f"deep/{name}.txt")
+        tar.add(tmp_path / "a.mp4", "twice.mp4")
+        tar.add(tmp_path / "a.mp4", "twice.webm")
+        tar.add(tmp_path / "a.mp4", "other.seg.bin")
+    folder = read_clip_folder(tmp_path / "0.tar")
+    assert [record.captions for record in folder.records] == [("a dog",), ("a cat",)]
+    assert [problem.rpartition("/")[2] for problem in folder.problems] == [
+        "twice: two videos with this key", "other: no video with this key",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="names more than 1000000 files"):
+        read_clip_folder(f"{tmp_path}/{{0..1000000000}}.tar")
+
+
+def test_captions_called_prompt_and_captions_called_otherwise(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for key, cells in (("a", {"prompt": "a dog"}), ("b", {"description": "a cat", "url": "x"})):
+            (tmp_path / "cells.json").write_text(json.dumps(cells))
+            tar.add(tmp_path / "a.mp4", f"{key}.mp4")
+            tar.add(tmp_path / "cells.json", f"{key}.json")
+    folder = read_clip_folder(tmp_path / "0.tar")
+    assert [record.captions for record in folder.records] == [("a dog",), ()]
+    assert folder.notes == ["b: no caption in its json (there are: description, url)"]
+    datasets = pytest.importorskip("datasets")
+    rows = {"video": ["a.mp4"], "description": ["a cat"]}
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
+    assert list(read_clip_folder(tmp_path / "saved").notes) == [
+        "no column with captions or labels (there are: video, description)"
+    ]
+    datasets.Dataset.from_dict({"video": ["a.mp4"], "prompt": ["a cat"]}).save_to_disk(tmp_path / "prompts")
+    assert read_clip_folder(tmp_path / "prompts").records[0].captions == ("a cat",)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ('{"file": "a.mp4", "text": "a", "weight": 1' + "0" * 400 + "}", "a.mp4: weight must be a positive number"),
+        ('{"file": "a.mp4", "text": "a", "split": ["train"]}', "a.mp4: split must be a text"),
+        ("[" * 100_000, "not JSON: nested too deep"),
+        ('{"file": "a.mp4", "text": "half a pair: \\ud83d"}', "a.mp4: captions must be texts"),
+    ],
+)
+def test_rows_of_wrong_types_are_lines(tmp_path: Path, row: str, reason: str) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4")
+    (tmp_path / "metadata.jsonl").write_text(f'{row}\n{{"file": "b.mp4", "text": "good"}}\n')
+    folder = read_clip_folder(tmp_path)
+    assert [record.captions for record in folder.records] == [("good",)]
+    assert len(folder.problems) == 1 and folder.problems[0].startswith(f"line 1: {reason}")
+
+
+def test_many_splits_and_long_captions(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "videos/p/1.mp4")
+    rows = (json.dumps({"file": "a.mp4", "text": "a", "split": f"s{k}"}) for k in range(33_000))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    assert len(read_clip_folder(tmp_path, split="s32999").records) == 1
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / "list.csv").write_text("videoid,page_dir,name\n1,p," + "a" * 200_000 + "\n")
+    assert len(read_clip_folder(tmp_path).records[0].captions[0]) == 200_000

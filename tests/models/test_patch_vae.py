@@ -2,10 +2,17 @@
 
 import pytest
 import torch
+from diffusers import AutoencoderDC, AutoencoderTiny
 
 from contentmotion.models.patch_vae import PatchVAE
 from contentmotion.saving import hash_weights
-from contentmotion.stages.image_vae import decode_frames, encode_frames, vae_latent_channels, vae_scale_factor
+from contentmotion.stages.image_vae import (
+    decode_frames,
+    encode_frames,
+    pixels_per_latent,
+    vae_latent_channels,
+    vae_scale_factor,
+)
 from contentmotion.video.pixels import to_float, to_uint8
 
 
@@ -87,3 +94,20 @@ def test_pixels_to_bytes_and_back() -> None:
 def test_too_many_channels() -> None:
     with pytest.raises(ValueError, match="at most 12, got 13"):
         PatchVAE(latent_channels=13, block_out_channels=(8, 8))
+
+
+def test_pixels_per_latent_of_every_kind_of_vae() -> None:
+    """One rule for what is loaded and for what lies on a disk."""
+    tiny = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8), num_encoder_blocks=(1, 1, 1),
+        num_decoder_blocks=(1, 1, 1),
+    )  # fmt: skip
+    deep = AutoencoderDC(
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1), latent_channels=8, attention_head_dim=8,
+        encoder_block_types=("ResBlock", "ResBlock"), decoder_block_types=("ResBlock", "ResBlock"),
+        encoder_qkv_multiscales=((), ()), decoder_qkv_multiscales=((), ()),
+    )  # fmt: skip
+    for vae, factor in ((None, 1), (tiny, 4), (deep, 2), (PatchVAE(block_out_channels=(8, 8, 8)), 4)):
+        assert vae_scale_factor(vae) == factor
+        assert vae is None or pixels_per_latent(vae.config) == factor

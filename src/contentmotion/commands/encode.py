@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 from safetensors.torch import save
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from contentmotion.data.limits import require_few_bad
 from contentmotion.data.maps import depth_of, load_depth_model, sketch_of
 from contentmotion.data.sources import ClipSource, open_source
 from contentmotion.loading import load_autoencoder, load_text_encoder, load_vae
+from contentmotion.progress import progress_bar
 from contentmotion.run_dir import join_processes, prepare_output_dir, resolve_device, resolve_dtype
 from contentmotion.saving import HASH_VERSION, hash_weights, replacing_file, write_json
 from contentmotion.stages.image_vae import encode_frames
@@ -143,28 +143,29 @@ def _encode_shards(
     items: dict[int, list[dict[str, Any]]] = defaultdict(list)
     skipped: dict[int, list[str]] = defaultdict(list)
     good, bad = 0, set()
-    bar = {"description": "encoding", "total": source.num_batches(mine), "disable": not show}
-    for batch in track(source.batches(mine, config.dataloader_num_workers), **bar):
-        number = batch.shard
-        if batch.broken:
-            print(f"{batch.skipped[0]}; run again to try it once more", file=sys.stderr)
-            for part in (tensors, items, skipped):
-                part.pop(number, None)
-            continue
-        if batch.items:
-            tensors[number].append(encoder(batch.items))
-        heavy = ("frames", *config.conditions)
-        items[number] += [{k: v for k, v in item.items() if k not in heavy} for item in batch.items]
-        skipped[number] += batch.skipped
-        for line in batch.skipped:
-            if line not in bad:
-                bad.add(line)
-                print(f"skipped: {line}", file=sys.stderr)
-        good += len(batch.items)
-        require_few_bad(len(bad), good + len(bad), config.max_bad_fraction, None)
-        if batch.last:
-            path, bucket = cache_dir / _name(number), source.bucket(number)
-            _write_shard(path, tensors.pop(number, []), items.pop(number), skipped.pop(number), bucket)
+    with progress_bar(shown=show) as bar:
+        batches = source.batches(mine, config.dataloader_num_workers)
+        for batch in bar.track(batches, total=source.num_batches(mine), description="encoding"):
+            number = batch.shard
+            if batch.broken:
+                print(f"{batch.skipped[0]}; run again to try it once more", file=sys.stderr)
+                for part in (tensors, items, skipped):
+                    part.pop(number, None)
+                continue
+            if batch.items:
+                tensors[number].append(encoder(batch.items))
+            heavy = ("frames", *config.conditions)
+            items[number] += [{k: v for k, v in item.items() if k not in heavy} for item in batch.items]
+            skipped[number] += batch.skipped
+            for line in batch.skipped:
+                if line not in bad:
+                    bad.add(line)
+                    print(f"skipped: {line}", file=sys.stderr)
+            good += len(batch.items)
+            require_few_bad(len(bad), good + len(bad), config.max_bad_fraction, None)
+            if batch.last:
+                path, bucket = cache_dir / _name(number), source.bucket(number)
+                _write_shard(path, tensors.pop(number, []), items.pop(number), skipped.pop(number), bucket)
 
 
 def _write_shard(

@@ -265,6 +265,7 @@ def make_report(
             "split": config.split,
             "listed": len(folder.records) + len(folder.problems),
             "left_out": folder.problems,
+            "notes": list(folder.notes),
             "looked_at": len(facts),
             "decoded": config.decode,
         },
@@ -500,7 +501,7 @@ def _print(report: dict[str, Any], output: Path) -> None:
     console = Console()
     print_table((), [row for row in rows.items() if row[1]], text=(0, 1), console=console)
     lines = [f"{entry['path']}: {entry['reason']}" for key in ("bad", "too_short") for entry in report[key]]
-    for line in (problems := data["left_out"] + lines)[:SHOWN]:
+    for line in (problems := data["notes"] + data["left_out"] + lines)[:SHOWN]:
         console.print(line, style="yellow", markup=False, highlight=False)
     if len(problems) > SHOWN:
         console.print(

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from contentmotion.config import ClipConfig, parse_bucket
 from contentmotion.data.buckets import Bucket, BucketSampler, assign_buckets
 from contentmotion.data.formats import ClipFolder, open_folder
+from contentmotion.data.limits import require_few_bad
 from contentmotion.data.maps import read_map, with_maps
 from contentmotion.data.records import ClipRecord, Records
 from contentmotion.data.step_sampler import StepSampler
@@ -23,7 +24,7 @@ from contentmotion.run_dir import is_main_process
 from contentmotion.video.reader import Clip, read_clip
 from contentmotion.video.resize import ResizeMode, crop_frames
 from contentmotion.video.sources import VideoSource, source_name
-from contentmotion.video.timeline import Timeline, choose_frames
+from contentmotion.video.timeline import SlowVideoError, Timeline, choose_frames
 
 MAX_PROBLEMS = 20  # lines that are printed
 
@@ -260,13 +261,21 @@ class ClipDataset(Dataset):
 
     def read(self, index: int, seed: int | None = None) -> dict[str, Any] | str:
         """The clip of this very video; where that is bad, "path: reason"."""
-        if index not in self._bad:
+        if index in self._bad:
+            return self._bad[index]
+        for attempt in range(2):
             try:
                 return self._make(index, seed)
             except (ValueError, OSError) as error:
                 name = source_name(self.folder.records[index].path)
-                self._bad[index] = str(error) if name in str(error) else f"{name}: {error}"
-        return self._bad[index]
+                line = str(error) if name in str(error) else f"{name}: {error}"
+                passing = isinstance(error, SlowVideoError | OSError) and not isinstance(error, FileNotFoundError)
+                if passing and attempt == 0:
+                    continue  # a disk that stalls once must not decide what the data are
+                if not passing:
+                    self._bad[index] = line
+                return line
+        raise AssertionError("unreachable")
 
     def _make(self, index: int, seed: int | None) -> dict[str, Any]:
         record = self.folder.records[index]
@@ -309,16 +318,17 @@ def open_clips(
         depth_dir: Folder of the videos' depth (see `with_maps`).
 
     Raises:
-        ValueError: Nothing in the folder is usable.
+        ValueError: Nothing in the folder is usable, or more rows than the config's `max_bad_fraction` are not.
         OSError: No such folder.
     """
     folder = open_folder(config.train_data_dir, config)
     if depth_dir is not None:
         folder = replace(folder, records=with_maps(folder.records, folder.root, "depth", Path(depth_dir)))
-    lines = [f"{config.train_data_dir}: {problem}" for problem in folder.problems[:MAX_PROBLEMS]]
+    lines = [f"{config.train_data_dir}: {line}" for line in (*folder.notes, *folder.problems[:MAX_PROBLEMS])]
     if len(folder.problems) > MAX_PROBLEMS:
         more = len(folder.problems) - MAX_PROBLEMS
         lines.append(f"{config.train_data_dir}: {more} more such lines; `contentmotion inspect` counts them")
+    limit, total = getattr(config, "max_bad_fraction", None), len(folder.records) + len(folder.problems)
     buckets = [parse_bucket(text) for text in getattr(config, "buckets", ())]
     bucket_of, problems = None, []
     if buckets:
@@ -326,6 +336,8 @@ def open_clips(
         lines += problems
     for line in lines if is_main_process() else ():
         print(line, file=sys.stderr)
+    if limit is not None:
+        require_few_bad(len(folder.problems), total, limit, total)
     return ClipDataset(
         folder,
         num_frames=num_frames or config.num_frames,

@@ -58,6 +58,7 @@ class ClipFolder:
         records: The videos, in the order of their list or sorted by path.
         class_names: Names of the classes in label order, or None where there are no labels.
         problems: One line per row that was left out, e.g. "line 12: videos/x.mp4: no such file".
+        notes: Lines about what else is not as one may expect.
         layout: The layout found, e.g. "webvid".
     """
 
@@ -66,6 +67,7 @@ class ClipFolder:
     class_names: tuple[str, ...] | None
     problems: list[str]
     layout: str = "videofolder"
+    notes: Sequence[str] = ()
 
 
 def open_folder(root: str | Path, config: FolderConfig) -> ClipFolder:
@@ -126,7 +128,7 @@ def read_clip_folder(
         raise ValueError(f"{where}: no usable video" + (f"; {problems[0]} ({len(problems)} problems)" * bool(problems)))
     if class_prompts is not None:
         records = _with_prompts(records, listing.class_names, Path(class_prompts))
-    return ClipFolder(place.path, records, listing.class_names, problems, row.name)
+    return ClipFolder(place.path, records, listing.class_names, problems, row.name, listing.notes)
 
 
 def find_layout(place: Place) -> Layout:
@@ -157,14 +159,15 @@ def _read(place: Place, row: Layout) -> Listing:
         return row.read(place)
     listings = [_read(Place(str(part), split_number=place.split_number), row) for part in parts]
     class_names = sorted_classes({name for listing in listings for name in listing.class_names or ()})
-    problems = []
+    problems, notes = [], []
     for folder, listing in zip(parts, listings, strict=True):
         assert isinstance(listing.records, ColumnRecords)
         listing.records.assign_split(folder.name)
         listing.records.renumber_labels([class_names.index(name) for name in listing.class_names or ()])
         problems += [f"{folder.name}: {problem}" for problem in listing.problems]
+        notes += [f"{folder.name}: {note}" for note in listing.notes]
     records = ConcatenatedRecords([listing.records for listing in listings])
-    return Listing(records, class_names or None, problems, check_files=listings[0].check_files)
+    return Listing(records, class_names or None, problems, notes, check_files=listings[0].check_files)
 
 
 def _drop_missing(records: Records, lines: Sequence[int] | None, root: Path, problems: list[str]) -> Records:

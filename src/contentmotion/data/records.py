@@ -44,7 +44,7 @@ class Records(Sequence[ClipRecord]):
 
     Attributes:
         split_names: Names of the splits.
-        split_codes: int16 (n,), index into `split_names` of each record, -1 where it names none.
+        split_codes: int32 (n,), index into `split_names` of each record, -1 where it names none.
     """
 
     split_names: Sequence[str]
@@ -142,7 +142,7 @@ class ConcatenatedRecords(Records):
         self._ends = np.cumsum([len(part) for part in parts])
         self.split_names = list(dict.fromkeys(name for part in parts for name in part.split_names))
         # The last place of `codes` is -1's: records without a split keep none.
-        codes = [np.array([*map(self.split_names.index, part.split_names), -1], dtype=np.int16) for part in parts]
+        codes = [np.array([*map(self.split_names.index, part.split_names), -1], dtype=np.int32) for part in parts]
         self.split_codes = np.concatenate([code[part.split_codes] for code, part in zip(codes, parts, strict=True)])
 
     def __len__(self) -> int:
@@ -188,9 +188,10 @@ class ColumnRecords(Records):
     def __init__(self, root: Path) -> None:
         self.root = root
         self.split_names: list[str] = []
+        self._split_code: dict[str, int] = {}
         self._files, self._captions, self._conditions = Texts(), Texts(), Texts()
         self._caption_ends = array("q")
-        self._labels, self._splits, self._weights = array("i"), array("h"), array("d")
+        self._labels, self._splits, self._weights = array("i"), array("i"), array("d")
 
     def append(
         self,
@@ -207,15 +208,16 @@ class ColumnRecords(Records):
             self._captions.append(caption)
         self._caption_ends.append(len(self._captions))
         self._labels.append(-1 if label is None else label)
-        if split is not None and split not in self.split_names:
+        if split is not None and split not in self._split_code:
+            self._split_code[split] = len(self.split_names)
             self.split_names.append(split)
-        self._splits.append(-1 if split is None else self.split_names.index(split))
+        self._splits.append(-1 if split is None else self._split_code[split])
         self._weights.append(weight)
         self._conditions.append(json.dumps(conditions) if conditions else "")
 
     def assign_split(self, split: str) -> None:
         """Makes a split the one of all rows."""
-        self.split_names, self._splits = [split], array("h", [0]) * len(self)
+        self.split_names, self._splits = [split], array("i", [0]) * len(self)
 
     def renumber_labels(self, numbers: Sequence[int]) -> None:
         """Gives label k the number `numbers[k]`."""
@@ -228,7 +230,7 @@ class ColumnRecords(Records):
 
     @property
     def split_codes(self) -> np.ndarray:
-        return np.array(self._splits, dtype=np.int16)
+        return np.array(self._splits, dtype=np.int32)
 
     @property
     def weights(self) -> np.ndarray | None:
@@ -260,6 +262,7 @@ class Listing:
         records: All rows.
         class_names: Names of the classes in label order, or None where there are no labels.
         problems: One line per row that was left out.
+        notes: Lines about what else is not as one may expect.
         lines: Line of each record in its list of videos, for messages; None where there is no such list.
         check_files: Whether the records' files may be missing (not those found by looking into folders).
         source: The list of videos, for messages; None: the data set's folder.
@@ -268,6 +271,7 @@ class Listing:
     records: Records
     class_names: tuple[str, ...] | None = None
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     lines: Sequence[int] | None = None
     check_files: bool = True
     source: Path | None = None

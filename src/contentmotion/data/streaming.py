@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from contentmotion.config import ClipConfig, EncodeConfig
 from contentmotion.data.clips import ClipShape, make_clip
-from contentmotion.data.layouts.metadata import find_captions
+from contentmotion.data.layouts.metadata import find_captions, parse_json
+from contentmotion.data.layouts.shards import split_name
 from contentmotion.data.records import ClipRecord
 from contentmotion.data.sources import ClipBatch
 from contentmotion.video.sources import VIDEO_SUFFIXES, source_name
@@ -217,7 +217,7 @@ def _read_shards(urls: Sequence[str], broken: list[str]) -> Iterator[dict[str, A
         try:
             stream = _WithTail(library.gopen(url, "rb"))
             files = library.tariterators.tar_file_expander(iter([{"url": url, "stream": stream}]))
-            yield from library.tariterators.group_by_keys(files)
+            yield from library.tariterators.group_by_keys(files, keys=split_name)
             while stream.read(1 << 16):  # the padding: closed before its end, a pipe's command would fail
                 pass
             stream.close()  # raises when the command failed
@@ -263,11 +263,14 @@ def _cut(sample: dict[str, Any], shape: ClipShape, seed: int | None, index: int)
         ValueError: No video, or a bad one, or a caption that cannot be read.
     """
     name = f"{sample['__url__']}/{sample['__key__']}"
-    suffix = next((key for key in sample if f".{key.rpartition('.')[2]}" in VIDEO_SUFFIXES), None)
-    if suffix is None:
+    suffixes = [key for key in sample if f".{key.rpartition('.')[2]}" in VIDEO_SUFFIXES]
+    if len(suffixes) > 1:
+        raise ValueError(f"{name}: two videos with this key")
+    if not suffixes:
         raise ValueError(f"{name}: no video among {', '.join(key for key in sample if key[:2] != '__')}")
+    suffix = suffixes[0]
     try:
-        texts = json.loads(sample.get("json", b"{}"))
+        texts = parse_json(sample.get("json", b"{}"))
         captions = find_captions(texts) or ()
         if "txt" in sample:
             captions = tuple(line.strip() for line in sample["txt"].decode().splitlines() if line.strip())

@@ -14,7 +14,7 @@ from av.error import ExitError, FFmpegError
 from av.video.reformatter import ColorTrc, VideoReformatter
 
 from contentmotion.video.hdr import hdr_to_srgb
-from contentmotion.video.timeline import Limits, Timeline, TimelineError, VideoError, VideoInfo
+from contentmotion.video.timeline import Limits, SlowVideoError, Timeline, TimelineError, VideoError, VideoInfo
 
 DEFAULT_FPS = 8.0  # of files that do not say
 # Real containers only: ffmpeg's other formats include playlists, texts that make it open further files.
@@ -311,7 +311,7 @@ class FfmpegVideo:
         """What to raise when the time is up, or ffmpeg stopped because of it."""
         if time.monotonic() <= self._deadline and not isinstance(error, ExitError):
             return None
-        return VideoError(f"takes longer than {self._limits.max_seconds:g} s")
+        return SlowVideoError(f"takes longer than {self._limits.max_seconds:g} s")
 
     def _decode(self, wanted: frozenset[int] | None) -> Iterator[tuple[int, av.VideoFrame]]:
         """Frames from here on with their numbers; those that are not wanted may be left out."""

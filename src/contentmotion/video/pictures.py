@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from contentmotion.video.timeline import Limits, Timeline, VideoError, VideoInfo
+from contentmotion.video.timeline import Limits, SlowVideoError, Timeline, VideoError, VideoInfo
 
 DEFAULT_FPS = 8.0  # of folders, and of files that do not say
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -97,7 +97,7 @@ class PictureVideo:
         number = 0
         while True:
             if time.monotonic() > self._deadline:
-                raise VideoError(f"takes longer than {self._limits.max_seconds:g} s")
+                raise SlowVideoError(f"takes longer than {self._limits.max_seconds:g} s")
             with _picture_errors():
                 # Asking for the number of frames would read a long file twice.
                 try:
@@ -166,12 +166,12 @@ class FolderVideo:
     @contextmanager
     def _opened(self, file: Path) -> Iterator[Image.Image]:
         if time.monotonic() > self._deadline:
-            raise VideoError(f"takes longer than {self._limits.max_seconds:g} s")
+            raise SlowVideoError(f"takes longer than {self._limits.max_seconds:g} s")
         try:
             with _picture_errors(), open(file, "rb") as handle, _open_picture(handle, self._limits) as image:
                 yield image
         except VideoError as error:
-            raise VideoError(f"{file}: {error}") from None
+            raise type(error)(f"{file}: {error}") from None
 
 
 def list_frames(folder: Path) -> list[Path]:

@@ -198,7 +198,9 @@ def _opened(source: VideoSource, limits: Limits) -> Iterator[AnyVideo]:
         with _open(source, limits) as video:
             yield video
     except ValueError as error:
-        raise error if name in str(error) else VideoError(f"{name}: {error}") from None
+        if name in str(error):
+            raise
+        raise (type(error) if isinstance(error, VideoError) else VideoError)(f"{name}: {error}") from None
 
 
 def _open(source: VideoSource, limits: Limits) -> AnyVideo:

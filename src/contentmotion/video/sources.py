@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,8 @@ def file_size(source: VideoSource) -> int | None:
 
 
 def source_name(source: VideoSource) -> str:
-    """What to call a source in messages; names that are no UTF-8 are spelt so that they can be printed."""
+    """What to call a source in messages; what is no UTF-8 in a name, or no character to print, is spelt out."""
     if isinstance(source, bytes):
         return f"<{len(source)} bytes>"
-    return str(source).encode("utf-8", "backslashreplace").decode()
+    name = str(source).encode("utf-8", "backslashreplace").decode()
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", name)

@@ -14,6 +14,10 @@ class VideoError(ValueError):
     """A file that is no readable video; the message names it."""
 
 
+class SlowVideoError(VideoError):
+    """A video that took too long to read; it may be the disk's fault, and go faster another time."""
+
+
 class TimelineError(Exception):
     """The frames are not where the timeline says."""
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 BLOCK = 4 << 20
+csv.field_size_limit(16 * BLOCK)  # 131,072 characters by default, of which a caption may have more
 QUOTE, COMMA, NEWLINE = b'",\n'
 
 

@@ -87,9 +87,11 @@ def _read_sidecar(place: Place) -> Listing:
 
     Each line that is not empty is a caption. A video without a text has none.
     """
-    root, problems = place.folder, []
+    root = place.folder
+    problems: list[str] = []
+    notes: list[str] = []
     records = ColumnRecords(root)
-    for directory, folders, files in walk(root, problems):
+    for directory, folders, files in walk(root, notes):
         names = [name for name in files if Path(name).suffix.lower() in VIDEO_SUFFIXES]
         frame_folders = [name for name in folders if is_video(directory / name)]
         folders[:] = [name for name in folders if name not in frame_folders]
@@ -107,7 +109,7 @@ def _read_sidecar(place: Place) -> Listing:
                     problems.append(f"{text.relative_to(root)}: {error.strerror}")
                     continue
             records.append(str(path.relative_to(root)), captions)
-    return Listing(records, None, problems, check_files=False)
+    return Listing(records, None, problems, notes, check_files=False)
 
 
 def _is_classes(place: Place) -> bool:

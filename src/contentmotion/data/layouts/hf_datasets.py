@@ -1,6 +1,6 @@
 """Hugging Face data sets, of the hub or saved by `save_to_disk`, read by the library `datasets` (optional).
 
-One column holds the videos; captions are in `text`, `caption`, `captions` or `sentence`, classes in `label`. The
+One column holds the videos; captions are in one of `CAPTION_COLUMNS`, classes in `label`. The
 library leaves decoding to this package: it hands over bytes or paths.
 """
 
@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from contentmotion.data.layouts.metadata import find_captions
+from contentmotion.data.layouts.metadata import CAPTION_COLUMNS, find_captions
 from contentmotion.data.records import ClipRecord, ConcatenatedRecords, Layout, Listing, Place, Records
 from contentmotion.video.sources import StoredVideo
 
 SAVED_FILES = ("dataset_dict.json", "dataset_info.json")
 VIDEO_COLUMNS = ("video", "videos", "mp4", "clip", "file")
-TEXT_COLUMNS = ("captions", "caption", "text", "sentence")
 
 
 def is_saved_dataset(root: Path) -> bool:
@@ -96,18 +95,21 @@ class TableRecords(Records):
             table = table.cast_column(column, datasets.Video(decode=False))
         self._name, self._split = name, split
         self._videos = table.select_columns([column])
-        self._texts = table.select_columns([c for c in (*TEXT_COLUMNS, "label") if c in features])
+        self._texts = table.select_columns([c for c in (*CAPTION_COLUMNS, "label") if c in features])
+        self.notes: list[str] = []
+        if not self._texts.column_names:
+            self.notes.append(f"no column with captions or labels (there are: {', '.join(features)})")
         label = features.get("label")
         self.class_names = tuple(label.names) if isinstance(label, datasets.ClassLabel) else None
         self.split_names = [] if split is None else [split]
-        self.split_codes = np.full(len(table), 0 if split else -1, dtype=np.int16)
+        self.split_codes = np.full(len(table), 0 if split else -1, dtype=np.int32)
 
     def __len__(self) -> int:
         return len(self.split_codes)
 
     def _record(self, index: int) -> ClipRecord:
         cells = self._texts[index] if self._texts.column_names else {}
-        captions = find_captions(cells | {"text": cells.get("text") or cells.get("sentence")}) or ()
+        captions = find_captions(cells) or ()
         label = cells.get("label") if self.class_names else None
         source = TableVideo(self._videos, index, self._name)
         return ClipRecord(source, captions, label if label is not None and label >= 0 else None, self._split)
@@ -135,7 +137,7 @@ def read_dataset(name: str) -> Listing:
     else:
         parts = [TableRecords(table, name, split) for split, table in loaded.items()]
     records = parts[0] if len(parts) == 1 else ConcatenatedRecords(parts)
-    return Listing(records, parts[0].class_names, check_files=False)
+    return Listing(records, parts[0].class_names, notes=parts[0].notes, check_files=False)
 
 
 DATASETS = Layout("datasets", _is_dataset, lambda place: read_dataset(place.root))

@@ -1,6 +1,7 @@
 """HF VideoFolder: `metadata.jsonl`, `metadata.csv` or `metadata.parquet`, one row per video.
 
-Columns: `file_name` (or `file`), `text` (or `caption`, or a list `captions`), `label`, or both; optional `split`,
+Columns: `file_name` (or `file`); `text` (or `caption`, `sentence`, `prompt`, or a list `captions`), `label`, or both;
+optional `split`,
 `weight` (how often training draws the video, relative to the others), and `NAME_file_name` for a file called NAME that
 goes with the video (depth, sketch, mask).
 """
@@ -19,6 +20,7 @@ from contentmotion.data.records import ColumnRecords, Layout, Listing, Place, so
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 FILE_COLUMNS = ("file_name", "file")
+CAPTION_COLUMNS = ("captions", "caption", "text", "sentence", "prompt")
 
 
 def _metadata_file(place: Place) -> Path | None:
@@ -73,7 +75,7 @@ def read_metadata(root: Path, metadata: Path) -> Listing:
         raise ValueError(f"{metadata}: no rows")
     class_names = sorted_classes(set(codes)) if codes else None
     records.renumber_labels([(class_names or ()).index(name) for name in codes])
-    return Listing(records, class_names, problems, lines, source=metadata)
+    return Listing(records, class_names, problems, lines=lines, source=metadata)
 
 
 def _parse_csv(path: Path) -> Iterator[tuple[int, _Row | str]]:
@@ -107,9 +109,9 @@ def _parse_jsonl(path: Path) -> Iterator[tuple[int, _Row | str]]:
             if not line.strip():
                 continue
             try:
-                cells = json.loads(line)
-            except json.JSONDecodeError as error:
-                yield number, f"not JSON: {error.msg} at column {error.colno}"
+                cells = parse_json(line)
+            except ValueError as error:
+                yield number, str(error)
                 continue
             yield number, _make_row(cells) if isinstance(cells, dict) else "not a JSON object"
 
@@ -149,23 +151,44 @@ def _make_row(cells: dict[str, Any]) -> _Row | str:
     try:
         given = cells.get("weight")
         weight = 1.0 if given is None or given == "" else float(given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         weight = -1.0
     if not 0 < weight < math.inf:
-        return f"{file}: weight must be a positive number, got {cells['weight']!r}"
+        return f"{file}: weight must be a positive number, got {str(cells['weight'])[:40]}"
+    split = cells.get("split") or None
+    if split is not None and not isinstance(split, str):
+        return f"{file}: split must be a text"
     conditions = {
         name.removesuffix("_file_name"): str(value)
         for name, value in cells.items()
         if name.endswith("_file_name") and value
     }
-    return _Row(file, captions, label, cells.get("split") or None, weight, conditions)
+    return _Row(file, captions, label, split, weight, conditions)
 
 
 def find_captions(cells: dict[str, Any]) -> tuple[str, ...] | None:
-    """The captions among named values: `captions`, `caption` or `text`; None where they are no texts."""
-    captions = cells.get("captions") or cells.get("caption") or cells.get("text") or ()
+    """The captions among named values, under one of `CAPTION_COLUMNS`; None where they are no texts."""
+    captions = next((cells[name] for name in CAPTION_COLUMNS if cells.get(name)), ())
     if isinstance(captions, str):
         captions = (captions,)
     if not isinstance(captions, list | tuple) or not all(isinstance(c, str) and c.strip() for c in captions):
         return None
+    try:
+        "".join(captions).encode()
+    except UnicodeEncodeError:  # half of a pair that stands for one character: no file could hold it
+        return None
     return tuple(captions)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """A value in JSON.
+
+    Raises:
+        ValueError: It is none; what is wrong, in one line.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise ValueError("not JSON: nested too deep") from None

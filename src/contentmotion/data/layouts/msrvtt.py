@@ -5,12 +5,12 @@ Where there are CSV files they choose the videos: `MSRVTT_JSFUSION_test.csv` (vi
 """
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
 from contentmotion.data.layouts.csv_index import csv_columns
 from contentmotion.data.layouts.folders import files_like, walk
+from contentmotion.data.layouts.metadata import parse_json
 from contentmotion.data.records import ColumnRecords, Layout, Listing, Place
 from contentmotion.video.sources import VIDEO_SUFFIXES
 
@@ -72,7 +72,7 @@ def read_msrvtt(root: Path, files: list[Path]) -> Listing:
 
 def _load_json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text("utf-8-sig"))
+        content = parse_json(file.read_text("utf-8-sig"))
         complete = all("video_id" in entry for key in ("videos", "sentences") for entry in content.get(key, []))
     except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{file}: not MSR-VTT's JSON ({error})") from None

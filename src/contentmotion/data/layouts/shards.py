@@ -3,7 +3,6 @@
 The shards' headers are read once; after that any video can be read on its own.
 """
 
-import json
 import re
 import tarfile
 from array import array
@@ -12,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from contentmotion.data.layouts.folders import files_like
-from contentmotion.data.layouts.metadata import find_captions
+from contentmotion.data.layouts.metadata import find_captions, parse_json
 from contentmotion.data.records import ColumnRecords, Layout, Listing, Place, sorted_classes
 from contentmotion.video.sources import VIDEO_SUFFIXES, TarMember
 
 TEXT_KINDS = ("txt", "json", "cls")
+MAX_SHARDS = 1_000_000
 MAX_TEXT = 1 << 20  # bytes of a text that is read
 
 
@@ -50,20 +50,35 @@ def expand_shards(pattern: str) -> list[Path]:
     if match is None:
         return [Path(pattern)]
     first, last = int(match[1]), int(match[2])
+    if last - first >= MAX_SHARDS:
+        raise ValueError(f"{pattern}: names more than {MAX_SHARDS} files")
     numbers = (f"{number:0{len(match[1])}d}" for number in range(first, last + 1))
     return [
         path for number in numbers for path in expand_shards(pattern[: match.start()] + number + pattern[match.end() :])
     ]
 
 
+def split_name(name: str) -> tuple[str, str]:
+    """Key and kind of a file in a shard: the kind is a known one that the name ends with ("a.0.5.mp4" is a video),
+    else all that follows the first dot."""
+    key, dot, kind = name.rpartition(".")
+    if dot and (kind.lower() in TEXT_KINDS or f".{kind.lower()}" in VIDEO_SUFFIXES):
+        return key, kind.lower()
+    folder, slash, file = name.rpartition("/")
+    stem, _, kind = file.partition(".")
+    return f"{folder}{slash}{stem}", kind.lower()
+
+
 def read_shards(root: Path, tars: list[Path]) -> Listing:
     """The videos of tar files. Shards that are missing, cut short or packed are named as problems."""
-    records, problems = ShardRecords(root), []
+    records = ShardRecords(root)
+    problems: list[str] = []
+    notes: list[str] = []
     codes: dict[str, int] = {}
     for tar in tars:
         try:
             for name, members in _samples(tar, problems):
-                record = _read_sample(name, members)
+                record = _read_sample(name, members, notes)
                 if isinstance(record, str):
                     problems.append(f"{tar}/{record}")
                     continue
@@ -73,7 +88,7 @@ def read_shards(root: Path, tars: list[Path]) -> Listing:
             problems.append(f"{tar}: {error.strerror or error}")
     class_names = sorted_classes(set(codes)) if codes else None
     records.renumber_labels([(class_names or ()).index(name) for name in codes])
-    return Listing(records, class_names, problems, check_files=False)
+    return Listing(records, class_names, problems, notes, check_files=False)
 
 
 def _samples(tar: Path, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -85,13 +100,11 @@ def _samples(tar: Path, problems: list[str]) -> Iterator[tuple[str, dict[str, An
                 archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
                 if not info.isfile():
                     continue
-                folder, _, name = info.name.rpartition("/")
-                stem, _, kind = name.partition(".")
-                if key != (name := f"{folder}/{stem}".lstrip("/")):
+                name, kind = split_name(info.name.lstrip("/"))
+                if key != name:
                     if sample:
                         yield key, sample
                     key, sample = name, {}
-                kind = kind.lower()
                 if kind not in TEXT_KINDS:
                     sample[kind] = TarMember(tar, info.offset_data, info.size, info.name)
                 elif info.size <= MAX_TEXT and (content := archive.extractfile(info)) is not None:
@@ -112,22 +125,26 @@ def _ends_with_zeros(tar: Path) -> bool:
         return not any(file.read())
 
 
-def _read_sample(key: str, sample: dict[str, Any]) -> tuple[TarMember, tuple[str, ...], str | None] | str:
+def _read_sample(
+    key: str, sample: dict[str, Any], notes: list[str]
+) -> tuple[TarMember, tuple[str, ...], str | None] | str:
     """Video, captions and class of a sample; or what is wrong with it."""
     videos = [place for kind, place in sample.items() if f".{kind.rpartition('.')[2]}" in VIDEO_SUFFIXES]
-    if not videos:
-        return f"{key}: no video with this key"
+    if len(videos) != 1:
+        return f"{key}: {'two videos' if videos else 'no video'} with this key"
     captions: tuple[str, ...] = ()
     label: str | None = None
     try:
         if "txt" in sample:
             captions = tuple(line.strip() for line in sample["txt"].decode().splitlines() if line.strip())
         if "json" in sample:
-            cells = json.loads(sample["json"])
+            cells = parse_json(sample["json"])
             found = find_captions(cells) if isinstance(cells, dict) else None
             if found is None:
                 return f"{key}: its json holds no captions that are texts"
             captions = captions or found
+            if not captions and "label" not in cells and not notes:  # of the first such one
+                notes.append(f"{key}: no caption in its json (there are: {', '.join(cells)})")
             label = None if cells.get("label") is None else str(cells["label"])
         if "cls" in sample:
             label = sample["cls"].decode().strip()

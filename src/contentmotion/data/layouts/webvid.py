@@ -34,7 +34,7 @@ class WebVidRecords(Records):
         self._rows = rows
         self._split = split
         self.split_names = [] if split is None else [split]
-        self.split_codes = np.full(len(rows), 0 if split else -1, dtype=np.int16)
+        self.split_codes = np.full(len(rows), 0 if split else -1, dtype=np.int32)
         self._folder = next((root / name for name in VIDEO_FOLDERS if (root / name).is_dir()), root)
 
     def __len__(self) -> int:
