@@ -204,8 +204,7 @@ def _opened(source: VideoSource, limits: Limits) -> Iterator[AnyVideo]:
 
 
 def _open(source: VideoSource, limits: Limits) -> AnyVideo:
-    # Imported where they are used: a folder of pictures needs no PyAV, and the command line neither.
-    from contentmotion.video.ffmpeg import FfmpegVideo
+    # Imported where they are used: pictures need no PyAV, and the command line neither.
     from contentmotion.video.pictures import FolderVideo, PictureVideo
 
     deadline = time.monotonic() + limits.max_seconds
@@ -230,6 +229,8 @@ def _open(source: VideoSource, limits: Limits) -> AnyVideo:
     if not size or not start:
         raise VideoError("empty file")
     if not start.startswith(_PICTURE_STARTS) and (start[:4], start[8:12]) != (b"RIFF", b"WEBP"):
+        from contentmotion.video.ffmpeg import FfmpegVideo
+
         return FfmpegVideo(place, size, limits, deadline)
     if isinstance(source, TarMember):
         source = source.read_bytes()
