@@ -105,7 +105,7 @@ class VideoUNet(UNet3DConditionModel, ModelMixin):  # pipelines load a class onl
     def forward(
         self,
         sample: Float[Tensor, "b c t h w"],
-        timestep: Real[Tensor, " b"] | Real[Tensor, ""] | float,
+        timestep: Real[Tensor, " b"] | Real[Tensor, ""] | float | int,
         encoder_hidden_states: Float[Tensor, "b n d"],
         **options: Any,
     ) -> Any:
