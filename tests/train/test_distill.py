@@ -17,7 +17,7 @@ from contentmotion.config import DistillConfig, ScheduledEvaluation, TrainMotion
 from contentmotion.losses import consistency
 from contentmotion.losses.consistency import consistency_loss, student_scheduler
 from contentmotion.pipelines.loading import load_pipeline
-from contentmotion.pipelines.sampling import warn_once, resolve_sampling
+from contentmotion.pipelines.sampling import resolve_sampling, warn_once
 from contentmotion.stages.stage import Stage
 from contentmotion.train.distill import distill
 from contentmotion.train.motion import train_motion
