@@ -20,8 +20,8 @@ class MotionStage(Stage):
 
     Args:
         components: See above; "text_encoder" is None for class-conditional models.
-        content_noise: Standard deviation of noise that training puts on content frames, relative to that of each of
-            their channels.
+        content_noise: Standard deviation of noise that training puts on content frames, relative to that of all their
+            values.
     """
 
     name = "motion"
