@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 
 from contentmotion.commands.encode import Encoder, encode
 from contentmotion.config import EncodeConfig
-from contentmotion.data.cache import LatentCache, collate_latents
+from contentmotion.data.cache import LatentCache, Shard, collate_latents
 from contentmotion.data.clips import open_clips
 from contentmotion.loading import ASSETS
 from contentmotion.video.sources import VIDEO_SUFFIXES
@@ -85,15 +85,13 @@ def write_both(folder: Path, num_clips: int) -> tuple[list[Path], list[Path]]:
 
 def read_safetensors(shards: list[Path], shuffled: bool) -> Iterable[torch.Tensor]:
     """Clips in place: in order, or one here and one there."""
-    from safetensors import safe_open
-
-    opened = [safe_open(path, "pt") for path in shards]
+    opened = [Shard(path) for path in shards]
     places = np.arange(len(shards) * PER_SHARD)
     if shuffled:
         places = np.random.default_rng(0).permutation(places)
     for place in places:
         shard, row = opened[place // PER_SHARD], int(place % PER_SHARD)
-        yield from (shard.get_slice(name)[row].float() for name in ("content", "motion"))
+        yield from (shard.rows(name, row, row + 1)[0].float() for name in ("content", "motion"))
 
 
 def read_tars(tars: list[Path], shuffled: bool) -> Iterable[torch.Tensor]:

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from contentmotion.cli import main
 from contentmotion.commands.encode import encode
 from contentmotion.config import EncodeConfig
-from contentmotion.data.buckets import BucketSampler
 from contentmotion.data.cache import LatentCache, Shard
+from contentmotion.data.samplers import BucketSampler
 from contentmotion.data.sources import open_source
 from contentmotion.video.write import write_video
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from contentmotion.data.buckets import BucketSampler, choose_bucket
+from contentmotion.data.buckets import choose_bucket
 from contentmotion.data.clips import ClipDataset, ClipShape, make_clip
 from contentmotion.data.formats import ClipFolder, read_clip_folder
 from contentmotion.data.records import ClipRecord
+from contentmotion.data.samplers import BucketSampler
 from contentmotion.video.reader import read_clip, read_video
 from contentmotion.video.resize import fit_frame
 from contentmotion.video.sources import TarMember

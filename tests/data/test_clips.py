@@ -18,7 +18,7 @@ from contentmotion.data import clips
 from contentmotion.data.clips import ClipDataset, collate, open_clips
 from contentmotion.data.formats import ClipFolder, read_clip_folder
 from contentmotion.data.records import ClipRecord
-from contentmotion.data.step_sampler import StepSampler
+from contentmotion.data.samplers import StepSampler
 from contentmotion.video.reader import read_clip, read_video
 from contentmotion.video.resize import resize_and_crop
 from contentmotion.video.timeline import SlowVideoError

@@ -99,7 +99,7 @@ def run_with_kills(work: tuple[Path, dict[str, bytes]], clip_folder: Path, kills
     finish(start(settings(clip_folder, root), 2))
     assert contents(cache).keys() == expected.keys()
     items = LatentCache(cache)
-    assert sorted(int(items._shard(k).get_tensor("item")[row]) for k in range(NUM_SHARDS) for row in range(3)) == list(
+    assert sorted(int(items._shard(k).rows("item")[row]) for k in range(NUM_SHARDS) for row in range(3)) == list(
         range(3 * NUM_SHARDS)
     )
     return contents(cache)

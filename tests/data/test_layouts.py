@@ -227,7 +227,7 @@ def write_manifest(root: Path, num_rows: int) -> None:
 OPEN_MANIFEST = """
 import json, resource, sys, time
 from pathlib import Path
-from contentmotion.data.step_sampler import StepSampler
+from contentmotion.data.samplers import StepSampler
 from contentmotion.data.formats import read_clip_folder
 start, root, num_rows = time.monotonic(), Path(sys.argv[1]), int(sys.argv[2])
 records = read_clip_folder(root, split="train").records

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from contentmotion.commands.encode import encode
 from contentmotion.config import EncodeConfig, MotionSizes, ScaleSettings, TrainMotionConfig
 from contentmotion.data.limits import require_few_bad
-from contentmotion.data.shard_sampler import ShardSampler
+from contentmotion.data.samplers import ShardSampler
 from contentmotion.train.motion import train_motion
 
 

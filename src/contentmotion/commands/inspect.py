@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
 from contentmotion.config import InspectConfig, parse_bucket
+from contentmotion.data.buckets import choose_bucket
 from contentmotion.data.formats import ClipFolder, open_folder
 from contentmotion.data.records import ClipRecord
 from contentmotion.progress import progress_bar
@@ -135,8 +136,6 @@ def look_at(index: int, record: ClipRecord, clip: dict[str, Any], decode: bool) 
         info = replace(info, duration=info.num_frames / info.fps)
     facts = replace(facts, info=info)
     if "buckets" in clip:
-        from contentmotion.data.buckets import choose_bucket  # it imports torch, which headers alone do not need
-
         bucket = choose_bucket(info, clip["buckets"], clip["frame_stride"], clip["fps"])
         if bucket < 0:
             return replace(facts, status="short", reason="too short for every bucket")

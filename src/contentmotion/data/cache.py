@@ -33,8 +33,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from contentmotion.config import MAP_NAMES
-from contentmotion.data.buckets import BucketSampler
-from contentmotion.data.step_sampler import StepSampler
+from contentmotion.data.samplers import BucketSampler, StepSampler, make_sampler
 from contentmotion.run_dir import is_main_process
 from contentmotion.saving import hash_weights
 
@@ -244,20 +243,9 @@ class LatentCache(Dataset):
             return None
         return [w for number in range(len(self.names)) for w in self._shard(number).rows("weight").tolist()]
 
-    def sampler(
-        self, batch_size: int, seed: int, start_step: int = 0, num_steps: int = 2**62
-    ) -> StepSampler | BucketSampler:
-        """The order in which training sees the clips: batches of (index, seed), each of one size.
-
-        Args:
-            batch_size: Pairs per batch.
-            seed: See ``StepSampler``.
-            start_step: First batch.
-            num_steps: Batch to stop before.
-        """
-        if self.bucket_of is None:
-            return StepSampler(len(self), batch_size, seed, start_step, num_steps, self.weights)
-        return BucketSampler(self.bucket_of, batch_size, seed, start_step, num_steps, self.weights)
+    def sampler(self, batch_size: int, seed: int, **steps: int) -> StepSampler | BucketSampler:
+        """The order in which training sees the items: batches of (index, seed), each of one size (`make_sampler`)."""
+        return make_sampler(len(self), self.bucket_of, self.weights, batch_size, seed, **steps)
 
     def alike(self) -> Sequence[int]:
         """The clips of the first one's size: those to be shown side by side."""

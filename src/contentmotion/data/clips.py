@@ -14,12 +14,12 @@ import torch
 from torch.utils.data import Dataset
 
 from contentmotion.config import ClipConfig, parse_bucket
-from contentmotion.data.buckets import Bucket, BucketSampler, assign_buckets
+from contentmotion.data.buckets import Bucket, assign_buckets
 from contentmotion.data.formats import ClipFolder, open_folder
 from contentmotion.data.limits import require_few_bad
 from contentmotion.data.maps import read_map, with_maps
 from contentmotion.data.records import ClipRecord, Records
-from contentmotion.data.step_sampler import StepSampler
+from contentmotion.data.samplers import BucketSampler, StepSampler, make_sampler
 from contentmotion.run_dir import is_main_process
 from contentmotion.video.reader import Clip, read_clip
 from contentmotion.video.resize import ResizeMode, crop_frames
@@ -216,20 +216,9 @@ class ClipDataset(Dataset):
         """Number of videos listed, bad ones included."""
         return len(self.folder.records)
 
-    def sampler(
-        self, batch_size: int, seed: int, start_step: int = 0, num_steps: int = 2**62
-    ) -> StepSampler | BucketSampler:
-        """The order in which training sees the items: batches of (index, seed), each of one bucket.
-
-        Args:
-            batch_size: Pairs per batch.
-            seed: See `StepSampler`.
-            start_step: First batch.
-            num_steps: Batch to stop before.
-        """
-        if self.bucket_of is None:
-            return StepSampler(len(self), batch_size, seed, start_step, num_steps, self.weights)
-        return BucketSampler(self.bucket_of, batch_size, seed, start_step, num_steps, self.weights)
+    def sampler(self, batch_size: int, seed: int, **steps: int) -> StepSampler | BucketSampler:
+        """The order in which training sees the items: batches of (index, seed), each of one size (`make_sampler`)."""
+        return make_sampler(len(self), self.bucket_of, self.weights, batch_size, seed, **steps)
 
     def __getitem__(self, item: int | tuple[int, int | None]) -> dict[str, Any]:
         """One clip.

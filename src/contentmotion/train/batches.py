@@ -12,8 +12,7 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader, Dataset
 
 from contentmotion.config import TrainConfig
-from contentmotion.data.shard_sampler import ShardSampler
-from contentmotion.data.step_sampler import StepSampler
+from contentmotion.data.samplers import ShardSampler, StepSampler
 from contentmotion.data.streaming import StreamingClips
 from contentmotion.draws import BatchGenerator
 from contentmotion.losses.player import Batch
