@@ -16,7 +16,7 @@ from contentmotion.commands.encode import encode
 from contentmotion.config import EncodeConfig
 from contentmotion.data.cache import LatentCache, Shard
 from contentmotion.data.samplers import BucketSampler
-from contentmotion.data.sources import open_source
+from contentmotion.data.streaming import open_source
 from contentmotion.video.write import write_video
 
 BUCKETS = ("4x16x16", "4x16x24")

@@ -26,7 +26,8 @@ from contentmotion.config import ClipConfig, EncodeConfig
 from contentmotion.data.cache import FORMAT, INDEX, MANIFEST, Shard, hash_tensors, hash_tokenizer
 from contentmotion.data.limits import require_few_bad
 from contentmotion.data.maps import depth_of, load_depth_model, sketch_of
-from contentmotion.data.sources import ClipSource, open_source
+from contentmotion.data.sources import ClipSource
+from contentmotion.data.streaming import open_source
 from contentmotion.loading import load_autoencoder, load_text_encoder, load_vae
 from contentmotion.progress import progress_bar
 from contentmotion.run_dir import join_processes, prepare_output_dir, resolve_device, resolve_dtype

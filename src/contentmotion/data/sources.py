@@ -59,24 +59,6 @@ class ClipSource(Protocol):
         ...
 
 
-def open_source(config: EncodeConfig) -> ClipSource:
-    """The clips that an ``encode`` run reads.
-
-    Raises:
-        ValueError: Nothing usable.
-        OSError: No such folder.
-    """
-    from contentmotion.data.streaming import StreamSource, is_stream
-
-    if not is_stream(config.train_data_dir):
-        return ListSource(config)
-    if config.buckets:
-        raise ValueError("--buckets needs a list of the videos: a stream has none")
-    if config.depth_dir:
-        raise ValueError("--depth_dir needs a list of the videos: a stream has none (--depth_model works)")
-    return StreamSource(config)
-
-
 class ListSource:
     """Clips of listed videos; a shard is a run of consecutive items, of one bucket where there are buckets.
 

@@ -26,7 +26,7 @@ from contentmotion.data.clips import ClipShape, make_clip
 from contentmotion.data.layouts.metadata import find_captions, parse_json
 from contentmotion.data.layouts.shards import split_name
 from contentmotion.data.records import ClipRecord
-from contentmotion.data.sources import ClipBatch
+from contentmotion.data.sources import ClipBatch, ClipSource, ListSource
 from contentmotion.video.sources import VIDEO_SUFFIXES, source_name
 
 DEFAULT_WINDOW = 256
@@ -195,6 +195,22 @@ class StreamSource:
                     yield ClipBatch(shard, items, skipped, last=False)
                     items, skipped = [], []
         yield ClipBatch(shard, [] if broken else items, broken or skipped, last=True, broken=bool(broken))
+
+
+def open_source(config: EncodeConfig) -> ClipSource:
+    """The clips that an ``encode`` run reads.
+
+    Raises:
+        ValueError: Nothing usable.
+        OSError: No such folder.
+    """
+    if not is_stream(config.train_data_dir):
+        return ListSource(config)
+    if config.buckets:
+        raise ValueError("--buckets needs a list of the videos: a stream has none")
+    if config.depth_dir:
+        raise ValueError("--depth_dir needs a list of the videos: a stream has none (--depth_model works)")
+    return StreamSource(config)
 
 
 class _Shards(IterableDataset):
