@@ -9,7 +9,8 @@ import torch
 from diffusers import LCMScheduler
 from safetensors.torch import load_file
 
-from contentmotion.config import DistillConfig, LoraSettings, TrainVideoConfig, VideoSizes
+from contentmotion.commands.encode import encode
+from contentmotion.config import DistillConfig, EncodeConfig, LoraSettings, TrainVideoConfig, VideoSizes
 from contentmotion.cost.plan import print_plan
 from contentmotion.pipelines.loading import load_video_pipeline
 from contentmotion.train.distill import distill
