@@ -163,7 +163,7 @@ def video_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         conditions=conditions, latent_channels=3, vae_scale_factor=1, hidden_channels=8, out_channels=4
     )
     folder = tmp_path_factory.mktemp("video") / "model"
-    VideoLatentPipeline(None, text_encoder, tokenizer, unet, tiny.make_scheduler(), encoder).save_pretrained(folder)
+    VideoLatentPipeline(None, text_encoder, tokenizer, unet, tiny.make_ddim(), encoder).save_pretrained(folder)
     return folder
 
 
