@@ -130,3 +130,11 @@ def test_a_flow_teacher_is_distilled(root: Path, part: str) -> None:
         frames = pipe("a square", output_type="np", **steps).frames
     assert isinstance(scheduler, FlowMatchLCMScheduler) and scheduler.config.shift == 3.0
     assert frames.shape == (1, 4, 16, 16, 3) and frames.std() > 0
+
+
+@pytest.mark.parametrize("setting", ["flow_shift", "logit_mean", "logit_std"])
+def test_settings_of_flow_matching_are_not_ignored(setting: str) -> None:
+    """Of a model that is not one, they would do nothing."""
+    with pytest.raises(ValueError, match="they need --prediction_type flow"):
+        TrainContentConfig(cache_dir="x", output_dir="y", **{setting: 2.0})
+    TrainContentConfig(cache_dir="x", output_dir="y", prediction_type="flow", **{setting: 2.0})

@@ -201,6 +201,13 @@ class TrainDenoiserConfig(ScoredTrainConfig):
     snr_gamma: Positive | None = None
     trainable_modules: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.prediction_type == "flow" or (self.flow_shift, self.logit_mean, self.logit_std) == (1.0, 0.0, 1.0),
+            "flow_shift, logit_mean and logit_std are flow matching's: they need --prediction_type flow",
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainUNetConfig(TrainDenoiserConfig):
