@@ -21,7 +21,7 @@ from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.models.patch_vae import PatchVAE
 from contentmotion.pipelines.base import Generators, LatentPipeline, OutputType, StepCallback, check_inputs
-from contentmotion.pipelines.sampling import require_finite, resolve_sampling
+from contentmotion.pipelines.sampling import Sampling, require_finite, resolve_sampling
 from contentmotion.stages.content import content_stage
 from contentmotion.stages.image_vae import decode_frames, encode_frames, vae_latent_channels, vae_scale_factor
 from contentmotion.stages.motion import MotionStage
@@ -211,33 +211,52 @@ class ContentMotionPipeline(LatentPipeline, StableDiffusionLoraLoaderMixin):
             given, null = self._encode_prompts(prompts, negative_prompt, num_videos_per_prompt, sampling.guided)
         else:
             given, null = self._label_batches(labels, num_videos_per_prompt)
-        stages, size = self.stages, len(prompts or labels) * num_videos_per_prompt
+        size = len(prompts or labels) * num_videos_per_prompt
         shape = self._content_shape(content_latents, size, height, width)
-        planes = self._motion_shape(shape, num_frames) if "motion" in stages else ()
+        moving = self.motion_transformer is not None
+        planes = self._motion_shape(shape, num_frames) if moving else ()  # what cannot be made is said before sampling
         shared: dict[str, Any] = {"eta": eta, "generator": generator}
         before = 0
         if content_latents is None:
-            stage = stages["content"]
-            content = self._sample(
-                stage, (size, *shape), latents, stage.encode(given), null and stage.encode(null),
-                steps=sampling.steps, guidance_scale=sampling.guidance_scale, call_back=call_back, **shared,
-            )  # fmt: skip
+            content = self._content(given, null, (size, *shape), latents, sampling, call_back=call_back, **shared)
             before = len(self.scheduler.timesteps)
         else:
             content = content_latents.to(self._execution_device, self._dtype)
         x = content[:, None]  # (b, 1 + t, c, h, w): the content frame and the frames, one pass through the VAE
-        if "motion" in stages:
-            stage, frame = stages["motion"], {"content": content}
-            motion = self._sample(
-                stage, (size, *planes), motion_latents, stage.encode(given | frame),
-                null and stage.encode(null | frame),
-                steps=sampling.motion_steps, guidance_scale=sampling.motion_guidance_scale,
+        if moving:
+            motion = self._motion(
+                given, null, content, (size, *planes), motion_latents, sampling,
                 call_back=lambda step, timestep, latents: call_back(before + step, timestep, latents), **shared,
             )  # fmt: skip
-            frames = self.autoencoder.decode(content, stage.standardize(motion, inverse=True))
+            frames = self.autoencoder.decode(content, motion)
             x = torch.cat([x, frames], dim=1) if decode_content_frame else frames
-        output = self._finish(x, "motion" in stages, decode_content_frame or "motion" not in stages, output_type)
+        output = self._finish(x, moving, decode_content_frame or not moving, output_type)
         return output if return_dict else (output.frames, output.content_frame)
+
+    def _content(
+        self, told: dict[str, Tensor], null: dict[str, Tensor] | None, shape: tuple[int, ...], noise: Tensor | None,
+        sampling: Sampling, *, eta: float, generator: Generators, call_back: Any,
+    ) -> Float[Tensor, "b c h w"]:  # fmt: skip
+        """Content frames (scaled latents) of what ``Stage.encode`` takes; ``null`` is None where nothing is guided."""
+        stage = self.stages["content"]
+        return self._sample(
+            stage, shape, noise, stage.encode(told), null and stage.encode(null), steps=sampling.steps,
+            guidance_scale=sampling.guidance_scale, eta=eta, generator=generator, call_back=call_back,
+        )  # fmt: skip
+
+    def _motion(
+        self, told: dict[str, Tensor], null: dict[str, Tensor] | None, content: Float[Tensor, "b c h w"],
+        shape: tuple[int, ...], noise: Tensor | None, sampling: Sampling, *, eta: float, generator: Generators,
+        call_back: Any,
+    ) -> Float[Tensor, "b D t s"]:  # fmt: skip
+        """Motion latents (not standardised) of content frames and of what ``Stage.encode`` takes."""
+        stage, frame = MotionStage(self.components), {"content": content}
+        motion = self._sample(
+            stage, shape, noise, stage.encode(told | frame), null and stage.encode(null | frame),
+            steps=sampling.motion_steps, guidance_scale=sampling.motion_guidance_scale, eta=eta, generator=generator,
+            call_back=call_back,
+        )  # fmt: skip
+        return stage.standardize(motion, inverse=True)
 
     def _label_batches(self, labels: list[int], repeats: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The class labels and as many null classes, as ``Stage.encode`` takes them."""
