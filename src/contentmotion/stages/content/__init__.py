@@ -1,56 +1,88 @@
 """Content frames: one file a family of image models, and the table of them.
 
-``FAMILIES`` names the stage for each class of network; a new family is one file and one row.
+A family is a ``ContentStage`` (``family.py``) and a row of ``FAMILIES`` under the kind of its network. It offers
+
+* ``title``, ``network_name`` ("unet" or "transformer"), ``lora_targets``, and ``load`` of a folder or hub id: its
+  components by the names that the family's ``model_index.json`` has for them;
+* for sampling ``stock``, its text-to-image pipeline of diffusers, ``stock_arguments`` that this is always called with,
+  ``stock_text`` (text features as its arguments) and ``from_stock`` (its latents as content frames);
+* for training ``encode``, ``forward`` and ``schedule``, as every ``Stage``; of its text also what the motion model is
+  told, "pooled" in ``text_features``.
+
+Nothing else has to know of it: pipelines, loading, export and every command ask this table.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from contentmotion.loading import resolve_name
-from contentmotion.stages.content.dit import DiTContent
-from contentmotion.stages.content.stable_diffusion import StableDiffusionContent
-from contentmotion.stages.stage import Stage
+from diffusers import AutoModel
 
-FAMILIES: dict[str, type[Stage]] = {
+from contentmotion.loading import quiet, resolve_name
+from contentmotion.stages.content.dit import DiTContent
+from contentmotion.stages.content.family import ContentStage
+from contentmotion.stages.content.stable_diffusion import StableDiffusionContent
+
+NETWORKS = ("unet", "transformer")  # the component that denoises, by family
+FAMILIES: dict[str, type[ContentStage]] = {
     "UNet2DConditionModel": StableDiffusionContent,
     "DiTTransformer2DModel": DiTContent,
 }
-ARCHITECTURES: dict[str, type[Stage]] = {"unet": StableDiffusionContent, "dit": DiTContent}  # made from scratch
+ARCHITECTURES: dict[str, type[ContentStage]] = {"unet": StableDiffusionContent, "dit": DiTContent}  # made from scratch
 
 
-def content_stage(components: Mapping[str, Any]) -> Stage:
+def content_stage(components: Mapping[str, Any]) -> ContentStage:
     """The stage that a pipeline's components make.
 
     Raises:
         ValueError: No family has such a network.
     """
-    kind = type(getattr(components["unet"], "_orig_mod", components["unet"])).__name__
-    return family_of(kind)(components)
+    network = next(components[name] for name in NETWORKS if components.get(name) is not None)
+    network = getattr(network, "_orig_mod", network)
+    return family_of(network_kind(type(network).__name__, network.config))(components)
 
 
-def family_of(network_class: str) -> type[Stage]:
-    """The stage of a network's class.
+def network_kind(class_name: str, settings: Mapping[str, Any]) -> str:
+    """What a row of ``FAMILIES`` is for: a network's class, and of a UNet also what its time embedding is told of."""
+    told = settings.get("addition_embed_type")  # "text" is more of the same prompt
+    return class_name if told in (None, "text") else f"{class_name} with {told}"
+
+
+def family_of(kind: str) -> type[ContentStage]:
+    """The stage of a network's kind.
 
     Raises:
         ValueError: No family has such a network.
     """
-    if network_class not in FAMILIES:
-        raise ValueError(
-            f"{network_class}: no content model of this kind is known; those with {', '.join(FAMILIES)} are"
-        )
-    return FAMILIES[network_class]
+    if kind not in FAMILIES:
+        known = ", ".join(f"{family.title} ({name})" for name, family in FAMILIES.items())
+        raise ValueError(f"no family of image models with a {kind} is known; known are {known}")
+    return FAMILIES[kind]
 
 
-def load_content(name_or_path: str) -> Stage:
+def load_content(name_or_path: str) -> ContentStage:
     """The content stage of an image pipeline's folder or hub id.
 
     Raises:
         ValueError: A part is missing, or it is of no known family.
     """
-    config = Path(resolve_name(name_or_path)) / "unet" / "config.json"
-    kind = json.loads(config.read_text(encoding="utf-8")).get("_class_name") if config.is_file() else None
-    return family_of(kind or "UNet2DConditionModel").load(name_or_path)  # type: ignore[attr-defined]
+    return family_in(name_or_path).load(name_or_path)  # type: ignore[attr-defined]
+
+
+def family_in(name_or_path: str) -> type[ContentStage]:
+    """The family of an image pipeline's folder or hub id, by its network's config alone; Stable Diffusion's, which says
+    what is missing, where there is none.
+
+    Raises:
+        ValueError: It is of no known family.
+    """
+    path = resolve_name(name_or_path)
+    for name in NETWORKS:
+        try:
+            with quiet():
+                settings: Any = AutoModel.load_config(path, subfolder=name)
+        except OSError:
+            continue
+        return family_of(network_kind(str(settings.get("_class_name")), settings))
+    return StableDiffusionContent

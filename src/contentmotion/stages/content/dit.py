@@ -13,15 +13,14 @@ from torch import Tensor
 
 from contentmotion.config import ContentSizes
 from contentmotion.loading import load_model, load_vae, quiet, resolve_name, training_scheduler
-from contentmotion.stages.stage import META, Condition, Stage, drop_labels, make_scheduler
+from contentmotion.stages.content.family import ContentStage
+from contentmotion.stages.stage import META, Condition, drop_labels, make_scheduler
 
 
-class DiTContent(Stage):
+class DiTContent(ContentStage):
     """``vae``, ``unet`` (the DiT, by the name that a content model has in a pipeline), ``scheduler``."""
 
-    name = "content"
-    field = "content"
-    made_with = ("vae", "autoencoder")
+    title = "class-conditional DiT"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
     def __init__(self, components: Mapping[str, Any]) -> None:

@@ -7,24 +7,24 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers import AutoModel, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoModel, DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from contentmotion.config import ContentSizes
 from contentmotion.loading import load_model, load_tokenizer, load_vae, quiet, resolve_name, training_scheduler
-from contentmotion.stages.stage import META, Condition, Stage, example_tokens, make_scheduler
+from contentmotion.stages.content.family import ContentStage
+from contentmotion.stages.stage import META, Condition, example_tokens, make_scheduler
 from contentmotion.stages.text import make_text_encoder
 
 ATTENTION_AND_FEED_FORWARD = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
 
-class StableDiffusionContent(Stage):
+class StableDiffusionContent(ContentStage):
     """``vae``, ``text_encoder``, ``tokenizer``, ``unet``, ``scheduler``: a Stable Diffusion folder's components."""
 
-    name = "content"
-    field = "content"
-    made_with = ("vae", "autoencoder")
+    title = "Stable Diffusion 1 and 2"
+    stock = StableDiffusionPipeline
     lora_targets = ATTENTION_AND_FEED_FORWARD
 
     @classmethod
@@ -83,6 +83,14 @@ class StableDiffusionContent(Stage):
         except OSError as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{name_or_path} is not a Stable Diffusion folder: {reason}") from error
+
+    @property
+    def stock_pipeline(self) -> type[DiffusionPipeline] | None:
+        """As ``ContentStage``; none samples such a UNet by flow matching."""
+        return super().stock_pipeline if hasattr(self.scheduler, "init_noise_sigma") else None
+
+    def stock_text(self, text: Mapping[str, Tensor], null: Mapping[str, Tensor] | None) -> dict[str, Any]:
+        return {"prompt_embeds": text["tokens"], "negative_prompt_embeds": null and null["tokens"]}
 
     @property
     def side_multiple(self) -> int:
