@@ -154,6 +154,27 @@ def make_all(folder: Path) -> dict[str, str | Check]:
         damaged[k] ^= 0x5A
     put("corrupt_middle.mp4", bytes(damaged), "damaged")
 
+    for name, codec in (("cut.webm", "libvpx-vp9"), ("cut.mkv", "libx264"), ("cut.ts", "libx264")):
+        encode(folder / name, noise(), codec)
+        whole = (folder / name).read_bytes()
+        put(name, whole[: len(whole) // 2], "cut short")
+    with av.open(str(folder / "live.webm"), "w", options={"live": "1"}) as container:  # of a length nobody knew
+        stream = container.add_stream("libvpx-vp9", rate=8)
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        for frame in colours():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+    expected["live.webm"] = whole_range
+    for name, box, at, values in (
+        ("many_samples.mp4", b"stsz", 8, (1, 2**26)),  # 67 million frames of a byte each
+        ("many_edits.mp4", b"elst", 8, (2**24,)),
+    ):
+        bomb = bytearray(long)
+        place = bomb.index(box) + at
+        bomb[place : place + 4 * len(values)] = struct.pack(f">{len(values)}I", *values)
+        put(name, bytes(bomb), "cut short: |its tables count")
+
     images = [Image.fromarray(frame) for frame in colours()]
     options: dict[str, Any] = {"save_all": True, "append_images": images[1:], "duration": 125}
     images[0].save(folder / "animated.gif", **options)
@@ -229,6 +250,10 @@ def make_all(folder: Path) -> dict[str, str | Check]:
     for number in range(4):
         (folder / f"bad_frames/{number}.png").write_bytes((folder / "frames/0.png").read_bytes()[: 60 + number])
     expected["bad_frames"] = "not a readable picture"
+    (folder / "pipes").mkdir()
+    for number in range(4):
+        os.mkfifo(folder / f"pipes/{number}.png")
+    expected["pipes"] = "no regular file"
     (folder / "empty_folder").mkdir()
     expected["empty_folder"] = "without numbered"
     (folder / "loop.mp4").symlink_to("loop.mp4")

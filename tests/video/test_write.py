@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contentmotion.video.reader import read_video
+from contentmotion.video.reader import read_clip, read_video
 from contentmotion.video.timeline import VideoError
 from contentmotion.video.write import read_metadata, write_contact_sheet, write_picture, write_video
 
@@ -82,6 +82,47 @@ def test_still_frames_stay_in_a_gif(tmp_path: Path, make_frames: MakeFrames) -> 
     write_video(tmp_path / "still.gif", np.repeat(make_frames(1, 20, 20), 6, axis=0), 8)
     video = read_video(tmp_path / "still.gif")
     assert len(video.frames) / video.fps == pytest.approx(6 / 8, abs=0.02)
+
+
+def test_frames_that_a_gif_merges_come_back(tmp_path: Path, make_frames: MakeFrames) -> None:
+    frames = make_frames(9, 20, 20)[[0, 0, 0, 1, 2, 2, 3, 4, 4]]
+    write_video(tmp_path / "a.gif", frames, 8)
+    video = read_video(tmp_path / "a.gif")
+    assert len(video.frames) == 9 and video.fps == pytest.approx(8, rel=0.02)
+    assert np.array_equal(video.frames[0], video.frames[2]) and mean_error(video.frames, frames) < 4
+    clip = read_clip(tmp_path / "a.gif", num_frames=4, position=0)
+    assert mean_error(clip.frames, frames[:4]) < 4
+    write_video(tmp_path / "still.gif", frames[:1].repeat(6, axis=0), 8)
+    assert len(read_video(tmp_path / "still.gif").frames) == 6
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_hd_has_the_colours_of_hd(tmp_path: Path, suffix: str) -> None:
+    """Red in BT.601, read as BT.709, comes back as 255, 24, 0."""
+    red = np.zeros((1, 720, 64, 3), np.uint8)
+    red[..., 0] = 254
+    write_video(tmp_path / f"hd{suffix}", red, 8)
+    with av.open(str(tmp_path / f"hd{suffix}")) as container:
+        stream = container.streams.video[0]
+        frame = next(container.decode(stream))
+    assert (frame.colorspace, frame.color_primaries, frame.color_trc) == (1, 1, 1)
+    assert np.abs(read_video(tmp_path / f"hd{suffix}").frames.mean((0, 1, 2)) - (254, 0, 0)).max() < 4
+
+
+@pytest.mark.parametrize("height", [704, 720])
+def test_untagged_colours_are_those_of_the_size(tmp_path: Path, height: int) -> None:
+    """As ffmpeg writes YUV that nothing is said about: BT.601 below 720 lines, BT.709 from there on."""
+    red = np.zeros((height, 64, 3), np.uint8)
+    red[..., 0] = 254
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=8, options={"crf": "4"})
+        stream.height, stream.width, stream.pix_fmt = height, 64, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(red, format="rgb24")
+        frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709" if height == 720 else "ITU601")
+        frame.colorspace = 2
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert np.abs(read_video(tmp_path / "a.mp4").frames.mean((0, 1, 2)) - (254, 0, 0)).max() < 4
 
 
 def test_max_frames(tmp_path: Path, make_frames: MakeFrames) -> None:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO, Literal
 
 import av
 import numpy as np
 from av.error import ExitError, FFmpegError
-from av.video.reformatter import ColorTrc, VideoReformatter
+from av.video.reformatter import Colorspace, ColorTrc, VideoReformatter
 
 from contentmotion.video.hdr import hdr_to_srgb
-from contentmotion.video.timeline import Limits, SlowVideoError, Timeline, TimelineError, VideoError, VideoInfo
+from contentmotion.video.timeline import (
+    HD_LINES,
+    Limits,
+    SlowVideoError,
+    Timeline,
+    TimelineError,
+    VideoError,
+    VideoInfo,
+)
 
 DEFAULT_FPS = 8.0  # of files that do not say
 # Real containers only: ffmpeg's other formats include playlists, texts that make it open further files.
@@ -23,6 +32,8 @@ CONTAINERS = "mov,matroska,avi,mpegts,mpeg,ogg,flv,asf"
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _HDR: dict[int, Literal["pq", "hlg"]] = {ColorTrc.SMPTE2084: "pq", ColorTrc.ARIB_STD_B67: "hlg"}
 _MAX_MISSING = 0.05  # a file that ends this much of its length too early is cut short
+_UNSPECIFIED = 2  # colour matrix, in ITU-T H.273
+_TS_PACKETS = (188, 192, 204)  # bytes of an MPEG transport stream's packets
 _STEP_BACK = 2  # seconds to go further back where a file has no index
 
 
@@ -67,6 +78,8 @@ class FfmpegVideo:
             entries = self._stream.index_entries
             if len(entries) and (end := entries[-1].pos + entries[-1].size) > size:
                 raise VideoError(f"cut short: {size} bytes of at least {end}")
+            if self._container.format.name == "mpegts" and all(size % packet for packet in _TS_PACKETS):
+                raise VideoError("cut short: it ends within a packet")
         except VideoError:
             self._close()
             raise
@@ -199,7 +212,7 @@ class FfmpegVideo:
         pts = np.unique(np.asarray(stamps))
         times = (pts - pts[0]) * float(stream.time_base)
         fps = (len(times) - 1) / times[-1] if len(times) > 1 else header_fps
-        promised = self._header_duration() if stream.frames else None
+        promised = self._header_duration() if stream.frames else _tagged_duration(stream.metadata)
         if promised is not None and times[-1] + 1 / fps < (1 - _MAX_MISSING) * promised:
             raise VideoError(f"cut short: {times[-1] + 1 / fps:.2f} of {promised:.2f} s")
         self._index_of = lambda stamp: int(np.searchsorted(pts, stamp))
@@ -346,8 +359,11 @@ class FfmpegVideo:
         """RGB uint8 (h, w, 3) as shown, but for the shape of the pixels."""
         turns = self._turns(frame)
         self.pixel_aspect = 1 / self._stored_aspect() if turns % 2 else self._stored_aspect()
+        # Untagged HD is BT.709; swscale would take it for BT.601.
+        untagged_hd = frame.colorspace == _UNSPECIFIED and frame.height >= HD_LINES and not frame.format.is_rgb
+        matrix = Colorspace.ITU709 if untagged_hd else None
         if any(component.is_alpha for component in frame.format.components):
-            picture = self._colours.reformat(frame, format="rgba", threads=1).to_ndarray()
+            picture = self._colours.reformat(frame, format="rgba", src_colorspace=matrix, threads=1).to_ndarray()
             alpha = picture[..., 3:].astype(np.uint16)
             # 127: rounds to the nearest.
             picture = ((picture[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
@@ -356,7 +372,7 @@ class FfmpegVideo:
             coded = self._colours.reformat(frame, format="rgb48le", threads=1).to_ndarray()
             picture = hdr_to_srgb(coded, _HDR[frame.color_trc])
         else:
-            picture = self._colours.reformat(frame, format="rgb24", threads=1).to_ndarray()
+            picture = self._colours.reformat(frame, format="rgb24", src_colorspace=matrix, threads=1).to_ndarray()
         return np.rot90(picture, turns)
 
     def _turns(self, frame: av.VideoFrame) -> int:
@@ -367,3 +383,9 @@ class FfmpegVideo:
         """Width of a stored pixel over its height."""
         ratio = self._stream.sample_aspect_ratio
         return float(ratio) if ratio and 0.1 < ratio < 10 else 1.0
+
+
+def _tagged_duration(tags: Mapping[str, str]) -> float | None:
+    """Seconds of a Matroska stream as its writer noted them: "00:00:07.500000000"."""
+    found = re.fullmatch(r"(\d+):(\d+):([\d.]+)", next((v for k, v in tags.items() if k.startswith("DURATION")), ""))
+    return None if found is None else 3600 * int(found[1]) + 60 * int(found[2]) + float(found[3])

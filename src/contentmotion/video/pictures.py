@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from contentmotion.video.timeline import Limits, SlowVideoError, Timeline, VideoError, VideoInfo
 
 DEFAULT_FPS = 8.0  # of folders, and of files that do not say
+MAX_FRAMES = 100_000
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
 # What Pillow raises on damaged files, besides its own errors.
 _PICTURE_ERRORS = (OSError, EOFError, SyntaxError, ValueError, LookupError, struct.error, Image.DecompressionBombError)
@@ -65,15 +66,18 @@ class PictureVideo:
         )
 
     def timeline(self, *, exact: bool = True) -> Timeline:
-        """When each frame is shown, always by the frames' own durations."""
-        durations = []
-        for image in self._images():
-            durations.append(image.info.get("duration") or 0)
-        total = sum(durations) / 1000
+        """When each frame is shown, always by the frames' own durations; one that stands for several counts as such."""
+        durations = np.array([image.info.get("duration") or 0 for image in self._images()], dtype=np.float64) / 1000
+        total = float(durations.sum())
         if not total:
+            self._repeats = np.ones(len(durations), dtype=np.int64)
             return Timeline(len(durations), DEFAULT_FPS)
-        times = np.concatenate([[0.0], np.cumsum(durations[:-1]) / 1000])
-        return Timeline(len(durations), len(durations) / total, times)
+        self._repeats = _frames_merged(durations)
+        if self._repeats.sum() > MAX_FRAMES:
+            raise VideoError(f"lasts {self._repeats.sum()} of its shortest frames, more than {MAX_FRAMES} are allowed")
+        each = np.repeat(durations / self._repeats, self._repeats)
+        times = np.concatenate([[0.0], np.cumsum(each)[:-1]])
+        return Timeline(len(times), len(times) / total, times)
 
     def frames(self, indices: np.ndarray | None, timeline: Timeline) -> Iterator[np.ndarray]:
         """RGB uint8 (h, w, 3) of the frames with these rising indices (None: all), transparent parts white.
@@ -81,16 +85,15 @@ class PictureVideo:
         Raises:
             VideoError: Damaged, or past the deadline.
         """
-        counts = None if indices is None else np.bincount(indices)
-        for index, image in enumerate(self._images()):
-            repeats = 1 if counts is None else int(counts[index])
+        counts = self._repeats
+        if indices is not None:
+            counts = np.bincount(np.repeat(np.arange(len(counts)), counts)[indices])
+        for repeats, image in zip(counts, self._images(), strict=False):
             if repeats:
                 with _picture_errors():
                     frame = _on_white(image)
                 for _ in range(repeats):
                     yield frame
-            if counts is not None and index + 1 == len(counts):
-                return
 
     def _images(self) -> Iterator[Image.Image]:
         """Every frame in turn, decoded."""
@@ -167,6 +170,8 @@ class FolderVideo:
     def _opened(self, file: Path) -> Iterator[Image.Image]:
         if time.monotonic() > self._deadline:
             raise SlowVideoError(f"takes longer than {self._limits.max_seconds:g} s")
+        if not file.is_file():  # a pipe would be waited for
+            raise VideoError(f"{file}: no regular file")
         try:
             with _picture_errors(), open(file, "rb") as handle, _open_picture(handle, self._limits) as image:
                 yield image
@@ -176,9 +181,21 @@ class FolderVideo:
 
 def list_frames(folder: Path) -> list[Path]:
     """The numbered pictures of a frame folder in the order of their numbers ("9.png" before "10.png")."""
-    files = [path for path in folder.iterdir() if path.suffix.lower() in FRAME_SUFFIXES]
+    files = [path for path in folder.iterdir() if path.suffix.lower() in FRAME_SUFFIXES and path.name[0] != "."]
     numbered = [(re.findall(r"\d+", path.stem), path) for path in files]
     return [path for _, path in sorted((int(digits[-1]), path) for digits, path in numbered if digits)]
+
+
+def _frames_merged(durations: np.ndarray) -> np.ndarray:
+    """How many frames of a steady rate each stored one stands for: writers merge equal frames into a longer one.
+
+    Args:
+        durations: Seconds of each stored frame, float64 (n,), not all 0.
+    """
+    shown = durations[durations > 0]
+    # Frames last for whole hundredths of a second: those of a rate of 8 for 0.12 s or 0.13 s.
+    steady = shown[shown < 1.5 * shown.min()].mean() if len(durations) > 1 else 1 / DEFAULT_FPS
+    return np.maximum(1, np.rint(durations / steady)).astype(np.int64)
 
 
 def _open_picture(handle: BinaryIO, limits: Limits) -> Image.Image:

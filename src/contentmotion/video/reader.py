@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from contentmotion.video.headers import check_headers
 from contentmotion.video.sources import StoredVideo, TarMember, VideoSource, source_name
 from contentmotion.video.timeline import Limits, TimelineError, VideoError, VideoInfo, choose_frames
 
@@ -212,35 +213,36 @@ def _open(source: VideoSource, limits: Limits) -> AnyVideo:
         source = source.read_bytes()
     place: str | BinaryIO
     if isinstance(source, bytes):
-        place, size, start = BytesIO(source), len(source), source[:16]
+        file, offset, place, size = BytesIO(source), 0, BytesIO(source), len(source)
     elif isinstance(source, TarMember):
         if _is_folder(source.tar):
             raise VideoError(f"{source.tar} is a folder")
-        size, end = source.size, source.offset + source.size
-        place = f"subfile,,start,{source.offset},end,{end},,:file:{source.tar}"
-        start = _first_bytes(source.tar, source.offset)
+        size, offset = source.size, source.offset
+        place = f"subfile,,start,{offset},end,{offset + size},,:file:{source.tar}"
+        file = source.tar.open("rb")
     else:
-        path = Path(source)
+        path, offset = Path(source), 0
         if _is_folder(path):
             return FolderVideo(path, limits, deadline)
         # "file:" keeps ffmpeg from taking a colon in the name for a protocol.
         place, size = f"file:{path}" if _is_utf8(path) else path.open("rb"), path.stat().st_size
-        start = _first_bytes(path)
-    if not size or not start:
-        raise VideoError("empty file")
-    if not start.startswith(_PICTURE_STARTS) and (start[:4], start[8:12]) != (b"RIFF", b"WEBP"):
+        file = path.open("rb")
+    with file:
+        file.seek(offset)
+        start = file.read(16)
+        if not size or not start:
+            raise VideoError("empty file")
+        is_picture = start.startswith(_PICTURE_STARTS) or (start[:4], start[8:12]) == (b"RIFF", b"WEBP")
+        if not is_picture:
+            file.seek(offset)
+            check_headers(file, size)
+    if not is_picture:
         from contentmotion.video.ffmpeg import FfmpegVideo
 
         return FfmpegVideo(place, size, limits, deadline)
     if isinstance(source, TarMember):
         source = source.read_bytes()
     return PictureVideo(BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb"), limits, deadline)
-
-
-def _first_bytes(path: Path, offset: int = 0) -> bytes:
-    with open(path, "rb") as handle:
-        handle.seek(offset)
-        return handle.read(16)
 
 
 def _is_utf8(path: Path) -> bool:

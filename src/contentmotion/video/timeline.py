@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+HD_LINES = 720  # from here on colours that nothing is said about are BT.709's, below BT.601's
 MAX_SLOWER = 0.01  # a video may have this much fewer frames per second than asked for (29.97 for 30)
 LATE = 0.1  # of a frame: timestamps are rounded, so a frame this little late counts as on time
 

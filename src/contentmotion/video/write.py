@@ -11,13 +11,16 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from contentmotion.saving import replacing_file
+from contentmotion.video.timeline import HD_LINES
+
+BT709 = 1  # matrix, primaries and transfer of HD video have the same number in ITU-T H.273
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: float, metadata: Mapping[str, str] | None = None) -> None:
     """Write a video; the suffix chooses the format.
 
-    .mp4 is H.264 yuv420p, which browsers play (odd heights and widths get their last row or column twice);
-    .webm is VP9; .gif loops for ever and keeps time to 1/100 s.
+    .mp4 is H.264 yuv420p, which browsers play (odd heights and widths get their last row or column twice), from 720
+    lines up with the colours of HD (BT.709), and tagged so; .webm is VP9; .gif loops for ever and keeps time to 1/100 s.
 
     Args:
         path: File to write; its folder must exist.
@@ -99,8 +102,10 @@ def _check_frames(frames: np.ndarray) -> None:
 
 def _write_ffmpeg(path: Path, frames: np.ndarray, fps: float, comment: str) -> None:
     import av
+    from av.video.reformatter import Colorspace
 
     height, width = frames.shape[1:3]
+    is_hd = height >= HD_LINES
     # 4:2:0 stores colour for blocks of 2x2 pixels.
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     # mbtree off: with it, x264 gives small pictures other bytes from run to run.
@@ -114,8 +119,14 @@ def _write_ffmpeg(path: Path, frames: np.ndarray, fps: float, comment: str) -> N
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        context = stream.codec_context
+        if is_hd:
+            context.colorspace, context.color_primaries, context.color_trc, context.color_range = BT709, BT709, BT709, 1
         for frame in frames:
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            if is_hd:
+                picture = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, threads=1)
+                picture.colorspace = BT709
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
 
