@@ -1,6 +1,7 @@
 """The command line: parsing, help, config files, exit statuses."""
 
 import dataclasses
+import errno
 import math
 import os
 import re
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 import contentmotion
 from contentmotion.arguments import Command, UsageError, help_text, parse_config, settings_of
-from contentmotion.cli import COMMANDS, main
+from contentmotion.cli import COMMANDS, main, user_message
 from contentmotion.config import (
     ContentSizes,
     GenerateConfig,
@@ -27,6 +28,7 @@ from contentmotion.config import (
     parse_bucket,
 )
 from contentmotion.run_dir import prepare_output_dir, write_config
+from contentmotion.saving import replacing_file
 
 WORDS = "a list (words separated by spaces), each text"
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
@@ -416,3 +418,17 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
     done = subprocess.run(words, stdout=write_end, stderr=subprocess.PIPE, text=True, timeout=120)
     os.close(write_end)
     assert done.stderr == ""
+
+
+def test_errors_of_the_machine_are_one_line() -> None:
+    error = RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: 9 bytes")
+    assert (user_message(error) or "").startswith("out of memory")
+    assert user_message(ValueError("\x1b]0;x\x07 a\nb")) == "\\x1b]0;x\\x07 a b"
+    assert user_message(RuntimeError("a bug")) is None
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as caught, replacing_file(tmp_path / "a.bin"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert user_message(caught.value) == f"{tmp_path / 'a.bin'}: No space left on device"
+    assert not list(tmp_path.iterdir())

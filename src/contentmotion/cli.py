@@ -11,7 +11,8 @@ from importlib import import_module
 import contentmotion
 from contentmotion import config
 from contentmotion.arguments import Command, UsageError, did_you_mean, help_text, parse_config
-from contentmotion.run_dir import leave_processes
+from contentmotion.config.common import printable
+from contentmotion.run_dir import is_out_of_memory, leave_processes
 
 DEBUG_VARIABLE = "CONTENTMOTION_DEBUG"
 PLAN = "contentmotion.cost.plan:print_plan"
@@ -177,11 +178,11 @@ Example: contentmotion generate "a crying cat" "rocket" --seed 7"""
 def user_message(error: Exception) -> str | None:
     """One line about what went wrong; None for an error that only a programmer can have made."""
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    if "OutOfMemory" in type(error).__name__:
+        return printable(" ".join(f"{error.filename}: {error.strerror}".split()))
+    if is_out_of_memory(error):
         return "out of memory: try a smaller batch, fewer frames or a smaller picture"
     # By name: importing safetensors here would make every --help wait for it.
     expected = isinstance(error, (ValueError, OSError, ImportError, MemoryError))
     if expected or type(error).__name__ == "SafetensorError":
-        return " ".join(str(error).split()) or type(error).__name__
+        return printable(" ".join(str(error).split())) or type(error).__name__
     return None

@@ -71,6 +71,11 @@ def join_processes(device: str = "auto", timeout: timedelta = timedelta(hours=6)
     return PartialState(cpu=cpu, timeout=timeout)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU, or on a CPU torch's allocator, had not as much memory as was asked for."""
+    return "OutOfMemory" in type(error).__name__ or "DefaultCPUAllocator" in str(error) or "alloc_cpu" in str(error)
+
+
 def leave_processes() -> None:
     """Ends what ``join_processes`` began, once the networks that used it are gone."""
     distributed = sys.modules.get("torch.distributed")

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from contentmotion.config.common import printable
+
 WHOLE = 1_000_000  # columns that a pipe has
 MAX_WORD = 24  # characters of a word that is not broken
 
@@ -36,7 +38,9 @@ def print_table(
         console.width = WHOLE
     if title:
         console.print(title, style="italic", markup=False, highlight=False, soft_wrap=True)
-    for table in _fitting(list(headings), [list(row) for row in rows], set(text), console.width):
+    for table in _fitting(
+        list(headings), [[printable(cell) for cell in row] for row in rows], set(text), console.width
+    ):
         console.print(table, highlight=False)
     console.width = width
 

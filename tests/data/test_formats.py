@@ -1,4 +1,6 @@
 import json
+import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +99,47 @@ def test_captions_for_missing_files_are_named(tmp_path: Path) -> None:
     assert [record.path.name for record in folder.records] == ["a.mp4"]
     expected = ["line 2: videos/x.mp4: no such file", "line 6: videos/y.mp4: no such file"]
     assert folder.problems == expected
+
+
+def test_files_outside_the_folder_are_said(tmp_path: Path) -> None:
+    touch(tmp_path, "data/a.mp4", "x.mp4", "depth.mp4")
+    rows = [{"file_name": "../x.mp4"}, {"file_name": str(tmp_path / "data/a.mp4")}]
+    rows.append({"file_name": "a.mp4", "depth_file_name": "../depth.mp4"})
+    (tmp_path / "data/metadata.jsonl").write_text("".join(json.dumps(row | {"text": "a"}) + "\n" for row in rows))
+    folder = read_clip_folder(tmp_path / "data")
+    assert len(folder.records) == 3
+    [note] = folder.notes
+    assert note.startswith("2 rows of the list name files outside this folder") and "../x.mp4" in note
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_caption_column(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, "a.mp4")
+    rows = {"metadata.csv": "file,title,text\na.mp4,a cat,no\n", "metadata.jsonl": '{"file":"a.mp4","title":"a cat"}\n'}
+    (tmp_path / name).write_text(rows[name])
+    assert read_clip_folder(tmp_path, caption_column="title").records[0].captions == ("a cat",)
+    with pytest.raises(ValueError, match=r"a\.mp4: no words \(there are: file, title"):
+        read_clip_folder(tmp_path, caption_column="words")
+
+
+def test_caption_column_where_captions_have_no_name(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "a.txt")
+    with pytest.raises(ValueError, match="--caption_column is for the layouts .*videofolder.*; this is sidecar"):
+        read_clip_folder(tmp_path, caption_column="title")
+
+
+def test_names_cannot_command_the_terminal(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text("file,caption\n\x1b[2J\x07x.mp4,a\na.mp4,b\n")
+    touch(tmp_path, "a.mp4")
+    assert read_clip_folder(tmp_path).problems == ["line 2: \\x1b[2J\\x07x.mp4: no such file"]
+
+
+def test_a_pipe_in_place_of_a_shard_is_not_waited_for(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("a.mp4"))
+    os.mkfifo(tmp_path / "1.tar")
+    folder = read_clip_folder(str(tmp_path / "{0..1}.tar"))
+    assert len(folder.records) == 1 and folder.problems == [f"{tmp_path / '1.tar'}: no regular file"]
 
 
 def test_malformed_csv_lines(tmp_path: Path) -> None:

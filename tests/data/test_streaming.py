@@ -77,6 +77,20 @@ def name_of(item: dict) -> int:
     return int(Path(item["path"]).stem)
 
 
+def test_shards_without_end_are_refused() -> None:
+    with pytest.raises(ValueError, match="names more than 1000000 files"):
+        expand_urls("https://x/{0..1000000000}.tar")
+    with pytest.raises(ValueError, match="names more than 1000000 files"):
+        expand_urls("https://x/{0..9999}/{0..9999}.tar")
+
+
+def test_a_pipe_that_says_nothing_is_a_line(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("contentmotion.data.streaming.MAX_SILENCE", 0.2)
+    stream = StreamingClips(["pipe:exec sleep 60"], ClipShape(4, 16, 16), 4)
+    with pytest.raises(ValueError, match=r"pipe:exec sleep 60: nothing came for 0\.2 s"):
+        stream.peek(1)
+
+
 def test_what_is_a_stream() -> None:
     for data in ("https://host/part-{000..005}.tar", "pipe:cat x.tar", "s3://bucket/x.tar", "hf://datasets/a/b.tar"):
         assert is_stream(data), data

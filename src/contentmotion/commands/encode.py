@@ -246,7 +246,15 @@ def _manifest(config: EncodeConfig, encoder: Encoder, source: ClipSource, versio
     """All that the cache's content depends on; ``version`` is that of the networks' hashes."""
     places = ("train_data_dir",)  # data may be moved; `data` tells whether it is the same
     names = [field.name for field in dataclasses.fields(ClipConfig) if field.name not in places]
-    names += ["class_prompts", "buckets", "latents_only", "clips_per_shard", "num_clips_per_video", "seed"]
+    names += [
+        "class_prompts",
+        "caption_column",
+        "buckets",
+        "latents_only",
+        "clips_per_shard",
+        "num_clips_per_video",
+        "seed",
+    ]
     names += ["cache_dtype"]
     models = {name: getattr(encoder, name) for name in ("autoencoder", "vae", "text_encoder")}
     models["depth_model"] = encoder.depth_model.model if encoder.depth_model else None

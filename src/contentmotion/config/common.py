@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import types
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
@@ -43,6 +44,15 @@ def short(number: float) -> str:
     """A number in words of a message: 16,384, 0.5, 10^9."""
     zeros = len(str(int(number))) - 1
     return f"10^{zeros}" if zeros >= 7 and number == 10**zeros else f"{number:,}"
+
+
+def printable(text: str) -> str:
+    """A text as it may be shown on a terminal: what is no UTF-8, and no character to print, is spelt out (\\x1b).
+
+    File names, captions and errors come from data of others, and a terminal obeys what it is sent. Line breaks stay.
+    """
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 Count = Annotated[int, Range(1, 10**9)]  # of videos, of clips

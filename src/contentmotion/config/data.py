@@ -48,9 +48,12 @@ class CaptionConfig(FolderConfig):
 
     Attributes:
         class_prompts: JSON file `{"class": "prompt"}`: captions for videos that have classes only.
+        caption_column: Column with the captions, where it has another name than caption, captions, text, sentence or
+            prompt (of metadata files, JSON in shards and Hugging Face data sets).
     """
 
     class_prompts: str | None = None
+    caption_column: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

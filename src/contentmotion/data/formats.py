@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from contentmotion.config import CaptionConfig, FolderConfig
+from contentmotion.config.common import printable
 from contentmotion.data.layouts import folders, hf_datasets, metadata, msrvtt, shards, ucf101, webvid
 from contentmotion.data.prompts import read_class_prompts
 from contentmotion.data.records import (
@@ -79,6 +80,7 @@ def open_folder(root: str | Path, config: FolderConfig) -> ClipFolder:
         metadata_path=config.metadata_path,
         split_number=config.split_number,
         class_prompts=config.class_prompts if isinstance(config, CaptionConfig) else None,
+        caption_column=config.caption_column if isinstance(config, CaptionConfig) else None,
     )
 
 
@@ -90,6 +92,7 @@ def read_clip_folder(
     metadata_path: str | Path | None = None,
     split_number: int = 1,
     class_prompts: str | Path | None = None,
+    caption_column: str | None = None,
 ) -> ClipFolder:
     """Read a data set's list of videos. Opens no video.
 
@@ -102,18 +105,23 @@ def read_clip_folder(
         metadata_path: The list of videos (UCF-101: the folder of lists), when it is not in the folder.
         split_number: Which of UCF-101's official splits: 1, 2 or 3.
         class_prompts: JSON file with captions for each class (see `read_class_prompts`).
+        caption_column: Name of the captions' column; None: one of the usual ones.
 
     Raises:
         OSError: No such folder, or a file is not readable.
         ValueError: None of the layouts, no such split, or nothing usable is left; the first problem is named.
         ImportError: A library that this layout needs is not installed.
     """
-    place = Place(str(root), None if metadata_path is None else Path(metadata_path), split_number)
+    lists = None if metadata_path is None else Path(metadata_path)
+    place = Place(str(root), lists, split_number, caption_column)
     if place.lists is not None and not place.lists.exists():
         raise FileNotFoundError(f"{place.lists}: no such file or folder")
     row = find_layout(place) if layout == "auto" else LAYOUTS.get(layout)
     if row is None:
         raise ValueError(f"unknown layout {layout!r}: choose from auto, {', '.join(LAYOUTS)}")
+    if caption_column is not None and not row.has_columns:
+        known = ", ".join(name for name, other in LAYOUTS.items() if other.has_columns)
+        raise ValueError(f"{root}: --caption_column is for the layouts {known}; this is {row.name}")
     listing = _read(place, row)
     records, lines, problems = listing.records, listing.lines, list(listing.problems)
     where = listing.source or place.path
@@ -123,12 +131,18 @@ def read_clip_folder(
         chosen = np.flatnonzero(records.split_codes == records.split_names.index(split))
         records, lines = records.select(chosen), None if lines is None else np.asarray(lines)[chosen]
     if listing.check_files and len(records) <= CHECK_FILES_BELOW:
-        records = _drop_missing(records, lines, place.path, problems)
+        records = _look_for_files(records, lines, place.path, problems, listing.notes)
     if not len(records):
         raise ValueError(f"{where}: no usable video" + (f"; {problems[0]} ({len(problems)} problems)" * bool(problems)))
     if class_prompts is not None:
         records = _with_prompts(records, listing.class_names, Path(class_prompts))
-    return ClipFolder(place.path, records, listing.class_names, problems, row.name, listing.notes)
+    lines_about = [[_one_line(text) for text in texts] for texts in (problems, listing.notes)]
+    return ClipFolder(place.path, records, listing.class_names, lines_about[0], row.name, lines_about[1])
+
+
+def _one_line(text: str) -> str:
+    """What is said about files, whose names may hold anything."""
+    return printable(text).replace("\n", "\\x0a")
 
 
 def find_layout(place: Place) -> Layout:
@@ -157,7 +171,7 @@ def _read(place: Place, row: Layout) -> Listing:
     parts = folders.split_folders(place)
     if not parts or row.detect(place):
         return row.read(place)
-    listings = [_read(Place(str(part), split_number=place.split_number), row) for part in parts]
+    listings = [_read(replace(place, root=str(part)), row) for part in parts]
     class_names = sorted_classes({name for listing in listings for name in listing.class_names or ()})
     problems, notes = [], []
     for folder, listing in zip(parts, listings, strict=True):
@@ -170,15 +184,23 @@ def _read(place: Place, row: Layout) -> Listing:
     return Listing(records, class_names or None, problems, notes, check_files=listings[0].check_files)
 
 
-def _drop_missing(records: Records, lines: Sequence[int] | None, root: Path, problems: list[str]) -> Records:
-    """The records whose files are there; the others become problems."""
-    good = []
+def _look_for_files(
+    records: Records, lines: Sequence[int] | None, root: Path, problems: list[str], notes: list[str]
+) -> Records:
+    """The records whose files are there; the others become problems, and a note says which lie somewhere else."""
+    good, outside = [], []
+    inside = os.path.join(os.path.abspath(root), "")
     for index, record in enumerate(records):
+        files = [] if isinstance(record.path, StoredVideo) else [record.path]
+        files += [path for _, path in record.conditions]
+        outside += [path for path in files if not os.path.abspath(path).startswith(inside)][:1]
         if isinstance(record.path, StoredVideo) or record.path.exists():
             good.append(index)
             continue
         line = "" if lines is None else f"line {lines[index]}: "
         problems.append(f"{line}{os.path.relpath(record.path, root)}: no such file")
+    if outside:
+        notes.append(f"{len(outside)} rows of the list name files outside this folder, such as {outside[0]}")
     return records if len(good) == len(records) else records.select(np.array(good, dtype=np.int64))
 
 

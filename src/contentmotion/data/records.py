@@ -285,11 +285,13 @@ class Place:
         root: Folder, tar file, pattern of tar files, or id of a data set on the hub.
         lists: The list of videos (UCF-101: the folder of lists), when it is not in the folder.
         split_number: Which of UCF-101's official splits.
+        caption_column: Name of the column with the captions; None: one of the usual ones.
     """
 
     root: str
     lists: Path | None = None
     split_number: int = 1
+    caption_column: str | None = None
 
     @property
     def path(self) -> Path:
@@ -318,12 +320,14 @@ class Layout:
             and about names that are no folders, too.
         read: All its videos.
         expects: What is looked for, for messages.
+        has_columns: Whether captions have a name that `Place.caption_column` may say.
     """
 
     name: str
     detect: Callable[[Place], bool]
     read: Callable[[Place], Listing]
     expects: str = ""
+    has_columns: bool = False
 
     def missing(self, place: Place) -> ValueError:
         """The error for a folder that is not laid out like this."""

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
+import os
 import random
 import re
+import select
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import count, islice
@@ -24,13 +27,14 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from contentmotion.config import ClipConfig, EncodeConfig
 from contentmotion.data.clips import ClipShape, make_clip
 from contentmotion.data.layouts.metadata import find_captions, parse_json
-from contentmotion.data.layouts.shards import split_name
+from contentmotion.data.layouts.shards import MAX_SHARDS, split_name
 from contentmotion.data.records import ClipRecord
 from contentmotion.data.sources import ClipBatch, ClipSource, ListSource
 from contentmotion.video.sources import VIDEO_SUFFIXES, source_name
 
 DEFAULT_WINDOW = 256
 MAX_BAD_IN_A_ROW = 1000
+MAX_SILENCE = 300.0  # seconds that a pipe's command may take for the next bytes
 
 
 def is_stream(data: str) -> bool:
@@ -39,7 +43,15 @@ def is_stream(data: str) -> bool:
 
 
 def expand_urls(data: str) -> list[str]:
-    """The shards that a name with braces (``shard-{000..127}.tar``) and ``::`` between several names stands for."""
+    """The shards that a name with braces (``shard-{000..127}.tar``) and ``::`` between several names stands for.
+
+    Raises:
+        ValueError: More than anybody has.
+    """
+    for name in data.split("::"):
+        counts = [abs(int(last) - int(first)) + 1 for first, last in re.findall(r"\{(-?\d+)\.\.(-?\d+)[.}]", name)]
+        if math.prod(counts) > MAX_SHARDS:
+            raise ValueError(f"{name}: names more than {MAX_SHARDS} files")
     return _webdataset().shardlists.expand_urls(data)
 
 
@@ -186,7 +198,8 @@ class StreamSource:
             for item in range(k * repeats, (k + 1) * repeats):
                 seed = np.random.SeedSequence([self.config.seed, shard, item]).generate_state(1)[0]
                 try:
-                    clip = _cut(sample, self.shape, int(seed) if repeats > 1 else None, item)
+                    drawn = int(seed) if repeats > 1 else None
+                    clip = _cut(sample, self.shape, drawn, item, self.config.caption_column)
                     items.append(clip | {"item": item})
                 except ValueError as error:
                     skipped.append(str(error))
@@ -257,10 +270,25 @@ class _WithTail:
         self.head, self.tail = b"", b""
 
     def read(self, size: int) -> bytes:
-        data = self.stream.read(size)
+        process = getattr(self.stream, "proc", None)
+        data = self.stream.read(size) if process is None else self._read_pipe(process, size)
         self.head = self.head or data[:6]
         self.tail = (self.tail + data)[-1024:]
         return data
+
+    @staticmethod
+    def _read_pipe(process: Any, size: int) -> bytes:
+        """What a command says next, past the pipe's own buffer, which would wait for ever."""
+        parts: list[bytes] = []
+        while size:
+            if not select.select([process.stdout], [], [], MAX_SILENCE)[0]:
+                process.kill()
+                raise OSError(f"nothing came for {MAX_SILENCE:g} s")
+            parts.append(os.read(process.stdout.fileno(), size))
+            size -= len(parts[-1])
+            if not parts[-1]:
+                break
+        return b"".join(parts)
 
     def close(self) -> None:
         self.stream.close()
@@ -272,8 +300,10 @@ class _WithTail:
         return packed or self.tail == bytes(1024)
 
 
-def _cut(sample: dict[str, Any], shape: ClipShape, seed: int | None, index: int) -> dict[str, Any]:
-    """A clip of a sample.
+def _cut(
+    sample: dict[str, Any], shape: ClipShape, seed: int | None, index: int, caption_column: str | None = None
+) -> dict[str, Any]:
+    """A clip of a sample; see `Place` for ``caption_column``.
 
     Raises:
         ValueError: No video, or a bad one, or a caption that cannot be read.
@@ -287,7 +317,7 @@ def _cut(sample: dict[str, Any], shape: ClipShape, seed: int | None, index: int)
     suffix = suffixes[0]
     try:
         texts = parse_json(sample.get("json", b"{}"))
-        captions = find_captions(texts) or ()
+        captions = find_captions(texts, caption_column) or ()
         if "txt" in sample:
             captions = tuple(line.strip() for line in sample["txt"].decode().splitlines() if line.strip())
         label = sample["cls"].decode() if "cls" in sample else texts.get("label")

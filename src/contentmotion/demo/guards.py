@@ -11,6 +11,8 @@ import gradio as gr
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from contentmotion.run_dir import is_out_of_memory
+
 MAX_BODY = 2**20  # bytes of a request that is no upload
 OVERHEAD = 2**16  # bytes around an upload
 
@@ -78,7 +80,7 @@ def reported(function: Callable[..., Any]) -> Callable[..., Any]:
         except (ValueError, OSError) as error:
             raise gr.Error(" ".join(str(error).split()), print_exception=False) from None
         except Exception as error:
-            if "OutOfMemory" in type(error).__name__:
+            if is_out_of_memory(error):
                 raise gr.Error("out of memory: ask for fewer videos", print_exception=False) from None
             raise
 

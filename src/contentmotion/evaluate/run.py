@@ -145,7 +145,8 @@ def score_pipeline(
     if not processes.is_main_process:
         return {}, {}
     rows = score(measured)
-    scores = {"parts": rows, "protocol": protocol, "notes": notes_on(rows), "problems": problems}
+    notes = [f"{data.folder.root}: {note}" for data in (clips, generated) if data for note in data.folder.notes]
+    scores = {"parts": rows, "protocol": protocol, "notes": notes_on(rows) + notes, "problems": problems}
     write_json(output / "scores.json", scores)
     write_sheets(output, measured)
     return scores, {rendition.name: rendition.title for rendition in renditions}
@@ -163,7 +164,7 @@ def open_data(config: EvaluateConfig, pipeline: AnyPipeline | None) -> tuple[Cli
     if pipeline is not None:
         num_frames, height, width = (a or b for a, b in zip(_asked(config), pipeline.clip_shape, strict=True))
         return Clips(folder, config, num_frames, height, width), None
-    plain = replace(config, split=None, metadata_path=None, layout="auto", class_prompts=None)
+    plain = replace(config, split=None, metadata_path=None, layout="auto", class_prompts=None, caption_column=None)
     given = open_folder(str(config.generated_dir), plain)
     given = replace(given, records=one_per_stem(given.records))
     num_frames, height, width = _asked(config)

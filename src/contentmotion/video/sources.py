@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+
+from contentmotion.config.common import printable
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".gif", ".webp")
 
@@ -72,5 +73,4 @@ def source_name(source: VideoSource) -> str:
     """What to call a source in messages; what is no UTF-8 in a name, or no character to print, is spelt out."""
     if isinstance(source, bytes):
         return f"<{len(source)} bytes>"
-    name = str(source).encode("utf-8", "backslashreplace").decode()
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", name)
+    return printable(str(source)).replace("\n", "\\x0a")

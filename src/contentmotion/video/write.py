@@ -19,8 +19,8 @@ BT709 = 1  # matrix, primaries and transfer of HD video have the same number in 
 def write_video(path: str | Path, frames: np.ndarray, fps: float, metadata: Mapping[str, str] | None = None) -> None:
     """Write a video; the suffix chooses the format.
 
-    .mp4 is H.264 yuv420p, which browsers play (odd heights and widths get their last row or column twice), from 720
-    lines up with the colours of HD (BT.709), and tagged so; .webm is VP9; .gif loops for ever and keeps time to 1/100 s.
+    .mp4 is H.264 yuv420p, which browsers play (odd heights and widths get their last row or column twice); .webm is
+    VP9; .gif loops for ever and keeps time to 1/100 s. From 720 lines up colours are HD's (BT.709), and tagged so.
 
     Args:
         path: File to write; its folder must exist.

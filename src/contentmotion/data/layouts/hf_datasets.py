@@ -78,12 +78,13 @@ class TableRecords(Records):
         table: The data set.
         name: Its name, for messages.
         split: Its split, or None.
+        caption_column: See `Place`.
 
     Raises:
-        ValueError: No column holds videos.
+        ValueError: No column holds videos, or none is called `caption_column`.
     """
 
-    def __init__(self, table: Any, name: str, split: str | None) -> None:
+    def __init__(self, table: Any, name: str, split: str | None, caption_column: str | None = None) -> None:
         import datasets
 
         features = table.features
@@ -95,7 +96,11 @@ class TableRecords(Records):
             table = table.cast_column(column, datasets.Video(decode=False))
         self._name, self._split = name, split
         self._videos = table.select_columns([column])
-        self._texts = table.select_columns([c for c in (*CAPTION_COLUMNS, "label") if c in features])
+        if caption_column is not None and caption_column not in features:
+            raise ValueError(f"{name}: no column {caption_column} (there are: {', '.join(features)})")
+        self._caption_column = caption_column
+        known = CAPTION_COLUMNS if caption_column is None else (caption_column,)
+        self._texts = table.select_columns([c for c in dict.fromkeys((*known, "label")) if c in features])
         self.notes: list[str] = []
         if not self._texts.column_names:
             self.notes.append(f"no column with captions or labels (there are: {', '.join(features)})")
@@ -109,14 +114,14 @@ class TableRecords(Records):
 
     def _record(self, index: int) -> ClipRecord:
         cells = self._texts[index] if self._texts.column_names else {}
-        captions = find_captions(cells) or ()
+        captions = find_captions(cells, self._caption_column) or ()
         label = cells.get("label") if self.class_names else None
         source = TableVideo(self._videos, index, self._name)
         return ClipRecord(source, captions, label if label is not None and label >= 0 else None, self._split)
 
 
-def read_dataset(name: str) -> Listing:
-    """All splits of a saved data set, or of one of the hub.
+def read_dataset(name: str, caption_column: str | None = None) -> Listing:
+    """All splits of a saved data set, or of one of the hub; see `Place` for `caption_column`.
 
     Raises:
         ImportError: The library `datasets` is not installed.
@@ -133,11 +138,13 @@ def read_dataset(name: str) -> Listing:
     except Exception as error:  # the library raises errors of its many dependencies
         raise ValueError(f"{name}: not loadable as a Hugging Face data set ({' '.join(str(error).split())})") from None
     if isinstance(loaded, datasets.Dataset):
-        parts = [TableRecords(loaded, name, str(loaded.split) if loaded.split else None)]
+        parts = [TableRecords(loaded, name, str(loaded.split) if loaded.split else None, caption_column)]
     else:
-        parts = [TableRecords(table, name, split) for split, table in loaded.items()]
+        parts = [TableRecords(table, name, split, caption_column) for split, table in loaded.items()]
     records = parts[0] if len(parts) == 1 else ConcatenatedRecords(parts)
     return Listing(records, parts[0].class_names, notes=parts[0].notes, check_files=False)
 
 
-DATASETS = Layout("datasets", _is_dataset, lambda place: read_dataset(place.root))
+DATASETS = Layout(
+    "datasets", _is_dataset, lambda place: read_dataset(place.root, place.caption_column), has_columns=True
+)

@@ -35,10 +35,12 @@ def _read(place: Place) -> Listing:
     metadata = place.lists or _metadata_file(place)
     if metadata is None:
         raise VIDEOFOLDER.missing(Place(str(place.folder)))
-    return read_metadata(place.folder, metadata)
+    return read_metadata(place.folder, metadata, place.caption_column)
 
 
-VIDEOFOLDER = Layout("videofolder", lambda place: _metadata_file(place) is not None, _read, " or ".join(METADATA_NAMES))
+VIDEOFOLDER = Layout(
+    "videofolder", lambda place: _metadata_file(place) is not None, _read, " or ".join(METADATA_NAMES), has_columns=True
+)
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,13 @@ class _Row:
     conditions: dict[str, str] = field(default_factory=dict)
 
 
-def read_metadata(root: Path, metadata: Path) -> Listing:
+def read_metadata(root: Path, metadata: Path, caption_column: str | None = None) -> Listing:
     """The rows of a metadata file. Labels are numbered over all rows, so every split has the same classes.
+
+    Args:
+        root: Folder of the videos.
+        metadata: The file.
+        caption_column: See `Place`.
 
     Raises:
         ValueError: Not readable as what its suffix says, or without rows.
@@ -61,7 +68,8 @@ def read_metadata(root: Path, metadata: Path) -> Listing:
     problems: list[str] = []
     records, lines, codes = ColumnRecords(root), array("q"), {}
     try:
-        for line, row in parse(metadata):
+        for line, cells in parse(metadata):
+            row = cells if isinstance(cells, str) else _make_row(cells, caption_column)
             if isinstance(row, str):
                 problems.append(f"line {line}: {row}")
                 continue
@@ -78,8 +86,8 @@ def read_metadata(root: Path, metadata: Path) -> Listing:
     return Listing(records, class_names, problems, lines=lines, source=metadata)
 
 
-def _parse_csv(path: Path) -> Iterator[tuple[int, _Row | str]]:
-    """Yields (line, row or what is wrong with it)."""
+def _parse_csv(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Yields (line, cells by column or what is wrong with them)."""
     with open(path, newline="", encoding="utf-8-sig") as handle:
         reader = csv.reader(handle, strict=True)
         columns: list[str] | None = None
@@ -99,11 +107,11 @@ def _parse_csv(path: Path) -> Iterator[tuple[int, _Row | str]]:
             elif len(cells) > len(columns):
                 yield line, "more cells than columns (a caption with a comma needs quotes)"
             elif cells:
-                yield line, _make_row(dict(zip(columns, cells, strict=False)))
+                yield line, dict(zip(columns, cells, strict=False))
 
 
-def _parse_jsonl(path: Path) -> Iterator[tuple[int, _Row | str]]:
-    """Yields (line, row or what is wrong with it)."""
+def _parse_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Yields (line, cells by column or what is wrong with them)."""
     with open(path, encoding="utf-8-sig") as handle:
         for number, line in enumerate(handle, start=1):
             if not line.strip():
@@ -113,11 +121,11 @@ def _parse_jsonl(path: Path) -> Iterator[tuple[int, _Row | str]]:
             except ValueError as error:
                 yield number, str(error)
                 continue
-            yield number, _make_row(cells) if isinstance(cells, dict) else "not a JSON object"
+            yield number, cells if isinstance(cells, dict) else "not a JSON object"
 
 
-def _parse_parquet(path: Path) -> Iterator[tuple[int, _Row | str]]:
-    """Yields (row number from 1, row or what is wrong with it)."""
+def _parse_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Yields (row number from 1, cells by column or what is wrong with them)."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -131,23 +139,25 @@ def _parse_parquet(path: Path) -> Iterator[tuple[int, _Row | str]]:
             for batch in file.iter_batches(batch_size=10_000):
                 for cells in batch.to_pylist():
                     number += 1
-                    yield number, _make_row(cells)
+                    yield number, cells
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not readable as parquet ({' '.join(str(error).split())})") from None
 
 
-def _make_row(cells: dict[str, Any]) -> _Row | str:
+def _make_row(cells: dict[str, Any], caption_column: str | None) -> _Row | str:
     """A row of any format, or the reason why it is none."""
     file = cells.get("file") or cells.get("file_name")
     if not isinstance(file, str) or not file:
         return "no file or file_name"
-    captions = find_captions(cells)
+    if caption_column is not None and caption_column not in cells:
+        return f"{file}: no {caption_column} (there are: {', '.join(map(str, cells))})"
+    captions = find_captions(cells, caption_column)
     if captions is None:
         return f"{file}: captions must be texts"
     label = cells.get("label")
     label = None if label is None or label == "" else str(label)
     if not captions and label is None:
-        return f"{file}: neither caption nor label"
+        return f"{file}: neither caption nor label (there are: {', '.join(map(str, cells))})"
     try:
         given = cells.get("weight")
         weight = 1.0 if given is None or given == "" else float(given)
@@ -166,9 +176,10 @@ def _make_row(cells: dict[str, Any]) -> _Row | str:
     return _Row(file, captions, label, split, weight, conditions)
 
 
-def find_captions(cells: dict[str, Any]) -> tuple[str, ...] | None:
-    """The captions among named values, under one of `CAPTION_COLUMNS`; None where they are no texts."""
-    captions = next((cells[name] for name in CAPTION_COLUMNS if cells.get(name)), ())
+def find_captions(cells: dict[str, Any], column: str | None = None) -> tuple[str, ...] | None:
+    """The captions among named values, under this name or one of `CAPTION_COLUMNS`; None where they are no texts."""
+    names = CAPTION_COLUMNS if column is None else (column,)
+    captions = next((cells[name] for name in names if cells.get(name)), ())
     if isinstance(captions, str):
         captions = (captions,)
     if not isinstance(captions, list | tuple) or not all(isinstance(c, str) and c.strip() for c in captions):

@@ -69,16 +69,19 @@ def split_name(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", kind.lower()
 
 
-def read_shards(root: Path, tars: list[Path]) -> Listing:
-    """The videos of tar files. Shards that are missing, cut short or packed are named as problems."""
+def read_shards(root: Path, tars: list[Path], caption_column: str | None = None) -> Listing:
+    """The videos of tar files; see `Place` for `caption_column`. Shards that are missing, cut short or packed are
+    problems."""
     records = ShardRecords(root)
     problems: list[str] = []
     notes: list[str] = []
     codes: dict[str, int] = {}
     for tar in tars:
         try:
+            if tar.exists() and not tar.is_file():  # a pipe would be waited for
+                raise OSError("no regular file")
             for name, members in _samples(tar, problems):
-                record = _read_sample(name, members, notes)
+                record = _read_sample(name, members, notes, caption_column)
                 if isinstance(record, str):
                     problems.append(f"{tar}/{record}")
                     continue
@@ -126,7 +129,7 @@ def _ends_with_zeros(tar: Path) -> bool:
 
 
 def _read_sample(
-    key: str, sample: dict[str, Any], notes: list[str]
+    key: str, sample: dict[str, Any], notes: list[str], caption_column: str | None
 ) -> tuple[TarMember, tuple[str, ...], str | None] | str:
     """Video, captions and class of a sample; or what is wrong with it."""
     videos = [place for kind, place in sample.items() if f".{kind.rpartition('.')[2]}" in VIDEO_SUFFIXES]
@@ -139,7 +142,9 @@ def _read_sample(
             captions = tuple(line.strip() for line in sample["txt"].decode().splitlines() if line.strip())
         if "json" in sample:
             cells = parse_json(sample["json"])
-            found = find_captions(cells) if isinstance(cells, dict) else None
+            found = find_captions(cells, caption_column) if isinstance(cells, dict) else None
+            if caption_column is not None and isinstance(cells, dict) and caption_column not in cells:
+                return f"{key}: no {caption_column} in its json (there are: {', '.join(cells)})"
             if found is None:
                 return f"{key}: its json holds no captions that are texts"
             captions = captions or found
@@ -159,11 +164,11 @@ def _detect(place: Place) -> bool:
 
 def _read(place: Place) -> Listing:
     if not place.path.is_dir() and place.root.endswith(".tar"):
-        return read_shards(place.path.parent, expand_shards(place.root))
+        return read_shards(place.path.parent, expand_shards(place.root), place.caption_column)
     tars = files_like(place.folder, "*.tar")
     if not tars:
         raise WEBDATASET.missing(place)
-    return read_shards(place.path, tars)
+    return read_shards(place.path, tars, place.caption_column)
 
 
-WEBDATASET = Layout("webdataset", _detect, _read, "*.tar")
+WEBDATASET = Layout("webdataset", _detect, _read, "*.tar", has_columns=True)
