@@ -343,18 +343,23 @@ def test_text_features(config: EncodeConfig, tiny_pipeline_dir: Path, tmp_path: 
     again = [stage(batch["motion"], torch.arange(4), stage.encode(b, dropped)) for b in (batch, plain)]
     assert len(calls) == 1, "with features the text encoder is not asked again, not even for the null prompt"
     assert torch.equal(again[0], outputs[0])
-    cache.use_text_features(pipe.text_encoder, pipe.tokenizer)
+    text = {"text_encoder": pipe.text_encoder, "tokenizer": pipe.tokenizer}
+    cache.use_text_features(text)
     assert "pooled" in cache[0]
     other = copy.deepcopy(pipe.tokenizer)
     other.add_tokens(["naïvely"])
     with pytest.raises(ValueError, match="not made with this tokenizer"):
-        cache.use_text_features(pipe.text_encoder, other)
+        cache.use_text_features(text | {"tokenizer": other})
+    with pytest.raises(ValueError, match="not made with this kind of text features"):
+        cache.use_text_features(text, "Qwen3")
+    with pytest.raises(ValueError, match="not made with this text_encoder_2"):
+        cache.use_text_features(text | {"text_encoder_2": pipe.text_encoder})
     cache.use_text_features(None)
     assert "pooled" not in cache[0]
     with torch.no_grad():
         next(pipe.text_encoder.parameters()).add_(1)
     with pytest.raises(ValueError, match="not made with this text_encoder"):
-        cache.use_text_features(pipe.text_encoder)
+        cache.use_text_features(text)
 
 
 def test_autoencoder_trains_on_cached_latents_as_on_videos(

@@ -81,9 +81,9 @@ def test_null_prompt_is_for_guidance_alone(pipe: ContentMotionPipeline) -> None:
 def test_old_prompts_are_forgotten(pipe: ContentMotionPipeline) -> None:
     known = TextFeatures(capacity=2)
     for prompts in (["a", "b"], ["b", "c"]):
-        hidden, pooled = known.encode(pipe.tokenizer, pipe.text_encoder, prompts)
+        features = known.encode(pipe.stages["content"].text_features, prompts)
         expected = encode_prompts(pipe.tokenizer, pipe.text_encoder, prompts)
-        torch.testing.assert_close((hidden, pooled), expected)
+        torch.testing.assert_close((features["tokens"], features["pooled"]), expected)
     assert list(known._known) == ["b", "c"]
 
 

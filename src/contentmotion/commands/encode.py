@@ -28,12 +28,13 @@ from contentmotion.data.limits import require_few_bad
 from contentmotion.data.maps import depth_of, load_depth_model, sketch_of
 from contentmotion.data.sources import ClipSource
 from contentmotion.data.streaming import open_source
-from contentmotion.loading import load_autoencoder, load_text_encoder, load_vae
+from contentmotion.loading import load_autoencoder, load_vae
 from contentmotion.progress import progress_bar
 from contentmotion.run_dir import join_processes, prepare_output_dir, resolve_device, resolve_dtype
 from contentmotion.saving import HASH_VERSION, hash_weights, replacing_file, write_json
+from contentmotion.stages.content import load_text
 from contentmotion.stages.image_vae import encode_frames
-from contentmotion.stages.text import NULL_PROMPT, encode_prompts
+from contentmotion.stages.text import NULL_PROMPT
 from contentmotion.video.pixels import to_float
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -82,10 +83,8 @@ class Encoder:
         self.autocast = resolve_dtype(config.mixed_precision, device)
         self.autoencoder = load_autoencoder(config.autoencoder).to(device) if config.autoencoder else None
         self.vae = load_vae(config.vae).to(device) if config.vae else None
-        self.tokenizer, self.text_encoder = None, None
-        if config.pretrained_model_name_or_path:
-            self.tokenizer, self.text_encoder = load_text_encoder(config.pretrained_model_name_or_path)
-            self.text_encoder.to(device)
+        name = config.pretrained_model_name_or_path
+        self.text = load_text(name).requires_grad_(False).to(device) if name else None
         self.depth_model = load_depth_model(config.depth_model, device) if config.depth_model else None
 
     @torch.no_grad()
@@ -109,11 +108,10 @@ class Encoder:
             else:
                 encoded = self.autoencoder.encode(latents)
                 tensors = {"content": encoded.content, "motion": encoded.motion_latent}
-            if self.text_encoder is not None:
+            if self.text is not None:
                 captions = [caption for item in items for caption in item["captions"] or (NULL_PROMPT,)]
-                tokens, tensors["pooled"] = encode_prompts(self.tokenizer, self.text_encoder, captions)
-                if self.config.text_features == "tokens":
-                    tensors["tokens"] = tokens
+                features = self.text.text_features(captions)
+                tensors |= features if self.config.text_features == "tokens" else {"pooled": features["pooled"]}
         tensors = {name: value.cpu().to(DTYPES[self.config.cache_dtype]) for name, value in tensors.items()}
         for name, value in tensors.items():
             if not torch.isfinite(value).all():
@@ -256,20 +254,25 @@ def _manifest(config: EncodeConfig, encoder: Encoder, source: ClipSource, versio
         "seed",
     ]
     names += ["cache_dtype"]
-    models = {name: getattr(encoder, name) for name in ("autoencoder", "vae", "text_encoder")}
+    heard = encoder.text.components if encoder.text else {}
+    tokenizers = {name: part for name, part in heard.items() if name.startswith("tokenizer")}
+    models = {"autoencoder": encoder.autoencoder, "vae": encoder.vae, "text_encoder": None}
+    models |= encoder.text.text_encoders if encoder.text else {}
     models["depth_model"] = encoder.depth_model.model if encoder.depth_model else None
     hashes = {name: None if model is None else hash_weights(model, version) for name, model in models.items()}
     manifest = {
         "format": FORMAT,
         **hashes,
-        "text_features": config.text_features if encoder.text_encoder is not None else None,
+        "text_features": config.text_features if encoder.text else None,
+        "text_family": encoder.text.text_family if encoder.text else None,
         "precision": str(encoder.autocast or torch.float32),
         **{name: getattr(config, name) for name in dict.fromkeys(names)},
         **source.describe(),
         "conditions": sorted(config.conditions),
     }
     if version > 1:
-        manifest |= {"hash": version, "tokenizer": hash_tokenizer(encoder.tokenizer) if encoder.tokenizer else None}
+        manifest |= {"hash": version, "tokenizer": None}
+        manifest |= {name: hash_tokenizer(tokenizer) for name, tokenizer in tokenizers.items()}
     return json.loads(json.dumps(manifest))
 
 

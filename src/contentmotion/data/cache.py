@@ -10,8 +10,8 @@ there). A shard is complete or absent; of n clips it holds
 * where `--conditions` asked for them, "depth" and "sketch", uint8 (n, t, 1, H, W) at the pixels' size;
 * "label", "item" (the clip's number in the data it was made from) and "weight", each (n,);
 * "texts", JSON lines with the path and the captions of each clip as bytes, and where each line ends, "text_ends" (n,);
-* where a text encoder was given, features of all captions, "pooled" (m, p) and perhaps "tokens" (m, l, d), and where
-  each clip's end, "caption_ends" (n,).
+* where text encoders were given, features of all captions, "pooled" (m, p) and perhaps "tokens" (m, l, d) and which of
+  them are no padding, "tokens_mask" (m, l); and where each clip's end, "caption_ends" (n,).
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ MANIFEST, INDEX = "manifest.json", "index.json"
 FORMAT = 2
 MAX_OPEN_SHARDS = 64
 LATENTS = ("content", "motion", "latents")
+TEXT = ("pooled", "tokens", "tokens_mask")
 MAPS = MAP_NAMES  # uint8, as they are
 TOLD_BYTES = 16 << 30  # of a cache whose check takes so long that it is told of
 DTYPES = {
@@ -205,7 +206,7 @@ class LatentCache(Dataset):
         """
         version = self.manifest.get("hash", 1)
         for name, model in models.items():
-            if self.manifest[name] != (None if model is None else hash_weights(model, version)):
+            if self.manifest.get(name) != (None if model is None else hash_weights(model, version)):
                 self._refuse(name, model is not None)
 
     def _refuse(self, name: str, wanted: bool) -> NoReturn:
@@ -220,21 +221,29 @@ class LatentCache(Dataset):
         noted = self.manifest if "motion_mean" in self.manifest else self._index  # version 0.1 wrote the latter
         return (noted["motion_mean"], noted["motion_std"]) if "motion_mean" in noted else None
 
-    def use_text_features(self, text_encoder: torch.nn.Module | None, tokenizer: Any = None) -> None:
-        """Items have text features, where they were cached, if this frozen text encoder made them; None: no item has.
+    def use_text_features(self, components: Mapping[str, Any] | None, family: str | None = None) -> None:
+        """Items have text features, where they were cached, if a run's frozen text encoders made them.
 
         Args:
-            text_encoder: The run's.
-            tokenizer: The run's; caches made by version 0.1 do not know theirs.
+            components: The run's: "text_encoder", "tokenizer" and further ones, "text_encoder_2", ...; None: no item
+                has text features. Caches made by version 0.1 do not know their tokenizer.
+            family: ``text_family`` of the run's content stage.
 
         Raises:
-            ValueError: Another one made them.
+            ValueError: Others made them.
         """
-        self._text_features = text_encoder is not None and self.manifest["text_encoder"] is not None
-        if self._text_features:
-            self.require_made_with(text_encoder=text_encoder)
-            if tokenizer is not None and self.manifest.get("tokenizer") not in (None, hash_tokenizer(tokenizer)):
-                self._refuse("tokenizer", wanted=True)
+        given = {name: part for name, part in (components or {}).items() if part is not None}
+        encoders = {name: part for name, part in given.items() if name.startswith("text_encoder")}
+        self._text_features = bool(encoders) and self.manifest["text_encoder"] is not None
+        if not self._text_features:
+            return
+        if self.manifest.get("text_family") != family:
+            self._refuse("kind of text features", wanted=True)
+        absent = [name for name in self.manifest if name.startswith("text_encoder") and name not in encoders]
+        self.require_made_with(**encoders, **dict.fromkeys(absent))
+        for name in given:
+            if name.startswith("tokenizer") and self.manifest.get(name) not in (None, hash_tokenizer(given[name])):
+                self._refuse(name, wanted=True)
 
     @property
     def weights(self) -> list[float] | None:
@@ -275,7 +284,7 @@ class LatentCache(Dataset):
         Returns:
             "content" (c, h, w) and "motion" (D, t, s) not standardised, or "latents" (t, c, h, w), all float32;
             "label", "caption", "captions", "path", "index", "skipped"; where they were cached, the caption's features
-            "pooled" (p,) and "tokens" (l, d), and the maps "depth" and "sketch" uint8 (t, 1, H, W).
+            "pooled" (p,), "tokens" (l, d) and "tokens_mask" (l,), and the maps "depth" and "sketch" uint8 (t, 1, H, W).
 
         Raises:
             ValueError: Too much of the cache is lost.
@@ -319,7 +328,7 @@ class LatentCache(Dataset):
         choice = 0 if seed is None or not captions else int(np.random.default_rng(seed).integers(len(captions)))
         if self._text_features and "caption_ends" in shard.shapes:
             first = int(at("caption_ends", row - 1)) if row else 0
-            read |= {name: at(name, first + choice).float() for name in ("pooled", "tokens") if name in shard.shapes}
+            read |= {name: at(name, first + choice).float() for name in TEXT if name in shard.shapes}
         read["label"] = int(at("label"))
         return read | {"caption": captions[choice] if captions else "", "captions": captions, "path": text["path"]}
 
@@ -378,7 +387,7 @@ def hash_tokenizer(tokenizer: Any) -> str:
 
 def collate_latents(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Items of a ``LatentCache`` as a batch: tensors stacked, captions as lists, "skipped" as one flat list."""
-    names = [name for name in (*LATENTS, *MAPS, "pooled", "tokens") if name in items[0]]
+    names = [name for name in (*LATENTS, *MAPS, *TEXT) if name in items[0]]
     stacked: dict[str, Tensor] = {name: torch.stack([item[name] for item in items]) for name in names}
     numbers = {name: torch.tensor([item[name] for item in items]) for name in ("label", "index")}
     skipped = [line for item in items for line in item["skipped"]]

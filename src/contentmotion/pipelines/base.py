@@ -14,7 +14,7 @@ from torch import Tensor
 
 from contentmotion.pipelines.sampling import denoise, warn_once
 from contentmotion.stages.stage import Condition, Stage
-from contentmotion.stages.text import NULL_PROMPT, TextFeatures, cut_words
+from contentmotion.stages.text import NULL_PROMPT, TextFeatures
 
 Generators = torch.Generator | list[torch.Generator] | None
 StepCallback = Callable[..., dict] | PipelineCallback | MultiPipelineCallbacks | None
@@ -131,16 +131,15 @@ class LatentPipeline(DiffusionPipeline):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
         """Features of the prompts and, where guidance needs them, of the null prompts, as ``Stage.encode`` takes
         them."""
-        known = self._text_features or TextFeatures()
+        known, reader = self._text_features or TextFeatures(), next(iter(self.stages.values()))
         for text in prompts:
-            if cut := cut_words(self.tokenizer, text):
-                most = self.tokenizer.model_max_length - 2
+            if cut := reader.cut_words(text):
+                most = max(reader.text_lengths.values())
                 warn_once(f"the text encoder takes {most} tokens: of the prompt {text!r} it does not see {cut!r}")
 
         def encode(texts: list[str]) -> dict[str, Tensor]:
-            features = known.encode(self.tokenizer, self.text_encoder, texts)
-            tokens, pooled = (f.to(self._dtype).repeat_interleave(repeats, dim=0) for f in features)
-            return {"tokens": tokens, "pooled": pooled}
+            features = known.encode(reader.text_features, texts)
+            return {k: v.to(self._dtype).repeat_interleave(repeats, dim=0) for k, v in features.items()}
 
         if not guided:
             return encode(prompts), None

@@ -26,7 +26,6 @@ from contentmotion.stages.content import content_stage
 from contentmotion.stages.image_vae import decode_frames, encode_frames, vae_latent_channels, vae_scale_factor
 from contentmotion.stages.motion import MotionStage
 from contentmotion.stages.stage import Stage
-from contentmotion.stages.text import pooled_text_dim
 
 
 @dataclass
@@ -114,7 +113,7 @@ class ContentMotionPipeline(LatentPipeline, StableDiffusionLoraLoaderMixin):
                 )
         if self.motion_transformer is not None:
             wanted = self.motion_transformer.config.text_dim
-            given = None if self.text_encoder is None else pooled_text_dim(self.text_encoder)
+            given = self.stages["motion"].pooled_width
             if wanted != given:
                 kinds = [f"text features of width {n}" if n else "class labels" for n in (wanted, given)]
                 raise ValueError(f"the motion model was made for {kinds[0]}, this pipeline gives it {kinds[1]}")

@@ -12,11 +12,12 @@ from torch import Tensor
 from contentmotion.config import MotionSizes
 from contentmotion.draws import randn, std
 from contentmotion.models.motion_dit import MotionDiT
+from contentmotion.stages.content import text_stage
 from contentmotion.stages.stage import META, Condition, Stage, drop_labels, make_scheduler
 
 
 class MotionStage(Stage):
-    """``motion_transformer`` and ``motion_scheduler``, with the content stage's text encoder, and the autoencoder.
+    """``motion_transformer`` and ``motion_scheduler``, with the content stage's text encoders, and the autoencoder.
 
     Args:
         components: See above; "text_encoder" is None for class-conditional models.
@@ -30,12 +31,14 @@ class MotionStage(Stage):
     field = "motion"
     made_with = ("vae", "autoencoder")
     time_axis = 2  # (b, D, t, s)
-    text_feature = "pooled"
+    text_needs = ("pooled",)
     lora_targets = ("attn.qkv", "attn.proj", "mlp.0", "mlp.2")
 
     def __init__(self, components: Mapping[str, Any], content_noise: float = 0.0) -> None:
         super().__init__(components)
         self.content_noise = content_noise
+        # It hears prompts as the content stage does. In a tuple, for that one's network is no part of this stage.
+        self._text = (text_stage(components),)
 
     @classmethod
     def make(
@@ -106,10 +109,29 @@ class MotionStage(Stage):
         return self.standardize(batch["motion"])
 
     def encode(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None = None) -> Condition:
-        if self.components.get("text_encoder") is None:
+        if not self.text_encoders:
             labels = drop_labels(batch["label"], dropped, self.network.config.num_classes)
             return {"content": batch["content"], "class_labels": labels}
-        return {"content": batch["content"], "pooled_text": self.pooled_features(batch, dropped)}
+        with torch.no_grad():
+            return {"content": batch["content"], "pooled_text": self.text(batch, dropped)["pooled"]}
+
+    def text_features(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        return self._text[0].text_features(prompts)
+
+    @property
+    def text_family(self) -> str | None:  # type: ignore[override]
+        return self._text[0].text_family
+
+    @property
+    def pooled_width(self) -> int | None:
+        return self._text[0].pooled_width
+
+    @property
+    def text_lengths(self) -> dict[str, int]:
+        return self._text[0].text_lengths
+
+    def cut_words(self, prompt: str) -> str:
+        return self._text[0].cut_words(prompt)
 
     def forward(
         self, noisy: Float[Tensor, "b D t s"], timesteps: Tensor, condition: Condition,

@@ -17,16 +17,21 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from contentmotion.diffusion import FLOW, NoiseSchedule
-from contentmotion.stages.text import NULL_PROMPT, drop_prompts, encode_prompts
+from contentmotion.stages.text import NULL_PROMPT, cut_words, drop_prompts, encode_prompts, pooled_text_dim
 
 Condition = dict[str, Tensor]  # what a network is told besides the noisy sample and the time; items along axis 0
 META = torch.device("meta")
+TEXT_ENCODERS = (
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+)  # components that read prompts, where there are any
 
 
 class Stage(nn.Module):
     """A network that denoises, with all that it needs to be trained, sampled, distilled and counted.
 
-    Its parameters are those of ``network``, of the components ``besides`` it, and of the text encoder.
+    Its parameters are those of ``network``, of the components ``besides`` it, and of the text encoders.
 
     Attributes:
         name: "content", "motion" or "video".
@@ -36,7 +41,10 @@ class Stage(nn.Module):
         field: What a latent cache must hold of each clip.
         made_with: Components that must have made the cache.
         time_axis: Axis of a sample that counts frames, if one does.
-        text_feature: What it takes of a text encoder: "tokens" or "pooled".
+        text_family: What tells cached text features from others of the same encoder; None: CLIP's as Stable
+            Diffusion takes them.
+        text_needs: What the network takes of ``text_features``.
+        trains_text: Whether its text encoder can be trained with the network.
         lora_targets: Layers that get an adapter, by the ends of their names.
     """
 
@@ -47,16 +55,18 @@ class Stage(nn.Module):
     field: ClassVar[str]
     made_with: ClassVar[tuple[str, ...]] = ("vae",)
     time_axis: ClassVar[int | None] = None
-    text_feature: ClassVar[str] = "tokens"
+    text_family: ClassVar[str | None] = None
+    text_needs: ClassVar[tuple[str, ...]] = ("tokens",)
+    trains_text: ClassVar[bool] = True
     lora_targets: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, components: Mapping[str, Any]) -> None:
         super().__init__()
         self.components: dict[str, Any] = dict(components)
-        for name in (self.network_name, *self.besides, "text_encoder"):
+        for name in (self.network_name, *self.besides, *TEXT_ENCODERS):
             if self.components.get(name) is not None:
                 self.add_module(name, self.components[name])
-        self._null: tuple[Tensor, Tensor] | None = None
+        self._null: dict[str, Tensor] | None = None
 
     @classmethod
     @abstractmethod
@@ -79,8 +89,8 @@ class Stage(nn.Module):
         """What the network is told about the items of a batch.
 
         Args:
-            batch: Of a latent cache ("caption" or "label", or text features "tokens" and "pooled"; "content",
-                "conditions" and so on), or of a pipeline's call.
+            batch: Of a latent cache ("caption" or "label", or ``text_features``; "content", "conditions" and so on), or
+                of a pipeline's call.
             dropped: Items that get the null condition instead of their text or class; None: no item.
         """
 
@@ -150,50 +160,66 @@ class Stage(nn.Module):
                 copies[name] = copy.deepcopy(component, shared).requires_grad_(False)
         return self.replace(**copies)
 
-    def with_text_features(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch with features of its captions, so that several networks with this text encoder need not each
-        compute them; no gradient reaches it."""
-        if self.components.get("text_encoder") is None or self.text_feature in batch:
-            return batch
-        with torch.no_grad():
-            tokens, pooled = self._encode_captions(batch, None)
-        return {"tokens": tokens, "pooled": pooled} | batch
-
     def _like(self, components: Mapping[str, Any]) -> Self:
         return type(self)(components)
 
-    def token_features(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None) -> Tensor:
-        """Text features per token (b, n, d): the batch's own, else of its captions; null where dropped."""
-        if "tokens" not in batch:
-            return self._encode_captions(batch, dropped)[0]
-        return self._drop(batch["tokens"], dropped, 0)
+    @property
+    def text_encoders(self) -> dict[str, Any]:
+        """The components that read prompts; none of a class-conditional model."""
+        return {name: self.components[name] for name in TEXT_ENCODERS if self.components.get(name) is not None}
 
-    @torch.no_grad()
-    def pooled_features(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None) -> Tensor:
-        """The same of whole captions (b, p); no gradient reaches the text encoder."""
-        if "pooled" not in batch:
-            return self._encode_captions(batch, dropped)[1]
-        return self._drop(batch["pooled"], dropped, 1)
+    def text_features(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """What the text encoders make of prompts, "" being the null prompt.
 
-    def _encode_captions(self, batch: Mapping[str, Any], dropped: Tensor | None) -> tuple[Tensor, Tensor]:
-        captions = batch["caption"] if dropped is None else drop_prompts(batch["caption"], dropped)
-        return encode_prompts(self.components["tokenizer"], self.components["text_encoder"], captions)
+        Returns:
+            "tokens" (b, n, d), "pooled" (b, p) for the motion model and perhaps "tokens_mask" (b, n), 0 at padding.
+        """
+        tokens, pooled = encode_prompts(self.components["tokenizer"], self.components["text_encoder"], prompts)
+        return {"tokens": tokens, "pooled": pooled}
 
-    def _drop(self, features: Tensor, dropped: Tensor | None, which: int) -> Tensor:
+    @property
+    def pooled_width(self) -> int | None:
+        """Width of the pooled text feature; None of a class-conditional model."""
+        return pooled_text_dim(self.components["text_encoder"]) if self.text_encoders else None
+
+    @property
+    def text_lengths(self) -> dict[str, int]:
+        """Tokens that each of ``text_encoders`` reads of a prompt."""
+        return {name: encoder.config.max_position_embeddings for name, encoder in self.text_encoders.items()}
+
+    def cut_words(self, prompt: str) -> str:
+        """What of a prompt is beyond the tokens that its encoders take; "" where nothing is."""
+        return cut_words(self.components["tokenizer"], prompt)
+
+    def with_text_features(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with features of its captions, so that several networks with these text encoders need not each
+        compute them; no gradient reaches the encoders."""
+        if not self.text_encoders or all(name in batch for name in self.text_needs):
+            return batch
+        with torch.no_grad():
+            return self.text_features(batch["caption"]) | batch
+
+    def text(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None) -> dict[str, Tensor]:
+        """Text features of a batch: its own, else of its captions; null where dropped."""
+        if any(name not in batch for name in self.text_needs):
+            return self.text_features(batch["caption"] if dropped is None else drop_prompts(batch["caption"], dropped))
+        features = {name: batch[name] for name in self.text_needs}
         if dropped is None:
             return features
-        mask = dropped.to(features.device).view(-1, *[1] * (features.dim() - 1))
-        return torch.where(mask, self._null_features()[which], features)
+        null = self._null_features()
+        return {
+            name: torch.where(dropped.to(value.device).view(-1, *[1] * (value.dim() - 1)), null[name], value)
+            for name, value in features.items()
+        }
 
     @torch.no_grad()
-    def _null_features(self) -> tuple[Tensor, Tensor]:
-        """The null prompt's features, encoded once: where a cache has the others, the text encoder is frozen."""
-        text_encoder = self.components["text_encoder"]
-        device = text_encoder.device
-        if self._null is None or self._null[0].device != device:
+    def _null_features(self) -> dict[str, Tensor]:
+        """The null prompt's features, encoded once: where a cache has the others, the text encoders are frozen."""
+        device = next(iter(self.text_encoders.values())).device
+        if self._null is None or self._null["pooled"].device != device:
             # In full precision, as `encode` does by default, and whatever the first step that asks runs in.
             with torch.autocast(device.type, enabled=False):
-                self._null = encode_prompts(self.components["tokenizer"], text_encoder, [NULL_PROMPT])
+                self._null = self.text_features([NULL_PROMPT])
         return self._null
 
 

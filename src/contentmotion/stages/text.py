@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -38,16 +38,25 @@ def encode_prompts(
     return encoded.last_hidden_state, pooled
 
 
-def cut_words(tokenizer: Any, prompt: str) -> str:
-    """What of a prompt is beyond the tokens that its encoder takes; "" where nothing is."""
-    # Between a start and an end token; with a limit of its own, or transformers would have a word to say about it.
+def cut_words(tokenizer: Any, prompt: str, most: int | None = None) -> str:
+    """What of a prompt is beyond the tokens that its encoder takes; "" where nothing is.
+
+    Args:
+        tokenizer: CLIP's, or another one.
+        prompt: The prompt.
+        most: Tokens that the encoder takes, special ones included; the tokenizer's ``model_max_length`` when None.
+    """
+    # With a limit of its own, or transformers would have a word to say about it.
     tokens = tokenizer(prompt, truncation=True, max_length=1_000_000).input_ids
-    kept = tokenizer.model_max_length
-    return tokenizer.decode(tokens[kept - 1 : -1]).strip() if len(tokens) > kept else ""
+    kept, end = most or tokenizer.model_max_length, len(tokens)
+    if end <= kept:
+        return ""
+    closing = int(tokens[-1] == tokenizer.eos_token_id)  # CLIP and T5 put an end token behind what is left
+    return tokenizer.decode(tokens[kept - closing : end - closing]).strip()
 
 
 class TextFeatures:
-    """Features of prompts, each encoded once; for a text encoder whose weights do not change meanwhile.
+    """Features of prompts, each encoded once; for text encoders whose weights do not change meanwhile.
 
     Args:
         capacity: Prompts that are remembered; the longest unused ones are forgotten.
@@ -55,27 +64,34 @@ class TextFeatures:
 
     def __init__(self, capacity: int = 256) -> None:
         self.capacity = capacity
-        self._known: dict[str, tuple[Tensor, Tensor]] = {}
+        self._known: dict[str, dict[str, Tensor]] = {}
 
     def encode(
-        self, tokenizer: Any, text_encoder: Any, prompts: Sequence[str]
-    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b p"]]:
-        """As ``encode_prompts``."""
+        self, text_features: Callable[[Sequence[str]], dict[str, Tensor]], prompts: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """What ``Stage.text_features`` gives."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
         if new:
-            self._known |= zip(new, zip(*encode_prompts(tokenizer, text_encoder, new), strict=True), strict=True)
+            features = text_features(new)
+            self._known |= {prompt: {k: v[i] for k, v in features.items()} for i, prompt in enumerate(new)}
         found = {prompt: self._known.pop(prompt) for prompt in dict.fromkeys(prompts)}
         self._known |= found  # the last used are the last in line
         for prompt in list(self._known)[: -self.capacity]:
             del self._known[prompt]
-        hidden, pooled = zip(*(found[prompt] for prompt in prompts), strict=True)
-        return torch.stack(hidden), torch.stack(pooled)
+        return {name: torch.stack([found[prompt][name] for prompt in prompts]) for name in found[prompts[0]]}
 
 
 def pooled_text_dim(text_encoder: Any) -> int:
     """Width of the pooled feature that ``encode_prompts`` gives."""
     projected = "WithProjection" in type(text_encoder).__name__
     return text_encoder.config.projection_dim if projected else text_encoder.config.hidden_size
+
+
+def masked_mean(tokens: Float[Tensor, "b n d"], mask: Tensor) -> Float[Tensor, "b d"]:
+    """Mean of each prompt's token features, padding (mask (b, n) of 0) left out: what stands for a prompt as a whole
+    where a family has no pooled feature."""
+    weights = mask.to(tokens)[..., None]
+    return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
 def drop_prompts(prompts: Sequence[str], dropped: Bool[Tensor, " b"]) -> list[str]:

@@ -125,7 +125,7 @@ class VideoStage(Stage):
 
     def encode(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None = None) -> Condition:
         """See ``Stage.encode``; of a pipeline's batch "shape" is that of the clips, of a cache's it is "latents"."""
-        condition = {"encoder_hidden_states": self.token_features(batch, dropped)}
+        condition = {"encoder_hidden_states": self.text(batch, dropped)["tokens"]}
         if self.components.get("condition_encoder") is not None:
             b, t, _, h, w = batch["shape"] if "shape" in batch else batch["latents"].shape
             condition["joined"] = self.components["condition_encoder"](

@@ -34,11 +34,11 @@ def train_content(config: TrainContentConfig) -> None:
     stage = content_to_train(config, cache)
     adapt(stage, config.lora)
     cache.require_made_with(vae=stage.components["vae"])
-    text_encoder = stage.components["text_encoder"]
-    if text_encoder is not None:
+    if stage.text_encoders:
         train_text = config.train_text_encoder or not config.pretrained_model_name_or_path
-        text_encoder.requires_grad_(train_text)
-        cache.use_text_features(None if train_text else text_encoder, stage.components["tokenizer"])
+        for text_encoder in stage.text_encoders.values():
+            text_encoder.requires_grad_(train_text)
+        cache.use_text_features(None if train_text else stage.components, stage.text_family)
     if config.gradient_checkpointing:
         stage.network.enable_gradient_checkpointing()  # type: ignore[operator]
     scored = ContentMotionPipeline(**stage.components)
@@ -71,4 +71,6 @@ def content_to_train(config: TrainContentConfig, cache: LatentCache) -> Stage:
             f"the content model takes {channels} channels, but the content frames in {cache.cache_dir} have "
             f"{shapes[0][0]}: were they encoded with this model's VAE?"
         )
+    if config.train_text_encoder and not stage.trains_text:
+        raise ValueError(f"train_text_encoder: the text encoders of a {type(stage.network).__name__} stay as they are")
     return stage

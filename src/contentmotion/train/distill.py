@@ -195,7 +195,7 @@ def check_cache(cache: LatentCache, teacher: Stage) -> None:
         raise ValueError(f"the latent cache {cache.cache_dir} holds no {teacher.field}, which is what is distilled")
     if isinstance(teacher, VideoStage):
         require_conditions(teacher.condition_names, list(cache[0]))
-    cache.use_text_features(teacher.components.get("text_encoder"), teacher.components.get("tokenizer"))
+    cache.use_text_features(teacher.components, teacher.text_family)
 
 
 def make_student(teacher: Stage, config: DistillConfig) -> Stage:

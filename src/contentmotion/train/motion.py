@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from contentmotion.config import TrainMotionConfig
@@ -11,7 +13,6 @@ from contentmotion.pipelines.content_motion import ContentMotionPipeline
 from contentmotion.run_dir import prepare_output_dir
 from contentmotion.stages.content import load_content
 from contentmotion.stages.motion import MotionStage
-from contentmotion.stages.text import pooled_text_dim
 from contentmotion.train.denoiser import train_denoiser
 
 
@@ -40,14 +41,14 @@ def motion_to_train(config: TrainMotionConfig, cache: LatentCache) -> MotionStag
     """
     autoencoder = load_autoencoder(config.autoencoder).requires_grad_(False)
     cache.require_made_with(autoencoder=autoencoder)
-    components = dict.fromkeys(("vae", "text_encoder", "tokenizer", "unet", "scheduler"))
+    components: dict[str, Any] = dict.fromkeys(("vae", "text_encoder", "tokenizer", "unet", "scheduler"))
+    names, text_dim = cache.manifest["class_names"], None
     if config.pretrained_model_name_or_path:
-        components = load_content(config.pretrained_model_name_or_path).components
+        content = load_content(config.pretrained_model_name_or_path).requires_grad_(False)
+        components, text_dim = content.components, content.pooled_width
         cache.require_made_with(vae=components["vae"])
-    text_encoder, names = components["text_encoder"], cache.manifest["class_names"]
-    if text_encoder is not None:
-        cache.use_text_features(text_encoder.requires_grad_(False), components["tokenizer"])
-    elif not names:
+        cache.use_text_features(components, content.text_family)
+    if text_dim is None and not names:
         raise ValueError("give --pretrained_model_name_or_path (a text encoder), or a cache of labelled clips")
     own = autoencoder.config
     statistics = cache.motion_statistics
@@ -59,8 +60,8 @@ def motion_to_train(config: TrainMotionConfig, cache: LatentCache) -> MotionStag
     return MotionStage.make(
         config.model, cache.shapes("motion"), components=components | {"autoencoder": autoencoder},
         content_channels=cache.shapes("content")[0][0],
-        num_classes=None if text_encoder is not None else len(names),
-        text_dim=None if text_encoder is None else pooled_text_dim(text_encoder),
+        num_classes=None if text_dim is not None else len(names),
+        text_dim=text_dim,
         statistics=statistics, prediction_type=config.prediction_type, flow_shift=config.flow_shift,
         content_noise=config.content_noise,
     )  # fmt: skip

@@ -46,7 +46,7 @@ def train_video(config: TrainVideoConfig) -> None:
     train_text = config.train_text_encoder or not config.pretrained_model_name_or_path
     text_encoder = stage.components["text_encoder"]
     text_encoder.requires_grad_(train_text)
-    cache.use_text_features(None if train_text else text_encoder, stage.components["tokenizer"])
+    cache.use_text_features(None if train_text else stage.components)
     if config.gradient_checkpointing:
         enable_checkpointing(stage.network)
     train_denoiser(config, cache, stage, pipe, prompts=config.validation_prompts, run_dir=run_dir)

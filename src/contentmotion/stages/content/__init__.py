@@ -43,6 +43,13 @@ def content_stage(components: Mapping[str, Any]) -> ContentStage:
     return family_of(network_kind(type(network).__name__, network.config))(components)
 
 
+def text_stage(components: Mapping[str, Any]) -> ContentStage:
+    """What knows how a pipeline's components hear prompts: its content stage, or where it has no content network one
+    that has a CLIP text encoder alone."""
+    has_network = any(components.get(name) is not None for name in NETWORKS)
+    return content_stage(components) if has_network else StableDiffusionContent(components)
+
+
 def network_kind(class_name: str, settings: Mapping[str, Any]) -> str:
     """What a row of ``FAMILIES`` is for: a network's class, and of a UNet also what its time embedding is told of."""
     told = settings.get("addition_embed_type")  # "text" is more of the same prompt
@@ -68,6 +75,18 @@ def load_content(name_or_path: str) -> ContentStage:
         ValueError: A part is missing, or it is of no known family.
     """
     return family_in(name_or_path).load(name_or_path)  # type: ignore[attr-defined]
+
+
+def load_text(name_or_path: str) -> ContentStage:
+    """The same without its content network: what knows its prompts.
+
+    Raises:
+        ValueError: A part is missing, it is of no known family, or one that hears no prompts.
+    """
+    family = family_in(name_or_path)
+    if not hasattr(family, "load_text"):
+        raise ValueError(f"{name_or_path} is a {family.title}: it has no text encoder")
+    return family(family.load_text(name_or_path))  # type: ignore[attr-defined]
 
 
 def family_in(name_or_path: str) -> type[ContentStage]:

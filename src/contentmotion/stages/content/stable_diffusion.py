@@ -12,7 +12,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from contentmotion.config import ContentSizes
-from contentmotion.loading import load_model, load_tokenizer, load_vae, quiet, resolve_name, training_scheduler
+from contentmotion.loading import (
+    load_model,
+    load_text_encoder,
+    load_tokenizer,
+    load_vae,
+    quiet,
+    resolve_name,
+    training_scheduler,
+)
 from contentmotion.stages.content.family import ContentStage
 from contentmotion.stages.stage import META, Condition, example_tokens, make_scheduler
 from contentmotion.stages.text import make_text_encoder
@@ -84,6 +92,16 @@ class StableDiffusionContent(ContentStage):
             reason = str(error).splitlines()[0]
             raise ValueError(f"{name_or_path} is not a Stable Diffusion folder: {reason}") from error
 
+    @classmethod
+    def load_text(cls, name_or_path: str) -> dict[str, Any]:
+        """Text encoder and tokenizer alone.
+
+        Raises:
+            ValueError: One is missing.
+        """
+        tokenizer, text_encoder = load_text_encoder(name_or_path)
+        return {"text_encoder": text_encoder, "tokenizer": tokenizer}
+
     @property
     def stock_pipeline(self) -> type[DiffusionPipeline] | None:
         """As ``ContentStage``; none samples such a UNet by flow matching."""
@@ -97,7 +115,7 @@ class StableDiffusionContent(ContentStage):
         return 2 ** (len(self.network.config.block_out_channels) - 1)
 
     def encode(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None = None) -> Condition:
-        return {"encoder_hidden_states": self.token_features(batch, dropped)}
+        return {"encoder_hidden_states": self.text(batch, dropped)["tokens"]}
 
     def forward(
         self, noisy: Float[Tensor, "b c h w"], timesteps: Tensor, condition: Condition,
