@@ -1,9 +1,10 @@
 """Fixtures that several test files share."""
 
+import gc
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,13 @@ from contentmotion.video.write import write_video  # noqa: E402
 
 # A checkpoint name that is no folder may be one of the hub: no test asks the network by accident.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_garbage() -> Iterator[None]:
+    """Garbage with temporary files in it, forked into a reader, would be removed there, and then missed here."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ _NUMBERS: dict[str, Any] = {
     "num_attention_heads": 8,
     "hidden_act": "quick_gelu",
     "content_mode": "softmax",
+    "content_index": 0,
     "residual_decoding": True,
     "attention_window": 0,
 }

@@ -11,10 +11,11 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from contentmotion.config import DistillConfig, TrainContentConfig
+from contentmotion.config import DistillConfig, PerceptualLoss, TrainContentConfig
 from contentmotion.losses import consistency, diffusion
 from contentmotion.losses.consistency import consistency_loss
 from contentmotion.losses.diffusion import diffusion_loss
+from contentmotion.losses.reconstruction import autoencoder_loss
 from contentmotion.stages.stage import Stage
 
 KINDS = ("epsilon", "v_prediction", "sample")
@@ -233,3 +234,21 @@ def test_a_students_target_is_a_copy_of_it() -> None:
     assert player.module is student and player.target is not None
     assert player.target.network.slope is not student.network.slope
     assert player.target.network.slope.item() == student.network.slope.item()
+
+
+def test_autoencoder_loss_is_of_pixels_and_of_flicker() -> None:
+    """Channels that were divided by 3 and 1 weigh 9 to 1; an error that comes and goes costs twice."""
+    latents = torch.zeros(1, 3, 2, 1, 1)
+    error = torch.tensor([[1.0, 0.0], [1.0, 2.0], [1.0, 0.0]])[None, :, :, None, None]  # still; for one frame
+
+    class Whitened(nn.Module):
+        divisors = torch.tensor([3.0, 1.0])
+
+    def loss(vae: nn.Module | None, difference_weight: float) -> float:
+        model: Any = lambda x: x + error  # noqa: E731
+        parts = autoencoder_loss(model, {"latents": latents}, vae, None, PerceptualLoss(), difference_weight)
+        return float(parts["loss"])
+
+    assert loss(None, 0.0) == pytest.approx((3 * 1 + 4) / 6)
+    assert loss(Whitened(), 0.0) == pytest.approx((3 * 1 * 9 / 5 + 4 * 1 / 5) / 6)
+    assert loss(None, 0.5) == pytest.approx((3 * 1 + 4) / 6 + 0.5 * (4 + 4) / 4)

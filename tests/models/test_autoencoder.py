@@ -59,6 +59,15 @@ def test_plain_mean_and_fresh_softmax_agree() -> None:
     torch.testing.assert_close(make_autoencoder(content_mode="mean").encode(x).content, x.mean(1))
 
 
+@pytest.mark.parametrize("index", [0, 2, -1])
+def test_content_frame_can_be_a_frame(index: int) -> None:
+    x = torch.randn(2, 4, 3, 4, 4)
+    encoded = make_autoencoder(content_mode="frame", content_index=index).encode(x)
+    assert torch.equal(encoded.content, x[:, index])
+    fresh = ContentMotionAutoencoder(**SIZES, content_mode="frame", content_index=index)
+    torch.testing.assert_close(fresh(x), x[:, index][:, None].expand_as(x))
+
+
 def test_weights_depend_on_the_video() -> None:
     encoded = make_autoencoder().encode(torch.randn(1, 4, 3, 4, 4))
     assert encoded.weights.std(dim=1).mean() > 0.01

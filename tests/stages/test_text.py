@@ -4,10 +4,11 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.pipelines.sampling import warn_once
-from contentmotion.stages.text import cut_words, make_text_encoder
+from contentmotion.stages.text import cut_words, encode_prompts, make_text_encoder
 
 CAPTIONS = ["a small white star spins", "a large red square moves left over a blue background", "Zebras, 2 of them!"]
 
@@ -27,6 +28,20 @@ def test_tokens_are_those_of_the_captions() -> None:
     ids = tokenizer("a star", padding="max_length", max_length=12).input_ids
     assert ids[0] == tokenizer.bos_token_id and ids[3] == tokenizer.eos_token_id and len(ids) == 12
     assert encoder.config.vocab_size == len(tokenizer) <= 600
+
+
+def test_a_bag_of_words_tells_its_words_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 600, "hidden_size": 32, "num_layers": 1, "max_length": 12}
+    tokenizer, encoder = make_text_encoder(CAPTIONS, **sizes, bag_of_words=True)
+    _, pooled = encode_prompts(tokenizer, encoder, ["", "a small star", "star small a", "a large star"])
+    assert pooled[0].abs().max() == 0, "the empty prompt says nothing"
+    torch.testing.assert_close(pooled[1], pooled[2])
+    assert (pooled[1] - pooled[3]).abs().max() > 0.1
+    pooled.square().sum().backward()
+    rows = encoder.get_input_embeddings().weight.grad.abs().sum(1)
+    silent = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    assert rows[silent].sum() == 0 and rows[tokenizer("small").input_ids[1]] > 0 and torch.isfinite(rows).all()
 
 
 def test_what_is_cut_off_a_prompt_is_named(tiny_pipeline_dir: Path, caplog: pytest.LogCaptureFixture) -> None:

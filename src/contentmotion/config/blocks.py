@@ -69,7 +69,9 @@ class AutoencoderSizes(MotionLatentSizes):
         head_dim: Channels per head.
         mlp_ratio: Width of the GEGLU layers over hidden_size.
         motion_channels: Channels D of the motion latent.
-        content_mode: "softmax": learned weights over frames (Eq. 3); "mean": their plain mean (the ablation).
+        content_mode: "softmax": learned weights over frames (Eq. 3); "mean": their plain mean (the ablation);
+            "frame": one frame as it is (ours): sharp, and any picture can be animated.
+        content_index: Which frame that is; -1 is the last.
         residual_decoding: The decoder predicts the difference from the content frame, starting at zero.
         refine_channels: Width of a convolutional head behind the decoder's patches; 0: none, as in the paper.
         attention_window: Side, in patches, of the windows inside which two of three decoder blocks attend: cheaper
@@ -81,7 +83,8 @@ class AutoencoderSizes(MotionLatentSizes):
     num_heads: Depth = 8
     head_dim: Width = 64
     mlp_ratio: Positive = 4.0
-    content_mode: Literal["softmax", "mean"] = "softmax"
+    content_mode: Literal["softmax", "mean", "frame"] = "softmax"
+    content_index: int = 0
     residual_decoding: bool = True
     refine_channels: Annotated[int, Range(0, 16_384)] = 0
     attention_window: Annotated[int, Range(0, 16_384)] = 0
@@ -97,6 +100,9 @@ class UNetSizes(Settings):
         num_attention_heads: UNet: attention heads.
         text_hidden_size: Text encoder: width.
         text_num_layers: Text encoder: depth.
+        text_max_length: Text encoder: tokens of a prompt.
+        text_start: Text encoder: "clip", as CLIP starts; "words", as a bag of words, whose words alone are then to be
+            trained (trainable_modules): few captions teach the layers above them to say the same of all.
         vocab_size: Text encoder: size of the vocabulary, learned from the captions.
     """
 
@@ -107,6 +113,8 @@ class UNetSizes(Settings):
     num_attention_heads: Depth = 4
     text_hidden_size: Width = 128
     text_num_layers: Depth = 2
+    text_max_length: Annotated[int, Range(3, 1024)] = 32
+    text_start: Literal["clip", "words"] = "clip"
     vocab_size: Annotated[int, Range(1, 10**6)] = 1024
 
     def __post_init__(self) -> None:

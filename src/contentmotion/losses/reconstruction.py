@@ -19,13 +19,19 @@ def autoencoder_players(
     model: nn.Module, vae: Any, lpips: nn.Module | None, config: TrainAutoencoderConfig
 ) -> list[Player]:
     """The video autoencoder, trained by ``autoencoder_loss``."""
-    return [Player(model, lambda model, batch: autoencoder_loss(model, batch, vae, lpips, config.perceptual))]
+
+    def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return autoencoder_loss(model, batch, vae, lpips, config.perceptual, config.difference_weight)
+
+    return [Player(model, loss)]
 
 
 def autoencoder_loss(
-    model: nn.Module, batch: Batch, vae: Any, lpips: nn.Module | None, perceptual: PerceptualLoss
-) -> dict[str, Tensor]:
-    """Squared error of decoded latents (CMD section 3.1), and on request LPIPS of some frames' pixels (ours).
+    model: nn.Module, batch: Batch, vae: Any, lpips: nn.Module | None, perceptual: PerceptualLoss,
+    difference_weight: float = 0.0,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Squared error of decoded latents (CMD section 3.1), on request that of the differences between neighbouring
+    frames, which is flicker, and LPIPS of some frames' pixels (both ours).
 
     Args:
         model: Takes and gives videos (b, t, c, h, w).
@@ -33,19 +39,35 @@ def autoencoder_loss(
         vae: Image VAE, or None for pixels.
         lpips: Distance of images, or None.
         perceptual: Its weight, first step and number of frames.
+        difference_weight: Weight of the squared error of differences.
 
     Returns:
-        "loss", and with LPIPS its parts.
+        "loss", and its parts where it has several.
     """
     x = latents_of(batch, vae)
     decoded = model(x)
-    mse = F.mse_loss(decoded.float(), x)
+    error = channel_weights(vae, x) * (decoded.float() - x)
+    loss = mse = error.square().mean()
+    if difference_weight:
+        loss = loss + difference_weight * error.diff(dim=1).square().mean()
     if lpips is None or batch["step"] <= perceptual.start_step:
-        return {"loss": mse}
+        return {"loss": loss, "mse": mse.detach()} if difference_weight else {"loss": loss}
     true, decoded = draw_frames((x, decoded), perceptual.frames, batch["generator"])
     true, decoded = decode_frames(vae, true), decode_frames(vae, decoded)
     distance = lpips(true.flatten(0, 1), decoded.flatten(0, 1)).mean()
-    return {"loss": mse + perceptual.weight * distance, "mse": mse.detach(), "lpips": distance.detach()}
+    return {"loss": loss + perceptual.weight * distance, "mse": mse.detach(), "lpips": distance.detach()}
+
+
+def channel_weights(vae: Any, like: Tensor) -> Tensor | float:
+    """Factors (c, 1, 1) of latents' errors, their squares 1 on average, that make these errors of pixels again.
+
+    The whitened channels of a PatchVAE were divided by its divisors; channels of other VAEs, and pixels, weigh alike.
+    """
+    divisors = getattr(vae, "divisors", None)
+    if divisors is None:
+        return 1.0
+    divisors = divisors.to(like.device, torch.float32)
+    return (divisors / divisors.square().mean().sqrt())[:, None, None]
 
 
 def latents_of(batch: dict[str, Any], vae: Any) -> Tensor:

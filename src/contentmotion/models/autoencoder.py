@@ -102,7 +102,9 @@ class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
         mlp_ratio: Width of the GEGLU layers over ``hidden_size``.
         motion_channels: Channels D of the motion latent.
         content_mode: ``"softmax"``: a learned weight per frame, channel and pixel (Eq. 3); ``"mean"``: the plain
-            mean of the frames (the paper's ablation).
+            mean of the frames (the paper's ablation); ``"frame"``: one of the frames as it is (ours): sharp, what
+            image models know, and a given picture is a content frame already.
+        content_index: Which frame that is, from 0; negative ones count from the end.
         residual_decoding: Whether the decoder's output is added to the content frame (ours; off in the paper).
         refine_channels: Width of a convolutional head that smooths the seams between the decoder's patches (ours);
             0 is the paper's linear head alone.
@@ -131,7 +133,8 @@ class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
         head_dim: int = 64,
         mlp_ratio: float = 4.0,
         motion_channels: int = 8,
-        content_mode: Literal["softmax", "mean"] = "softmax",
+        content_mode: Literal["softmax", "mean", "frame"] = "softmax",
+        content_index: int = 0,
         residual_decoding: bool = True,
         refine_channels: int = 0,
         attention_window: int = 0,
@@ -142,8 +145,8 @@ class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
         motion_std: list[float] | None = None,
     ) -> None:
         super().__init__()
-        if content_mode not in ("softmax", "mean"):
-            raise ValueError(f'content_mode must be "softmax" or "mean", got {content_mode!r}')
+        if content_mode not in ("softmax", "mean", "frame"):
+            raise ValueError(f'content_mode must be "softmax", "mean" or "frame", got {content_mode!r}')
         require_multiple(hidden_size, 4, "hidden_size")
         self.gradient_checkpointing = False
 
@@ -206,8 +209,11 @@ class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
         if self.config.content_mode == "softmax":
             # In float32 whatever the autocast: the weights of a clip must sum to 1.
             weights = self._unpatchify(self.content_head(u)).float().softmax(dim=1)  # (b, t, c, h, w)
-        else:
+        elif self.config.content_mode == "mean":
             weights = torch.full_like(x, 1 / t, dtype=torch.float32)
+        else:
+            weights = torch.zeros_like(x, dtype=torch.float32)
+            weights[:, self.config.content_index] = 1.0
         content = (x.float() * weights).sum(dim=1).to(x.dtype)  # (b, c, h, w)
         # The motion head is linear, so projecting before averaging would give the same at a higher cost.
         u_x, u_y = u.mean(dim=3), u.mean(dim=2)  # (b, t, H', d), (b, t, W', d)

@@ -100,8 +100,9 @@ def drop_prompts(prompts: Sequence[str], dropped: Bool[Tensor, " b"]) -> list[st
 
 
 def make_text_encoder(
-    captions: Iterable[str], *, vocab_size: int, hidden_size: int, num_layers: int, max_length: int = 32
-) -> tuple[Any, Any]:
+    captions: Iterable[str], *, vocab_size: int, hidden_size: int, num_layers: int, max_length: int = 32,
+    bag_of_words: bool = False,
+) -> tuple[Any, Any]:  # fmt: skip
     """A small CLIP tokenizer and text encoder from scratch, in the layout of a Stable Diffusion folder.
 
     Args:
@@ -110,6 +111,7 @@ def make_text_encoder(
         hidden_size: Width of the encoder; a multiple of 32, the size of its heads.
         num_layers: Depth of the encoder.
         max_length: Tokens per prompt.
+        bag_of_words: Start as ``start_as_words`` says.
 
     Returns:
         Tokenizer and text encoder (untrained; initialised from torch's global generator).
@@ -130,7 +132,28 @@ def make_text_encoder(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return tokenizer, CLIPTextModel(config).to(torch.float32)
+    text_encoder = CLIPTextModel(config).to(torch.float32)
+    if bag_of_words:
+        start_as_words(text_encoder)
+    return tokenizer, text_encoder
+
+
+@torch.no_grad()
+def start_as_words(text_encoder: Any) -> None:
+    """Makes an untrained CLIP text encoder tell prompts apart by their words alone (ours).
+
+    As CLIP starts, places and padding, which is most of a short prompt, are as loud as the words. Here places say
+    nothing, and what begins, ends and pads a prompt is zero and stays so: these tokens carry what attention brings
+    them, the mean of the prompt's words, and the empty prompt is zero to the end.
+    """
+    embeddings = text_encoder.text_model.embeddings if hasattr(text_encoder, "text_model") else text_encoder.embeddings
+    words = embeddings.token_embedding.weight
+    torch.nn.init.normal_(words, std=0.1)
+    torch.nn.init.zeros_(embeddings.position_embedding.weight)
+    silent = [text_encoder.config.bos_token_id, text_encoder.config.eos_token_id]
+    words[silent] = 0
+    # In front of a LayerNorm the gradient at zero has no bound.
+    words.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor(silent, device=gradient.device), 0.0))
 
 
 def _train_tokenizer(captions: Sequence[str], vocab_size: int) -> Any:

@@ -43,8 +43,10 @@ class StableDiffusionContent(ContentStage):
         """See ``Stage.make``; ``vae`` is the image VAE, or None for pixels."""
         channels, height, width = shapes[0]
         tokenizer, text_encoder = make_text_encoder(
-            captions, vocab_size=sizes.vocab_size, hidden_size=sizes.text_hidden_size, num_layers=sizes.text_num_layers
-        )
+            captions, vocab_size=sizes.vocab_size, hidden_size=sizes.text_hidden_size,
+            num_layers=sizes.text_num_layers, max_length=sizes.text_max_length,
+            bag_of_words=sizes.text_start == "words",
+        )  # fmt: skip
         levels = len(sizes.block_out_channels)
         unet = UNet2DConditionModel(
             sample_size=(height, width) if height != width else height,
@@ -61,6 +63,9 @@ class StableDiffusionContent(ContentStage):
             addition_embed_type="text",
             addition_embed_type_num_heads=sizes.num_attention_heads,
         )
+        if sizes.text_start == "words":  # their sum is normalised: a constant beside it would drown them
+            torch.nn.init.zeros_(unet.add_embedding.proj.bias)
+            torch.nn.init.zeros_(unet.add_embedding.pool.v_proj.bias)
         scheduler = make_scheduler("scaled_linear", prediction_type, flow_shift)
         return cls(
             {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet, "scheduler": scheduler}
