@@ -129,7 +129,7 @@ def test_encode_and_decode_are_the_autoencoder(pipe: ContentMotionPipeline) -> N
     assert pipe.decode(content, motion).shape == frames.shape
 
 
-def test_callbacks_see_both_stages(pipe: ContentMotionPipeline) -> None:
+def test_each_stage_has_its_callback(pipe: ContentMotionPipeline) -> None:
     seen = []
 
     def callback(pipeline: ContentMotionPipeline, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
@@ -137,8 +137,12 @@ def test_callbacks_see_both_stages(pipe: ContentMotionPipeline) -> None:
         seen.append((step, tuple(tensors["latents"].shape)))
         return {"latents": torch.zeros_like(tensors["latents"])}
 
-    pipe("a cat", num_inference_steps=2, motion_num_inference_steps=3, callback_on_step_end=callback)
-    assert [step for step, _ in seen] == [0, 1, 2, 3, 4]
+    steps = {"num_inference_steps": 2, "motion_num_inference_steps": 3}
+    pipe("a cat", **steps, callback_on_step_end=callback)
+    assert seen == [(0, (1, 4, 8, 8)), (1, (1, 4, 8, 8))]
+    seen.clear()
+    pipe("a cat", **steps, callback_on_step_end=callback, motion_callback_on_step_end=callback)
+    assert [step for step, _ in seen] == [0, 1, 0, 1, 2]
     assert seen[0][1] == (1, 4, 8, 8)
     assert seen[-1][1] == (1, 3, 4, 8)
 

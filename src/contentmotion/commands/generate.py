@@ -304,6 +304,7 @@ def sample(
             "motion_guidance_scale": config.motion_guidance_scale,
             "content_latents": content_latents,
             "decode_content_frame": content_frames,
+            "motion_callback_on_step_end": callback,
         }
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
         output: Any = pipe(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -30,8 +30,20 @@ def check_inputs(
     output_type: str,
     generator: torch.Generator | list[torch.Generator] | None,
     tensor_inputs: tuple[str, ...],
+    known_tensors: Sequence[str] = ("latents",),
 ) -> tuple[list[str], list[int]]:
     """Checks what ``ContentMotionPipeline.__call__`` was given, see there; returns its prompts and its class labels.
+
+    Args:
+        pipe: The pipeline.
+        prompt: See there, as the others.
+        class_labels: See there.
+        negative_prompt: See there.
+        num_videos_per_prompt: See there.
+        output_type: See there.
+        generator: See there.
+        tensor_inputs: Tensors that the callback wants.
+        known_tensors: Those that it can have.
 
     Raises:
         ValueError: Arguments that do not fit each other or the models.
@@ -40,9 +52,10 @@ def check_inputs(
         raise ValueError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
     if num_videos_per_prompt < 1:
         raise ValueError(f"num_videos_per_prompt must be positive, got {num_videos_per_prompt}")
-    names = set(tensor_inputs) - set(pipe._callback_tensor_inputs)
+    names = set(tensor_inputs) - set(known_tensors)
     if names:
-        raise ValueError(f"callback_on_step_end_tensor_inputs: only latents exists, got {', '.join(sorted(names))}")
+        known = ", ".join(known_tensors)
+        raise ValueError(f"callback_on_step_end_tensor_inputs: {', '.join(sorted(names))}: only {known} exists")
     if pipe.text_encoder is None and hasattr(pipe.unet, "config") and pipe.unet.config.get("cross_attention_dim"):
         raise ValueError(
             "this pipeline has no text encoder: a folder that shares parts with another one, as students do, is "
@@ -76,7 +89,6 @@ class LatentPipeline(DiffusionPipeline):
     """A diffusion pipeline whose ``vae`` draws frames, whose ``text_encoder`` reads prompts."""
 
     default_guidance_scale = 4.0
-    _callback_tensor_inputs = ["latents"]
 
     @property
     def stages(self) -> dict[str, Stage]:
@@ -106,6 +118,30 @@ class LatentPipeline(DiffusionPipeline):
     def check_parts(self) -> None:
         """Raises ``ValueError`` where two networks were not made for one another."""
         raise NotImplementedError
+
+    _interrupt = False
+    _guidance_scale = 1.0
+    _num_timesteps = 0
+
+    @property
+    def guidance_scale(self) -> float:
+        """Guidance of the sampling that runs, or ran last."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether it is guided."""
+        return self._guidance_scale > 1
+
+    @property
+    def num_timesteps(self) -> int:
+        """Its steps."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether ``_interrupt`` was set, which stops after the step that runs."""
+        return self._interrupt
 
     _frames_per_chunk = 16
     _text_features: TextFeatures | None = None
@@ -186,6 +222,7 @@ class LatentPipeline(DiffusionPipeline):
         # In float32, for steps are small differences; flow matching's schedulers start from unit noise.
         latents = noise.to(device, torch.float32) * getattr(scheduler, "init_noise_sigma", 1.0)
         self._progress_bar_config = getattr(self, "_progress_bar_config", {}) | {"desc": stage.name}
+        self._guidance_scale, self._num_timesteps = guidance_scale, len(scheduler.timesteps)
         with self.progress_bar(total=len(scheduler.timesteps)) as progress:
 
             def on_step(step: int, timestep: Tensor, latents: Tensor) -> Tensor:
@@ -193,8 +230,9 @@ class LatentPipeline(DiffusionPipeline):
                 return call_back(step, timestep, latents)
 
             latents = denoise(
-                stage, latents, condition, null, guidance_scale, eta=eta, generator=generator, on_step=on_step
-            )
+                stage, latents, condition, null, guidance_scale, eta=eta, generator=generator, on_step=on_step,
+                interrupted=lambda: self._interrupt,
+            )  # fmt: skip
         return latents.to(self._dtype)
 
     def _postprocess(self, x: Tensor, output_type: str) -> Any:

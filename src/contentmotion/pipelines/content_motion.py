@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
-from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.utils import BaseOutput
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
-from contentmotion.models.patch_vae import PatchVAE
 from contentmotion.pipelines.base import Generators, LatentPipeline, OutputType, StepCallback, check_inputs
+from contentmotion.pipelines.image import arguments_of, make_stock, pipeline_for, resized, stock_settings
 from contentmotion.pipelines.sampling import Sampling, require_finite, resolve_sampling
-from contentmotion.stages.content import content_stage
+from contentmotion.stages.content import NETWORKS, content_stage
+from contentmotion.stages.content.family import ContentStage
 from contentmotion.stages.image_vae import decode_frames, encode_frames, vae_latent_channels, vae_scale_factor
 from contentmotion.stages.motion import MotionStage
 from contentmotion.stages.stage import Stage
@@ -44,51 +44,139 @@ class ContentMotionPipelineOutput(BaseOutput):
     content_frame: list[Image.Image] | np.ndarray | Tensor | None
 
 
-class ContentMotionPipeline(LatentPipeline, StableDiffusionLoraLoaderMixin):
+class ContentMotionPipeline(LatentPipeline):
     """Text- or class-to-video generation through a content frame and a motion latent.
 
-    The content half is a Stable Diffusion pipeline with its own component names, so a Stable Diffusion folder loads as
-    it is, and whatever acts on its UNet or scheduler (``load_lora_weights``, other schedulers) acts here.
+    The content frame is made by a stock diffusers image pipeline (``image_pipeline``) of the same components, called
+    for latents: a folder of a family in ``stages.content`` loads as it is, and what only that pipeline has
+    (``load_lora_weights``, ``load_ip_adapter``, ``encode_prompt`` ...) is had here, too. Models that no stock pipeline
+    has, of classes or of pixels, are sampled by the loop that also samples motion.
 
     Args:
         vae: Image VAE, or None for models of pixels.
-        text_encoder: CLIP text encoder, or None for class-conditional models.
-        tokenizer: Its tokenizer, or None.
-        unet: Content model: UNet2DConditionModel, or DiTTransformer2DModel for class-conditional models.
-        scheduler: Any diffusers scheduler that takes an image UNet.
+        text_encoder: Text encoder, or None for class-conditional models.
+        text_encoder_2: The family's second one.
+        text_encoder_3: Its third.
+        tokenizer: The first one's tokenizer.
+        tokenizer_2: The second one's.
+        tokenizer_3: The third one's.
+        unet: Content model, where it is a UNet (or, of class-conditional models, DiTTransformer2DModel).
+        transformer: Content model, where it is a transformer.
+        scheduler: Any diffusers scheduler that the image pipeline takes.
+        controlnet: Of ControlNet pipelines.
+        image_encoder: Of IP-Adapters.
+        feature_extractor: Of IP-Adapters.
+        safety_checker: Kept for the image pipeline, which does not ask it for latents.
         autoencoder: Joins content frame and motion latent to frames.
         motion_transformer: Motion model.
         motion_scheduler: Its scheduler.
+        image_pipeline: The image pipeline's class and settings, see ``pipelines.image.stock_settings``; the family's
+            own when None.
     """
 
-    model_cpu_offload_seq = "text_encoder->unet->motion_transformer->autoencoder->vae"
+    model_cpu_offload_seq = (
+        "text_encoder->text_encoder_2->text_encoder_3->image_encoder->unet->transformer->motion_transformer->"
+        "autoencoder->vae"
+    )
     _optional_components = [
-        "vae", "text_encoder", "tokenizer", "unet", "scheduler",
+        "vae", "text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3", "unet",
+        "transformer", "scheduler", "controlnet", "image_encoder", "feature_extractor", "safety_checker",
         "autoencoder", "motion_transformer", "motion_scheduler",
     ]  # fmt: skip
+    _stock: DiffusionPipeline | None = None
 
     def __init__(
         self,
-        vae: AutoencoderKL | PatchVAE | None = None,
-        text_encoder: CLIPTextModel | None = None,
-        tokenizer: CLIPTokenizer | None = None,
-        unet: UNet2DConditionModel | None = None,
-        scheduler: KarrasDiffusionSchedulers | None = None,
+        vae: ModelMixin | None = None,
+        text_encoder: PreTrainedModel | None = None,
+        text_encoder_2: PreTrainedModel | None = None,
+        text_encoder_3: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer_2: PreTrainedTokenizerBase | None = None,
+        tokenizer_3: PreTrainedTokenizerBase | None = None,
+        unet: ModelMixin | None = None,
+        transformer: ModelMixin | None = None,
+        scheduler: SchedulerMixin | None = None,
+        controlnet: ModelMixin | None = None,
+        image_encoder: PreTrainedModel | None = None,
+        feature_extractor: object | None = None,
+        safety_checker: PreTrainedModel | None = None,
         autoencoder: ContentMotionAutoencoder | None = None,
         motion_transformer: MotionDiT | None = None,
-        motion_scheduler: KarrasDiffusionSchedulers | None = None,
+        motion_scheduler: SchedulerMixin | None = None,
+        image_pipeline: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=scheduler,
-            autoencoder=autoencoder,
-            motion_transformer=motion_transformer,
-            motion_scheduler=motion_scheduler,
-        )
+        values = locals()
+        self.register_modules(**{name: values[name] for name in self._optional_components})
+        self.register_to_config(image_pipeline=image_pipeline)
+
+    @classmethod
+    def from_image_pipeline(
+        cls,
+        image_pipe: DiffusionPipeline,
+        autoencoder: ContentMotionAutoencoder,
+        motion_transformer: MotionDiT | None = None,
+        motion_scheduler: SchedulerMixin | None = None,
+    ) -> Self:
+        """A video pipeline whose content frames a given image pipeline makes, as it stands: with its ControlNet, its
+        adapters, its scheduler.
+
+        Args:
+            image_pipe: A pipeline of diffusers, of a family in ``stages.content``.
+            autoencoder: Made for its VAE's latents.
+            motion_transformer: Made for this autoencoder and the family's text; None: content frames alone.
+            motion_scheduler: The motion model's.
+
+        Raises:
+            ValueError: The pipeline is of no known family, or the models were not made for one another.
+        """
+        parts = {name: part for name, part in image_pipe.components.items() if part is not None}
+        if foreign := sorted(parts.keys() - set(cls._optional_components)):
+            raise ValueError(f"a {type(image_pipe).__name__} has a {foreign[0]}: no content stage has such a component")
+        if not any(name in parts for name in NETWORKS):
+            raise ValueError(f"a {type(image_pipe).__name__} has no {' and no '.join(NETWORKS)}")
+        content_stage(parts)
+        own = {"autoencoder": autoencoder, "motion_transformer": motion_transformer}
+        pipe = cls(**parts, **own, motion_scheduler=motion_scheduler, image_pipeline=stock_settings(image_pipe))
+        pipe._stock = image_pipe
+        pipe.check_parts()
+        return pipe
+
+    @property
+    def image_pipeline(self) -> DiffusionPipeline | None:
+        """The stock pipeline that makes the content frames, of this pipeline's components: what is replaced here is
+        replaced there, and the other way round. None where this pipeline samples them itself."""
+        if not any(getattr(self, name) is not None for name in NETWORKS):
+            return None
+        if self._stock is None:
+            stock = content_stage(self.components).stock_pipeline
+            if stock is not None:
+                self._stock = make_stock(stock, self.config.get("image_pipeline"), self.components)
+        else:  # its own loaders may have put something in place
+            changed = {n: part for n, part in self._stock.components.items() if part is not getattr(self, n)}
+            self.register_modules(**changed)
+            if content_stage(self.components).stock_pipeline is None:
+                return None
+        return self._stock
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in self._optional_components and self._stock is not None and name in self._stock.components:
+            self._stock.register_modules(**{name: value})
+
+    def __getattr__(self, name: str) -> Any:
+        """What the image pipeline has and this one has not, such as its loaders."""
+        if not name.startswith("_") and name not in self._optional_components and name != "image_pipeline":
+            stock = self.image_pipeline
+            if stock is not None and hasattr(type(stock), name):
+                return getattr(stock, name)
+        return super().__getattr__(name)
+
+    @property
+    def _network(self) -> Any:
+        """The content model, where there is one."""
+        return next((network for name in NETWORKS if (network := getattr(self, name)) is not None), None)
 
     def check_parts(self) -> None:
         """Checks that the networks were made for one another.
@@ -102,8 +190,10 @@ class ContentMotionPipeline(LatentPipeline, StableDiffusionLoraLoaderMixin):
                 f"the autoencoder takes frames of {self.autoencoder.config.in_channels} channels, "
                 f"the image VAE makes {channels}"
             )
-        if self.unet is not None and self.unet.config.in_channels != channels:
-            raise ValueError(f"the content model takes {self.unet.config.in_channels} channels, not {channels}")
+        if self._network is not None:
+            taken = content_stage(self.components).latent_channels
+            if taken != channels:
+                raise ValueError(f"the content model takes {taken} channels, not {channels}")
         if self.motion_transformer is not None and self.autoencoder is not None:
             motion, own = self.motion_transformer.config, self.autoencoder.config
             if (motion.motion_channels, motion.content_channels) != (own.motion_channels, own.in_channels):
@@ -122,7 +212,7 @@ class ContentMotionPipeline(LatentPipeline, StableDiffusionLoraLoaderMixin):
     def stages(self) -> dict[str, Stage]:
         """Those of "content" and "motion" that this pipeline has."""
         stages: dict[str, Stage] = {}
-        if self.unet is not None:
+        if self._network is not None:
             stages["content"] = content_stage(self.components)
         if self.motion_transformer is not None:
             stages["motion"] = MotionStage(self.components)
@@ -133,7 +223,7 @@ class ContentMotionPipeline(LatentPipeline, StableDiffusionLoraLoaderMixin):
         """Classes of a class-conditional pipeline, the null class not counted."""
         if self.motion_transformer is not None:
             return self.motion_transformer.config.num_classes
-        return self.unet.config.num_embeds_ada_norm
+        return self._network.config.num_embeds_ada_norm
 
     @property
     def clip_shape(self) -> tuple[int, int, int]:
@@ -165,6 +255,8 @@ class ContentMotionPipeline(LatentPipeline, StableDiffusionLoraLoaderMixin):
         return_dict: bool = True,
         callback_on_step_end: StepCallback = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] = ("latents",),
+        motion_callback_on_step_end: StepCallback = None,
+        **image_arguments: Any,
     ) -> ContentMotionPipelineOutput | tuple:
         """Generates videos.
 
@@ -190,19 +282,29 @@ class ContentMotionPipeline(LatentPipeline, StableDiffusionLoraLoaderMixin):
             output_type: "pil", "np", "pt" or "latent".
             decode_content_frame: Whether to decode the content frame besides; when not, the output's is None.
             return_dict: Whether to return an output object rather than a tuple.
-            callback_on_step_end: Called after each step, of content first, then of motion, the steps counted through.
-            callback_on_step_end_tensor_inputs: Tensors it gets; only "latents" exists.
+            callback_on_step_end: Called after each step of the content frame, as diffusers' image pipelines call it.
+                Where it sets ``_interrupt``, no motion is made: the output's ``frames`` are None.
+            callback_on_step_end_tensor_inputs: Tensors it gets, of those that the image pipeline lets it have.
+            motion_callback_on_step_end: Called after each step of the motion, with "latents".
+            **image_arguments: What else the image pipeline takes. With ``image`` (and ``strength``) or ``mask_image``
+                it is the family's image-to-image or inpainting pipeline. ``prompt_embeds`` are for the content frame;
+                the motion model reads the prompt.
 
         Returns:
             Videos and the content frames they were made from.
 
         Raises:
             ValueError: Arguments that do not fit each other or the models.
+            TypeError: An argument that neither this pipeline nor the image pipeline takes.
         """
+        self._interrupt = False
+        stock = self._image_pipeline_for(image_arguments, content_latents, eta, latents)
         call_back, names = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        on_motion_step, _ = self._step_callback(motion_callback_on_step_end, ("latents",))
         prompts, labels = check_inputs(
-            self, prompt, class_labels, negative_prompt, num_videos_per_prompt, output_type, generator, names
-        )
+            self, prompt, class_labels, negative_prompt, num_videos_per_prompt, output_type, generator, names,
+            getattr(stock, "_callback_tensor_inputs", ("latents",)),
+        )  # fmt: skip
         sampling = resolve_sampling(
             self, num_inference_steps, motion_num_inference_steps, guidance_scale, motion_guidance_scale
         )
@@ -215,29 +317,132 @@ class ContentMotionPipeline(LatentPipeline, StableDiffusionLoraLoaderMixin):
         moving = self.motion_transformer is not None
         planes = self._motion_shape(shape, num_frames) if moving else ()  # what cannot be made is said before sampling
         shared: dict[str, Any] = {"eta": eta, "generator": generator}
-        before = 0
-        if content_latents is None:
-            content = self._content(given, null, (size, *shape), latents, sampling, call_back=call_back, **shared)
-            before = len(self.scheduler.timesteps)
-        else:
+        if content_latents is not None:
             content = content_latents.to(self._execution_device, self._dtype)
+        elif stock is not None:
+            said = {
+                "prompt": prompt,
+                "negative_prompt": negative_prompt,
+                "num_images_per_prompt": num_videos_per_prompt,
+            }
+            content = self._stock_content(
+                stock, given, null, (size, *shape), latents, sampling, said, image_arguments,
+                callback=callback_on_step_end, names=names, **shared,
+            )  # fmt: skip
+        else:
+            content = self._content(given, null, (size, *shape), latents, sampling, call_back=call_back, **shared)
+        moving = moving and not self._interrupt
         x = content[:, None]  # (b, 1 + t, c, h, w): the content frame and the frames, one pass through the VAE
         if moving:
             motion = self._motion(
-                given, null, content, (size, *planes), motion_latents, sampling,
-                call_back=lambda step, timestep, latents: call_back(before + step, timestep, latents), **shared,
-            )  # fmt: skip
+                given, null, content, (size, *planes), motion_latents, sampling, call_back=on_motion_step, **shared
+            )
             frames = self.autoencoder.decode(content, motion)
             x = torch.cat([x, frames], dim=1) if decode_content_frame else frames
         output = self._finish(x, moving, decode_content_frame or not moving, output_type)
         return output if return_dict else (output.frames, output.content_frame)
 
+    def _image_pipeline_for(
+        self, arguments: Mapping[str, Any], content_latents: Tensor | None, eta: float, noise: Tensor | None
+    ) -> DiffusionPipeline | None:
+        """The stock pipeline that makes the content frames of such a call; None: none does.
+
+        Raises:
+            TypeError: An argument that it does not take, or that there is no use for.
+        """
+        stock = self.image_pipeline if content_latents is None else None
+        if "num_images_per_prompt" in arguments:
+            raise TypeError("num_images_per_prompt: say num_videos_per_prompt")
+        if stock is None and arguments:
+            reason = "with content_latents" if content_latents is not None else "for such a model"
+            raise TypeError(f"{', '.join(sorted(arguments))}: {reason} no image pipeline is called that could take it")
+        if stock is None:
+            return None
+        own = {"eta": eta or None, "latents": noise}
+        return pipeline_for(stock, set(arguments) | {name for name, value in own.items() if value is not None})
+
+    def _stock_content(
+        self, stock: DiffusionPipeline, told: dict[str, Tensor], null: dict[str, Tensor] | None,
+        shape: tuple[int, ...], noise: Tensor | None, sampling: Sampling, said: Mapping[str, Any],
+        arguments: Mapping[str, Any], *, eta: float, generator: Generators, callback: StepCallback,
+        names: tuple[str, ...],
+    ) -> Float[Tensor, "b c h w"]:  # fmt: skip
+        """Content frames (scaled latents) by a stock pipeline.
+
+        Args:
+            stock: See ``_image_pipeline_for``.
+            told: Text features of the prompts, one item a video.
+            null: Those of the negative prompts; None where nothing is guided.
+            shape: Of all content frames.
+            noise: Initial noise, or None.
+            sampling: Steps and guidance.
+            said: The prompts as they came, for a stock pipeline that has to encode them itself.
+            arguments: What else it gets.
+            eta: DDIM's.
+            generator: Source of the noise, or one per video.
+            callback: The caller's, or None.
+            names: Tensors that the callback gets.
+        """
+        stage, taken, factor = content_stage(self.components), arguments_of(stock), vae_scale_factor(self.vae)
+        height, width = shape[2] * factor, shape[3] * factor
+        if noise is not None and tuple(noise.shape) != shape:
+            raise ValueError(f"initial noise of shape {tuple(noise.shape)}, {shape} needed")
+
+        def on_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            self._guidance_scale, self._num_timesteps = pipe._guidance_scale, pipe.num_timesteps
+            changed = tensors if callback is None else callback(self, step, timestep, tensors)
+            pipe._guidance_scale, pipe._interrupt = self._guidance_scale, self._interrupt
+            return changed
+
+        call = {
+            "num_inference_steps": sampling.steps, "guidance_scale": sampling.guidance_scale, "generator": generator,
+            "output_type": "latent", "callback_on_step_end": on_step,
+            "callback_on_step_end_tensor_inputs": list(names),
+        }  # fmt: skip
+        optional = {"height": height, "width": width, "eta": eta, **stage.stock_arguments}
+        if noise is not None:
+            optional["latents"] = noise.to(self._execution_device, self._dtype)
+        call |= {name: value for name, value in optional.items() if name in taken}
+        if self._encodes_itself(stock, stage, said, arguments):
+            left_out = [name for name in ("prompt", "negative_prompt") if f"{name}_embeds" in arguments]
+            text = {n: value for n, value in said.items() if value is not None and n not in left_out}
+        else:
+            text = stage.stock_text(told, null if sampling.guidance_scale > 1 else None)
+        if foreign := sorted(text.keys() - taken):
+            raise TypeError(f"a {type(stock).__name__} takes no {foreign[0]}")
+        if "height" not in taken:
+            arguments = {
+                name: resized(stock, value, height, width) if name in ("image", "mask_image") else value
+                for name, value in arguments.items()
+            }
+        stock.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}) | {"desc": stage.name})
+        latents = stage.from_stock(stock(**call | text | dict(arguments)).images).to(self._dtype)
+        if tuple(latents.shape) != shape:
+            raise ValueError(f"the image pipeline made latents of shape {tuple(latents.shape)}, {shape} needed")
+        require_finite(f"the {stage.name} model", latents)
+        return latents
+
+    @staticmethod
+    def _encodes_itself(stock: Any, stage: ContentStage, said: Mapping[str, Any], arguments: Mapping[str, Any]) -> bool:
+        """Whether the stock pipeline has to read the prompts: its arguments, its settings or its tokenizer may change
+        what they mean. If not it gets features, which the motion model and the text cache then share."""
+        prompts, negative = said["prompt"], said["negative_prompt"]
+        convert = getattr(stock, "maybe_convert_prompt", lambda prompt, tokenizer: prompt)  # textual inversion
+        return bool(
+            arguments
+            or negative is not None
+            and "" in ([negative] if isinstance(negative, str) else negative)
+            or not stage.hears_as_stock(stock.config)
+            or convert(prompts, stock.tokenizer) != prompts
+        )
+
     def _content(
         self, told: dict[str, Tensor], null: dict[str, Tensor] | None, shape: tuple[int, ...], noise: Tensor | None,
         sampling: Sampling, *, eta: float, generator: Generators, call_back: Any,
     ) -> Float[Tensor, "b c h w"]:  # fmt: skip
-        """Content frames (scaled latents) of what ``Stage.encode`` takes; ``null`` is None where nothing is guided."""
-        stage = self.stages["content"]
+        """Content frames of models that no stock pipeline has, of what ``Stage.encode`` takes; ``null`` is None where
+        nothing is guided."""
+        stage = content_stage(self.components)
         return self._sample(
             stage, shape, noise, stage.encode(told), null and stage.encode(null), steps=sampling.steps,
             guidance_scale=sampling.guidance_scale, eta=eta, generator=generator, call_back=call_back,
@@ -296,8 +501,8 @@ class ContentMotionPipeline(LatentPipeline, StableDiffusionLoraLoaderMixin):
 
     def _content_shape(self, given: Tensor | None, size: int, height: int | None, width: int | None) -> tuple[int, ...]:
         """Shape of a content frame: of those given, or of those to make."""
-        if given is None and self.unet is None:
-            raise ValueError("this pipeline has no content model (unet): give content_latents")
+        if given is None and self._network is None:
+            raise ValueError("this pipeline has no content model: give content_latents")
         if given is None:
             return self._sampled_shape(height, width)
         if len(given) != size:
@@ -306,7 +511,7 @@ class ContentMotionPipeline(LatentPipeline, StableDiffusionLoraLoaderMixin):
 
     @property
     def _dtype(self) -> torch.dtype:
-        return (self.unet if self.unet is not None else self.motion_transformer).dtype
+        return (self._network if self._network is not None else self.motion_transformer).dtype
 
     def sample_shapes(
         self, num_frames: int | None = None, height: int | None = None, width: int | None = None
@@ -328,7 +533,7 @@ class ContentMotionPipeline(LatentPipeline, StableDiffusionLoraLoaderMixin):
                 config = self.autoencoder.config
                 default, multiple = (config.sample_height, config.sample_width)[i], config.patch_size
             else:
-                size = self.unet.config.sample_size
+                size = self._network.config.sample_size
                 default, multiple = (size if isinstance(size, int) else size[i]), 1
             if self.motion_transformer is not None:
                 motion = self.motion_transformer.config
@@ -338,7 +543,7 @@ class ContentMotionPipeline(LatentPipeline, StableDiffusionLoraLoaderMixin):
             if given <= 0 or given % (factor * multiple):
                 raise ValueError(f"{name} must be a multiple of {factor * multiple}, got {given}")
             sides.append(given // factor)
-        return (self.unet.config.in_channels, *sides)
+        return (content_stage(self.components).latent_channels, *sides)
 
     def _motion_shape(self, content_shape: tuple[int, ...], num_frames: int | None) -> tuple[int, int, int]:
         """Channels, frames and places of the motion latent that goes with a content frame.

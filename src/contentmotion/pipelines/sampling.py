@@ -127,6 +127,7 @@ def denoise(
     eta: float = 0.0,
     generator: torch.Generator | list[torch.Generator] | None = None,
     on_step: Callable[[int, Tensor, Tensor], Tensor] = lambda step, timestep, latents: latents,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> Tensor:
     """The sampling loop of every stage.
 
@@ -140,6 +141,7 @@ def denoise(
         eta: For schedulers that know it.
         generator: Source of noise, for schedulers that add some.
         on_step: Gets (number, timestep, latents) after each step and returns the latents to go on with.
+        interrupted: Asked before each step whether to stop there.
 
     Raises:
         ValueError: The network's numbers are not finite.
@@ -152,6 +154,8 @@ def denoise(
     scale_input = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)  # flow matching's have none
     channels = latents.shape[1]
     for i, t in enumerate(scheduler.timesteps):
+        if interrupted():
+            break
         noisy = torch.cat([latents, latents]) if guided else latents
         output = stage(scale_input(noisy, t), t, both)
         # Without a learned variance; float32, for guidance is a difference of nearly equal numbers; a copy, for a

@@ -151,6 +151,7 @@ class VideoLatentPipeline(LatentPipeline):
         Raises:
             ValueError: Arguments that do not fit each other or the models.
         """
+        self._interrupt = False
         call_back, names = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         prompts, _ = check_inputs(
             self, prompt, None, negative_prompt, num_videos_per_prompt, output_type, generator, names

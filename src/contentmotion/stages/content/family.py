@@ -37,6 +37,11 @@ class ContentStage(Stage):
         """``stock``, where it takes these components: none takes models of pixels."""
         return self.stock if self.components.get("vae") is not None else None
 
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a content frame."""
+        return self.network.config.in_channels  # type: ignore[return-value]
+
     def stock_text(self, text: Mapping[str, Tensor], null: Mapping[str, Tensor] | None) -> dict[str, Any]:
         """Text features as arguments of the stock pipeline's call, which then encodes no text itself.
 

@@ -1,0 +1,92 @@
+"""The stock diffusers image pipeline that makes content frames: built of our components, chosen by its arguments."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import diffusers
+from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, DiffusionPipeline
+from PIL import Image
+
+from contentmotion.loading import quiet
+
+CLASS = "class"  # in the settings of a stock pipeline that model_index.json has
+
+
+def stock_settings(pipe: DiffusionPipeline) -> dict[str, Any]:
+    """What of a stock pipeline is not in its components: its class and the plain arguments of its constructor."""
+    _, plain = pipe._get_signature_keys(type(pipe))
+    return {CLASS: type(pipe).__name__} | {name: pipe.config[name] for name in plain if name in pipe.config}
+
+
+def make_stock(
+    default: type[DiffusionPipeline], settings: Mapping[str, Any] | None, components: Mapping[str, Any]
+) -> DiffusionPipeline:
+    """A stock pipeline of these components.
+
+    Args:
+        default: Its class, where the settings name none.
+        settings: See ``stock_settings``; None: the class's own.
+        components: By its names; what it does not know is left out.
+
+    Raises:
+        ValueError: The settings' class is none of diffusers' pipelines.
+    """
+    settings = dict(settings or {})
+    name = settings.pop(CLASS, default.__name__)
+    cls = getattr(diffusers, name, None)
+    if not (inspect.isclass(cls) and issubclass(cls, DiffusionPipeline)):
+        raise ValueError(f"{name} is no pipeline of diffusers {diffusers.__version__}")
+    modules, plain = cls._get_signature_keys(cls)
+    if "requires_safety_checker" in plain:
+        settings.setdefault("requires_safety_checker", False)
+    with quiet():
+        return cls(**{module: components.get(module) for module in modules} | settings)
+
+
+def arguments_of(pipe: DiffusionPipeline) -> set[str]:
+    """Names of what a pipeline's call takes."""
+    return {
+        name for name, given in inspect.signature(pipe.__call__).parameters.items() if given.kind != given.VAR_KEYWORD
+    }
+
+
+def pipeline_for(pipe: DiffusionPipeline, names: Iterable[str]) -> DiffusionPipeline:
+    """The pipeline that takes these arguments: the one given, or with its components the image-to-image or inpainting
+    pipeline of the same family, which are diffusers' own choice.
+
+    Raises:
+        TypeError: None of them takes them all.
+    """
+    unknown = sorted(set(names) - arguments_of(pipe))
+    if not unknown:
+        return pipe
+    known = arguments_of(pipe)
+    for auto in (AutoPipelineForImage2Image, AutoPipelineForInpainting):
+        try:
+            with quiet():
+                other = auto.from_pipe(pipe)
+        except ValueError:  # no such pipeline in this family
+            continue
+        known |= arguments_of(other)
+        if set(names) <= arguments_of(other):
+            return other
+    unknown = [name for name in unknown if name not in known] or unknown
+    close = difflib.get_close_matches(unknown[0], sorted(known), n=1)
+    raise TypeError(
+        f"{', '.join(unknown)}: neither ContentMotionPipeline nor its image pipeline, {type(pipe).__name__}, takes "
+        f"such an argument{f' (did you mean {close[0]}?)' if close else ''}"
+    )
+
+
+def resized(pipe: DiffusionPipeline, image: Any, height: int, width: int) -> Any:
+    """Pictures as a pipeline without ``height`` and ``width`` takes them, which makes images of their size; arrays and
+    tensors as they are."""
+    if isinstance(image, list):
+        return [resized(pipe, one, height, width) for one in image]
+    if isinstance(image, Image.Image):
+        return image if image.size == (width, height) else pipe.image_processor.resize(image, height, width)
+    return image
