@@ -27,7 +27,7 @@ from contentmotion.config import (
     TrainMotionConfig,
     parse_bucket,
 )
-from contentmotion.run_dir import prepare_output_dir, write_config
+from contentmotion.run_dir import owned_folder, prepare_output_dir, write_config
 from contentmotion.saving import replacing_file
 
 WORDS = "a list (words separated by spaces), each text"
@@ -432,3 +432,40 @@ def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert user_message(caught.value) == f"{tmp_path / 'a.bin'}: No space left on device"
     assert not list(tmp_path.iterdir())
+
+
+OWNER = """
+import sys, time
+from contentmotion.run_dir import owned_folder
+with owned_folder(sys.argv[1]):
+    print("mine", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_owner_a_folder(tmp_path: Path) -> None:
+    """The second is told who works there; of a killed one the lock and what it left half written go."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with subprocess.Popen([sys.executable, "-c", OWNER, str(folder)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"mine\n"
+        said = rf"out is in use: process {other.pid} on .* works there since 20"
+        with pytest.raises(ValueError, match=said), owned_folder(tmp_path / "." / "out"):
+            pass
+        (folder / f".000-x.{other.pid}.webm").touch()
+        (tmp_path / f".out.{other.pid}.partial").mkdir()
+        (folder / ".mine.webm").touch()
+        other.kill()
+    with owned_folder(folder):
+        assert [path.name for path in folder.iterdir()] == [".mine.webm"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".out.lock", "out"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_command_is_refused_a_folder_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["inspect", "--train_data_dir", str(tmp_path / "no"), "--output_dir", str(tmp_path / "out")]
+    with owned_folder(tmp_path / "out"):
+        assert main(words) == 1
+    assert f"out is in use: process {os.getpid()} on" in capsys.readouterr().err
+    assert main(words) == 1 and "in use" not in capsys.readouterr().err
+    assert not (tmp_path / "out").exists(), "a command that is refused leaves nothing"

@@ -6,13 +6,14 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 
 import contentmotion
 from contentmotion import config
 from contentmotion.arguments import Command, UsageError, did_you_mean, help_text, parse_config
 from contentmotion.config.common import printable
-from contentmotion.run_dir import is_out_of_memory, leave_processes
+from contentmotion.run_dir import is_out_of_memory, leave_processes, owned_folder
 
 DEBUG_VARIABLE = "CONTENTMOTION_DEBUG"
 PLAN = "contentmotion.cost.plan:print_plan"
@@ -152,7 +153,9 @@ def run(words: list[str]) -> int:
     settings = parse_config(name, command.config_class, command.positional, words[1:])
     target = command.dry_run if command.dry_run and settings.dry_run else command.function
     module, _, function = target.partition(":")
-    getattr(import_module(module), function)(settings)
+    writes = target == command.function and hasattr(settings, "output_dir") and not getattr(settings, "compare", None)
+    with owned_folder(settings.output_dir) if writes else nullcontext():
+        getattr(import_module(module), function)(settings)
     leave_processes()
     return 0
 

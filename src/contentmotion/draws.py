@@ -53,15 +53,17 @@ def randint(high: int, shape: Sequence[int], source: Source) -> Tensor:
     return _draw(lambda full, generator: torch.randint(high, full, generator=generator), shape, source, 0)
 
 
-def std(x: Tensor, source: Source) -> Tensor:
-    """Standard deviation of all values of a batch, those of the other processes included. No gradient passes."""
-    if not isinstance(source, BatchGenerator) or source.num_processes == 1:
-        return x.std()
-    with torch.no_grad():
-        sums = torch.stack([x.double().sum(), x.double().square().sum()])
+@torch.no_grad()
+def channel_std(x: Tensor, source: Source) -> Tensor:
+    """Standard deviation of each channel of a batch (b, c, ...) as (1, c, 1, ...), those of the other processes
+    included. No gradient passes."""
+    values = x.detach().transpose(0, 1).flatten(1).double()  # (c, n)
+    sums, count = torch.stack([values.sum(dim=1), values.square().sum(dim=1)]), values.shape[1]
+    if isinstance(source, BatchGenerator) and source.num_processes > 1:
         torch.distributed.all_reduce(sums)
-        count = x.numel() * source.num_processes
-        return ((sums[1] - sums[0].square() / count) / (count - 1)).sqrt().to(x.dtype)
+        count *= source.num_processes
+    variance = (sums[1] - sums[0].square() / count) / max(count - 1, 1)
+    return variance.clamp(min=0).sqrt().to(x.dtype).view(1, -1, *[1] * (x.dim() - 2))
 
 
 def _draw(

@@ -188,6 +188,10 @@ def load_model(cls: Any, path: str, subfolder: str | None, what: str, dtype: tor
     for kind, reason in (("missing_keys", "its file lacks"), ("unexpected_keys", "its file has unknown")):
         if names := sorted(info[kind]):
             raise ValueError(f"cannot load {what}: {reason} {listed(names)}: the weights are of another architecture")
+    if getattr(model.config, "time_cond_proj_dim", None):  # some LCMs: sampled without, they draw something else
+        raise ValueError(
+            f"cannot load {what}: it is told the guidance scale (time_cond_proj_dim), which is not done here"
+        )
     require_finite_weights(model, what)
     return model.eval()
 

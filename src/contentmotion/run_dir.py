@@ -6,47 +6,144 @@ import dataclasses
 import gc
 import os
 import platform
+import shutil
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
-from contentmotion.saving import replacing_file
+from contentmotion.saving import find_leftovers, replacing_file
 
 ENVIRONMENT = "environment.json"  # in a training run's folder
+LAST_BREATH = 15.0  # seconds
 
 if TYPE_CHECKING:
     import torch
     from accelerate import PartialState
 
 
-def prepare_output_dir(path: str | Path, command: str, config: Any) -> Path:
-    """Makes a run's folder and writes its resolved settings there as ``config.yaml``, which repeats the run.
-
-    Args:
-        path: The folder; created when missing.
-        command: The command's name.
-        config: Its config dataclass.
+def make_output_dir(path: str | Path) -> Path:
+    """Makes a run's folder, if it is missing.
 
     Raises:
-        OSError: The folder cannot be written.
+        OSError: It cannot be made.
     """
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if not is_main_process():
-            return path
-        if any(path.glob("checkpoint-*")):
-            _tell_changes(path / "config.yaml", config)
-        write_config(path / "config.yaml", command, config)
     except OSError as error:
         raise OSError(f"output folder {path} is not writable: {error.strerror}") from error
     return path
+
+
+def prepare_output_dir(path: str | Path, command: str, config: Any) -> Path:
+    """``make_output_dir`` and ``record_settings``: for commands that know by now that they will run."""
+    path = make_output_dir(path)
+    record_settings(path, command, config)
+    return path
+
+
+def record_settings(path: Path, command: str, config: Any, used: Any = None) -> None:
+    """Writes a run's settings as ``config.yaml``, which repeats the run; says what changed where a training goes on.
+
+    Only when the run really starts: a command that is refused leaves those of the run before.
+
+    Args:
+        path: The run's folder.
+        command: The command's name.
+        config: Its config dataclass.
+        used: The same as the run uses it, where a checkpoint has the last word.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    if not is_main_process():
+        return
+    try:
+        if any(path.glob("checkpoint-*")):
+            _tell_changes(path / "config.yaml", config)
+        write_config(path / "config.yaml", command, config if used is None else used)
+    except OSError as error:
+        raise OSError(f"output folder {path} is not writable: {error.strerror}") from error
+
+
+@contextmanager
+def owned_folder(path: str | Path) -> Iterator[None]:
+    """Keeps a folder to this run: another one that asks for it meanwhile is told who works there.
+
+    The lock lies beside the folder (in it where nothing can be written there), and ends with its process, however that
+    ends. What a killed run left half written is removed.
+
+    Raises:
+        ValueError: Another run has it.
+    """
+    if not is_main_process():
+        yield
+        return
+    path = Path(os.path.realpath(path))
+    handle = _lock(path.with_name(f".{path.name}.lock"), path) or _lock(path / ".lock", path)
+    try:
+        for leftover in find_leftovers(path) if handle is not None else ():
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        yield
+    finally:
+        if handle is not None:
+            with suppress(OSError):
+                os.unlink(handle.name)
+            handle.close()
+
+
+def _lock(file: Path, folder: Path) -> IO[str] | None:
+    """A file that is locked as long as it is open; None where that is not possible here."""
+    deadline = time.monotonic() + LAST_BREATH
+    while True:
+        try:
+            import fcntl
+
+            file.parent.mkdir(parents=True, exist_ok=True)
+            handle = open(file, "a+", encoding="utf-8")  # noqa: SIM115
+        except (OSError, ImportError):
+            return None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.exists(file) and os.path.samestat(os.stat(file), os.fstat(handle.fileno())):
+                break
+            handle.close()  # its owner has just removed it
+        except BlockingIOError:
+            handle.seek(0)
+            owner = (handle.read() + "\n" * 3).splitlines()
+            handle.close()
+            # Processes that read data for a killed run outlive it by seconds.
+            if owner[0] == platform.node() and not _is_alive(owner[1]) and time.monotonic() < deadline:
+                time.sleep(0.2)
+                continue
+            raise ValueError(
+                f"{folder} is in use: process {owner[1]} on {owner[0]} works there since {owner[2]}; wait for it, or "
+                "choose another --output_dir"
+            ) from None
+        except OSError:  # a file system without locks
+            handle.close()
+            return None
+    handle.truncate(0)
+    handle.write(f"{platform.node()}\n{os.getpid()}\n{time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+    handle.flush()
+    return handle
+
+
+def _is_alive(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except OSError:  # another user's
+        pass
+    return True
 
 
 def is_main_process() -> bool:
@@ -95,7 +192,7 @@ def _tell_changes(path: Path, config: Any) -> None:
     if changed:
         print(
             f"{path.parent} goes on with other settings than before: {', '.join(changed)}. The learning rate, and what "
-            "Adam and the moving average are set to, stay as its checkpoint has them.",
+            "Adam is set to, stay as its checkpoint has them.",
             file=sys.stderr,
         )
 

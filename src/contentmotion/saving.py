@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -67,7 +69,7 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     it back.
     """
     path = Path(path)
-    partial, old = path.with_name(f".{path.name}.partial"), _old(path)
+    partial, old = path.with_name(f".{path.name}.{os.getpid()}.partial"), _old(path)
     restore_folder(path)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -87,6 +89,18 @@ def restore_folder(path: str | Path) -> None:
     path = Path(path)
     if _old(path).exists() and not path.exists():
         os.replace(_old(path), path)
+
+
+def find_leftovers(path: Path) -> list[Path]:
+    """What ``replacing_file`` and ``replacing_folder`` left in a folder, two levels deep, or beside it, when killed.
+
+    Args:
+        path: A folder that nobody writes to.
+    """
+    names = re.compile(r"\..+\.\d+(\.\w+)?")
+    inside = [found for pattern in (".*.*", "*/.*.*", "*/*/.*.*") for found in path.glob(pattern)]
+    beside = path.parent.glob(f".{glob.escape(path.name)}.*.partial")
+    return [found for found in (*inside, *beside) if names.fullmatch(found.name)]
 
 
 def _old(path: Path) -> Path:

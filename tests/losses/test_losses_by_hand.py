@@ -3,6 +3,7 @@ weighed, where gradients go."""
 
 import math
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from contentmotion.config import DistillConfig, PerceptualLoss, TrainContentConf
 from contentmotion.losses import consistency, diffusion
 from contentmotion.losses.consistency import consistency_loss
 from contentmotion.losses.diffusion import diffusion_loss
-from contentmotion.losses.reconstruction import autoencoder_loss
+from contentmotion.losses.reconstruction import autoencoder_loss, image_vae_loss
 from contentmotion.stages.stage import Stage
 
 KINDS = ("epsilon", "v_prediction", "sample")
@@ -218,7 +219,7 @@ def test_consistency_loss(kind: str, guidance: float) -> None:
     assert losses["loss"].item() == pytest.approx(loss.item(), rel=1e-3)
     assert student.network.slope.grad.item() == pytest.approx(gradient.item(), rel=1e-3)
     assert target.network.slope.grad is None and teacher.network.slope.grad is None
-    deviations = sample.detach().flatten(1).std(1) / x0.flatten(1).std(1)
+    deviations = sample.detach().flatten(2).std(2) / x0.flatten(2).std(2)
     assert losses["x0_std_ratio"].item() == pytest.approx(deviations.log().mean().exp().item(), rel=1e-3)
 
 
@@ -252,3 +253,22 @@ def test_autoencoder_loss_is_of_pixels_and_of_flicker() -> None:
     assert loss(None, 0.0) == pytest.approx((3 * 1 + 4) / 6)
     assert loss(Whitened(), 0.0) == pytest.approx((3 * 1 * 9 / 5 + 4 * 1 / 5) / 6)
     assert loss(None, 0.5) == pytest.approx((3 * 1 + 4) / 6 + 0.5 * (4 + 4) / 4)
+
+
+def test_noise_on_latents_is_each_channels_own() -> None:
+    """0.1 of one deviation for all would be nothing to a loud channel, and all of a quiet one."""
+    seen = []
+
+    class Loud(torch.nn.Module):
+        def encode(self, x: Tensor) -> SimpleNamespace:
+            return SimpleNamespace(latents=x * torch.tensor([10.0, 1.0, 0.1]).view(1, 3, 1, 1))
+
+        def decode(self, z: Tensor) -> SimpleNamespace:
+            seen.append(z)
+            return SimpleNamespace(sample=z)
+
+    images = torch.randint(256, (16, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    for strength in (0.0, 0.1):
+        image_vae_loss(Loud(), images, strength, torch.Generator().manual_seed(1))
+    share = (seen[1] - seen[0]).transpose(0, 1).flatten(1).std(1) / seen[0].transpose(0, 1).flatten(1).std(1)
+    torch.testing.assert_close(share, torch.full((3,), 0.1), atol=0.01, rtol=0)

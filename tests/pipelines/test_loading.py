@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoModel
 from safetensors.torch import load_file, save_file
 
+from contentmotion.loading import load_model
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.stages.content import load_content
+from tiny import make_image_unet
 
 PARTS = ("text_encoder", "unet", "autoencoder", "motion_transformer")
 
@@ -92,3 +95,9 @@ def test_an_index_that_is_none(folder: Path) -> None:
         (folder / "model_index.json").write_text(text)
         with pytest.raises(ValueError, match="not a pipeline's index|no autoencoder"):
             load_pipeline(str(folder))
+
+
+def test_a_unet_that_is_told_the_guidance_is_refused(tmp_path: Path) -> None:
+    make_image_unet(time_cond_proj_dim=8).save_pretrained(tmp_path / "unet")
+    with pytest.raises(ValueError, match=r"a content model .*it is told the guidance scale \(time_cond_proj_dim\)"):
+        load_model(AutoModel, str(tmp_path), "unet", "a content model")

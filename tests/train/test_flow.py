@@ -138,3 +138,9 @@ def test_settings_of_flow_matching_are_not_ignored(setting: str) -> None:
     with pytest.raises(ValueError, match="they need --prediction_type flow"):
         TrainContentConfig(cache_dir="x", output_dir="y", **{setting: 2.0})
     TrainContentConfig(cache_dir="x", output_dir="y", prediction_type="flow", **{setting: 2.0})
+
+
+def test_a_variance_to_learn_is_refused_with_the_config() -> None:
+    sizes = MotionSizes(learn_sigma=True)
+    with pytest.raises(ValueError, match="model.learn_sigma is DDPM's"):
+        TrainMotionConfig(cache_dir="c", output_dir="o", autoencoder="a", prediction_type="flow", model=sizes)

@@ -64,8 +64,9 @@ def test_scores_compare_and_tell_students_apart(root: Path, distill_config: Conf
     flat = flatter.score()
     assert flat["x0_std_ratio"] < 0.2 and flat["motion_ratio"] < 0.2
     # Nothing stands where the teachers' samples have mean m: its error is sqrt(1 + m^2), in units of their deviation.
-    teachers = torch.cat(flatter._teachers)
-    assert flat["student_error"] == pytest.approx(math.hypot(1, teachers.mean() / teachers.std()), abs=0.1)
+    teachers = torch.cat(flatter._teachers).transpose(0, 1).flatten(1)
+    means = teachers.mean(1) / teachers.std(1)
+    assert flat["student_error"] == pytest.approx(math.hypot(1, means.square().mean().sqrt()), abs=0.1)
 
 
 def test_student_error_by_hand(root: Path, distill_config: Configure) -> None:
@@ -88,7 +89,7 @@ def test_student_error_by_hand(root: Path, distill_config: Configure) -> None:
             x = teacher.scheduler.step(null + 2 * (conditional - null), t, x).prev_sample
         lcm.set_timesteps(1)
         y = lcm.step(say(noise, lcm.timesteps[0], text), lcm.timesteps[0], noise).prev_sample
-    error = (x - y).square().mean().sqrt() / x.std()
+    error = ((x - y).square().mean((0, 2, 3)) / x.transpose(0, 1).flatten(1).var(1)).mean().sqrt()
     assert judge.score()["student_error"] == pytest.approx(error.item(), rel=1e-3)
 
 
@@ -113,6 +114,9 @@ def test_ratios_of_samples() -> None:
     assert found["x0_std_ratio"].item() == pytest.approx(0.5, rel=1e-4)
     assert found["motion_ratio"].item() == pytest.approx(0.5, rel=1e-4)
     assert set(compare_samples(still, clean, time_axis=None)) == {"x0_std_ratio"}
+    loud = clean * torch.tensor([100.0, 1, 1, 1]).view(1, 4, 1, 1)  # three quiet channels that collapsed are noticed
+    flat = loud * torch.tensor([1.0, 0.5, 0.5, 0.5]).view(1, 4, 1, 1)
+    assert compare_samples(flat, loud, None)["x0_std_ratio"].item() == pytest.approx(0.5**0.75, rel=1e-3)
     frozen = clean[:, :, :1].expand_as(clean)
     found = compare_samples(frozen, clean, time_axis=2)
     assert found["motion_ratio"] < 1e-6 and found["x0_std_ratio"] == pytest.approx(1, abs=0.2)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from contentmotion.commands.encode import encode
@@ -163,6 +164,12 @@ def test_changed_settings_are_told_on_resume(run: Path, capsys: pytest.CaptureFi
     train_motion(replace(config, max_train_steps=2, learning_rate=0.5))
     told = capsys.readouterr().err
     assert "max_train_steps 1 -> 2, learning_rate 0.0001 -> 0.5" in told
+    recorded = yaml.safe_load((run / "changed/config.yaml").read_text())
+    assert (recorded["learning_rate"], recorded["max_train_steps"]) == (1e-4, 2), "what is recorded is what is used"
+    with pytest.raises(ValueError, match="does not fit"):  # a refused run leaves the settings of the one before
+        train_motion(replace(config, max_train_steps=3, model=replace(config.model, hidden_size=32)))
+    assert yaml.safe_load((run / "changed/config.yaml").read_text()) == recorded
+    capsys.readouterr()
     lines = [json.loads(line) for line in (run / "changed/metrics.jsonl").read_text().splitlines()]
     assert all(line["lr"] <= 1e-4 for line in lines), "as the message says, the checkpoint's learning rate counts"
 

@@ -53,10 +53,11 @@ def encode(config: EncodeConfig) -> None:
     device = processes.device if processes.num_processes > 1 else resolve_device(config.device)
     encoder = Encoder(config, device)
     source = open_source(config)
-    cache_dir = prepare_output_dir(config.output_dir, "encode", config)
+    cache_dir = Path(config.output_dir)
     begun = _begun(cache_dir)
     manifest = _manifest(config, encoder, source, HASH_VERSION if begun is None else begun.get("hash", 1))
     _require_same(cache_dir, begun, manifest)
+    prepare_output_dir(cache_dir, "encode", config)
     processes.wait_for_everyone()  # all have compared before one writes
     if processes.is_main_process:
         for leftover in cache_dir.glob(".shard-*"):

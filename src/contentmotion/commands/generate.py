@@ -68,7 +68,6 @@ def generate(config: GenerateConfig) -> None:
         motion_transformer=config.motion_transformer,
         vae_decoder=config.vae_decoder,
     )
-    output_dir = prepare_output_dir(config.output_dir, "generate", config)
     pipe = load_for_sampling(config, device)
 
     conditions = [condition for condition in conditions for _ in range(config.num_videos_per_prompt)]
@@ -80,6 +79,7 @@ def generate(config: GenerateConfig) -> None:
         config.guidance_scale,
         config.motion_guidance_scale,
     )
+    output_dir = prepare_output_dir(config.output_dir, "generate", config)
     videos: list[np.ndarray] = []
     written: list[Path] = []
     with progress_bar(transient=True) as progress:

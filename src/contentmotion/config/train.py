@@ -117,8 +117,8 @@ class TrainVAEConfig(ClipConfig, TrainConfig):
 
     Attributes:
         model: Sizes of the image VAE.
-        latent_noise: Standard deviation of noise added to the (unit-scale) latents in training, so that the decoder
-            forgives the small errors that a diffusion model makes.
+        latent_noise: Standard deviation of noise added to each channel of the latents in training, relative to its
+            own, so that the decoder forgives the small errors that a diffusion model makes.
         latent_whitening: How much alike the channels' variances are made, for models that denoise the latents:
             0 leaves the principal components as they are, 1 gives each unit variance, 0.5 is half way (of the
             exponent).
@@ -210,6 +210,10 @@ class TrainDenoiserConfig(ScoredTrainConfig):
             self.prediction_type == "flow" or (self.flow_shift, self.logit_mean, self.logit_std) == (1.0, 0.0, 1.0),
             "flow_shift, logit_mean and logit_std are flow matching's: they need --prediction_type flow",
         )
+        require(
+            self.prediction_type != "flow" or not getattr(getattr(self, "model", None), "learn_sigma", False),
+            "model.learn_sigma is DDPM's: a model of flow matching has no variance to learn",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,8 +267,8 @@ class TrainMotionConfig(TrainDenoiserConfig):
         autoencoder: Folder of the ContentMotionAutoencoder that filled the cache: it knows the motion's mean and
             deviation, and shows the previews.
         model: Sizes of the motion model.
-        content_noise: Standard deviation of noise added to the content frame in training, relative to its own, so
-            that the motion model forgives what the content model gets wrong.
+        content_noise: Standard deviation of noise added to each channel of the content frame in training, relative to
+            its own, so that the motion model forgives what the content model gets wrong.
     """
 
     autoencoder: str

@@ -1,5 +1,6 @@
 """Command ``evaluate``: videos or a checkpoint, and real videos -> FVD and other numbers, with their protocol."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from contentmotion.pipelines.content_motion import ContentMotionPipeline
 from contentmotion.pipelines.loading import load_any_pipeline
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
 from contentmotion.progress import progress_bar
-from contentmotion.run_dir import join_processes, prepare_output_dir, resolve_device, resolve_dtype
+from contentmotion.run_dir import join_processes, make_output_dir, record_settings, resolve_device, resolve_dtype
 from contentmotion.saving import write_json
 
 AnyPipeline = ContentMotionPipeline | VideoLatentPipeline
@@ -59,8 +60,11 @@ def evaluate(config: EvaluateConfig) -> None:
         raise ValueError("evaluate keeps every network on the device: it takes no enable_model_cpu_offload")
     config = with_preset(config)
     pipeline = None if config.generated_dir else load_networks(config)
-    output = prepare_output_dir(config.output_dir, "evaluate", config)
-    scores, titles = score_pipeline(pipeline, config, output, None if pipeline is None else _source(config))
+    output = make_output_dir(config.output_dir)
+    source = None if pipeline is None else _source(config)
+    scores, titles = score_pipeline(
+        pipeline, config, output, source, lambda: record_settings(output, "evaluate", config)
+    )
     if PartialState().is_main_process and config.json:
         print((output / "scores.json").read_text(encoding="utf-8"), end="")
     elif PartialState().is_main_process:
@@ -96,7 +100,11 @@ def load_networks(config: EvaluateConfig) -> AnyPipeline:
 
 
 def score_pipeline(
-    pipeline: AnyPipeline | None, config: EvaluateConfig, output: Path, source: str | None
+    pipeline: AnyPipeline | None,
+    config: EvaluateConfig,
+    output: Path,
+    source: str | None,
+    started: Callable[[], object] = lambda: None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Scores networks that are in memory, such as those in training; or, without any, the videos of generated_dir.
 
@@ -105,6 +113,7 @@ def score_pipeline(
         config: What to measure.
         output: Folder of the scores; what it already holds of the same protocol is not computed again.
         source: What the networks are, in words, for the protocol.
+        started: Called when everything is found to fit, before the first clip is measured.
 
     Returns:
         What scores.json holds, and the renditions' titles. Empty in all processes but the first.
@@ -136,6 +145,7 @@ def score_pipeline(
     protocol = describe_protocol(
         config, clips, generated, pipeline, networks, conditions, str(dtype or torch.float32), device, source
     )
+    started()
     work = _Work(config, output, networks, conditions, protocol, processes)
     measured: list[Measured] = []
     with progress_bar(shown=processes.is_main_process) as progress:

@@ -96,15 +96,17 @@ def compare_samples(samples: Tensor, true: Tensor, time_axis: int | None) -> dic
         time_axis: Axis that counts frames, if one does.
 
     Returns:
-        "x0_std_ratio", of their deviations, and with a ``time_axis`` "motion_ratio", of mean absolute differences of
-        consecutive frames.
+        "x0_std_ratio", of their channels' deviations, and with a ``time_axis`` "motion_ratio", of mean absolute
+        differences of consecutive frames.
     """
 
     def ratio(a: Tensor, b: Tensor) -> Tensor:
         tiny = torch.finfo(a.dtype).tiny
         return (a.clamp(min=tiny).log() - b.clamp(min=tiny).log()).mean().exp()
 
-    ratios = {"x0_std_ratio": ratio(samples.flatten(1).std(dim=1), true.flatten(1).std(dim=1))}
+    deviations = [x.flatten(2).std(dim=2) for x in (samples, true)]  # each (b, c)
+    least = 1e-4 * true.flatten(1).std(dim=1, keepdim=True)  # a channel that says nothing must not decide
+    ratios = {"x0_std_ratio": ratio(*(torch.maximum(x, least) for x in deviations))}
     if time_axis is not None and samples.shape[time_axis] > 1:
         moved, truly = (x.diff(dim=time_axis).abs().flatten(1).mean(dim=1) for x in (samples, true))
         ratios["motion_ratio"] = ratio(moved, truly)

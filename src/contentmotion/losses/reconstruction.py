@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contentmotion.config import PerceptualLoss, TrainAutoencoderConfig, TrainVAEConfig
-from contentmotion.draws import Source, rand, randn
+from contentmotion.draws import Source, channel_std, rand, randn
 from contentmotion.losses.player import Batch, Player
 from contentmotion.stages.image_vae import decode_frames, encode_frames
 from contentmotion.video.pixels import to_float
@@ -107,11 +107,11 @@ def image_vae_loss(vae: nn.Module, images: Tensor, latent_noise: float, generato
     Args:
         vae: PatchVAE.
         images: uint8 (b, 3, h, w).
-        latent_noise: Standard deviation of the noise, of latents at unit scale.
+        latent_noise: Standard deviation of the noise, over that of the channel that it is put on.
         generator: Source of that noise.
     """
     x = to_float(images)
     z = vae.encode(x).latents  # type: ignore[operator]
     noise = randn(z.shape, generator).to(z)
-    decoded = vae.decode(z + latent_noise / vae.config.scaling_factor * noise).sample  # type: ignore[operator]
+    decoded = vae.decode(z + latent_noise * channel_std(z, generator) * noise).sample  # type: ignore[operator]
     return {"loss": F.mse_loss(decoded.float(), x)}

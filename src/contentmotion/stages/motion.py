@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from contentmotion.config import MotionSizes
-from contentmotion.draws import randn, std
+from contentmotion.draws import channel_std, randn
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.stages.content import text_stage
 from contentmotion.stages.stage import META, Condition, Stage, drop_labels, make_scheduler
@@ -103,7 +103,7 @@ class MotionStage(Stage):
             return batch
         content, generator = batch["content"], batch["generator"]
         noise = randn(content.shape, generator).to(content)
-        return batch | {"content": content + self.content_noise * std(content, generator) * noise}
+        return batch | {"content": content + self.content_noise * channel_std(content, generator) * noise}
 
     def clean_sample(self, batch: Mapping[str, Any]) -> Tensor:
         return self.standardize(batch["motion"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from contentmotion.losses import reconstruction
 from contentmotion.losses.player import Batch
 from contentmotion.losses.reconstruction import latents_of
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
-from contentmotion.run_dir import is_main_process, prepare_output_dir
+from contentmotion.run_dir import is_main_process, make_output_dir, record_settings
 from contentmotion.saving import save_model
 from contentmotion.stages.autoencoder import make_autoencoder
 from contentmotion.stages.image_vae import decode_frames, encode_frames
@@ -45,7 +46,7 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
     """
     vae = load_vae(config.vae).to(this_process().device) if config.vae else None
     model = make_autoencoder(config, vae)
-    run_dir = prepare_output_dir(config.output_dir, "train-autoencoder", config)
+    run_dir = make_output_dir(config.output_dir)
     dataset, join, shown = open_training_clips(config, vae)
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
@@ -68,6 +69,7 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
     fit(
         reconstruction.autoencoder_players(model, vae, lpips, config), dataset, config, collate=join,
         save=lambda: save(run_dir), at=[(config.validation_steps, main_only(preview)), (config.eval.steps, score)],
+        record=partial(record_settings, run_dir, "train-autoencoder", config),
     )  # fmt: skip
     if this_process().is_main_process:
         print(run_dir / "autoencoder")

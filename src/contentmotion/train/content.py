@@ -10,7 +10,7 @@ from contentmotion.config import TrainContentConfig
 from contentmotion.data.cache import LatentCache, open_cache
 from contentmotion.loading import load_autoencoder, load_vae, require_checkpoints
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
-from contentmotion.run_dir import prepare_output_dir
+from contentmotion.run_dir import make_output_dir
 from contentmotion.stages.content import ARCHITECTURES, load_content
 from contentmotion.stages.lora import adapt
 from contentmotion.stages.stage import Stage
@@ -29,7 +29,7 @@ def train_content(config: TrainContentConfig) -> None:
         pretrained_model_name_or_path=config.pretrained_model_name_or_path,
         vae=config.vae,
     )
-    run_dir = prepare_output_dir(config.output_dir, "train-content", config)
+    run_dir = make_output_dir(config.output_dir)
     cache = open_cache(config.cache_dir, config.max_bad_fraction)
     stage = content_to_train(config, cache)
     adapt(stage, config.lora)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from contentmotion.config import TrainDenoiserConfig
@@ -10,6 +11,7 @@ from contentmotion.data.cache import LatentCache, collate_latents
 from contentmotion.losses import diffusion
 from contentmotion.pipelines.base import LatentPipeline
 from contentmotion.pipelines.saving import FOLDERS, save_stage
+from contentmotion.run_dir import record_settings
 from contentmotion.stages.lora import freeze_all_but, merge_adapters, save_adapters
 from contentmotion.stages.stage import Stage
 from contentmotion.train.loop import fit
@@ -52,6 +54,7 @@ def train_denoiser(
     score = make_scorer(scored or pipe, config, component, run_dir, save)
     fit(
         diffusion.players(stage, config), cache, config, collate=collate_latents, save=lambda: save(run_dir),
+        record=partial(record_settings, run_dir, f"train-{stage.name}", config),
         at=[(config.validation_steps, main_only(preview)), (config.eval.steps, score)],
     )  # fmt: skip
     if this_process().is_main_process:

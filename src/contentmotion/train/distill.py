@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from contentmotion.pipelines.base import LatentPipeline
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
 from contentmotion.pipelines.loading import is_video_model, load_pipeline, load_video_pipeline
 from contentmotion.pipelines.saving import FOLDERS
-from contentmotion.run_dir import prepare_output_dir
+from contentmotion.run_dir import make_output_dir, record_settings
 from contentmotion.stages.content import content_stage, load_content
 from contentmotion.stages.lora import add_adapters
 from contentmotion.stages.motion import MotionStage
@@ -56,7 +57,7 @@ def distill(config: DistillConfig) -> None:
         ValueError: A part is missing, or a cache does not fit the teacher.
     """
     require_checkpoints(pretrained_model_name_or_path=config.pretrained_model_name_or_path)
-    run_dir = prepare_output_dir(config.output_dir, "distill", config)
+    run_dir = make_output_dir(config.output_dir)
     pipe = open_teacher(config)
     pipe.set_progress_bar_config(disable=True)
     teacher = teacher_stage(pipe, config)
@@ -99,6 +100,7 @@ def distill(config: DistillConfig) -> None:
             (heldout_schedule(config), score_held_out),
             (config.eval.steps, score),
         ],
+        record=partial(record_settings, run_dir, "distill", config),
     )  # fmt: skip
     if is_main:
         if unseen is None and score is None:

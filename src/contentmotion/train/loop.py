@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def fit(
     collate: Callable[[list[Batch]], Batch],
     at: Sequence[Scheduled] = (),
     save: Callable[[], object] | None = None,
+    record: Callable[[TrainConfig], object] | None = None,
 ) -> None:
     """Trains the players' networks; on return their weights are the averaged (EMA) ones.
 
@@ -61,6 +63,8 @@ def fit(
             before they have, the one that goes on calls them first. So none is missed, and each may run again.
         save: Called by the first process, with the averaged weights in place, when the run ends: after its last step,
             and where it is stopped early.
+        record: Called by the first process once the run has really started, with the settings that it uses: those of
+            the optimizer are its checkpoint's.
 
     Raises:
         ValueError: Players that cannot be trained, a loss, a gradient or weights that are not finite, too many bad
@@ -72,6 +76,8 @@ def fit(
     run_dir, last = Path(config.output_dir), config.max_train_steps
     run = _Run(players, config)
     first_step = resume(run.read, config, run_dir)
+    if record is not None and first_step < last:
+        on_main(lambda: record(run.used()))
     metrics = Metrics(config, run_dir, first_step, dataset)
     batches = closing(make_batches(dataset, config, run.process, first_step, collate))
     writer = CheckpointWriter(run_dir, config.checkpoints_total_limit, config.scale.async_checkpointing)
@@ -178,6 +184,16 @@ class _Run:
         for trainee in self.trainees:
             trainee.read(folder, state["num_parts"], state["players"][trainee.name])
         self.owed = state["owed"]
+
+    def used(self) -> TrainConfig:
+        """The settings as the optimizers have them, which may be a checkpoint's."""
+        groups = [t.optimizer.param_groups[0] for t in self.trainees if t.player.make_optimizer is None]
+        if not groups:
+            return self.config
+        names = {"learning_rate": "initial_lr", "adam_weight_decay": "weight_decay"}
+        values = {name: groups[0][key] for name, key in names.items()}
+        values |= dict(zip(("adam_beta1", "adam_beta2"), groups[0]["betas"], strict=True))
+        return replace(self.config, **values)
 
     def step(
         self, step: int, batches: Iterator[Batch], metrics: Metrics, asked_to_stop: Callable[[], bool]

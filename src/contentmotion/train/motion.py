@@ -10,7 +10,7 @@ from contentmotion.config import TrainMotionConfig
 from contentmotion.data.cache import LatentCache, open_cache
 from contentmotion.loading import load_autoencoder, require_checkpoints
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
-from contentmotion.run_dir import prepare_output_dir
+from contentmotion.run_dir import make_output_dir
 from contentmotion.stages.content import load_content
 from contentmotion.stages.motion import MotionStage
 from contentmotion.train.denoiser import train_denoiser
@@ -25,7 +25,7 @@ def train_motion(config: TrainMotionConfig) -> None:
     require_checkpoints(
         pretrained_model_name_or_path=config.pretrained_model_name_or_path, autoencoder=config.autoencoder
     )
-    run_dir = prepare_output_dir(config.output_dir, "train-motion", config)
+    run_dir = make_output_dir(config.output_dir)
     cache = open_cache(config.cache_dir, config.max_bad_fraction)
     stage = motion_to_train(config, cache)
     if config.gradient_checkpointing:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from contentmotion.config import TrainVAEConfig
 from contentmotion.data.clips import collate, open_clips
 from contentmotion.losses import reconstruction
-from contentmotion.run_dir import prepare_output_dir
+from contentmotion.run_dir import make_output_dir, record_settings
 from contentmotion.saving import save_model
 from contentmotion.stages.image_vae import make_image_vae
 from contentmotion.train.denoiser import main_only
@@ -28,7 +30,7 @@ def train_vae(config: TrainVAEConfig) -> None:
     stride = 2**config.model.num_downsamples
     if config.height % stride or config.width % stride:
         raise ValueError(f"height and width must be multiples of {stride}, got {config.height}x{config.width}")
-    run_dir = prepare_output_dir(config.output_dir, "train-vae", config)
+    run_dir = make_output_dir(config.output_dir)
     frames = open_clips(config, num_frames=1, cache_in_memory=True)
     torch.manual_seed(config.seed)
     vae = make_image_vae(config.model)
@@ -45,6 +47,7 @@ def train_vae(config: TrainVAEConfig) -> None:
     fit(
         reconstruction.image_vae_players(vae, config), frames, config, collate=collate,
         at=[(config.validation_steps, main_only(preview))], save=lambda: save_model(vae, run_dir / "vae"),
+        record=partial(record_settings, run_dir, "train-vae", config),
     )  # fmt: skip
     if this_process().is_main_process:
         print(run_dir / "vae")

@@ -15,7 +15,7 @@ from contentmotion.models.video_unet import enable_checkpointing
 from contentmotion.pipelines.loading import is_video_model, load_video_pipeline
 from contentmotion.pipelines.sampling import is_distilled
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
-from contentmotion.run_dir import prepare_output_dir
+from contentmotion.run_dir import make_output_dir
 from contentmotion.stages.content import load_content
 from contentmotion.stages.lora import adapt
 from contentmotion.stages.video import VideoStage
@@ -31,7 +31,7 @@ def train_video(config: TrainVideoConfig) -> None:
         ValueError: Something needed is missing or does not fit.
     """
     require_checkpoints(pretrained_model_name_or_path=config.pretrained_model_name_or_path, vae=config.vae)
-    run_dir = prepare_output_dir(config.output_dir, "train-video", config)
+    run_dir = make_output_dir(config.output_dir)
     cache = open_cache(config.cache_dir, config.max_bad_fraction)
     fields = list(cache[0])
     if "latents" not in fields:
