@@ -46,6 +46,9 @@ def resolve_name(name_or_path: str) -> str:
         raise ValueError(f"no such checkpoint: {name_or_path}")
     if Path(name_or_path).is_file():
         raise ValueError(f"{name_or_path} is a file: a checkpoint is a folder in diffusers' layout")
+    for path in (*Path(name_or_path).glob("*"), *Path(name_or_path).glob("*/*")):
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
+            raise ValueError(f"{path} is no regular file")
     return name_or_path
 
 

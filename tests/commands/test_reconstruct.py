@@ -181,3 +181,12 @@ def test_recombining_a_clip_with_itself_is_its_reconstruction(tiny_pipeline_dir:
     assert not torch.equal(swapped, one.decoded) and not torch.equal(swapped, other.decoded)
     error = (one.decoded.double() - one.original).div(255).square().mean()
     assert one.psnr == pytest.approx(-10 * error.log10().item())
+
+
+def test_a_half_precision_pipeline_of_pixels_is_taken_apart(make_frames) -> None:
+    """As the page has it where the processor multiplies bfloat16."""
+    autoencoder = make_autoencoder(0.1)
+    frames = torch.from_numpy(make_frames(4, 16, 16)).permute(0, 3, 1, 2)
+    exact, parts = decompose(None, autoencoder, frames), decompose(None, autoencoder.to(torch.bfloat16), frames)
+    assert parts.psnr == pytest.approx(exact.psnr, abs=0.5)
+    recombine(None, autoencoder, parts.content_latent, parts.motion_latent)

@@ -23,6 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from contentmotion.config import ClipConfig, EncodeConfig
+from contentmotion.data.accounting import describe_fates
 from contentmotion.data.cache import FORMAT, INDEX, MANIFEST, Shard, hash_tensors, hash_tokenizer
 from contentmotion.data.limits import require_few_bad
 from contentmotion.data.maps import depth_of, load_depth_model, sketch_of
@@ -74,6 +75,8 @@ def encode(config: EncodeConfig) -> None:
     write_json(cache_dir / MANIFEST, manifest | statistics)
     write_json(cache_dir / INDEX, index)  # last: a cache with an index is whole
     print(f"{index['num_clips']} clips in {cache_dir}, {len(index['skipped'])} bad files skipped")
+    if index["files"]:
+        print(describe_fates(index["files"]))
 
 
 class Encoder:
@@ -232,6 +235,7 @@ def _make_index(cache_dir: Path, source: ClipSource, limit: float) -> tuple[dict
         )
     require_few_bad(len(skipped), clips + len(skipped), limit, clips + len(skipped))
     index: dict[str, Any] = {"shards": shards, "num_clips": clips, "weighted": weighted, "skipped": list(skipped)}
+    index["files"] = source.account(index["skipped"])
     statistics = {}
     if sums:
         totals, squares, counts = (np.sum(part, axis=0, dtype=np.float64) for part in zip(*sums, strict=True))

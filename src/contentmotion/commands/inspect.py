@@ -18,8 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
 from contentmotion.config import InspectConfig, parse_bucket
+from contentmotion.data.accounting import account_for_files, describe_fates
 from contentmotion.data.buckets import choose_bucket
-from contentmotion.data.formats import ClipFolder, open_folder
+from contentmotion.data.formats import CHECK_FILES_BELOW, ClipFolder, open_folder
 from contentmotion.data.records import ClipRecord
 from contentmotion.progress import progress_bar
 from contentmotion.run_dir import prepare_output_dir
@@ -267,6 +268,7 @@ def make_report(
             "notes": list(folder.notes),
             "looked_at": len(facts),
             "decoded": config.decode,
+            "files": _account(folder, facts),
         },
         "videos": {
             "readable": len(infos),
@@ -286,6 +288,15 @@ def make_report(
         "recipe": _yield(config, folder, facts, clip) | {"clip": clip},
         "cache": _cache(config, folder, facts),
     }
+
+
+def _account(folder: ClipFolder, facts: Sequence[VideoFacts]) -> dict[str, Any] | None:
+    """What became of every file of the folder."""
+    seen = {one.index for one in facts}
+    faults = {one.name: "too short" if one.status == "short" else "bad" for one in facts if one.status != "good"}
+    if len(seen) < len(folder.records) <= CHECK_FILES_BELOW:
+        faults |= {source_name(r.path): "not looked at" for i, r in enumerate(folder.records) if i not in seen}
+    return account_for_files(folder, faults)
 
 
 def _statistics(values: Sequence[float]) -> dict[str, float] | None:
@@ -494,6 +505,7 @@ def _print(report: dict[str, Any], output: Path) -> None:
         "the recipe": f"{sizes}, {rate}",
         "clips it yields": f"{about}{recipe['clips']}; {recipe['clips_without_overlap']} would fit without overlap",
         "dropped": _most(recipe["dropped"]) or "none",
+        "files of the folder": describe_fates(data["files"]) if data["files"] else "",
         "cache it would fill": f"{about}{_size_text(cache['bytes'])}, {_size_text(cache['bytes_per_clip'])} a clip; "
         f"latents of all frames: {latents}",
     }

@@ -141,7 +141,7 @@ def decompose(
     """
     latents = encode_frames(vae, to_float(original)[None].to(autoencoder.device))
     require_finite("the image VAE", latents)
-    encoded = autoencoder.encode(latents)
+    encoded = autoencoder.encode(latents.to(autoencoder.dtype))  # of pixels they are float32, whatever it is
     require_finite("the autoencoder", encoded.content)
     require_finite("the autoencoder", encoded.motion_latent)
     content = to_uint8(decode_frames(vae, encoded.content[:, None]))[0, 0].cpu()
@@ -169,7 +169,7 @@ def recombine(
     Raises:
         ValueError: The two are of different sizes, or a network gives numbers that are not finite.
     """
-    latents = autoencoder.decode(content_latent[None], motion_latent[None])
+    latents = autoencoder.decode(*(x[None].to(autoencoder.dtype) for x in (content_latent, motion_latent)))
     require_finite("the autoencoder", latents)
     frames = decode_frames(vae, latents)
     require_finite("the image VAE", frames)

@@ -61,6 +61,7 @@ class ClipFolder:
         problems: One line per row that was left out, e.g. "line 12: videos/x.mp4: no such file".
         notes: Lines about what else is not as one may expect.
         layout: The layout found, e.g. "webvid".
+        others: The videos of other splits than the one asked for.
     """
 
     root: Path
@@ -69,6 +70,7 @@ class ClipFolder:
     problems: list[str]
     layout: str = "videofolder"
     notes: Sequence[str] = ()
+    others: Sequence[ClipRecord] = ()
 
 
 def open_folder(root: str | Path, config: FolderConfig) -> ClipFolder:
@@ -125,10 +127,12 @@ def read_clip_folder(
     listing = _read(place, row)
     records, lines, problems = listing.records, listing.lines, list(listing.problems)
     where = listing.source or place.path
+    others: Sequence[ClipRecord] = ()
     if split is not None and records.split_names:
         if split not in records.split_names:
             raise ValueError(f"{where}: no split {split!r} (there are: {', '.join(sorted(records.split_names))})")
-        chosen = np.flatnonzero(records.split_codes == records.split_names.index(split))
+        is_chosen = records.split_codes == records.split_names.index(split)
+        chosen, others = np.flatnonzero(is_chosen), records.select(np.flatnonzero(~is_chosen))
         records, lines = records.select(chosen), None if lines is None else np.asarray(lines)[chosen]
     if listing.check_files and len(records) <= CHECK_FILES_BELOW:
         records = _look_for_files(records, lines, place.path, problems, listing.notes)
@@ -137,7 +141,7 @@ def read_clip_folder(
     if class_prompts is not None:
         records = _with_prompts(records, listing.class_names, Path(class_prompts))
     lines_about = [[_one_line(text) for text in texts] for texts in (problems, listing.notes)]
-    return ClipFolder(place.path, records, listing.class_names, lines_about[0], row.name, lines_about[1])
+    return ClipFolder(place.path, records, listing.class_names, lines_about[0], row.name, lines_about[1], others)
 
 
 def _one_line(text: str) -> str:

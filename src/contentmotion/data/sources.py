@@ -13,7 +13,9 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from contentmotion.config import EncodeConfig
+from contentmotion.data.accounting import account_for_files, faults_in
 from contentmotion.data.clips import ClipDataset, open_clips
+from contentmotion.data.formats import CHECK_FILES_BELOW
 from contentmotion.data.limits import require_few_bad
 
 
@@ -56,6 +58,10 @@ class ClipSource(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """What tells this data from other data, for the cache's manifest."""
+        ...
+
+    def account(self, skipped: Sequence[str]) -> dict[str, Any] | None:
+        """What became of every file, given a line for each that was skipped; None where there is no folder of them."""
         ...
 
 
@@ -106,6 +112,10 @@ class ListSource:
             row += [] if self.clips.bucket_of is None else [int(self.clips.bucket_of[index])]
             digest.update(json.dumps(row).encode())
         return {"items": self.num_items, "data": digest.hexdigest(), "class_names": folder.class_names}
+
+    def account(self, skipped: Sequence[str]) -> dict[str, Any] | None:
+        folder = self.clips.folder
+        return account_for_files(folder, faults_in(skipped, folder) if len(folder.records) <= CHECK_FILES_BELOW else {})
 
     def _keys(self, shards: Sequence[int]) -> Iterator[list[tuple[int, int, bool]]]:
         """Per batch, (shard, item, whether the shard ends with this batch)."""

@@ -189,6 +189,9 @@ class StreamSource:
     def describe(self) -> dict[str, Any]:
         return {"items": None, "data": [Path(url).name for url in self.urls], "class_names": None}
 
+    def account(self, skipped: Sequence[str]) -> None:
+        return None
+
     def read(self, shard: int) -> Iterator[ClipBatch]:
         """One tar's clips; nothing of a broken one is to be kept, so that another run can have all of it."""
         broken: list[str] = []

@@ -35,6 +35,8 @@ def content_digest(source: VideoSource) -> str:
     if not isinstance(source, Path):
         return hashlib.sha256(source.read_bytes()).hexdigest()
     if not source.is_dir():
+        if source.exists() and not source.is_file():  # a pipe would be waited for
+            raise OSError(f"{source}: no regular file")
         return file_digest(source)
     return digest([f"{file.name} {file_digest(file)}" for file in sorted(source.iterdir()) if file.is_file()])
 

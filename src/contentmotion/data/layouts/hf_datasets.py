@@ -68,6 +68,8 @@ class TableVideo(StoredVideo):
         file, content = (value, None) if isinstance(value, str) else (value.get("path"), value.get("bytes"))
         if content is None and not file:
             raise OSError(f"{self}: holds neither bytes nor a path")
+        if content is None and Path(file).exists() and not Path(file).is_file():  # a pipe would be waited for
+            raise OSError(f"{self}: {file} is no regular file")
         return Path(file).read_bytes() if content is None else content
 
 
