@@ -21,7 +21,7 @@ EMOJI = PACKAGE / "assets/emoji"
 # Rooms and files at the top, lowest first; a module imports only from its own layer or from lower ones.
 LAYERS = (
     ("config", "saving", "tables", "progress", "draws", "diffusion"),
-    ("run_dir", "models", "loading"),
+    ("run_dir", "models", "loading", "arguments"),
     ("video",),
     ("data",),
     ("stages",),
@@ -32,7 +32,7 @@ LAYERS = (
     ("train",),
     ("commands",),
     ("demo",),
-    ("arguments", "cli", "completion", "__main__", "__init__"),
+    ("cli", "completion", "__main__", "__init__"),
 )
 
 

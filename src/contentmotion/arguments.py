@@ -336,6 +336,15 @@ def read_config_file(file: str, config_class: type) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise UsageError(f"--config {file}: expected lines of the form `name: value`")
+    return read_settings(content, config_class, file)
+
+
+def read_settings(content: dict[str, Any], config_class: type, file: str) -> dict[str, Any]:
+    """The settings in what a YAML file holds, by name, those of blocks too.
+
+    Raises:
+        UsageError: A setting that the command does not have, or a value that is not allowed; with the file's name.
+    """
     settings = settings_of(config_class)
     values, unknown = {}, []
     for name, value in flatten(content, {name.partition(".")[0] for name in settings if "." in name}):

@@ -21,6 +21,12 @@ COMMANDS = {
     "generate": Command(
         config.GenerateConfig, "contentmotion.commands.generate:generate", "videos from prompts", "prompt"
     ),
+    "train": Command(
+        config.TrainPipelineConfig,
+        "contentmotion.commands.train:train",
+        "your videos -> a model of your own: all of 0 to 5 below, one after the other",
+        "train_data_dir",
+    ),
     "demo": Command(config.DemoConfig, "contentmotion.demo.app:demo", "a web page to play with a model"),
     "reconstruct": Command(
         config.ReconstructConfig,
@@ -32,6 +38,12 @@ COMMANDS = {
         config.InspectConfig,
         "contentmotion.commands.inspect:inspect",
         "what is in a data set, and what a recipe gets out of it",
+        "train_data_dir",
+    ),
+    "cut": Command(
+        config.CutConfig,
+        "contentmotion.commands.cut:cut",
+        "videos of any size and length -> short clips of one size",
         "train_data_dir",
     ),
     "train-vae": Command(

@@ -56,6 +56,7 @@ CLIP = ["--num_frames", "4", "--height", "32", "--width", "32"]
 FEW = ["--num_inference_steps", "2", "--device", "cpu", "--mixed_precision", "no"]
 # What makes a command small; a flag given twice counts the second time.
 SMALL = {
+    "train": ["--preset", str(ROOT / "tests/data_files/tiny_preset.yaml")],
     "generate": FEW,
     "inspect": [*CLIP, "--num_workers", "1"],
     "train-autoencoder": [*STEPS, *CLIP, *SIZES, "--model.head_dim", "8"],

@@ -18,7 +18,8 @@ from contentmotion.config import ReportConfig
 from contentmotion.run_dir import ENVIRONMENT
 from contentmotion.saving import replacing_file
 
-MAX_PICTURES = 6
+STATE = "train.json"  # in the folder of all stages
+MAX_PICTURES, MAX_CAPTIONS = 6, 60
 # Curves that share a picture: its title, and how their names begin.
 GROUPS = (
     ("loss", ("loss", "mse", "bound", "lpips")),
@@ -31,9 +32,16 @@ GROUPS = (
     ("share of the time spent waiting for data", ("data_wait",)),
     ("memory, GiB", ("memory_gib",)),
 )
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#222}
 svg,img{max-width:100%;height:auto}table{border-collapse:collapse}td{padding:.1rem .8rem .1rem 0;vertical-align:top}
-.alarm{background:#fff3cd;border-left:4px solid #d39e00;padding:.4rem .8rem;margin:.4rem 0}pre{overflow:auto}"""
+td+td{overflow-wrap:anywhere}pre{overflow:auto;background:#f4f4f4;padding:.6rem}
+.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(20rem,1fr));gap:0 2rem}
+.strip{display:flex;gap:1rem;overflow-x:auto}
+.strip figure{margin:0;flex:none}.strip img{height:18rem;width:auto;max-width:none}
+.sheet{max-height:32rem;overflow:auto}.many{columns:20rem}
+.alarm{background:#fff3cd;border-left:4px solid #d39e00;padding:.4rem .8rem;margin:.4rem 0}
+@media(prefers-color-scheme:dark){body{background:#1b1b1b;color:#ddd}svg{background:#eee}pre{background:#2a2a2a}
+.alarm{color:#222}}"""
 
 
 def report(config: ReportConfig) -> None:
@@ -52,36 +60,75 @@ def report(config: ReportConfig) -> None:
 
 
 def make_page(run: Path) -> str:
-    """A run's page as HTML.
+    """A run's page as HTML: of one stage's run, or of all that `train` did.
 
     Args:
-        run: A training run's folder.
+        run: The folder that the command wrote.
 
     Raises:
         ValueError: See ``report``.
         ImportError: Matplotlib is not installed.
     """
+    sections = _whole_sections(run) if (run / STATE).is_file() else _stage_sections(run)
+    title = html.escape(run.resolve().name)
+    body = "\n".join([f"<h1>{title}</h1>", *sections])
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
+    return f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body>\n{body}\n</body></html>\n'
+
+
+def _stage_sections(run: Path) -> list[str]:
+    """What the page says of one training run."""
     lines = read_metrics(run)
     settings = _read_settings(run / "config.yaml")
     alarms = find_alarms(lines, settings)
     told = [f'<p class="alarm">{html.escape(alarm)}</p>' for alarm in alarms] or ["<p>Nothing looks wrong.</p>"]
-    last = lines[-1]["step"]
-    facts = {"steps": f"{last} of {settings.get('max_train_steps', 'an unknown number')}"}
+    facts = {"steps": f"{lines[-1]['step']} of {settings.get('max_train_steps', 'an unknown number')}"}
     facts |= {name: _number(value) for name, value in latest(lines).items() if name != "step"}
     environment = run / ENVIRONMENT
     machine = json.loads(environment.read_text(encoding="utf-8")) if environment.exists() else {}
-    title = html.escape(run.resolve().name)
-    sections = [
-        f"<h1>{title}</h1>", *told,
-        "<h2>Curves</h2>", *draw_curves(lines),
-        "<h2>Previews</h2>", *_pictures(run),
-        "<h2>Last values</h2>", _table(facts),
-        "<h2>Settings</h2>", _table(settings),
-        "<h2>Environment</h2>", _table(machine),
+    return [
+        *told,
+        "<h3>Curves</h3>", draw_curves(lines),
+        "<h3>Previews</h3>", _pictures(run),
+        f'<div class="two"><div><h3>Last values</h3>{_table(facts)}</div>',
+        f"<div><h3>Environment</h3>{_table(machine)}</div></div>",
+        f'<details><summary>Settings</summary><div class="many">{_table(settings)}</div></details>',
     ]  # fmt: skip
-    body = "\n".join(sections)
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
+
+
+def _whole_sections(run: Path) -> list[str]:
+    """What the page says of all stages: what the model can do, how to go on, and each training run."""
+    done = json.loads((run / STATE).read_text(encoding="utf-8"))
+    rows = [json.loads(line) for line in (run / "clips" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    cut = json.loads((run / "clips" / "cut.json").read_text(encoding="utf-8"))
+    captions = list(dict.fromkeys(row["captions"][0] for row in rows))
+    trained = [name for name in done if (run / name / "metrics.jsonl").is_file()]
+    facts = {
+        "learned from": f"{len(rows)} clips of {len({row['source'] for row in rows})} videos",
+        "makes": f"{cut['num_frames']} frames of {cut['height']}x{cut['width']} pixels, {cut['fps']:g} a second",
+        "took": ", ".join(f"{name} {done[name]['minutes']:.1f} min" for name in done if "minutes" in done[name]),
+    }
+    pipeline, caption = run / "pipeline", captions[0].replace('"', "'")
+    commands = {
+        "Make videos": f'contentmotion generate "{caption}" --pretrained_model_name_or_path {pipeline}',
+        "Play with it on a page": f"contentmotion demo --pretrained_model_name_or_path {pipeline}",
+        "Measure it": f"contentmotion evaluate --data_dir {run / 'clips'} --pretrained_model_name_or_path {pipeline}",
+        "Train the motion longer": f"more max_train_steps in {run / 'settings'}/*-motion.yaml, then the same command",
+        "Make it fast": f"contentmotion distill --part content --pretrained_model_name_or_path {pipeline} "
+        f"--cache_dir {run / 'cache'} --guidance_scale 4 --output_dir {run / 'content-lcm'}",
+    }
+    shown = "".join(f"<li>{html.escape(text)}</li>" for text in captions[:MAX_CAPTIONS])
+    more = f"<p>... and {len(captions) - MAX_CAPTIONS} more.</p>" if len(captions) > MAX_CAPTIONS else ""
+    sheets = [path for path in sorted((run / "samples").glob("sheet*.png"))][:1]
+    steps = "".join(f"<p>{html.escape(what)}:</p><pre>{html.escape(text)}</pre>" for what, text in commands.items())
+    return [
+        *(f'<div class="sheet"><img alt="what it makes" src="{_inline(path)}"></div>' for path in sheets),
+        "<h2>What it can do</h2>", _table(facts),
+        "<p>It knows what it was trained on and hardly more: these captions, and words out of them.</p>",
+        f'<ul class="many">{shown}</ul>{more}',
+        "<h2>How to go on</h2>", steps,
+        *(part for name in trained for part in (f"<h2>{html.escape(name)}</h2>", *_stage_sections(run / name))),
+    ]  # fmt: skip
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -156,48 +203,61 @@ def find_alarms(lines: Sequence[dict[str, Any]], settings: dict[str, Any]) -> li
     return alarms
 
 
-def draw_curves(lines: Sequence[dict[str, Any]]) -> list[str]:
-    """A picture (SVG) for each group of columns that is there.
+def draw_curves(lines: Sequence[dict[str, Any]]) -> str:
+    """One picture (SVG) with a plot for each group of columns that is there, in two columns, over the same steps.
 
     Raises:
         ImportError: Matplotlib is not installed.
     """
     try:
+        import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('report needs matplotlib: pip install "contentmotion[report]"') from error
-    pictures, drawn = [], {"step"}
+    groups, drawn = [], {"step"}
     for title, begins in GROUPS:
         names = [name for name in latest(lines) if name not in drawn and name.startswith(begins)]
         drawn |= set(names)
-        if not names:
-            continue
-        figure = Figure(figsize=(9, 2.8), layout="constrained")
-        axes = figure.add_subplot()
+        groups += [(title, names)] if names else []
+    num_rows = math.ceil(len(groups) / 2)
+    height = 1.7 * num_rows + 0.4
+    figure = Figure(figsize=(11, height))
+    plots = figure.subplots(num_rows, 2, sharex=True, squeeze=False)
+    figure.subplots_adjust(left=0.06, right=0.99, bottom=0.45 / height, top=1 - 0.3 / height, hspace=0.4, wspace=0.14)
+    for axes, (title, names) in zip(plots.flat, groups, strict=False):
         for name in names:
             points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
             finite = [(step, value) for step, value in points if math.isfinite(value)]
             axes.plot(*zip(*finite, strict=True), ".-" if len(finite) < 50 else "-", label=name, linewidth=1)
-        axes.set_title(title, loc="left")
-        axes.set_xlabel("step")
+        axes.set_title(title, loc="left", fontsize="medium")
         axes.grid(alpha=0.3)
         if len(names) > 1:
             axes.legend(fontsize="small")
-        text = io.StringIO()
+    for axes in plots.flat[len(groups) :]:
+        axes.set_axis_off()
+    for axes in plots.flat[: len(groups)][-2:]:  # the lowest of each column
+        axes.set_xlabel("step")
+        axes.tick_params(labelbottom=True)
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # words stay words
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-        pictures.append(text.getvalue()[text.getvalue().index("<svg") :])
-    return pictures
+    return text.getvalue()[text.getvalue().index("<svg") :]
 
 
-def _pictures(run: Path) -> list[str]:
-    """The last previews, newest first, inside the page."""
+def _pictures(run: Path) -> str:
+    """The last previews side by side, newest first, inside the page."""
     paths = sorted(run.glob("preview-*.png"))[-MAX_PICTURES:][::-1]
-    return [
-        f"<p>{html.escape(path.stem)}</p>\n"
-        f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,'
-        f'{base64.b64encode(path.read_bytes()).decode()}">'
+    figures = "".join(
+        f'<figure><figcaption>{html.escape(path.stem)}</figcaption><img alt="{html.escape(path.stem)}" '
+        f'src="{_inline(path)}"></figure>'
         for path in paths
-    ] or ["<p>None were written.</p>"]
+    )
+    return f'<div class="strip">{figures}</div>' if figures else "<p>None were written.</p>"
+
+
+def _inline(picture: Path) -> str:
+    """A picture as an address that holds it."""
+    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
 def _table(values: dict[str, Any]) -> str:

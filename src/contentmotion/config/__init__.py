@@ -52,3 +52,4 @@ from contentmotion.config.use import (
     SamplingConfig,
 )
 from contentmotion.config.video import TrainVideoConfig
+from contentmotion.config.whole import CutConfig, TrainPipelineConfig

@@ -1,0 +1,358 @@
+"""Command ``train``: every stage one after the other, from a folder of videos to a pipeline, a sheet and a report.
+
+A stage is a command, called as the command line calls it with the settings in ``settings/N-NAME.yaml``. What is finished
+is noted in ``train.json`` with a hash of its settings and of those of the stages that it builds on: so nothing is done
+twice, and nothing is built on what has changed since.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from contentmotion.arguments import make_config, parse_config, read_settings, read_yaml
+from contentmotion.commands.cut import FACTS, LIST, cut
+from contentmotion.commands.encode import encode
+from contentmotion.commands.export import export
+from contentmotion.commands.generate import generate
+from contentmotion.commands.report import STATE, report
+from contentmotion.config import (
+    CutConfig,
+    EncodeConfig,
+    ExportConfig,
+    GenerateConfig,
+    ReportConfig,
+    TrainAutoencoderConfig,
+    TrainContentConfig,
+    TrainMotionConfig,
+    TrainPipelineConfig,
+    TrainVAEConfig,
+)
+from contentmotion.loading import require_checkpoints
+from contentmotion.progress import part_of
+from contentmotion.run_dir import prepare_output_dir, write_config
+from contentmotion.saving import write_json
+from contentmotion.tables import print_table
+from contentmotion.train.autoencoder import train_autoencoder
+from contentmotion.train.content import train_content
+from contentmotion.train.motion import train_motion
+from contentmotion.train.vae import train_vae
+
+PRESETS = Path(__file__).parents[1] / "presets"
+PROMPTS = "prompts.txt"
+QUICK = ("pipeline", "samples")  # made anew when what they are made of changes
+MEMORIES = (("80gb", 60), ("24gb", 20), ("12gb", 10))  # presets, and from how many GiB of a GPU on they are taken
+SHOWN_CAPTIONS = 20
+KEPT_IN_MEMORY = 2000  # clips whose latents the autoencoder's training keeps there
+NAMES = {
+    "clips": "cut clips of one size",
+    "vae": "train an image VAE",
+    "autoencoder": "train the autoencoder: video <-> content frame + motion latent",
+    "cache": "encode the clips",
+    "content": "train the content model: prompt -> content frame",
+    "motion": "train the motion model: prompt and content frame -> motion",
+    "pipeline": "put the parts together",
+    "samples": "draw what the clips' captions say",
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the whole.
+
+    Attributes:
+        name: Its folder in the output folder.
+        command: The command that it is.
+        config_class: Its settings.
+        run: What the command calls.
+        own: Settings that say where its data are, by name; the preset's, which come before them, say the rest.
+        needs: Names of the stages that it builds on.
+    """
+
+    name: str
+    command: str
+    config_class: type
+    run: Callable[[Any], None]
+    own: dict[str, Any]
+    needs: tuple[str, ...]
+
+
+def train(config: TrainPipelineConfig) -> None:
+    """Runs what is not done yet of all stages; ``output_dir/pipeline`` is the result.
+
+    Raises:
+        ValueError: A stage cannot be done; or the folder was begun with other settings, or its settings were changed
+            where later stages build on them.
+        SystemExit: Stopped by a signal; what was done is kept.
+    """
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise ValueError(
+            f"train is one process: write the settings with --dry_run, then give each stage's command to torchrun, with "
+            f"--config {config.output_dir}/settings/..."
+        )
+    require_checkpoints(image_model=config.image_model, vae=config.vae)
+    root = Path(config.output_dir)
+    _require_same_run(root, config)
+    preset = choose_preset(config.preset)
+    content = read_preset(preset, bool(config.image_model))
+    minutes = content.pop("minutes")
+    stages = plan_stages(config)
+    prepare_output_dir(root, "train", config)
+    write_settings(root, stages, content)
+    if config.dry_run:
+        _print_plan(root, preset, stages, minutes)
+        return
+    print(f"Preset {preset}; the settings of each stage are in {root / 'settings'}", file=sys.stderr)
+    try:
+        Whole(root, stages, minutes).run()
+    except KeyboardInterrupt:
+        print(f"What is done is in {root}: the same command goes on from there.", file=sys.stderr)
+        raise
+    if find_spec("matplotlib") is None:
+        print(f'contentmotion report {root} makes a page of it: pip install "contentmotion[report]"', file=sys.stderr)
+    else:
+        report(ReportConfig(run=str(root)))
+    print(f"{root / 'pipeline'} (the model: --pretrained_model_name_or_path)")
+
+
+def choose_preset(name: str) -> str:
+    """The preset that "auto" means on this machine; another one's name, or file, as it is.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    if name in known or Path(name).is_file():
+        return name
+    if name != "auto":
+        raise ValueError(f"no preset {name}: there are auto, {', '.join(known)}, and YAML files of your own")
+    if not torch.cuda.is_available():
+        return "cpu"
+    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+    return next((preset for preset, least in MEMORIES if memory >= least), "cpu")
+
+
+def read_preset(name: str, with_image_model: bool) -> dict[str, dict[str, Any]]:
+    """The settings of each stage that a preset has, and "minutes" that the stages take about.
+
+    Raises:
+        ValueError: It is no preset.
+    """
+    shipped = PRESETS / f"{name}.yaml"
+    content = read_yaml(str(shipped) if shipped.is_file() else name)
+    unknown = set(content) - {"minutes", "image_model", *NAMES} if isinstance(content, dict) else {"no blocks"}
+    if unknown or not all(isinstance(block, dict) for block in content.values()):
+        raise ValueError(f"{name}: a preset has blocks called minutes, image_model, {', '.join(NAMES)}; got {unknown}")
+    content = {"minutes": {}} | content
+    other = content.pop("image_model", {})
+    return {k: content.get(k, {}) | other.get(k, {}) for k in content | other} if with_image_model else content
+
+
+def plan_stages(config: TrainPipelineConfig) -> list[Stage]:
+    """All stages in their order, each with what the others leave for it."""
+    root, image, seed = config.output_dir, config.image_model, {"seed": config.seed}
+    vae = image or config.vae or f"{root}/vae/vae"
+    clips = {"train_data_dir": f"{root}/clips"}
+    autoencoder, content = f"{root}/autoencoder/autoencoder", f"{root}/content/content"
+    data = {field: getattr(config, field) for field in ("layout", "split", "metadata_path", "split_number")}
+    latents: tuple[str, ...] = ("clips", "autoencoder")
+    stages = [Stage("clips", "cut", CutConfig, cut, data | {"train_data_dir": config.train_data_dir}, ())]
+    if vae == f"{root}/vae/vae":
+        stages.append(Stage("vae", "train-vae", TrainVAEConfig, train_vae, clips | seed, ("clips",)))
+        latents = ("clips", "vae", "autoencoder")
+    stages += [
+        Stage(
+            "autoencoder", "train-autoencoder", TrainAutoencoderConfig, train_autoencoder,
+            clips | seed | {"vae": vae}, latents[:-1],
+        ),
+        Stage("cache", "encode", EncodeConfig, encode, clips | seed | {"vae": vae, "autoencoder": autoencoder}, latents),
+        Stage(
+            "content", "train-content", TrainContentConfig, train_content,
+            seed | {"cache_dir": f"{root}/cache"} | ({"pretrained_model_name_or_path": image} if image else {"vae": vae}),
+            ("cache",),
+        ),
+        Stage(
+            "motion", "train-motion", TrainMotionConfig, train_motion,
+            seed | {
+                "cache_dir": f"{root}/cache", "autoencoder": autoencoder, "pretrained_model_name_or_path": content,
+            },
+            ("cache", "content"),
+        ),
+        Stage(
+            "pipeline", "export", ExportConfig, export,
+            {
+                "pretrained_model_name_or_path": content, "autoencoder": autoencoder,
+                "motion_transformer": f"{root}/motion/motion_transformer",
+            },
+            ("content", "motion"),
+        ),
+        Stage(
+            "samples", "generate", GenerateConfig, generate,
+            seed | {"pretrained_model_name_or_path": f"{root}/pipeline", "prompt_file": f"{root}/{PROMPTS}"},
+            ("pipeline",),
+        ),
+    ]  # fmt: skip
+    return stages
+
+
+def write_settings(root: Path, stages: list[Stage], preset: dict[str, dict[str, Any]]) -> None:
+    """Writes the settings of the stages that have no file yet.
+
+    Raises:
+        ValueError: A preset holds what a command does not know.
+    """
+    (root / "settings").mkdir(exist_ok=True)
+    size = {k: v for k, v in preset.get("clips", {}).items() if k in ("num_frames", "height", "width")}
+    for number, stage in enumerate(stages, start=1):
+        path = _settings_path(root, number, stage)
+        if path.exists():
+            continue
+        sized = size if stage.name in ("vae", "autoencoder", "cache") else {}
+        values = read_settings(sized | preset.get(stage.name, {}), stage.config_class, stage.name)
+        config = make_config(stage.config_class, values | stage.own | {"output_dir": str(root / stage.name)})
+        write_config(path, stage.command, config)
+
+
+def _settings_path(root: Path, number: int, stage: Stage) -> Path:
+    return root / "settings" / f"{number}-{stage.name}.yaml"
+
+
+class Whole:
+    """All stages, and what of them is done."""
+
+    def __init__(self, root: Path, stages: list[Stage], minutes: dict[str, float]) -> None:
+        self.root, self.stages, self.minutes = root, stages, minutes
+        self.done: dict[str, dict[str, Any]] = {}
+        if (root / STATE).exists():
+            self.done = json.loads((root / STATE).read_text(encoding="utf-8"))
+        self.configs: dict[str, Any] = {}
+        self.keys: dict[str, str] = {}
+
+    def run(self) -> None:
+        """Runs the stages that are not done.
+
+        Raises:
+            ValueError: See ``train``.
+        """
+        for number, stage in enumerate(self.stages, start=1):
+            path = _settings_path(self.root, number, stage)
+            self.configs[stage.name] = parse_config(stage.command, stage.config_class, None, ["--config", str(path)])
+            settings = dataclasses.asdict(self.configs[stage.name])
+            self.keys[stage.name] = _hash([settings, *(self.keys[name] for name in stage.needs)])
+        self._require_unchanged()
+        if self.configs["content"].lora.rank and find_spec("peft") is None:  # else hours later
+            raise ImportError('lora.rank of the content stage needs peft: pip install "contentmotion[lora]"')
+        for number, stage in enumerate(self.stages, start=1):
+            before = self.done.get(stage.name, {})
+            if before.get("key") == self.keys[stage.name]:
+                continue
+            left, then = self._minutes_left(number), self._minutes_left(number + 1)
+            print(
+                f"[{number}/{len(self.stages)}] {NAMES[stage.name]} ({stage.command} --config "
+                f"{_settings_path(self.root, number, stage)}); about {left:.0f} min left in all",
+                file=sys.stderr,
+            )
+            if before and stage.name in QUICK:
+                shutil.rmtree(self.root / stage.name, ignore_errors=True)
+            self._note(stage, started=self._inputs(stage))
+            started = time.monotonic()
+            with part_of(f"stage {number} of {len(self.stages)}, then {then:.0f} min"):
+                stage.run(self._complete(stage))
+            self._note(stage, key=self.keys[stage.name], minutes=(time.monotonic() - started) / 60)
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _inputs(self, stage: Stage) -> list[str]:
+        return [self.keys[name] for name in stage.needs]
+
+    def _require_unchanged(self) -> None:
+        """Raises ``ValueError`` where a stage holds training on what other settings would make anew."""
+        stale = [
+            stage for stage in self.stages
+            if stage.name in self.done and self.done[stage.name]["started"] != self._inputs(stage)
+            and stage.name not in QUICK and (self.root / stage.name).exists()
+        ]  # fmt: skip
+        if stale:
+            folders = " ".join(str(self.root / stage.name) for stage in stale)
+            raise ValueError(
+                f"settings that {folders} build on were changed: change them back, or remove what builds on them "
+                f"(rm -r {folders}) and give the command again"
+            )
+
+    def _complete(self, stage: Stage) -> Any:
+        """A stage's settings with what only the clips can tell."""
+        config, clips = self.configs[stage.name], self.root / "clips"
+        if stage.name == "autoencoder":
+            with open(clips / LIST, encoding="utf-8") as file:
+                few = sum(1 for _ in file) <= KEPT_IN_MEMORY
+            return dataclasses.replace(config, cache_latents=config.cache_latents or few)
+        if stage.name == "samples":
+            prompts = self.root / PROMPTS
+            if not prompts.exists():
+                prompts.write_text("\n".join(captions_of(clips)[:SHOWN_CAPTIONS]) + "\n", encoding="utf-8")
+            if config.fps == GenerateConfig.fps:
+                return dataclasses.replace(config, fps=json.loads((clips / FACTS).read_text(encoding="utf-8"))["fps"])
+        return config
+
+    def _minutes_left(self, number: int) -> float:
+        """Of the stages from a number on: the preset's, at the pace of the stages that are done."""
+        spent = {name: done["minutes"] for name, done in self.done.items() if "minutes" in done}
+        known = sum(self.minutes.get(name, 0.0) for name in spent)
+        pace = sum(spent.values()) / known if known > 1 else 1.0
+        return pace * sum(self.minutes.get(stage.name, 0.0) for stage in self.stages[number - 1 :])
+
+    def _note(self, stage: Stage, **facts: Any) -> None:
+        self.done[stage.name] = self.done.get(stage.name, {}) | facts
+        write_json(self.root / STATE, self.done)
+
+
+def captions_of(clips: Path) -> list[str]:
+    """The different first captions of a folder that ``cut`` filled, in their order."""
+    with open(clips / LIST, encoding="utf-8") as file:
+        return list(dict.fromkeys(" ".join(json.loads(line)["captions"][0].split()) for line in file))
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _require_same_run(root: Path, config: TrainPipelineConfig) -> None:
+    """Raises ``ValueError`` where a folder holds something else, or was begun with other settings."""
+    if not root.exists() or not any(root.iterdir()):
+        return
+    if not (root / "settings").is_dir():
+        raise ValueError(f"output folder {root} holds something else already: choose another --output_dir")
+    before, now = yaml.safe_load((root / "config.yaml").read_text(encoding="utf-8")), dataclasses.asdict(config)
+    changed = [f"--{k} {before[k]}" for k in now if k in before and k != "dry_run" and before[k] != now[k]]
+    if changed:
+        raise ValueError(
+            f"{root} was begun with {', '.join(changed)}: give the same again (what its stages do is in "
+            f"{root / 'settings'}), or choose another --output_dir"
+        )
+
+
+def _print_plan(root: Path, preset: str, stages: list[Stage], minutes: dict[str, float]) -> None:
+    rows = []
+    for number, stage in enumerate(stages, start=1):
+        path = _settings_path(root, number, stage)
+        steps = getattr(
+            parse_config(stage.command, stage.config_class, None, ["--config", str(path)]), "max_train_steps", 0
+        )
+        rows.append((NAMES[stage.name], str(path), f"{steps:,}" if steps else "", f"{minutes.get(stage.name, 0):g}"))
+    print_table(("stage", "settings", "steps", "minutes, about"), rows, title=f"Preset {preset}", text=(0, 1))
+    print("Nothing is trained yet: change the settings if you like, then give the command without --dry_run.")

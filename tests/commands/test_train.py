@@ -1,0 +1,209 @@
+"""All stages in one command: what it makes, how it goes on, what it refuses, and whether its advice works."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import tiny
+from contentmotion.cli import main
+from contentmotion.commands import train as whole
+from contentmotion.commands.cut import caption_of_name
+from contentmotion.config import TrainPipelineConfig
+from contentmotion.cost.plan import part, plan_run
+from contentmotion.pipelines.loading import load_pipeline
+from contentmotion.stages.autoencoder import make_autoencoder
+from contentmotion.video.reader import probe_video
+from contentmotion.video.write import write_video
+
+TINY = str(Path(__file__).resolve().parents[1] / "data_files/tiny_preset.yaml")
+SD21 = "stabilityai/stable-diffusion-2-1-base"
+
+
+@pytest.fixture(scope="module")
+def phone(make_frames: Callable[..., np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Videos as people have them: any size, length and rate, captions in names, or in a text beside one."""
+    folder = tmp_path_factory.mktemp("phone")
+    sizes = {"a dog_runs-01": (48, 64, 40, 30), "a red car": (64, 48, 31, 24), "IMG_0042": (48, 48, 9, 8)}
+    for k, (name, (height, width, num_frames, fps)) in enumerate(sizes.items()):
+        write_video(folder / f"{name}.mp4", make_frames(num_frames, height, width, hue=90 * k), fps=fps)
+    (folder / "IMG_0042.txt").write_text("waves at night\n")
+    return folder
+
+
+def give(folder: Path, root: Path, *words: str) -> int:
+    return main(["train", str(folder), "--output_dir", str(root), "--preset", TINY, *words])
+
+
+@pytest.fixture(scope="module")
+def made(phone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Planned, a setting changed, interrupted before the motion model, and finished."""
+    root = tmp_path_factory.mktemp("made") / "mine"
+    assert give(phone, root, "--dry_run") == 0
+    settings = root / "settings/6-motion.yaml"
+    settings.write_text(settings.read_text().replace("hidden_size: 16", "hidden_size: 32"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(whole, "train_motion", lambda config: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert give(phone, root) == 130
+    assert (root / "content/content").is_dir() and not (root / "motion").exists()
+    (root / "content/metrics.jsonl").touch()
+    before = (root / "content/metrics.jsonl").stat().st_mtime_ns
+    assert give(phone, root) == 0
+    assert (root / "content/metrics.jsonl").stat().st_mtime_ns == before, "what is done is not done again"
+    return root
+
+
+def test_it_ends_with_a_model_a_sheet_and_a_report(made: Path, phone: Path) -> None:
+    pipe = load_pipeline(str(made / "pipeline"))
+    assert pipe.motion_transformer.config.hidden_size == 32, "a changed setting counts"
+    assert (made / "prompts.txt").read_text() == "waves at night\na dog runs\na red car\n"
+    assert (made / "samples/sheet.png").is_file() and len(list((made / "samples").glob("*.mp4"))) == 3
+    clip = probe_video(made / "clips/00001-0.mp4")
+    assert (clip.num_frames, clip.height, clip.width, clip.fps) == (4, 32, 32, 8.0)
+    page = (made / "report.html").read_text()
+    for words in ("waves at night", "3 clips of 3 videos", "4 frames of 32x32 pixels, 8 a second", "How to go on"):
+        assert words in page, words
+    assert page.count("<svg") == 4, "VAE, autoencoder, content, motion"
+
+
+def test_once_more_does_nothing(made: Path, phone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (made / "train.json").read_text()
+    assert give(phone, made) == 0
+    assert (made / "train.json").read_text() == before
+    assert "[" not in capsys.readouterr().err
+
+
+def test_other_settings_and_other_folders_are_refused(
+    made: Path, phone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert give(phone, made, "--seed", "1") == 1
+    assert f"{made} was begun with --seed 0" in capsys.readouterr().err
+    assert give(phone, phone) == 1
+    assert "holds something else already" in capsys.readouterr().err
+    assert give(phone, tmp_path / "x", "--preset", "13gb") == 1
+    assert "no preset 13gb: there are auto, 12gb, 24gb, 80gb, cpu" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_change_below_is_refused_with_advice_that_works(
+    made: Path, phone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = json.loads((made / "train.json").read_text())
+    settings = made / "settings/3-autoencoder.yaml"
+    settings.write_text(settings.read_text().replace("max_train_steps: 2", "max_train_steps: 3"))
+    assert give(phone, made) == 1
+    folders = [str(made / name) for name in ("cache", "content", "motion")]
+    assert f"rm -r {' '.join(folders)})" in capsys.readouterr().err
+    for folder in folders:
+        shutil.rmtree(folder)
+    assert give(phone, made) == 0
+    assert (made / "autoencoder/checkpoint-000003").is_dir() and (made / "pipeline/model_index.json").is_file()
+    assert json.loads((made / "train.json").read_text())["motion"] != state["motion"]
+
+
+def test_from_an_image_model(phone: Path, tmp_path: Path) -> None:
+    image_model = tiny.save_stable_diffusion(tmp_path / "sd")
+    assert give(phone, tmp_path / "o", "--image_model", str(image_model)) == 0
+    names = sorted(path.name for path in (tmp_path / "o/settings").iterdir())
+    assert names == [f"{k}-{n}.yaml" for k, n in enumerate(
+        ("clips", "autoencoder", "cache", "content", "motion", "pipeline", "samples"), start=1
+    )]  # fmt: skip
+    pipe = load_pipeline(str(tmp_path / "o/pipeline"))
+    assert pipe.vae.config.latent_channels == 4 and (tmp_path / "o/samples/sheet.png").is_file()
+
+
+def test_cameras_names_are_no_captions_and_the_advice_works(
+    make_frames: Callable[..., np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("IMG_0001", "PXL_20230102_1"):
+        write_video(data / f"{name}.mp4", make_frames(20, 24, 24), fps=8)
+    words = ["cut", str(data), "--output_dir", str(tmp_path / "clips"), "--num_frames", "4"]
+    assert main(words) == 1
+    assert "write a text beside each video (IMG_0001.txt), or" in capsys.readouterr().err
+    (data / "IMG_0001.txt").write_text("a square moves")
+    (data / "PXL_20230102_1.txt").write_text("another square moves")
+    assert main(words) == 0
+    rows = [json.loads(line) for line in (tmp_path / "clips/metadata.jsonl").read_text().splitlines()]
+    assert len(rows) == 10 and {row["captions"][0] for row in rows} == {"a square moves", "another square moves"}
+    shutil.rmtree(tmp_path / "clips")
+    for path in data.glob("*.txt"):
+        path.unlink()
+    (data / "metadata.csv").write_text("file_name,caption\nIMG_0001.mp4,one\nPXL_20230102_1.mp4,two\n")
+    assert main(words) == 0
+    assert main([*words, "--num_frames", "5"]) == 1
+    assert "clips that were cut otherwise (num_frames)" in capsys.readouterr().err
+
+
+def test_the_rate_leaves_videos_long_enough(make_frames: Callable[..., np.ndarray], tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for k in range(2):
+        write_video(
+            data / f"square {'ab'[k]}.mp4", make_frames(24, 24, 24), fps=24
+        )  # a second: 16 frames at 16 a second
+    assert main(["cut", str(data), "--output_dir", str(tmp_path / "clips")]) == 0
+    assert json.loads((tmp_path / "clips/cut.json").read_text())["fps"] == 20.0
+
+
+@pytest.mark.parametrize(
+    ("stem", "caption"),
+    [
+        ("a_dog-runs 02", ("a dog runs",)), ("ADogRuns", ("ADog Runs",)), ("IMG_2023 birthday", ("birthday",)),
+        ("the film's end", ("the film's end",)), ("WhatsApp Video 2023-01-02", ()), ("VID_2023_x264", ("x",)[:0]),
+        ("犬が走る", ("犬が走る",)), ("GX010042", ()),
+    ],
+)  # fmt: skip
+def test_captions_in_names(stem: str, caption: tuple[str, ...]) -> None:
+    assert caption_of_name(stem) == caption
+
+
+@pytest.mark.parametrize("preset", ["cpu", "12gb", "24gb", "80gb"])
+@pytest.mark.parametrize("image_model", [None, pytest.param(SD21, marks=pytest.mark.slow)])
+def test_presets_fit_their_machine(preset: str, image_model: str | None, tmp_path: Path) -> None:
+    """Every setting is one of its command's; what training takes, by the plan that --dry_run prints, fits with a third to
+    spare, which checkpointed blocks may need."""
+    root = tmp_path / "o"
+    root.mkdir()
+    config = TrainPipelineConfig(train_data_dir="x", output_dir=str(root), image_model=image_model, preset=preset)
+    content = whole.read_preset(preset, image_model is not None)
+    stages = whole.plan_stages(config)
+    assert set(content.pop("minutes")) >= {stage.name for stage in stages}
+    whole.write_settings(root, stages, content)
+    configs = {}
+    for number, stage in enumerate(stages, start=1):
+        path = root / f"settings/{number}-{stage.name}.yaml"
+        configs[stage.name] = whole.parse_config(stage.command, stage.config_class, None, ["--config", str(path)])
+    sizes = {(configs[name].height, configs[name].width) for name in ("clips", "autoencoder", "cache")}
+    assert len(sizes) == 1
+    limit = {"cpu": 12, "12gb": 12, "24gb": 24, "80gb": 80}[preset] * 2 / 3
+    if image_model is None:
+        tiny.make_patch_vae(latent_channels=12, block_out_channels=(8, 8, 8)).save_pretrained(root / "vae/vae")
+        plans = [configs["vae"], configs["autoencoder"]]
+    else:
+        motion = dataclasses.replace(configs["motion"], pretrained_model_name_or_path=SD21)
+        with torch.device("meta"):
+            autoencoder = make_autoencoder(configs["autoencoder"], part(SD21, "vae"))
+        (root / "autoencoder/autoencoder").mkdir(parents=True)
+        autoencoder.save_config(root / "autoencoder/autoencoder")
+        plans = [configs["autoencoder"], configs["content"], motion]
+    for plan in plans:
+        assert sum(plan_run(plan).memory(plan, half=preset != "cpu").values()) < limit, plan
+
+
+@pytest.mark.parametrize("preset", ["cpu", "12gb", "24gb", "80gb"])
+def test_presets_are_understood_with_an_image_model(preset: str, tmp_path: Path) -> None:
+    config = TrainPipelineConfig(train_data_dir="x", output_dir=str(tmp_path), image_model=SD21)
+    content = whole.read_preset(preset, True)
+    stages = whole.plan_stages(config)
+    assert set(content) - {"minutes", "vae"} <= {stage.name for stage in stages} <= set(whole.NAMES)
+    whole.write_settings(tmp_path, stages, content)
+    motion = yaml.safe_load((tmp_path / "settings/5-motion.yaml").read_text())
+    assert content["motion"]["model"].items() <= motion["model"].items()
