@@ -1,6 +1,6 @@
 """Fixtures of distillation: a tiny teacher with its caches, and settings that distil it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,15 @@ import pytest
 
 from contentmotion.config import DistillConfig
 from tiny import STEPS
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_previews() -> Iterator[None]:
+    """Pictures of tiny models need no 25 or 50 steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("contentmotion.train.previews.PREVIEW_STEPS", 2)
+        patch.setattr("contentmotion.train.distill.TEACHER_STEPS", 3)
+        yield
 
 
 @pytest.fixture(scope="module")

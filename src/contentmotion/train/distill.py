@@ -39,7 +39,8 @@ from contentmotion.train.processes import this_process
 from contentmotion.train.scoring import make_scorer
 from contentmotion.video.write import write_contact_sheet
 
-PREVIEW_STEPS = (1, 2, 4, 8)
+# Steps of the teacher and of the student in previews.
+TEACHER_STEPS, STUDENT_STEPS = 50, (1, 2, 4, 8)
 COMPONENTS = {"content": "content", "motion": "motion", "video": "full"}  # of a stage, what `evaluate` scores
 SAMPLING = {  # the pipeline's arguments for a stage's steps and guidance
     "content": ("num_inference_steps", "guidance_scale"),
@@ -240,11 +241,11 @@ def compare_steps(
         sampling = {steps_name: steps, guidance_name: guidance}
         return make_previews(pipe, cache, config.validation_prompts, config.seed, **sampling)
 
-    teachers, captions = make(teacher, 50, config.guidance_scale)
-    runs = [("teacher, 50 steps", teachers)]
-    runs += [(f"student, {n} step{'s' * (n > 1)}", make(student, n, 1.0)[0]) for n in PREVIEW_STEPS]
+    teachers, captions = make(teacher, TEACHER_STEPS, config.guidance_scale)
+    runs = [(f"teacher, {TEACHER_STEPS} steps", teachers)]
+    runs += [(f"student, {n} step{'s' * (n > 1)}", make(student, n, 1.0)[0]) for n in STUDENT_STEPS]
     if len(teachers[0]) == 1:
-        order = f"teacher, 50 steps | student, {', '.join(map(str, PREVIEW_STEPS))} steps"
+        order = f"teacher, {TEACHER_STEPS} steps | student, {', '.join(map(str, STUDENT_STEPS))} steps"
         rows = [np.concatenate([videos[i] for _, videos in runs]) for i in range(len(captions))]
         return write_contact_sheet(path, rows, [f"{caption}: {order}" for caption in captions])
     rows = [videos[i] for i in range(len(captions)) for _, videos in runs]

@@ -19,6 +19,7 @@ from contentmotion.video.write import write_contact_sheet
 AnyPipeline = ContentMotionPipeline | VideoLatentPipeline
 
 NUM_PREVIEWS = 8
+PREVIEW_STEPS = 25
 
 
 def write_previews(pipe: AnyPipeline, cache: LatentCache, prompts: Sequence[str], seed: int, path: Path) -> None:
@@ -34,7 +35,7 @@ def write_previews(pipe: AnyPipeline, cache: LatentCache, prompts: Sequence[str]
         seed: Seed of the noise.
         path: PNG file.
     """
-    videos, captions = make_previews(pipe, cache, prompts, seed, num_inference_steps=25)
+    videos, captions = make_previews(pipe, cache, prompts, seed, num_inference_steps=PREVIEW_STEPS)
     write_contact_sheet(path, videos, captions)
 
 
