@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, DiTTransformer2DModel, UNet2DConditionModel
+    from diffusers import (
+        AutoencoderKL,
+        DiTTransformer2DModel,
+        StableDiffusionPipeline,
+        StableDiffusionXLPipeline,
+        UNet2DConditionModel,
+    )
 
     from contentmotion import ContentMotionAutoencoder, ContentMotionPipeline, MotionDiT
     from contentmotion.models.patch_vae import PatchVAE
@@ -138,6 +144,35 @@ def make_pipeline(std: float = 0.1, **components: Any) -> ContentMotionPipeline:
     pipe = ContentMotionPipeline(**own | components)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def make_stable_diffusion_xl() -> StableDiffusionXLPipeline:
+    """The stock pipeline, of 4-channel latents of 8x8, a half of the frames' size."""
+    import torch
+    from diffusers import StableDiffusionXLPipeline
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    tokenizer, first = make_text(num_layers=2)
+    torch.manual_seed(1)
+    second = CLIPTextModelWithProjection(CLIPTextConfig.from_dict(first.config.to_dict() | {"projection_dim": 24}))
+    unet = make_image_unet(
+        0.1, sample_size=8, in_channels=4, out_channels=4, cross_attention_dim=64, addition_embed_type="text_time",
+        addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 24,
+    )  # fmt: skip
+    scheduler = make_ddim(set_alpha_to_one=False, steps_offset=1)
+    parts = (make_image_vae(levels=2), first, second.eval(), tokenizer, tokenizer, unet, scheduler)
+    return StableDiffusionXLPipeline(*parts)
+
+
+def make_stable_diffusion() -> StableDiffusionPipeline:
+    """The same of Stable Diffusion 1 and 2."""
+    from diffusers import StableDiffusionPipeline
+
+    tokenizer, text_encoder = make_text()
+    unet = make_image_unet(0.1, sample_size=8, in_channels=4, out_channels=4)
+    scheduler = make_ddim(set_alpha_to_one=False, steps_offset=1)
+    parts = (make_image_vae(levels=2), text_encoder, tokenizer, unet, scheduler, None, None)
+    return StableDiffusionPipeline(*parts, requires_safety_checker=False)
 
 
 def save_stable_diffusion(folder: Path) -> Path:

@@ -167,14 +167,15 @@ class LatentPipeline(DiffusionPipeline):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
         """Features of the prompts and, where guidance needs them, of the null prompts, as ``Stage.encode`` takes
         them."""
-        known, reader = self._text_features or TextFeatures(), next(iter(self.stages.values()))
+        known, reader = self._text_features, next(iter(self.stages.values()))
         for text in prompts:
             if cut := reader.cut_words(text):
                 most = max(reader.text_lengths.values())
                 warn_once(f"the text encoder takes {most} tokens: of the prompt {text!r} it does not see {cut!r}")
 
         def encode(texts: list[str]) -> dict[str, Tensor]:
-            features = known.encode(reader.text_features, texts)
+            # Without a cache in batches as they come, as the stock pipelines do: a batch's size decides how sums round.
+            features = known.encode(reader.text_features, texts) if known else reader.text_features(texts)
             return {k: v.to(self._dtype).repeat_interleave(repeats, dim=0) for k, v in features.items()}
 
         if not guided:

@@ -23,10 +23,12 @@ from contentmotion.loading import quiet, resolve_name
 from contentmotion.stages.content.dit import DiTContent
 from contentmotion.stages.content.family import ContentStage
 from contentmotion.stages.content.stable_diffusion import StableDiffusionContent
+from contentmotion.stages.content.stable_diffusion_xl import StableDiffusionXLContent
 
 NETWORKS = ("unet", "transformer")  # the component that denoises, by family
 FAMILIES: dict[str, type[ContentStage]] = {
     "UNet2DConditionModel": StableDiffusionContent,
+    "UNet2DConditionModel with text_time": StableDiffusionXLContent,
     "DiTTransformer2DModel": DiTContent,
 }
 ARCHITECTURES: dict[str, type[ContentStage]] = {"unet": StableDiffusionContent, "dit": DiTContent}  # made from scratch

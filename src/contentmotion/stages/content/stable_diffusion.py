@@ -15,7 +15,6 @@ from contentmotion.config import ContentSizes
 from contentmotion.loading import (
     load_model,
     load_text_encoder,
-    load_tokenizer,
     load_vae,
     quiet,
     resolve_name,
@@ -78,8 +77,6 @@ class StableDiffusionContent(ContentStage):
         Raises:
             ValueError: A part is missing.
         """
-        from transformers import CLIPTextModel
-
         path = resolve_name(name_or_path)
         draws_pixels = (Path(path) / "unet").is_dir() and not (Path(path) / "vae").is_dir()
         try:
@@ -87,8 +84,7 @@ class StableDiffusionContent(ContentStage):
                 return cls(
                     {
                         "vae": None if draws_pixels else load_vae(name_or_path),
-                        "text_encoder": load_model(CLIPTextModel, path, "text_encoder", "a text encoder"),
-                        "tokenizer": load_tokenizer(name_or_path),
+                        **cls.load_text(name_or_path),
                         "unet": load_model(AutoModel, path, "unet", "a content model"),
                         "scheduler": training_scheduler(DDIMScheduler.load_config(path, subfolder="scheduler")),
                     }
@@ -99,7 +95,7 @@ class StableDiffusionContent(ContentStage):
 
     @classmethod
     def load_text(cls, name_or_path: str) -> dict[str, Any]:
-        """Text encoder and tokenizer alone.
+        """Text encoders, frozen, and tokenizers alone.
 
         Raises:
             ValueError: One is missing.

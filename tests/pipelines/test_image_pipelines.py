@@ -1,0 +1,249 @@
+"""Content frames by stock image pipelines: bit for bit theirs, whatever those are asked for; callbacks, interruption,
+round trips of folders, and folders of families that are not known."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    ControlNetModel,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+)
+from diffusers.callbacks import SDCFGCutoffCallback, SDXLCFGCutoffCallback
+from PIL import Image
+
+from contentmotion import ContentMotionPipeline
+from contentmotion.pipelines.loading import load_pipeline
+from contentmotion.stages.content import load_content
+from tiny import (
+    make_autoencoder,
+    make_ddim,
+    make_motion_dit,
+    make_stable_diffusion,
+    make_stable_diffusion_xl,
+)
+
+SETTINGS: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent"}
+PICTURE = Image.effect_noise((16, 16), 80).convert("RGB")
+MASK = Image.new("L", (16, 16))
+MASK.paste(255, (0, 0, 8, 16))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def wrap(image_pipe: DiffusionPipeline, text_dim: int) -> ContentMotionPipeline:
+    """The video pipeline around a stock one."""
+    autoencoder = make_autoencoder(
+        0.1, in_channels=4, sample_height=8, sample_width=8, motion_mean=[0.0] * 2, motion_std=[1.0] * 2
+    )
+    motion = make_motion_dit(0.1, content_channels=4, content_patch_size=2, text_dim=text_dim)
+    pipe = ContentMotionPipeline.from_image_pipeline(image_pipe, autoencoder, motion, make_ddim("linear"))
+    image_pipe.set_progress_bar_config(disable=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module", params=["sd", "sdxl"])
+def ours(request: pytest.FixtureRequest) -> ContentMotionPipeline:
+    xl = request.param == "sdxl"
+    return wrap(make_stable_diffusion_xl() if xl else make_stable_diffusion(), 24 if xl else 32)
+
+
+@pytest.fixture
+def stock(ours: ContentMotionPipeline) -> DiffusionPipeline:
+    """Another stock pipeline of the same networks: nothing of what ours does to its own reaches it."""
+    return type(ours.image_pipeline)(**{n: ours.image_pipeline.components[n] for n in ours.image_pipeline.components})
+
+
+def is_xl(pipe: ContentMotionPipeline) -> bool:
+    return pipe.text_encoder_2 is not None
+
+
+def run_stock(stock: DiffusionPipeline, *arguments: Any, **keywords: Any) -> torch.Tensor:
+    stock.set_progress_bar_config(disable=True)
+    return stock(*arguments, **{"generator": seeded(), "guidance_scale": 4.0} | SETTINGS | keywords).images
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers' Euler with NumPy 2
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"prompt": "a cat"},
+        {"prompt": "a cat", "guidance_scale": 1.0},
+        {"prompt": "a cat", "negative_prompt": "a rocket"},
+        {"prompt": "a cat", "negative_prompt": ""},
+        {"prompt": ["a cat", "a rocket"], "negative_prompt": ["a square", "a cat"]},
+        {"prompt": ["a cat", "a rocket"], "guidance_rescale": 0.7, "eta": 0.5},
+        {"prompt": "a cat", "timesteps": [801, 401, 201]},
+        {"prompt": "a cat", "clip_skip": 0, "height": 24, "width": 32},
+    ],
+    ids=lambda asked: " ".join(asked),
+)
+def test_content_frame_is_the_stock_pipelines(
+    ours: ContentMotionPipeline, stock: DiffusionPipeline, asked: dict[str, Any]
+) -> None:
+    """Bit for bit."""
+    if "clip_skip" in asked and not is_xl(ours):
+        pytest.skip("diffusers' Stable Diffusion does not find the last norm in this transformers' CLIP")
+    sizes, before = {"height": 16, "width": 16} | asked, ours.scheduler
+    if "timesteps" in asked:  # DDIM takes none
+        stock.scheduler = ours.scheduler = EulerDiscreteScheduler.from_config(before.config)
+    try:
+        expected = run_stock(stock, **sizes)
+        videos = ours(**sizes, **SETTINGS, generator=seeded(), motion_num_inference_steps=1)
+    finally:
+        ours.scheduler = before
+    assert torch.equal(videos.content_frame, expected)
+    assert len(videos.frames) == len(expected) and torch.isfinite(videos.frames).all()
+
+
+def test_a_generator_for_each_video(ours: ContentMotionPipeline, stock: DiffusionPipeline) -> None:
+    sizes = {"height": 16, "width": 16}
+    expected = run_stock(stock, "a cat", generator=[seeded(1), seeded(2)], num_images_per_prompt=2, **sizes)
+    videos = ours("a cat", generator=[seeded(1), seeded(2)], num_videos_per_prompt=2, **SETTINGS)
+    assert torch.equal(videos.content_frame, expected)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "asked"),
+    [
+        ((StableDiffusionImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline), {"image": PICTURE, "strength": 0.6}),
+        (
+            (StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline),
+            {"image": PICTURE, "mask_image": MASK, "strength": 0.9, "height": 16, "width": 16},
+        ),
+    ],
+    ids=["img2img", "inpaint"],
+)
+def test_pictures_choose_the_familys_pipeline(
+    ours: ContentMotionPipeline, stock: DiffusionPipeline, kinds: tuple[type, type], asked: dict[str, Any]
+) -> None:
+    theirs = kinds[is_xl(ours)].from_pipe(stock)
+    expected = run_stock(theirs, "a cat", **asked | {"num_inference_steps": 3})
+    videos = ours("a cat", **SETTINGS | {"num_inference_steps": 3} | asked, generator=seeded())
+    assert torch.equal(videos.content_frame, expected)
+    assert not torch.equal(expected, ours("a cat", **SETTINGS, generator=seeded()).content_frame)
+
+
+def test_a_picture_of_another_size_is_resized(ours: ContentMotionPipeline) -> None:
+    large = ours("a cat", image=PICTURE.resize((48, 40)), strength=0.6, **SETTINGS, generator=seeded())
+    assert large.content_frame.shape == (1, 4, 8, 8)
+
+
+def test_embeddings_in_place_of_the_prompt(ours: ContentMotionPipeline, stock: DiffusionPipeline) -> None:
+    """They are the content frame's; the motion model still reads the prompt."""
+    encoded = stock.encode_prompt("a rocket", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True)
+    names = ["prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"]
+    embeds = dict(zip(names, encoded, strict=False))
+    expected = run_stock(stock, "a rocket", height=16, width=16)
+    videos = ours("a cat", **embeds, **SETTINGS, generator=seeded())
+    assert torch.equal(videos.content_frame, expected)
+    with pytest.raises(ValueError, match="give prompt"):
+        ours(**embeds, **SETTINGS)
+
+
+def test_controlnet_passes_through_and_its_folder_comes_back(
+    ours: ContentMotionPipeline, stock: DiffusionPipeline, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    controlnet = ControlNetModel.from_unet(stock.unet, conditioning_embedding_out_channels=(8, 16)).eval()
+    for zero in controlnet.controlnet_down_blocks:
+        torch.nn.init.normal_(zero.weight)
+    kind = StableDiffusionXLControlNetPipeline if is_xl(ours) else StableDiffusionControlNetPipeline
+    parts = {n: part for n, part in stock.components.items() if n != "controlnet"} | {"controlnet": controlnet}
+    theirs = kind(**parts, **({} if is_xl(ours) else {"requires_safety_checker": False}))
+    asked: dict[str, Any] = {"image": PICTURE, "controlnet_conditioning_scale": 0.8}
+    pipe = wrap(theirs, 24 if is_xl(ours) else 32)
+    arguments = SETTINGS | asked | {"height": 16, "width": 16}
+    expected = run_stock(theirs, "a cat", **asked, height=16, width=16)
+    videos = pipe("a cat", **arguments, generator=seeded())
+    assert torch.equal(videos.content_frame, expected)
+    pipe.save_pretrained(tmp_path)
+    for load in (ContentMotionPipeline.from_pretrained, load_pipeline):
+        again = load(str(tmp_path))
+        again.set_progress_bar_config(disable=True)
+        assert type(again.image_pipeline) is kind
+        same = again("a cat", **arguments, generator=seeded())
+        assert torch.equal(same.frames, videos.frames) and torch.equal(same.content_frame, expected)
+
+
+def test_an_argument_that_nobody_knows(ours: ContentMotionPipeline) -> None:
+    with pytest.raises(TypeError, match=r"strenght: neither .* StableDiffusion\w*Pipeline, takes .* mean strength"):
+        ours("a cat", image=PICTURE, strenght=0.5)
+    with pytest.raises(TypeError, match="num_images_per_prompt: say num_videos_per_prompt"):
+        ours("a cat", num_images_per_prompt=2)
+    with pytest.raises(TypeError, match="clip_skip: with content_latents no image pipeline is called"):
+        ours("a cat", clip_skip=1, content_latents=torch.zeros(1, 4, 8, 8))
+
+
+def test_official_callbacks(ours: ContentMotionPipeline, stock: DiffusionPipeline) -> None:
+    """Guidance ends at the first step's end, in ours as in theirs."""
+    make: Callable[..., Any] = SDXLCFGCutoffCallback if is_xl(ours) else SDCFGCutoffCallback
+
+    def ask(pipe: Any, run: Callable[..., Any], **callback: Any) -> Any:
+        return run(pipe, "a cat", height=16, width=16, num_inference_steps=4, **callback)
+
+    def run_ours(pipe: ContentMotionPipeline, *arguments: Any, **keywords: Any) -> torch.Tensor:
+        return pipe(*arguments, **{**SETTINGS, **keywords}, generator=seeded()).content_frame
+
+    callback = {"callback_on_step_end": make(cutoff_step_ratio=None, cutoff_step_index=1)}
+    expected = ask(stock, run_stock, **callback)
+    assert torch.equal(ask(ours, run_ours, **callback), expected)
+    assert not torch.equal(ask(ours, run_ours), expected)
+
+
+def test_interruption(ours: ContentMotionPipeline, stock: DiffusionPipeline) -> None:
+    seen = []
+
+    def stop(pipe: Any, step: int, timestep: Any, tensors: dict) -> dict:
+        seen.append((step, pipe.num_timesteps, pipe.guidance_scale, pipe.do_classifier_free_guidance, pipe.interrupt))
+        pipe._interrupt = step == 1
+        return tensors
+
+    sizes = {"height": 16, "width": 16, "num_inference_steps": 4}
+    expected = run_stock(stock, "a cat", callback_on_step_end=stop, **sizes)
+    videos = ours("a cat", **{**SETTINGS, **sizes}, generator=seeded(), callback_on_step_end=stop)
+    assert videos.frames is None and torch.equal(videos.content_frame, expected)
+    assert seen == [(0, 4, 4.0, True, False), (1, 4, 4.0, True, False)] * 2
+    seen.clear()
+    videos = ours("a cat", **SETTINGS, motion_num_inference_steps=4, motion_callback_on_step_end=stop)
+    assert [one[0] for one in seen] == [0, 1] and videos.frames is not None
+
+
+def test_what_is_replaced_here_is_replaced_there(ours: ContentMotionPipeline) -> None:
+    before = ours.scheduler
+    ours.scheduler = EulerDiscreteScheduler.from_config(before.config)
+    assert ours.image_pipeline.scheduler is ours.scheduler
+    ours.image_pipeline.register_modules(scheduler=before)  # as a loader of the stock pipeline does
+    assert ours.image_pipeline.scheduler is before and ours.scheduler is before
+    ours.load_lora_weights  # noqa: B018
+    assert ours.encode_prompt == ours.image_pipeline.encode_prompt
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        ours.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("kind", ["FluxTransformer2DModel", "PixArtTransformer2DModel"])
+def test_unknown_families_are_named(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer/config.json").write_text(json.dumps({"_class_name": kind}))
+    index = {
+        "_class_name": "FluxPipeline",
+        "transformer": ["diffusers", kind],
+        "scheduler": ["diffusers", "PNDMScheduler"],
+    }
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    for load in (load_content, load_pipeline, ContentMotionPipeline.from_pretrained):
+        with pytest.raises(ValueError, match=rf"{kind} is known; known are Stable Diffusion 1 and 2 \(UNet2D"):
+            load(str(tmp_path))
