@@ -43,8 +43,12 @@ def make_stock(
     modules, plain = cls._get_signature_keys(cls)
     if "requires_safety_checker" in plain:
         settings.setdefault("requires_safety_checker", False)
+    # The scheduler comes afterwards: constructors correct an old one in place, under a model that was trained with it.
+    parts = {module: components.get(module) for module in modules}
     with quiet():
-        return cls(**{module: components.get(module) for module in modules} | settings)
+        pipe = cls(**parts | {"scheduler": None} | settings)
+    pipe.register_modules(scheduler=parts["scheduler"])
+    return pipe
 
 
 def arguments_of(pipe: DiffusionPipeline) -> set[str]:
@@ -66,11 +70,16 @@ def pipeline_for(pipe: DiffusionPipeline, names: Iterable[str]) -> DiffusionPipe
         return pipe
     known = arguments_of(pipe)
     for auto in (AutoPipelineForImage2Image, AutoPipelineForInpainting):
+        scheduler = pipe.scheduler
+        pipe.register_modules(scheduler=None)  # see make_stock
         try:
             with quiet():
-                other = auto.from_pipe(pipe)
+                other: Any = auto.from_pipe(pipe)
         except ValueError:  # no such pipeline in this family
             continue
+        finally:
+            pipe.register_modules(scheduler=scheduler)
+        other.register_modules(scheduler=scheduler)
         known |= arguments_of(other)
         if set(names) <= arguments_of(other):
             return other
