@@ -103,17 +103,22 @@ def load_text_encoder(name_or_path: str) -> tuple[Any, Any]:
     return load_tokenizer(name_or_path), encoder.requires_grad_(False)
 
 
-def load_tokenizer(name_or_path: str) -> Any:
+def load_tokenizer(name_or_path: str, part: str = "tokenizer", kind: str = "CLIPTokenizer") -> Any:
     """Tokenizer of the same.
+
+    Args:
+        name_or_path: Folder or hub id.
+        part: Where in it.
+        kind: Class of transformers.
 
     Raises:
         ValueError: There is none, or its vocabulary is missing: every prompt would mean the same.
     """
-    from transformers import CLIPTokenizer
+    import transformers
 
     path = resolve_name(name_or_path)
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer")
+        tokenizer = getattr(transformers, kind).from_pretrained(path, subfolder=part)
     except OSError as error:
         raise ValueError(explain(f"a tokenizer from {path}", path, error)) from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):

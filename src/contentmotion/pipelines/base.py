@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import torch
 from diffusers import DiffusionPipeline
@@ -12,6 +14,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from contentmotion.pipelines.folder import HUB_SETTINGS, INDEX, fetch, known_class, read_index
 from contentmotion.pipelines.sampling import denoise, warn_once
 from contentmotion.stages.stage import Condition, Stage
 from contentmotion.stages.text import NULL_PROMPT, TextFeatures
@@ -118,6 +121,41 @@ class LatentPipeline(DiffusionPipeline):
     def check_parts(self) -> None:
         """Raises ``ValueError`` where two networks were not made for one another."""
         raise NotImplementedError
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **settings: Any) -> Self:
+        """A pipeline by folder, hub id or name of a shipped model, with diffusers' settings.
+
+        Args:
+            pretrained_model_name_or_path: The pipeline.
+            **settings: Components in place of the folder's; ``torch_dtype``, ``variant``, ``device_map`` and so on; of
+                hub ids ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
+
+        Raises:
+            ValueError: There is no such pipeline, or it names classes that are not known.
+        """
+        name, hub = str(pretrained_model_name_or_path), {n: settings.pop(n) for n in HUB_SETTINGS if n in settings}
+        folder = fetch(name, settings.get("variant"), **hub)
+        index, taken = read_index(folder / INDEX), inspect.signature(cls.__init__).parameters
+        for part, entry in index.items():
+            if part in taken and part not in settings and isinstance(entry, list) and entry[0] is not None:
+                known_class(name, part, entry)
+        settings = {"use_safetensors": True} | cls.settings_of(folder, index, settings) | settings
+        return super().from_pretrained(folder, **settings)
+
+    @classmethod
+    def settings_of(cls, folder: Path, index: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of the constructor that a folder's index has, where it is another pipeline's.
+
+        Args:
+            folder: The folder.
+            index: What it says of itself.
+            given: Components that are not taken from it.
+
+        Raises:
+            ValueError: Its components are of no known family.
+        """
+        return {}
 
     _interrupt = False
     _guidance_scale = 1.0

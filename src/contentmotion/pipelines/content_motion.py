@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -19,9 +20,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.pipelines.base import Generators, LatentPipeline, OutputType, StepCallback, check_inputs
-from contentmotion.pipelines.image import arguments_of, make_stock, pipeline_for, resized, stock_settings
+from contentmotion.pipelines.image import arguments_of, make_stock, pipeline_for, resized, settings_in, stock_settings
 from contentmotion.pipelines.sampling import Sampling, require_finite, resolve_sampling
-from contentmotion.stages.content import NETWORKS, content_stage
+from contentmotion.stages.content import NETWORKS, content_stage, family_in
 from contentmotion.stages.content.family import ContentStage
 from contentmotion.stages.image_vae import decode_frames, encode_frames, vae_latent_channels, vae_scale_factor
 from contentmotion.stages.motion import MotionStage
@@ -66,7 +67,6 @@ class ContentMotionPipeline(LatentPipeline):
         controlnet: Of ControlNet pipelines.
         image_encoder: Of IP-Adapters.
         feature_extractor: Of IP-Adapters.
-        safety_checker: Kept for the image pipeline, which does not ask it for latents.
         autoencoder: Joins content frame and motion latent to frames.
         motion_transformer: Motion model.
         motion_scheduler: Its scheduler.
@@ -80,7 +80,7 @@ class ContentMotionPipeline(LatentPipeline):
     )
     _optional_components = [
         "vae", "text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3", "unet",
-        "transformer", "scheduler", "controlnet", "image_encoder", "feature_extractor", "safety_checker",
+        "transformer", "scheduler", "controlnet", "image_encoder", "feature_extractor",
         "autoencoder", "motion_transformer", "motion_scheduler",
     ]  # fmt: skip
     _stock: DiffusionPipeline | None = None
@@ -100,7 +100,6 @@ class ContentMotionPipeline(LatentPipeline):
         controlnet: ModelMixin | None = None,
         image_encoder: PreTrainedModel | None = None,
         feature_extractor: object | None = None,
-        safety_checker: PreTrainedModel | None = None,
         autoencoder: ContentMotionAutoencoder | None = None,
         motion_transformer: MotionDiT | None = None,
         motion_scheduler: SchedulerMixin | None = None,
@@ -132,6 +131,7 @@ class ContentMotionPipeline(LatentPipeline):
             ValueError: The pipeline is of no known family, or the models were not made for one another.
         """
         parts = {name: part for name, part in image_pipe.components.items() if part is not None}
+        parts.pop("safety_checker", None)  # latents are not shown to it
         if foreign := sorted(parts.keys() - set(cls._optional_components)):
             raise ValueError(f"a {type(image_pipe).__name__} has a {foreign[0]}: no content stage has such a component")
         if not any(name in parts for name in NETWORKS):
@@ -142,6 +142,12 @@ class ContentMotionPipeline(LatentPipeline):
         pipe._stock = image_pipe
         pipe.check_parts()
         return pipe
+
+    @classmethod
+    def settings_of(cls, folder: Path, index: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        if any((index.get(name) or [None])[0] and name not in given for name in NETWORKS):
+            family_in(str(folder))
+        return {} if index.get("_class_name") == cls.__name__ else {"image_pipeline": settings_in(index)}
 
     @property
     def image_pipeline(self) -> DiffusionPipeline | None:
@@ -154,8 +160,8 @@ class ContentMotionPipeline(LatentPipeline):
             if stock is not None:
                 self._stock = make_stock(stock, self.config.get("image_pipeline"), self.components)
         else:  # its own loaders may have put something in place
-            changed = {n: part for n, part in self._stock.components.items() if part is not getattr(self, n)}
-            self.register_modules(**changed)
+            theirs = {n: part for n, part in self._stock.components.items() if n in self._optional_components}
+            self.register_modules(**{n: part for n, part in theirs.items() if part is not getattr(self, n)})
             if content_stage(self.components).stock_pipeline is None:
                 return None
         return self._stock

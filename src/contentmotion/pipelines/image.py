@@ -22,6 +22,15 @@ def stock_settings(pipe: DiffusionPipeline) -> dict[str, Any]:
     return {CLASS: type(pipe).__name__} | {name: pipe.config[name] for name in plain if name in pipe.config}
 
 
+def settings_in(index: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The same of a stock pipeline's ``model_index.json``; None where it names no pipeline of diffusers."""
+    cls = getattr(diffusers, str(index.get("_class_name")), None)
+    if not (inspect.isclass(cls) and issubclass(cls, DiffusionPipeline)):
+        return None
+    _, plain = cls._get_signature_keys(cls)
+    return {CLASS: cls.__name__} | {name: index[name] for name in plain if name in index}
+
+
 def make_stock(
     default: type[DiffusionPipeline], settings: Mapping[str, Any] | None, components: Mapping[str, Any]
 ) -> DiffusionPipeline:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoModel, UNet3DConditionModel
-from huggingface_hub import hf_hub_download
 
 from contentmotion.config import SHIPPED_MODEL, SHIPPED_STUDENT
 from contentmotion.loading import (
@@ -28,19 +25,14 @@ from contentmotion.loading import (
 from contentmotion.models.video_unet import VideoUNet  # diffusers loads no class whose module is not imported
 from contentmotion.pipelines.base import LatentPipeline
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
+from contentmotion.pipelines.folder import INDEX, fetch, known_class, read_index
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
 
 VIDEO_UNETS = (VideoUNet.__name__, UNet3DConditionModel.__name__)
-NETWORKS = ("vae", "text_encoder", "unet", "autoencoder", "motion_transformer", "condition_encoder")
-LIBRARIES = (
-    "diffusers",
-    "transformers",
-    "contentmotion.models.autoencoder",
-    "contentmotion.models.condition_encoder",
-    "contentmotion.models.motion_dit",
-    "contentmotion.models.patch_vae",
-    "contentmotion.models.video_unet",
-)
+NETWORKS = (
+    "vae", "text_encoder", "text_encoder_2", "text_encoder_3", "unet", "transformer", "controlnet", "autoencoder",
+    "motion_transformer", "condition_encoder",
+)  # fmt: skip
 Pipeline = TypeVar("Pipeline", bound=LatentPipeline)
 
 
@@ -71,13 +63,12 @@ def load_pipeline(
         parts["autoencoder"] = load_autoencoder(autoencoder, dtype)
     if motion_transformer:
         parts["motion_transformer"], parts["motion_scheduler"] = load_motion(motion_transformer, dtype)
-    path = resolve_name(name_or_path)
+    path = fetch(name_or_path)
     if name_or_path == SHIPPED_STUDENT:  # what it shares with its teacher is stored once
-        parts = _student_parts(Path(path), dtype) | parts
-        path = resolve_name(SHIPPED_MODEL)
-    index = Path(path) / "model_index.json"
-    if Path(path).is_dir() and not index.exists():
-        raise ValueError(f"{name_or_path} is not a pipeline folder: it has no model_index.json")
+        parts = _student_parts(path, dtype) | parts
+        path = Path(resolve_name(SHIPPED_MODEL))
+    if not (path / INDEX).exists():
+        raise ValueError(f"{name_or_path} is not a pipeline folder: it has no {INDEX}")
     if is_video_model(name_or_path):
         raise ValueError(f"{name_or_path} is a video model: it has no content frame and no motion")
     pipe = _assemble(ContentMotionPipeline, name_or_path, path, parts, dtype)
@@ -94,42 +85,28 @@ def load_pipeline(
 
 
 def _assemble(
-    pipeline: type[Pipeline], name: str, path: str, parts: dict[str, Any], dtype: torch.dtype | None
+    pipeline: type[Pipeline], name: str, path: Path, parts: dict[str, Any], dtype: torch.dtype | None
 ) -> Pipeline:
-    """A pipeline of a folder or hub id, some parts of which are given; a folder's networks are loaded strictly.
+    """A pipeline of a folder, some parts of which are given; its networks are loaded strictly.
 
     Raises:
-        ValueError: A part is missing or damaged.
+        ValueError: A part is missing or damaged, or the family of image models is not known.
     """
-    index = _read_index(Path(path) / "model_index.json") if Path(path).is_dir() else {}
+    index, taken = read_index(path / INDEX), pipeline.__init__.__annotations__
+    pipeline.settings_of(path, index, parts)
     for part, entry in index.items():
-        wanted = part in NETWORKS and part in pipeline.__init__.__annotations__ and part not in parts
-        if not wanted or not isinstance(entry, list) or entry[0] is None:
+        if part not in taken or part in parts or not isinstance(entry, list) or entry[0] is None:
             continue
-        library, kind = entry
-        if library not in LIBRARIES:  # a folder names classes: none is imported from anywhere else
-            raise ValueError(f"{name}: its {part} is a {library}.{kind}: only {', '.join(LIBRARIES)} are known")
-        cls = getattr(import_module(library), kind, None)
-        if cls is None:
-            raise ValueError(f"{name}: its {part} is a {kind}, which {library} does not have")
-        parts[part] = load_model(cls, path, part, f"the {part}", dtype)
-    if index.get("tokenizer", [None])[0] is not None and "tokenizer" not in parts:
-        parts["tokenizer"] = load_tokenizer(path)
+        cls = known_class(name, part, entry)
+        if part in NETWORKS:
+            parts[part] = load_model(cls, str(path), part, f"the {part}", dtype)
+        elif part.startswith("tokenizer"):
+            parts[part] = load_tokenizer(str(path), part, cls.__name__)
     try:
         with quiet():  # Stable Diffusion folders hold parts that a video has no use for: no word about each
-            return pipeline.from_pretrained(path, dtype=dtype or torch.float32, use_safetensors=True, **parts)
+            return pipeline.from_pretrained(path, dtype=dtype or torch.float32, **parts)
     except Exception as error:  # torch, safetensors, json and the hub each raise their own
-        raise ValueError(explain(name, path, error)) from error
-
-
-def _read_index(file: Path) -> dict[str, Any]:
-    try:
-        index = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not a pipeline's index: {error}") from error
-    if not isinstance(index, dict):
-        raise ValueError(f"{file} is not a pipeline's index")
-    return index
+        raise ValueError(explain(name, str(path), error)) from error
 
 
 def _student_parts(folder: Path, dtype: torch.dtype | None) -> dict[str, Any]:
@@ -144,17 +121,11 @@ def _student_parts(folder: Path, dtype: torch.dtype | None) -> dict[str, Any]:
 
 def is_video_model(name_or_path: str) -> bool:
     """Whether a pipeline folder or hub id holds a video UNet rather than content and motion."""
-    path = resolve_name(name_or_path)
-    index = Path(path) / "model_index.json"
-    if Path(path).is_dir() and not index.exists():
+    index = fetch(name_or_path) / INDEX
+    if not index.exists():
         return False
     try:
-        with quiet():
-            index = index if Path(path).is_dir() else Path(hf_hub_download(path, index.name))
-    except (OSError, ValueError) as error:  # the hub's are OSErrors
-        raise ValueError(explain(name_or_path, path, error)) from error
-    try:
-        return _read_index(index).get("unet", [None, None])[1] in VIDEO_UNETS
+        return read_index(index).get("unet", [None, None])[1] in VIDEO_UNETS
     except (TypeError, IndexError) as error:
         raise ValueError(f"{index} is not a pipeline's index: {error}") from error
 
@@ -171,7 +142,7 @@ def load_video_pipeline(name_or_path: str, dtype: torch.dtype | None = None) -> 
     """
     if not is_video_model(name_or_path):
         raise ValueError(f"{name_or_path} is not a video model: its model_index.json names no video UNet")
-    pipe = _assemble(VideoLatentPipeline, name_or_path, resolve_name(name_or_path), {}, dtype)
+    pipe = _assemble(VideoLatentPipeline, name_or_path, fetch(name_or_path), {}, dtype)
     pipe.check_parts()
     return pipe
 

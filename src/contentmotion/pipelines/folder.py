@@ -1,0 +1,134 @@
+"""A pipeline's folder: fetched from the hub where it is not on this machine, its index read, its classes known ones."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from contentmotion.loading import listed, resolve_name
+
+INDEX = "model_index.json"
+HUB_SETTINGS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+LIBRARIES = (
+    "diffusers",
+    "transformers",
+    "contentmotion.models.autoencoder",
+    "contentmotion.models.condition_encoder",
+    "contentmotion.models.motion_dit",
+    "contentmotion.models.patch_vae",
+    "contentmotion.models.video_unet",
+)
+
+
+def fetch(name_or_path: str, variant: str | None = None, **hub: Any) -> Path:
+    """The folder of a pipeline; of a hub id its snapshot, of which only what is missing is downloaded.
+
+    Args:
+        name_or_path: Folder, hub id or name of a shipped model.
+        variant: Weights to download, such as "fp16", of the parts that have them.
+        **hub: See ``HUB_SETTINGS``; as huggingface_hub takes them.
+
+    Raises:
+        ValueError: No folder of that name, and the hub does not give it: one line that says why.
+    """
+    path = Path(resolve_name(name_or_path))
+    if path.is_dir():
+        return path
+    try:
+        index = read_index(Path(hf_hub_download(name_or_path, INDEX, **hub)))
+        parts = [part for part, entry in index.items() if isinstance(entry, list) and entry[0] is not None]
+        wanted = [INDEX, *(f"{part}/*" for part in parts)]
+        if not (hub.get("local_files_only") or constants.is_offline_mode()):
+            files = HfApi(token=hub.get("token")).list_repo_files(name_or_path, revision=hub.get("revision"))
+            wanted = _wanted(name_or_path, [file for file in files if file.split("/")[0] in {INDEX, *parts}], variant)
+        return Path(snapshot_download(name_or_path, allow_patterns=wanted, **hub))
+    except (OSError, HfHubHTTPError) as error:  # the hub's own are among them
+        raise ValueError(f"{name_or_path}: {_reason(error, hub)}") from error
+    except Exception as error:
+        if not type(error).__module__.startswith("httpx"):  # httpx or httpx2, by the hub client's version
+            raise
+        raise ValueError(f"{name_or_path}: the hub could not be reached: {' '.join(str(error).split())}") from error
+
+
+def _wanted(name: str, files: list[str], variant: str | None) -> list[str]:
+    """Of a repository's files those that a pipeline is loaded from: no pickles, of each part one kind of weights."""
+    kinds = {file: kind_of(file) for file in files if file.endswith(".safetensors")}
+    if variant and variant not in kinds.values():
+        there = sorted({kind for kind in kinds.values() if kind}) or ["none"]
+        raise ValueError(f"{name} has no variant {variant}: there is {listed(there)}")
+    has_variant = {file.rpartition("/")[0] for file, kind in kinds.items() if variant and kind == variant}
+    weights = [f for f, kind in kinds.items() if kind == (variant if f.rpartition("/")[0] in has_variant else None)]
+    return weights + [file for file in files if file.endswith((".json", ".txt", ".model", ".jinja"))]
+
+
+def kind_of(file: str) -> str | None:
+    """The variant that a file of weights is: "fp16" of ``model.fp16-00001-of-00002.safetensors``."""
+    names = file.rpartition("/")[2].split(".")
+    return names[1].split("-")[0] if len(names) == 3 else None
+
+
+def only_variant(folder: Path) -> str | None:
+    """The variant of a part's weights, where it has no others."""
+    kinds = {kind_of(file.name) for file in folder.glob("*.safetensors")}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def _reason(error: Exception, hub: dict[str, Any]) -> str:
+    """One line about why the hub did not give a repository."""
+    if isinstance(error, GatedRepoError):
+        return "gated: ask for access on its page, then log in (`hf auth login`) or give a token"
+    if isinstance(error, RepositoryNotFoundError):
+        return "no folder of that name and no such repository on the hub (or a private one: log in, or give a token)"
+    if isinstance(error, RevisionNotFoundError):
+        return f"the repository has no revision {hub.get('revision')}"
+    if isinstance(error, LocalEntryNotFoundError):
+        offline = hub.get("local_files_only") or constants.is_offline_mode()
+        why = "only local files are to be used" if offline else "the hub could not be reached"
+        return f"not downloaded yet, and {why}"
+    if isinstance(error, EntryNotFoundError):
+        return f"the repository is no pipeline: it has no {INDEX}"
+    return f"the hub did not give it: {' '.join(str(error).split())}"
+
+
+def read_index(file: Path) -> dict[str, Any]:
+    """A ``model_index.json``.
+
+    Raises:
+        ValueError: There is none, or it is none.
+    """
+    if not file.is_file():
+        raise ValueError(f"{file.parent} is not a pipeline folder: it has no {file.name}")
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not a pipeline's index: {error}") from error
+    if not isinstance(index, dict):
+        raise ValueError(f"{file} is not a pipeline's index")
+    return index
+
+
+def known_class(name: str, part: str, entry: list[str]) -> type:
+    """The class that an index names for a part. None is imported but from ``LIBRARIES``.
+
+    Raises:
+        ValueError: It is in no known library, or not there.
+    """
+    library, kind = entry
+    if library not in LIBRARIES:
+        raise ValueError(f"{name}: its {part} is a {library}.{kind}: only {', '.join(LIBRARIES)} are known")
+    cls = getattr(import_module(library), str(kind), None)
+    if cls is None:
+        raise ValueError(f"{name}: its {part} is a {kind}, which {library} does not have")
+    return cls
