@@ -184,6 +184,13 @@ def test_prompts_that_look_like_something_else() -> None:
     assert parse("generate", "null", "3", "[a", "# b").prompt == ["null", "3", "[a", "# b"]
 
 
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_number_has_a_range(name: str) -> None:
+    """One without could not be read again from the config.yaml that a run writes."""
+    for setting in settings_of(COMMANDS[name].config_class).values():
+        assert setting.kind.item not in (int, float) or setting.kind.range is not None, setting.name
+
+
 def test_lists_and_switches() -> None:
     config = parse("generate", "a", "--formats", "gif", "webm", "--enable_model_cpu_offload", "--fps", "12")
     assert (config.formats, config.enable_model_cpu_offload, config.fps) == (("gif", "webm"), True, 12.0)

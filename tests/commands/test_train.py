@@ -19,6 +19,7 @@ from contentmotion.config import TrainPipelineConfig
 from contentmotion.cost.plan import part, plan_run
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.stages.autoencoder import make_autoencoder
+from contentmotion.stages.content import load_content
 from contentmotion.video.reader import probe_video
 from contentmotion.video.write import write_video
 
@@ -110,12 +111,13 @@ def test_a_change_below_is_refused_with_advice_that_works(
 def test_from_an_image_model(phone: Path, tmp_path: Path) -> None:
     image_model = tiny.save_stable_diffusion(tmp_path / "sd")
     assert give(phone, tmp_path / "o", "--image_model", str(image_model)) == 0
-    names = sorted(path.name for path in (tmp_path / "o/settings").iterdir())
-    assert names == [f"{k}-{n}.yaml" for k, n in enumerate(
-        ("clips", "autoencoder", "cache", "content", "motion", "pipeline", "samples"), start=1
-    )]  # fmt: skip
-    pipe = load_pipeline(str(tmp_path / "o/pipeline"))
-    assert pipe.vae.config.latent_channels == 4 and (tmp_path / "o/samples/sheet.png").is_file()
+    stages = ["clips", "autoencoder", "cache", "motion", "pipeline", "samples"]
+    assert sorted(path.stem[2:] for path in (tmp_path / "o/settings").iterdir()) == sorted(stages)
+    pipe, own = load_pipeline(str(tmp_path / "o/pipeline")), load_content(str(image_model)).network
+    assert torch.equal(pipe.unet.conv_in.weight, own.conv_in.weight), "the image model stays as it is"
+    assert pipe.autoencoder.config.content_mode == "frame" and (tmp_path / "o/samples/sheet.png").is_file()
+    assert give(phone, tmp_path / "p", "--image_model", str(image_model), "--fine_tune", "--dry_run") == 0
+    assert (tmp_path / "p/settings/4-content.yaml").is_file()
 
 
 def test_cameras_names_are_no_captions_and_the_advice_works(
@@ -168,11 +170,13 @@ def test_captions_in_names(stem: str, caption: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("preset", ["cpu", "12gb", "24gb", "80gb"])
 @pytest.mark.parametrize("image_model", [None, pytest.param(SD21, marks=pytest.mark.slow)])
 def test_presets_fit_their_machine(preset: str, image_model: str | None, tmp_path: Path) -> None:
-    """Every setting is one of its command's; what training takes, by the plan that --dry_run prints, fits with a third to
-    spare, which checkpointed blocks may need."""
+    """Every setting is one of its command's; what training takes, by the plan that --dry_run prints, fits with a third
+    to spare, which checkpointed blocks may need."""
     root = tmp_path / "o"
     root.mkdir()
-    config = TrainPipelineConfig(train_data_dir="x", output_dir=str(root), image_model=image_model, preset=preset)
+    config = TrainPipelineConfig(
+        train_data_dir="x", output_dir=str(root), image_model=image_model, fine_tune=bool(image_model)
+    )
     content = whole.read_preset(preset, image_model is not None)
     stages = whole.plan_stages(config)
     assert set(content.pop("minutes")) >= {stage.name for stage in stages}
@@ -200,7 +204,7 @@ def test_presets_fit_their_machine(preset: str, image_model: str | None, tmp_pat
 
 @pytest.mark.parametrize("preset", ["cpu", "12gb", "24gb", "80gb"])
 def test_presets_are_understood_with_an_image_model(preset: str, tmp_path: Path) -> None:
-    config = TrainPipelineConfig(train_data_dir="x", output_dir=str(tmp_path), image_model=SD21)
+    config = TrainPipelineConfig(train_data_dir="x", output_dir=str(tmp_path), image_model=SD21, fine_tune=True)
     content = whole.read_preset(preset, True)
     stages = whole.plan_stages(config)
     assert set(content) - {"minutes", "vae"} <= {stage.name for stage in stages} <= set(whole.NAMES)

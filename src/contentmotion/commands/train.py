@@ -1,8 +1,8 @@
 """Command ``train``: every stage one after the other, from a folder of videos to a pipeline, a sheet and a report.
 
-A stage is a command, called as the command line calls it with the settings in ``settings/N-NAME.yaml``. What is finished
-is noted in ``train.json`` with a hash of its settings and of those of the stages that it builds on: so nothing is done
-twice, and nothing is built on what has changed since.
+A stage is a command, called as the command line calls it with the settings in ``settings/N-NAME.yaml``. What is
+finished is noted in ``train.json`` with a hash of its settings and of those of the stages that it builds on: so nothing
+is done twice, and nothing is built on what has changed since.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from contentmotion.config import (
 )
 from contentmotion.loading import require_checkpoints
 from contentmotion.progress import part_of
-from contentmotion.run_dir import prepare_output_dir, write_config
+from contentmotion.run_dir import owned_folder, prepare_output_dir, write_config
 from contentmotion.saving import write_json
 from contentmotion.tables import print_table
 from contentmotion.train.autoencoder import train_autoencoder
@@ -101,9 +101,11 @@ def train(config: TrainPipelineConfig) -> None:
     """
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise ValueError(
-            f"train is one process: write the settings with --dry_run, then give each stage's command to torchrun, with "
+            "train is one process: write the settings with --dry_run, then give each stage's command to torchrun, with "
             f"--config {config.output_dir}/settings/..."
         )
+    if config.fine_tune and not config.image_model:
+        raise ValueError("fine_tune is for an image model: it needs --image_model")
     require_checkpoints(image_model=config.image_model, vae=config.vae)
     root = Path(config.output_dir)
     _require_same_run(root, config)
@@ -168,6 +170,12 @@ def plan_stages(config: TrainPipelineConfig) -> list[Stage]:
     vae = image or config.vae or f"{root}/vae/vae"
     clips = {"train_data_dir": f"{root}/clips"}
     autoencoder, content = f"{root}/autoencoder/autoencoder", f"{root}/content/content"
+    trained = not image or config.fine_tune
+    if image and not config.fine_tune:
+        content = image
+    motion_needs = ("cache", "content") if trained else ("cache",)
+    of_cache = clips | seed | {"vae": vae, "autoencoder": autoencoder}
+    start = {"pretrained_model_name_or_path": image} if image else {"vae": vae}
     data = {field: getattr(config, field) for field in ("layout", "split", "metadata_path", "split_number")}
     latents: tuple[str, ...] = ("clips", "autoencoder")
     stages = [Stage("clips", "cut", CutConfig, cut, data | {"train_data_dir": config.train_data_dir}, ())]
@@ -179,18 +187,18 @@ def plan_stages(config: TrainPipelineConfig) -> list[Stage]:
             "autoencoder", "train-autoencoder", TrainAutoencoderConfig, train_autoencoder,
             clips | seed | {"vae": vae}, latents[:-1],
         ),
-        Stage("cache", "encode", EncodeConfig, encode, clips | seed | {"vae": vae, "autoencoder": autoencoder}, latents),
-        Stage(
-            "content", "train-content", TrainContentConfig, train_content,
-            seed | {"cache_dir": f"{root}/cache"} | ({"pretrained_model_name_or_path": image} if image else {"vae": vae}),
-            ("cache",),
-        ),
+        Stage("cache", "encode", EncodeConfig, encode, of_cache, latents),
+    ]  # fmt: skip
+    if trained:
+        own = seed | {"cache_dir": f"{root}/cache"} | start
+        stages.append(Stage("content", "train-content", TrainContentConfig, train_content, own, ("cache",)))
+    stages += [
         Stage(
             "motion", "train-motion", TrainMotionConfig, train_motion,
             seed | {
                 "cache_dir": f"{root}/cache", "autoencoder": autoencoder, "pretrained_model_name_or_path": content,
             },
-            ("cache", "content"),
+            motion_needs,
         ),
         Stage(
             "pipeline", "export", ExportConfig, export,
@@ -198,7 +206,7 @@ def plan_stages(config: TrainPipelineConfig) -> list[Stage]:
                 "pretrained_model_name_or_path": content, "autoencoder": autoencoder,
                 "motion_transformer": f"{root}/motion/motion_transformer",
             },
-            ("content", "motion"),
+            motion_needs[1:] + ("motion",),
         ),
         Stage(
             "samples", "generate", GenerateConfig, generate,
@@ -254,7 +262,9 @@ class Whole:
             settings = dataclasses.asdict(self.configs[stage.name])
             self.keys[stage.name] = _hash([settings, *(self.keys[name] for name in stage.needs)])
         self._require_unchanged()
-        if self.configs["content"].lora.rank and find_spec("peft") is None:  # else hours later
+        if (
+            "content" in self.configs and self.configs["content"].lora.rank and find_spec("peft") is None
+        ):  # else hours later
             raise ImportError('lora.rank of the content stage needs peft: pip install "contentmotion[lora]"')
         for number, stage in enumerate(self.stages, start=1):
             before = self.done.get(stage.name, {})
@@ -270,7 +280,8 @@ class Whole:
                 shutil.rmtree(self.root / stage.name, ignore_errors=True)
             self._note(stage, started=self._inputs(stage))
             started = time.monotonic()
-            with part_of(f"stage {number} of {len(self.stages)}, then {then:.0f} min"):
+            whole = f"stage {number} of {len(self.stages)}, then {then:.0f} min"
+            with owned_folder(self.root / stage.name), part_of(whole):
                 stage.run(self._complete(stage))
             self._note(stage, key=self.keys[stage.name], minutes=(time.monotonic() - started) / 60)
             gc.collect()
@@ -333,7 +344,7 @@ def _hash(value: Any) -> str:
 
 def _require_same_run(root: Path, config: TrainPipelineConfig) -> None:
     """Raises ``ValueError`` where a folder holds something else, or was begun with other settings."""
-    if not root.exists() or not any(root.iterdir()):
+    if not root.exists() or all(path.name.startswith(".") for path in root.iterdir()):
         return
     if not (root / "settings").is_dir():
         raise ValueError(f"output folder {root} holds something else already: choose another --output_dir")

@@ -84,7 +84,7 @@ class AutoencoderSizes(MotionLatentSizes):
     head_dim: Width = 64
     mlp_ratio: Positive = 4.0
     content_mode: Literal["softmax", "mean", "frame"] = "softmax"
-    content_index: int = 0
+    content_index: Annotated[int, Range(-(10**4), 10**4)] = 0
     residual_decoding: bool = True
     refine_channels: Annotated[int, Range(0, 16_384)] = 0
     attention_window: Annotated[int, Range(0, 16_384)] = 0

@@ -11,8 +11,8 @@ from contentmotion.config.data import FolderConfig
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPipelineConfig(FolderConfig):
-    """From a folder of videos to a model of your own, in one command: cuts clips, trains every part, puts them together,
-    draws what the clips' captions say, and writes a report. The same command goes on where it was stopped.
+    """From a folder of videos to a model of your own, in one command: cuts clips, trains every part, puts them
+    together, draws what the clips' captions say, and writes a report. The same command goes on where it was stopped.
 
     Example: contentmotion train my_videos --output_dir outputs/mine
 
@@ -20,12 +20,13 @@ class TrainPipelineConfig(FolderConfig):
     there): change them, and give the same command.
 
     Attributes:
-        train_data_dir: Where the videos are: a folder, of any size, length and layout. What they show is in a text beside
-            each, in a list, or in their names ("a dog runs.mp4").
+        train_data_dir: Where the videos are: a folder, of any size, length and layout. What they show is in a text
+            beside each, in a list, or in their names ("a dog runs.mp4").
         output_dir: Folder for everything that is made.
         preset: Sizes and steps for a machine: cpu (two cores, about 20 minutes), 12gb, 24gb, 80gb (GPUs by their
             memory); "auto" looks at this one; or a YAML file of your own, like those in contentmotion/presets.
         image_model: Stable Diffusion folder or hub id to start from; else everything is trained from nothing.
+        fine_tune: Train the image model on your clips, too; else it stays as it is, and your clips teach motion alone.
         vae: Image VAE to use where there is no image_model; else a small one is trained.
         seed: Seed of everything.
         dry_run: Write the settings, say what would be done, and train nothing.
@@ -35,6 +36,7 @@ class TrainPipelineConfig(FolderConfig):
     output_dir: str = "outputs/mine"
     preset: str = "auto"
     image_model: str | None = None
+    fine_tune: bool = False
     vae: str | None = None
     seed: Seed = 0
     dry_run: bool = False
