@@ -112,12 +112,12 @@ class NoiseSchedule:
             ValueError: A scheduler of another kind of diffusion.
         """
         config = scheduler.config
+        if type(scheduler).__name__.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction":
+            # Dynamic shifting depends on an image's size in sampling; other solvers of flows call the shift flow_shift.
+            shift = 1.0 if config.get("use_dynamic_shifting") else config.get("shift", config.get("flow_shift", 1.0))
+            return cls(FLOW, None, config.num_train_timesteps, shift)
         if hasattr(scheduler, "alphas_cumprod"):
             return cls(config.prediction_type, scheduler.alphas_cumprod, config.num_train_timesteps)
-        if type(scheduler).__name__.startswith("FlowMatch"):
-            if config.get("use_dynamic_shifting"):
-                return cls(FLOW, None, config.num_train_timesteps)
-            return cls(FLOW, None, config.num_train_timesteps, config.shift)
         raise ValueError(f"{type(scheduler).__name__}: neither a DDPM nor a flow-matching schedule")
 
     @property

@@ -155,7 +155,8 @@ def training_scheduler(config: Mapping[str, Any]) -> SchedulerMixin:
     """
     values = {name: value for name, value in config.items() if not name.startswith("_")}
     if str(config.get("_class_name", "")).startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction":
-        return FlowMatchEulerDiscreteScheduler.from_config(values)  # type: ignore[return-value]
+        shift = {"shift": values.get("flow_shift", 1.0)}  # as other solvers of flows call it
+        return FlowMatchEulerDiscreteScheduler.from_config(shift | values)  # type: ignore[return-value]
     return DDIMScheduler.from_config({"clip_sample": False, "set_alpha_to_one": False} | values)  # type: ignore[return-value]
 
 

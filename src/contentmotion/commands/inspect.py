@@ -392,9 +392,9 @@ def latent_shape(vae: str | None) -> tuple[int, int]:
     settings = _model_config(vae) or _model_config(f"{vae}/vae")
     if not settings:
         return STABLE_DIFFUSION_LATENTS
-    from contentmotion.stages.image_vae import pixels_per_latent  # it imports torch
+    from contentmotion.stages.image_vae import latent_channels, pixels_per_latent  # it imports torch
 
-    return settings["latent_channels"], pixels_per_latent(settings)
+    return latent_channels(settings), pixels_per_latent(settings)
 
 
 def _model_config(folder: str | None) -> dict[str, Any]:

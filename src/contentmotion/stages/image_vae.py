@@ -1,16 +1,18 @@
 """Pixels <-> image-VAE latents, frame by frame, in chunks that fit the memory.
 
 Tensors must be on the device where the VAE computes (with CPU offload, that is not the one where it rests).
-Any of diffusers' image autoencoders serves (``AutoencoderKL`` of a Stable Diffusion folder, ``AutoencoderTiny``);
-``None`` stands for working on pixels.
+Any of diffusers' image autoencoders serves (``AutoencoderKL`` of Stable Diffusion, SD 3 and Z-Image, SANA's
+``AutoencoderDC``, FLUX.2's ``AutoencoderKLFlux2``, ``AutoencoderTiny``); ``None`` stands for working on pixels.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float
 from torch import Tensor
@@ -23,7 +25,7 @@ from contentmotion.models.patch_vae import PatchVAE
 def encode_frames(
     vae: ModelMixin | None, frames: Float[Tensor, "b t 3 H W"], chunk_size: int = 64
 ) -> Float[Tensor, "b t c h w"]:
-    """Encodes every frame; the latent is the mean of the VAE's posterior, times its scaling factor.
+    """Encodes every frame; the latent is the mean of the VAE's posterior, as ``normalize_latents`` makes it.
 
     Args:
         vae: Image VAE, or None for pixels.
@@ -35,10 +37,9 @@ def encode_frames(
     images = frames.flatten(0, 1).to(vae.dtype)  # (b t, 3, H, W)
     chunks = []
     for chunk in images.split(chunk_size):
-        encoded = vae.encode(chunk)
-        chunks.append(encoded.latent_dist.mode() if "latent_dist" in encoded else encoded.latents)
-    latents = (torch.cat(chunks) - _shift(vae)) * vae.config.scaling_factor
-    return latents.unflatten(0, frames.shape[:2])
+        encoded = vae.encode(chunk)  # AutoencoderKL has a distribution, AutoencoderDC a latent, AutoencoderTiny latents
+        chunks.append(encoded.latent_dist.mode() if "latent_dist" in encoded else encoded[0])
+    return normalize_latents(vae, torch.cat(chunks)).unflatten(0, frames.shape[:2])
 
 
 def decode_frames(
@@ -53,9 +54,24 @@ def decode_frames(
     """
     if vae is None:
         return latents.clamp(-1, 1)
-    flat = latents.flatten(0, 1).to(vae.dtype) / vae.config.scaling_factor + _shift(vae)
+    flat = normalize_latents(vae, latents.flatten(0, 1).to(vae.dtype), inverse=True)
     images = torch.cat([vae.decode(chunk).sample for chunk in flat.split(chunk_size)])
     return images.clamp(-1, 1).unflatten(0, latents.shape[:2])
+
+
+def normalize_latents(vae: Any, latents: Float[Tensor, "n c h w"], inverse: bool = False) -> Float[Tensor, "n C h2 w2"]:
+    """What a VAE makes as the denoisers of its family take it (or back): shifted and scaled; of FLUX.2 2x2 latents packed
+    into the channels of one, each channel standardised by the statistics of the VAE's batch norm.
+    """
+    if not _packs(vae.config):
+        shift, scale = getattr(vae.config, "shift_factor", None) or 0.0, vae.config.scaling_factor
+        return latents / scale + shift if inverse else (latents - shift) * scale
+    mean = vae.bn.running_mean.view(1, -1, 1, 1).to(latents)
+    std = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps).to(latents)
+    side = vae.config.patch_size[0]
+    if inverse:
+        return F.pixel_shuffle(latents * std + mean, side)
+    return (F.pixel_unshuffle(latents, side) - mean) / std
 
 
 def vae_scale_factor(vae: ModelMixin | None) -> int:
@@ -68,12 +84,17 @@ def vae_scale_factor(vae: ModelMixin | None) -> int:
 def pixels_per_latent(settings: Mapping[str, Any]) -> int:
     """``vae_scale_factor`` by a VAE's config."""
     channels = settings.get("block_out_channels") or settings["decoder_block_out_channels"]
-    return 2 ** (len(channels) - 1)
+    return 2 ** (len(channels) - 1) * (settings["patch_size"][0] if _packs(settings) else 1)
 
 
 def vae_latent_channels(vae: ModelMixin | None) -> int:
     """Channels of a latent frame; 3 on pixels."""
-    return 3 if vae is None else vae.config.latent_channels
+    return 3 if vae is None else latent_channels(vae.config)
+
+
+def latent_channels(settings: Mapping[str, Any]) -> int:
+    """``vae_latent_channels`` by a VAE's config."""
+    return settings["latent_channels"] * (math.prod(settings["patch_size"]) if _packs(settings) else 1)
 
 
 def make_image_vae(sizes: ImageVAESizes) -> PatchVAE:
@@ -85,5 +106,6 @@ def make_image_vae(sizes: ImageVAESizes) -> PatchVAE:
     )
 
 
-def _shift(vae: ModelMixin) -> float:
-    return getattr(vae.config, "shift_factor", None) or 0.0
+def _packs(settings: Mapping[str, Any]) -> bool:
+    """Whether a VAE's config is FLUX.2's: it alone has a batch norm."""
+    return "batch_norm_eps" in settings

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 NULL_PROMPT = ""
+CHAT_START = 3  # tokens in front of a prompt in a chat: "<|im_start|>", "user" and a new line
 
 
 def encode_prompts(
@@ -87,11 +88,22 @@ def pooled_text_dim(text_encoder: Any) -> int:
     return text_encoder.config.projection_dim if projected else text_encoder.config.hidden_size
 
 
+def chat(tokenizer: Any, prompts: Sequence[str], max_length: int, thinking: bool) -> Any:
+    """Tokens of prompts as a chat model is told them by a user, padded to a length."""
+    texts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+        )
+        for prompt in prompts
+    ]
+    return tokenizer(texts, return_tensors="pt", padding="max_length", truncation=True, max_length=max_length)
+
+
 def masked_mean(tokens: Float[Tensor, "b n d"], mask: Tensor) -> Float[Tensor, "b d"]:
     """Mean of each prompt's token features, padding (mask (b, n) of 0) left out: what stands for a prompt as a whole
     where a family has no pooled feature."""
-    weights = mask.to(tokens)[..., None]
-    return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+    weights = mask.to(tokens.device, torch.float32)[..., None]  # bfloat16 cannot count to 300
+    return ((tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)).to(tokens.dtype)
 
 
 def drop_prompts(prompts: Sequence[str], dropped: Bool[Tensor, " b"]) -> list[str]:

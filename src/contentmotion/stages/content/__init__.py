@@ -22,14 +22,22 @@ from diffusers import AutoModel
 from contentmotion.loading import quiet, resolve_name
 from contentmotion.stages.content.dit import DiTContent
 from contentmotion.stages.content.family import ContentStage
+from contentmotion.stages.content.flux2 import Flux2KleinContent
+from contentmotion.stages.content.sana import SanaContent
 from contentmotion.stages.content.stable_diffusion import StableDiffusionContent
+from contentmotion.stages.content.stable_diffusion_3 import StableDiffusion3Content
 from contentmotion.stages.content.stable_diffusion_xl import StableDiffusionXLContent
+from contentmotion.stages.content.z_image import ZImageContent
 
 NETWORKS = ("unet", "transformer")  # the component that denoises, by family
 FAMILIES: dict[str, type[ContentStage]] = {
     "UNet2DConditionModel": StableDiffusionContent,
     "UNet2DConditionModel with text_time": StableDiffusionXLContent,
     "DiTTransformer2DModel": DiTContent,
+    "SD3Transformer2DModel": StableDiffusion3Content,
+    "SanaTransformer2DModel": SanaContent,
+    "Flux2Transformer2DModel": Flux2KleinContent,
+    "ZImageTransformer2DModel": ZImageContent,
 }
 ARCHITECTURES: dict[str, type[ContentStage]] = {"unet": StableDiffusionContent, "dit": DiTContent}  # made from scratch
 

@@ -1,0 +1,69 @@
+"""Content frames by FLUX.2 [klein]: a transformer on 2x2 packed latents, trained by flow matching, that is told of a
+prompt by three layers of Qwen3."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from diffusers import Flux2KleinPipeline
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from contentmotion.stages.content.transformer import CROSS_ATTENTION, TransformerContent, times_of
+from contentmotion.stages.image_vae import normalize_latents
+from contentmotion.stages.stage import Condition
+from contentmotion.stages.text import CHAT_START, chat, cut_words, masked_mean
+
+LAYERS = 3  # of Qwen3's hidden states, side by side
+
+
+class Flux2KleinContent(TransformerContent):
+    """See ``TransformerContent``; the motion model is told the mean of a prompt's tokens. FLUX.2 [dev], which has another
+    text encoder, is refused."""
+
+    title = "FLUX.2 [klein]"
+    stock = Flux2KleinPipeline
+    text_needs = ("tokens",)
+    text_classes = {"text_encoder": "Qwen3ForCausalLM", "tokenizer": "Qwen2TokenizerFast"}
+    max_tokens = 512
+    lora_targets = (*CROSS_ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "to_qkv_mlp_proj")
+
+    def text_features(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        tokens, _ = self.text_pipeline.encode_prompt(list(prompts), device=self.text_device())
+        asked = chat(self.components["tokenizer"], prompts, self.max_tokens, thinking=False)
+        return {"tokens": tokens, "pooled": masked_mean(tokens, asked.attention_mask.to(tokens.device))}
+
+    @property
+    def pooled_width(self) -> int:
+        return self.token_width
+
+    @property
+    def token_width(self) -> int:
+        return LAYERS * self.components["text_encoder"].config.hidden_size
+
+    def cut_words(self, prompt: str) -> str:
+        return cut_words(self.components["tokenizer"], prompt, self.max_tokens - CHAT_START)
+
+    def encode(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None = None) -> Condition:
+        return {"encoder_hidden_states": self.text(batch, dropped)["tokens"]}
+
+    def forward(
+        self, noisy: Float[Tensor, "b c h w"], timesteps: Tensor, condition: Condition,
+        target_timesteps: Tensor | None = None,
+    ) -> Float[Tensor, "b c h w"]:  # fmt: skip
+        tokens = condition["encoder_hidden_states"].to(self.dtype)
+        x = noisy.to(self.dtype).flatten(2).transpose(1, 2)  # (b, h w, c)
+        flow = self.network(
+            x, encoder_hidden_states=tokens, timestep=times_of(timesteps, noisy) / 1000, guidance=None,
+            img_ids=self.stock._prepare_latent_ids(noisy).to(noisy.device),
+            txt_ids=self.stock._prepare_text_ids(tokens).to(noisy.device),
+        ).sample  # fmt: skip
+        return flow.transpose(1, 2).unflatten(2, noisy.shape[2:])
+
+    def stock_text(self, text: Mapping[str, Tensor], null: Mapping[str, Tensor] | None) -> dict[str, Any]:
+        return {"prompt_embeds": text["tokens"], "negative_prompt_embeds": null and null["tokens"]}
+
+    def from_stock(self, latents: Tensor) -> Float[Tensor, "b c h w"]:
+        """The stock pipeline returns what its VAE decodes, neither packed nor standardised."""
+        return normalize_latents(self.components["vae"], latents)

@@ -1,0 +1,79 @@
+"""Content frames by SANA: a transformer with linear attention on latents of 32x32 pixels, trained by flow matching, that
+is told of a prompt by Gemma (Xie et al. 2024)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import SanaPipeline
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from contentmotion.stages.content.transformer import CROSS_ATTENTION, TransformerContent, times_of
+from contentmotion.stages.stage import Condition
+from contentmotion.stages.text import NULL_PROMPT, cut_words, masked_mean
+
+# What Gemma is asked to do with a prompt, before it; not with the null prompt and negative ones.
+INSTRUCTION = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
+INSTRUCTION_TOKENS = 240  # about, in Gemma's vocabulary; what counting costs goes by
+
+
+class SanaContent(TransformerContent):
+    """See ``TransformerContent``; the motion model is told the mean of a prompt's tokens."""
+
+    title = "SANA"
+    stock = SanaPipeline
+    stock_arguments = {"use_resolution_binning": False}  # a clip's size is the caller's
+    text_classes = {"text_encoder": "Gemma2Model", "tokenizer": "GemmaTokenizerFast"}
+    max_tokens = 300
+    lora_targets = CROSS_ATTENTION
+
+    def text_features(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        parts = [self._encode([prompt for prompt in prompts if (prompt == NULL_PROMPT) == null], null)
+                 for null in (False, True)]  # fmt: skip
+        rows = [iter(part) for part in parts]
+        tokens, masks = zip(*(next(rows[prompt == NULL_PROMPT]) for prompt in prompts), strict=True)
+        features = {"tokens": torch.stack(tokens), "tokens_mask": torch.stack(masks)}
+        return features | {"pooled": masked_mean(features["tokens"], features["tokens_mask"])}
+
+    def _encode(self, prompts: list[str], null: bool) -> list[tuple[Tensor, Tensor]]:
+        """Tokens and mask of each prompt."""
+        if not prompts:
+            return []
+        tokens, mask, _, _ = self.text_pipeline.encode_prompt(
+            prompts, do_classifier_free_guidance=False, device=self.text_device(),
+            complex_human_instruction=None if null else INSTRUCTION,
+        )  # fmt: skip
+        return list(zip(tokens, mask, strict=True))
+
+    @property
+    def text_lengths(self) -> dict[str, int]:
+        return {"text_encoder": self.max_tokens + INSTRUCTION_TOKENS}
+
+    def cut_words(self, prompt: str) -> str:
+        return cut_words(self.components["tokenizer"], prompt.lower().strip(), self.max_tokens - 1)
+
+    def encode(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None = None) -> Condition:
+        text = self.text(batch, dropped)
+        return {"encoder_hidden_states": text["tokens"], "encoder_attention_mask": text["tokens_mask"]}
+
+    def forward(
+        self, noisy: Float[Tensor, "b c h w"], timesteps: Tensor, condition: Condition,
+        target_timesteps: Tensor | None = None,
+    ) -> Float[Tensor, "b c h w"]:  # fmt: skip
+        times = times_of(timesteps, noisy) * self.network.config.timestep_scale
+        return self.network(
+            noisy.to(self.dtype), timestep=times,
+            encoder_hidden_states=condition["encoder_hidden_states"].to(self.dtype),
+            encoder_attention_mask=condition["encoder_attention_mask"],
+        ).sample  # fmt: skip
+
+    def stock_text(self, text: Mapping[str, Tensor], null: Mapping[str, Tensor] | None) -> dict[str, Any]:
+        return {
+            "prompt_embeds": text["tokens"], "prompt_attention_mask": text["tokens_mask"],
+            "negative_prompt": None, "negative_prompt_embeds": null and null["tokens"],
+            "negative_prompt_attention_mask": null and null["tokens_mask"],
+        }  # fmt: skip
