@@ -110,8 +110,8 @@ def make_flux2_klein() -> Any:
     vae.bn.running_mean.normal_()
     vae.bn.running_var.uniform_(0.5, 4)
     return _pipeline(
-        Flux2KleinPipeline, tokenizer=tokenizer, text_encoder=Qwen3ForCausalLM(config), vae=vae, transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        Flux2KleinPipeline, tokenizer=tokenizer, text_encoder=Qwen3ForCausalLM(config), vae=vae,
+        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
     )  # fmt: skip
 
 

@@ -60,8 +60,8 @@ def decode_frames(
 
 
 def normalize_latents(vae: Any, latents: Float[Tensor, "n c h w"], inverse: bool = False) -> Float[Tensor, "n C h2 w2"]:
-    """What a VAE makes as the denoisers of its family take it (or back): shifted and scaled; of FLUX.2 2x2 latents packed
-    into the channels of one, each channel standardised by the statistics of the VAE's batch norm.
+    """What a VAE makes as its family's denoisers take it (or back): shifted and scaled; FLUX.2's packed, 2x2 into the
+    channels of one, each standardised by the statistics of the VAE's batch norm.
     """
     if not _packs(vae.config):
         shift, scale = getattr(vae.config, "shift_factor", None) or 0.0, vae.config.scaling_factor

@@ -19,8 +19,8 @@ LAYERS = 3  # of Qwen3's hidden states, side by side
 
 
 class Flux2KleinContent(TransformerContent):
-    """See ``TransformerContent``; the motion model is told the mean of a prompt's tokens. FLUX.2 [dev], which has another
-    text encoder, is refused."""
+    """See ``TransformerContent``; the motion model is told the mean of a prompt's tokens. FLUX.2 [dev] has another text
+    encoder and is refused."""
 
     title = "FLUX.2 [klein]"
     stock = Flux2KleinPipeline

@@ -1,5 +1,5 @@
-"""Content frames by SANA: a transformer with linear attention on latents of 32x32 pixels, trained by flow matching, that
-is told of a prompt by Gemma (Xie et al. 2024)."""
+"""Content frames by SANA: a transformer with linear attention on latents of 32x32 pixels, trained by flow matching,
+told of a prompt by Gemma (Xie et al. 2024)."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class SanaContent(TransformerContent):
         self, noisy: Float[Tensor, "b c h w"], timesteps: Tensor, condition: Condition,
         target_timesteps: Tensor | None = None,
     ) -> Float[Tensor, "b c h w"]:  # fmt: skip
-        times = times_of(timesteps, noisy) * self.network.config.timestep_scale
+        times = times_of(timesteps, noisy) * float(self.network.config.timestep_scale)  # type: ignore[reportArgumentType]
         return self.network(
             noisy.to(self.dtype), timestep=times,
             encoder_hidden_states=condition["encoder_hidden_states"].to(self.dtype),

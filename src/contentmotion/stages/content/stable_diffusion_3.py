@@ -34,7 +34,7 @@ class StableDiffusion3Content(TransformerContent):
 
     @property
     def side_multiple(self) -> int:
-        return self.network.config.patch_size
+        return int(self.network.config.patch_size)  # type: ignore[reportArgumentType]
 
     def text_features(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         if self.components.get("text_encoder_3") is None and self.components.get("transformer") is None:
@@ -50,7 +50,7 @@ class StableDiffusion3Content(TransformerContent):
 
     @property
     def token_width(self) -> int:
-        return self.network.config.joint_attention_dim
+        return int(self.network.config.joint_attention_dim)  # type: ignore[reportArgumentType]
 
     @property
     def text_lengths(self) -> dict[str, int]:
