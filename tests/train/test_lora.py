@@ -72,7 +72,7 @@ def test_stock_pipeline_with_the_adapters_is_the_student(root: Path, tmp_path: P
     student = with_adapters(pipe.unet, "content", alpha)
     expected = draw(stock(pipe, student))
     assert not torch.allclose(expected, before, atol=1e-2)
-    save_adapters(student, pipe.scheduler, tmp_path / "lora")
+    save_adapters(StableDiffusionContent(pipe.components | {"unet": student}), tmp_path / "lora")
 
     theirs = stock(pipe, copy.deepcopy(pipe.unet))
     theirs.load_lora_weights(tmp_path / "lora")

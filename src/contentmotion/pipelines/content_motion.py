@@ -401,7 +401,8 @@ class ContentMotionPipeline(LatentPipeline):
             return changed
 
         call = {
-            "num_inference_steps": sampling.steps, "guidance_scale": sampling.guidance_scale, "generator": generator,
+            "num_inference_steps": sampling.steps, "generator": generator,
+            "guidance_scale": stage.stock_guidance(sampling.guidance_scale),
             "output_type": "latent", "callback_on_step_end": on_step,
             "callback_on_step_end_tensor_inputs": list(names),
         }  # fmt: skip
@@ -539,8 +540,10 @@ class ContentMotionPipeline(LatentPipeline):
                 config = self.autoencoder.config
                 default, multiple = (config.sample_height, config.sample_width)[i], config.patch_size
             else:
-                size = self._network.config.sample_size
-                default, multiple = (size if isinstance(size, int) else size[i]), 1
+                size = self._network.config.get("sample_size")
+                if size is None and given is None:
+                    raise ValueError(f"a {type(self._network).__name__} is of no size by itself: give height and width")
+                default, multiple = (size[i] if isinstance(size, list | tuple) else size or 0), 1
             if self.motion_transformer is not None:
                 motion = self.motion_transformer.config
                 multiple = math.lcm(multiple * motion.patch_size, motion.content_patch_size)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from diffusers import StableDiffusionPipeline
-
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
+from contentmotion.pipelines.image import make_stock
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
 from contentmotion.saving import replacing_folder
 from contentmotion.stages.stage import Stage
@@ -16,9 +15,9 @@ FOLDERS = {"content": "content", "motion": "motion_transformer", "video": "video
 
 
 def save_stage(stage: Stage, path: Path) -> None:
-    """Writes a stage as what ``load_pipeline`` and ``export`` take: a content model as a Stable Diffusion folder where
-    its components make one, else as the half of our pipeline; a motion model with ``scheduler_config.json`` beside its
-    weights; a video model as a whole pipeline.
+    """Writes a stage as what ``load_pipeline`` and ``export`` take: a content model as a folder of its family's stock
+    pipeline where its components make one, else as the half of our pipeline; a motion model with
+    ``scheduler_config.json`` beside its weights; a video model as a whole pipeline.
     """
     with replacing_folder(path) as folder:
         if stage.name == "motion":
@@ -32,10 +31,7 @@ def pipeline_of(stage: Stage) -> Any:
     """The pipeline that a content or a video stage is by itself."""
     if stage.name == "video":
         return VideoLatentPipeline(**stage.components)
-    names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
-    components = {name: stage.components.get(name) for name in names}
-    if components["vae"] is None or components["text_encoder"] is None:
-        return ContentMotionPipeline(**components)
-    return StableDiffusionPipeline(
-        **components, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    )
+    stock = getattr(stage, "stock", None)
+    if stock is None or stage.components.get("vae") is None or not stage.text_encoders:
+        return ContentMotionPipeline(**stage.components)
+    return make_stock(stock, stage.components.get("image_pipeline"), stage.components)

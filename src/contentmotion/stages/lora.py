@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import SchedulerMixin, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from torch import nn
 
@@ -68,19 +68,21 @@ def merge_adapters(network: nn.Module) -> nn.Module:
     return merged
 
 
-def save_adapters(unet: nn.Module, scheduler: SchedulerMixin, path: Path) -> None:
-    """The adapters of a Stable Diffusion or video UNet in diffusers' format, for ``load_lora_weights`` of any pipeline
-    that has the UNet; the scheduler that they need beside them.
+def save_adapters(stage: Stage, path: Path) -> None:
+    """The adapters of a stage's network in diffusers' format, for ``load_lora_weights`` of any pipeline that has the
+    network; the scheduler that they need beside them.
     """
     from peft import get_peft_model_state_dict
 
-    layers: dict[str, torch.Tensor] = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
-    settings: Any = unet.peft_config[ADAPTER]  # type: ignore[index]
+    layers: dict[str, torch.Tensor] = get_peft_model_state_dict(stage.network)
+    if stage.network_name == "unet":
+        layers = convert_state_dict_to_diffusers(layers)
+    settings: Any = stage.network.peft_config[ADAPTER]  # type: ignore[index]
+    stock: Any = getattr(stage, "stock", None) or StableDiffusionPipeline  # a video UNet's, too
+    own = {"lora_layers": layers, "lora_adapter_metadata": settings.to_dict()}
     with replacing_folder(path) as folder:
-        StableDiffusionPipeline.save_lora_weights(
-            folder, unet_lora_layers=layers, unet_lora_adapter_metadata=settings.to_dict()
-        )
-        scheduler.save_pretrained(folder)
+        stock.save_lora_weights(folder, **{f"{stage.network_name}_{name}": value for name, value in own.items()})
+        stage.scheduler.save_pretrained(folder)
 
 
 def freeze_all_but(module: nn.Module, words: Sequence[str]) -> None:

@@ -66,7 +66,7 @@ def save_trained(stage: Stage, folder: Path) -> None:
     format for them."""
     if hasattr(stage.network, "peft_config"):
         if stage.name == "content":
-            save_adapters(stage.network, stage.scheduler, folder / "lora")
+            save_adapters(stage, folder / "lora")
         stage = stage.replace(**{stage.network_name: merge_adapters(stage.network)})
     save_stage(stage, folder / FOLDERS[stage.name])
 

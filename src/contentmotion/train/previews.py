@@ -13,6 +13,7 @@ from contentmotion.data.cache import LatentCache
 from contentmotion.data.conditions import training_conditions
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
+from contentmotion.stages.image_vae import vae_scale_factor
 from contentmotion.video.pixels import to_uint8
 from contentmotion.video.write import write_contact_sheet
 
@@ -50,12 +51,15 @@ def make_previews(
         return _preview_whole(pipe, items, prompts, seed, sampling)
     moving = pipe.motion_transformer is not None
     captions = list(prompts) if prompts and not moving else [item["caption"] for item in items]
-    text = pipe.text_encoder is not None
+    text, factor = pipe.text_encoder is not None, vae_scale_factor(pipe.vae)
+    height, width = (factor * side for side in items[0]["content"].shape[1:])
     output: Any = pipe(
         prompt=captions if text else None,
         class_labels=None if text else [item["label"] for item in items],
         content_latents=torch.stack([item["content"] for item in items]) if moving else None,
         generator=_generators(seed, len(captions)),
+        height=height,
+        width=width,
         output_type="np",
         **sampling,
     )

@@ -51,6 +51,10 @@ class ContentStage(Stage):
         """
         raise NotImplementedError
 
+    def stock_guidance(self, guidance_scale: float) -> float:
+        """A guidance scale, 1 being none, as the stock pipeline says it."""
+        return guidance_scale
+
     def hears_as_stock(self, settings: Mapping[str, Any]) -> bool:
         """Whether a stock pipeline with these settings encodes text as this stage does; if not, it does so itself."""
         return True

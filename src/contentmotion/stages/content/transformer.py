@@ -44,7 +44,12 @@ class TransformerContent(ContentStage):
         """
         text, path = cls.load_text(name_or_path), resolve_name(name_or_path)
         transformer = load_model(AutoModel, path, "transformer", "a content model")
-        return cls({"vae": load_vae(name_or_path), "transformer": transformer, "scheduler": _scheduler_of(path)} | text)
+        parts = {"vae": load_vae(name_or_path), "transformer": transformer, "scheduler": _scheduler_of(path)}
+        index: Any = DiffusionPipeline.load_config(path)
+        settings = {name: index[name] for name in cls.stock._get_signature_keys(cls.stock)[1] if name in index}
+        if settings:  # such as FLUX.2's is_distilled, by which the pipeline is made again
+            parts["image_pipeline"] = {"class": cls.stock.__name__} | settings
+        return cls(parts | text)
 
     @classmethod
     def load_text(cls, name_or_path: str) -> dict[str, Any]:

@@ -57,6 +57,10 @@ class ZImageContent(TransformerContent):
         flows = self.network(images, times, unpad(condition["tokens"].to(self.dtype), condition["mask"])).sample
         return -torch.stack(flows).squeeze(2)
 
+    def stock_guidance(self, guidance_scale: float) -> float:
+        """``ZImagePipeline`` adds so many times the difference: 0 is none."""
+        return max(guidance_scale - 1, 0.0)
+
     def stock_text(self, text: Mapping[str, Tensor], null: Mapping[str, Tensor] | None) -> dict[str, Any]:
         told = {"prompt_embeds": unpad(text["tokens"], text["tokens_mask"])}
         return told | ({"negative_prompt_embeds": unpad(null["tokens"], null["tokens_mask"])} if null else {})

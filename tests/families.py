@@ -107,8 +107,9 @@ def make_flux2_klein() -> Any:
         guidance_embeds=False,
     )  # fmt: skip
     vae = AutoencoderKLFlux2(**VAE, latent_channels=4)
-    vae.bn.running_mean.normal_()
-    vae.bn.running_var.uniform_(0.5, 4)
+    statistics: Any = vae.bn
+    statistics.running_mean.normal_()
+    statistics.running_var.uniform_(0.5, 4)
     return _pipeline(
         Flux2KleinPipeline, tokenizer=tokenizer, text_encoder=Qwen3ForCausalLM(config), vae=vae,
         transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
