@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
-from families import FAMILIES, PROMPTS, save_families
 from torch import Tensor
 
 from contentmotion.diffusion import NoiseSchedule
@@ -18,6 +17,7 @@ from contentmotion.stages.content import content_stage, load_content, load_text
 from contentmotion.stages.content.transformer import TransformerContent
 from contentmotion.stages.image_vae import decode_frames, encode_frames, vae_latent_channels, vae_scale_factor
 from contentmotion.stages.motion import MotionStage
+from families import FAMILIES, PROMPTS, save_families
 
 # Of diffusers' solver for flows, with numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
