@@ -271,6 +271,11 @@ def test_a_later_file_beats_an_earlier_one(tmp_path: Path) -> None:
             "train-autoencoder --perceptual_weight 1",
             "unknown option --perceptual_weight: it is called --perceptual.weight now",
         ),
+        ("finetune x", "unknown command finetune: did you mean train?"),
+        ("sample x", "unknown command sample: did you mean generate?"),
+        ("generate a --cfg 3", "unknown option --cfg: did you mean --guidance_scale?"),
+        ("train x --model y", "unknown option --model: did you mean --image_model?"),
+        ("train-motion --lr 1", "unknown option --lr: did you mean --learning_rate?"),
         ("generat a", "unknown command generat: did you mean generate?"),
         ("train_motion", "unknown command train_motion: did you mean train-motion?"),
         ("--verison", "unknown option --verison (see contentmotion --help)"),
@@ -334,6 +339,33 @@ def test_overview_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert 'Example: contentmotion generate "a crying cat"' in shown
     assert "(default: 8.0)" in shown
     assert max(map(len, shown.splitlines())) <= 110
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_names_every_setting_and_explains_those_that_are_changed_first(name: str) -> None:
+    config_class, positional = COMMANDS[name].config_class, COMMANDS[name].positional
+    short, whole = help_text(name, config_class, positional), help_text(name, config_class, positional, True)
+    for text in (short, whole):
+        assert max(map(len, text.splitlines())) <= 110
+        named = re.findall(r"--([\w.]*\w)", text)
+        assert set(settings_of(config_class)) <= set(named)
+    assert len(short.splitlines()) <= 75, "two screens"
+    first = {flag for flag in re.findall(r"^  --([\w.]+) ", short, re.MULTILINE)}
+    missing = [s.name for s in settings_of(config_class).values() if s.default is dataclasses.MISSING]
+    assert set(missing) <= first and (
+        len(first) < len(settings_of(config_class)) or short.count("\n") == whole.count("\n")
+    )
+
+
+def test_help_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train-motion", "--help_all"]) == 0
+    shown = capsys.readouterr().out
+    assert (
+        "Adam's second decay rate" in shown and "What training the content model and the motion model share:" in shown
+    )
+    assert main(["train-motion", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "Adam's second decay rate" not in shown and "--adam_beta2" in shown
 
 
 def probe(monkeypatch: pytest.MonkeyPatch, folder: Path, body: str) -> None:

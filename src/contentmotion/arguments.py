@@ -28,6 +28,36 @@ HELP_WIDTH, HELP_COLUMN = 110, 30
 ALLOWED = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 # What numbers look like: no digits of other scripts, no underscores, no infinity.
 PATTERNS = {int: r"[-+]?[0-9]+", float: r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"}
+# Settings that people change first, of any command: --help explains them, and names the others.
+CHANGED_FIRST = frozenset(
+    """prompt prompt_file class_labels negative_prompt train_data_dir cache_dir data_dir generated_dir vae autoencoder
+    image_model pretrained_model_name_or_path motion_transformer part preset output_dir num_frames height width fps seed
+    max_train_steps train_batch_size learning_rate validation_steps num_inference_steps guidance_scale formats clip
+    components num_videos_per_prompt conditions driving_video extract dry_run json image video number compare lora.rank
+    """.split()  # noqa: SIM905
+)
+FEW = 16  # settings: all are shown
+# What other programs call things, by our names.
+OTHER_NAMES = {
+    "generate": "sample infer inference run txt2vid",
+    "train": "finetune fine-tune fit",
+    "demo": "serve ui web app",
+    "evaluate": "eval score fvd",
+    "push": "publish upload",
+    "info": "show",
+    "pretrained_model_name_or_path": "model checkpoint ckpt",
+    "learning_rate": "lr",
+    "max_train_steps": "epochs iterations",
+    "train_batch_size": "batch",
+    "guidance_scale": "cfg cfg_scale guidance",
+    "height": "resolution size",
+    "num_frames": "frames length",
+    "output_dir": "out output outdir",
+    "train_data_dir": "data dataset videos",
+    "negative_prompt": "negative",
+    "mixed_precision": "precision",
+    "device": "gpu",
+}
 METAVARS = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
 
 
@@ -392,6 +422,9 @@ def did_you_mean(word: str, names: Collection[str], prefix: str = "") -> str:
     """The end of a message about an unknown word: a name like it, or one that begins with it or contains it. Empty when
     there is none. What is in no block comes first.
     """
+    for name, others in OTHER_NAMES.items():
+        if name in names and word in others.split():
+            return f": did you mean {prefix}{name}?"
     flat = [name for name in names if "." not in name]
     for known in (flat, list(names)):
         near = difflib.get_close_matches(word, known, n=1)
@@ -401,22 +434,48 @@ def did_you_mean(word: str, names: Collection[str], prefix: str = "") -> str:
     return ""
 
 
-def help_text(command: str, config_class: type, positional: str | None) -> str:
-    """What ``--help`` prints: what the command does, and its settings with their defaults."""
+def help_text(command: str, config_class: type, positional: str | None, everything: bool = False) -> str:
+    """What ``--help`` prints: what the command does, and its settings with their defaults.
+
+    Args:
+        command: The command's name.
+        config_class: Its config dataclass.
+        positional: Field that the words before the first flag fill, if any.
+        everything: What ``--help_all`` prints: all settings, where else those that are seldom changed are named only.
+    """
     settings = settings_of(config_class)
+    first = {
+        name: setting
+        for name, setting in settings.items()
+        if name in CHANGED_FIRST or name == positional or setting.default is dataclasses.MISSING
+    }
+    if everything or len(settings) <= FEW:
+        first = settings
     words = f" {positional.upper()}{' ...' if settings[positional].kind.container else ''}" if positional else ""
     lines = [
         f"usage: contentmotion {command}{words} [--config FILE.yaml] [--name value ...]\n",
         f"{describe(config_class)}\n",
         *help_lines("-h, --help", "Show this and exit."),
+        *(help_lines("--help_all", "Show every setting.") if first is not settings else ()),
         *help_lines("--config FILE.yaml", "Settings in `name: value` lines; flags overrule them."),
     ]
     group = ""
-    for setting in settings.values():
+    for setting in first.values():
         if setting.group != group:
             group = setting.group
             lines += ["", *textwrap.wrap(f"{group.rstrip('.')}:", HELP_WIDTH)]
         lines += help_lines(f"--{setting.name} {setting.metavar}", setting.help + default_text(setting.default))
+    more: dict[str, list[str]] = {}
+    for name, setting in settings.items():
+        if name not in first:
+            more.setdefault(setting.group.rstrip("."), []).append(name)
+    if more:
+        lines += ["", "more, which --help_all explains:"]
+    for group, names in more.items():
+        text = f"{group}: " + ", ".join(f"--{name}" for name in names)
+        lines += textwrap.wrap(
+            text, HELP_WIDTH, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False
+        )
     return "\n".join(lines)
 
 
@@ -444,7 +503,7 @@ def describe(config_class: type) -> str:
     text = (config_class.__doc__ or "").partition("Attributes:")[0]
     paragraphs = textwrap.dedent("    " + text).strip().split("\n\n")
     return "\n\n".join(
-        " ".join(paragraph.split())
+        re.sub(r" (?=Example:)", "\n", " ".join(paragraph.split()))
         if paragraph.lstrip().startswith("Example:")
         else textwrap.fill(" ".join(paragraph.split()), HELP_WIDTH)
         for paragraph in paragraphs

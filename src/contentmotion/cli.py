@@ -159,8 +159,8 @@ def run(words: list[str]) -> int:
         near = did_you_mean(name, COMMANDS) or " (see contentmotion --help)"
         raise UsageError(f"unknown {kind} {name}{near}")
     command = COMMANDS[name]
-    if "-h" in words or "--help" in words:
-        print(help_text(name, command.config_class, command.positional))
+    if {"-h", "--help", "--help_all"} & set(words):
+        print(help_text(name, command.config_class, command.positional, "--help_all" in words))
         return 0
     settings = parse_config(name, command.config_class, command.positional, words[1:])
     target = command.dry_run if command.dry_run and settings.dry_run else command.function
@@ -182,7 +182,7 @@ Text to video through a content frame and a motion latent.
 commands:
 {rows}
 
-  contentmotion COMMAND --help    explains a command and its settings
+  contentmotion COMMAND --help    explains a command and what people change first; --help_all every setting
   contentmotion --version         prints the version
   contentmotion --print_completion SHELL  prints a script that completes commands in bash, zsh or tcsh
   --debug (or {DEBUG_VARIABLE}=1)  shows where an error comes from

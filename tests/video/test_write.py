@@ -8,7 +8,15 @@ from PIL import Image
 
 from contentmotion.video.reader import read_clip, read_video
 from contentmotion.video.timeline import VideoError
-from contentmotion.video.write import read_metadata, write_contact_sheet, write_picture, write_video
+from contentmotion.video.write import (
+    _fonts,
+    _has,
+    read_metadata,
+    readable,
+    write_contact_sheet,
+    write_picture,
+    write_video,
+)
 
 MakeFrames = Callable[..., np.ndarray]
 
@@ -337,6 +345,29 @@ def test_contact_sheet_refuses_nothing(tmp_path: Path, make_frames: MakeFrames) 
         write_contact_sheet(tmp_path / "sheet.png", [], [])
     with pytest.raises(ValueError, match="1 videos, 2 captions"):
         write_contact_sheet(tmp_path / "sheet.png", [make_frames(2, 8, 8)], ["a", "b"])
+
+
+def test_contact_sheet_of_many_is_several_pages(tmp_path: Path, make_frames: MakeFrames) -> None:
+    def write(count: int) -> list[Path]:
+        return write_contact_sheet(tmp_path / "sheet.png", [make_frames(2, 8, 8)] * count, ["x"] * count)
+
+    (tmp_path / "sheet-of-mine.png").touch()
+    assert [path.name for path in write(45)] == ["sheet.png", "sheet-2.png", "sheet-3.png"]
+    with Image.open(tmp_path / "sheet-3.png") as last, Image.open(tmp_path / "sheet.png") as first:
+        assert first.height > 3 * last.height
+    assert len(write(20)) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sheet-of-mine.png", "sheet.png"], "no page of before"
+
+
+def test_captions_in_characters_that_there_are(tmp_path: Path, make_frames: MakeFrames) -> None:
+    """Pillow's own font has those of English: what it lacks is spelt out, and never a box."""
+    own = _fonts()[-1]
+    assert readable("a red car", own) == "a red car"
+    assert readable("a \U0001f63f cat\ufe0f", own) == "a [crying cat face] cat"
+    assert readable("\u732b", own) == "[U+732B]"
+    assert readable("caf\u1eb9", own) == "cafe"
+    for font in _fonts():
+        assert all(_has(font, character) for character in readable("n\u00e4ch\u0161te \U0001f63f \u732b", font))
 
 
 ABOUT = {"generated": "by a model", "prompt": 'a "crying" cat\n猫 é', "seed": "7"}

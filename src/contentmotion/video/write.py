@@ -1,8 +1,12 @@
 """Frames to video files and contact sheets, and what was noted in them."""
 
+import functools
+import glob
 import json
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,6 +18,15 @@ from contentmotion.saving import replacing_file
 from contentmotion.video.timeline import HD_LINES
 
 BT709 = 1  # matrix, primaries and transfer of HD video have the same number in ITU-T H.273
+
+PAGE, MAX_PAGES = 20, 9999  # rows of a sheet's page; pages that a later sheet replaces
+# Looked for among the system's fonts, in this order; the last ones have other alphabets, or emoji.
+FONTS = (
+    "DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "Arial Unicode.ttf", "Arial.ttf",
+    "arial.ttf", "NotoSansCJK-Regular.ttc", "NotoEmoji-Regular.ttf", "NotoEmoji[wght].ttf", "Symbola.ttf",
+    "seguisym.ttf",
+)  # fmt: skip
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: float, metadata: Mapping[str, str] | None = None) -> None:
@@ -150,26 +163,39 @@ def write_contact_sheet(
     *,
     num_columns: int = 8,
     metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write `contact_sheet` as a PNG.
+) -> list[Path]:
+    """Write `contact_sheet` as a PNG; of more than `PAGE` videos as several, `sheet.png`, `sheet-2.png`, ...
 
     Args:
-        path: PNG file to write.
+        path: PNG file to write. Further pages of an earlier sheet of this name are removed.
         videos: See `contact_sheet`.
         captions: See there.
         num_columns: See there.
         metadata: See `write_picture`.
 
+    Returns:
+        The pages.
+
     Raises:
         ValueError: See `contact_sheet`.
     """
-    write_picture(path, contact_sheet(videos, captions, num_columns), metadata)
+    path = Path(path)
+    for old in path.parent.glob(f"{glob.escape(path.stem)}-*{path.suffix}"):
+        if old.stem.removeprefix(f"{path.stem}-").isdecimal() and int(old.stem.rpartition("-")[2]) <= MAX_PAGES:
+            old.unlink()
+    pages = []
+    for start in range(0, max(1, len(videos)), PAGE):
+        page = path if start == 0 else path.with_stem(f"{path.stem}-{start // PAGE + 1}")
+        rows = slice(start, start + PAGE)
+        write_picture(page, contact_sheet(videos[rows], captions[rows], num_columns), metadata)
+        pages.append(page)
+    return pages
 
 
 def contact_sheet(videos: Sequence[np.ndarray], captions: Sequence[str], num_columns: int = 8) -> Image.Image:
     """One row per video: its caption above evenly spaced frames, the last one included.
 
-    Small frames are enlarged 2 or 3 times.
+    Small frames are enlarged 2 or 3 times. Characters that no font here has are spelt out (`readable`).
 
     Args:
         videos: uint8 RGB, each (t, h, w, 3); sizes may differ.
@@ -184,22 +210,66 @@ def contact_sheet(videos: Sequence[np.ndarray], captions: Sequence[str], num_col
             f"a contact sheet needs videos, one caption each and at least one column; "
             f"got {len(videos)} videos, {len(captions)} captions, {num_columns} columns"
         )
-    margin, font = 8, ImageFont.load_default(size=16)
+    margin = 8
     rows = [_contact_row(video, num_columns, margin) for video in videos]
     width = 2 * margin + max(row.width for row in rows)
-    texts = [_wrap(caption, font, width - 2 * margin) for caption in captions]
-    text_heights = [20 * len(lines) for lines in texts]
-    height = margin + sum(row.height + 2 * margin for row in rows) + sum(text_heights)
+    texts = []
+    for caption in captions:
+        font = _font_for(caption)
+        texts.append((font, _wrap(readable(caption, font), font, width - 2 * margin)))
+    height = margin + sum(
+        row.height + 2 * margin + 20 * len(lines) for row, (_, lines) in zip(rows, texts, strict=True)
+    )
 
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     y = margin
-    for row, lines, text_height in zip(rows, texts, text_heights, strict=True):
+    for row, (font, lines) in zip(rows, texts, strict=True):
         for number, line in enumerate(lines):
             draw.text((margin, y + 20 * number), line, fill="black", font=font)
-        sheet.paste(row, (margin, y + text_height))
-        y += text_height + row.height + 2 * margin
+        sheet.paste(row, (margin, y + 20 * len(lines)))
+        y += 20 * len(lines) + row.height + 2 * margin
     return sheet
+
+
+@functools.cache
+def _fonts() -> tuple[Font, ...]:
+    """The fonts of this system that have many characters, and Pillow's own, which has those of English."""
+    found = []
+    for name in FONTS:
+        with suppress(OSError):
+            found.append(ImageFont.truetype(name, 16))
+    return (*found, ImageFont.load_default(size=16))
+
+
+def _font_for(text: str) -> Font:
+    """The first font that has all characters of a text; else the one that lacks the fewest."""
+    return min(_fonts(), key=lambda font: sum(not _has(font, character) for character in set(text)))
+
+
+@functools.cache
+def _has(font: Font, character: str) -> bool:
+    """Whether a font has a character: else it draws the box that it draws for what is no character."""
+    if character.isspace():
+        return True
+    drawn, missing = (bytes(font.getmask(each)) for each in (character, "\U0010ffff"))
+    return drawn != missing and bool(drawn)
+
+
+def readable(text: str, font: Font) -> str:
+    """A text in characters that a font has: others without their accents, by their names, or by their numbers."""
+    found = []
+    for character in text:
+        plain = unicodedata.normalize("NFKD", character)
+        plain = "".join(part for part in plain if not unicodedata.combining(part))
+        if _has(font, character):
+            found.append(character)
+        elif plain != character and all(_has(font, part) for part in plain):
+            found.append(plain)
+        elif unicodedata.category(character)[0] not in "MC":  # marks and joiners say nothing by themselves
+            name = unicodedata.name(character, "").lower()
+            found.append(f"[{name}]" if name and "-" not in name else f"[U+{ord(character):04X}]")
+    return "".join(found)
 
 
 def _contact_row(video: np.ndarray, num_columns: int, gap: int) -> Image.Image:
@@ -215,7 +285,7 @@ def _contact_row(video: np.ndarray, num_columns: int, gap: int) -> Image.Image:
     return row
 
 
-def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _wrap(text: str, font: Font, width: int) -> list[str]:
     """Break a caption into lines of at most `width` pixels (a longer single word stays whole)."""
     lines = [""]
     for word in text.split():
