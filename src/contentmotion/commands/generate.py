@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,11 +18,13 @@ import torch
 import contentmotion
 from contentmotion.config import GenerateConfig, SamplingConfig
 from contentmotion.data.conditions import read_conditions
+from contentmotion.data.maps import MAX_SKEW
 from contentmotion.data.prompts import read_prompts
 from contentmotion.loading import load_vae, require_checkpoints
 from contentmotion.pipelines.base import LatentPipeline
+from contentmotion.pipelines.inputs import read_fitted, read_frames
 from contentmotion.pipelines.loading import load_any_pipeline
-from contentmotion.pipelines.sampling import resolve_sampling
+from contentmotion.pipelines.sampling import Sampling, resolve_sampling
 from contentmotion.pipelines.speed import (
     compile_networks,
     enable_tiling,
@@ -32,9 +36,12 @@ from contentmotion.pipelines.video_latent import VideoLatentPipeline
 from contentmotion.progress import progress_bar
 from contentmotion.run_dir import prepare_output_dir, resolve_device, resolve_dtype, seeded_generator
 from contentmotion.stages.image_vae import encode_frames, vae_scale_factor
+from contentmotion.stages.text import NULL_PROMPT
 from contentmotion.video.pixels import to_uint8
-from contentmotion.video.write import write_contact_sheet, write_video
+from contentmotion.video.reader import probe_video
+from contentmotion.video.write import write_contact_sheet, writing_video
 
+SHEET_COLUMNS = 8
 MAX_SLUG = 48  # characters of the prompt in a file's name
 
 
@@ -71,7 +78,7 @@ def generate(config: GenerateConfig) -> None:
     pipe = load_for_sampling(config, device)
 
     conditions = [condition for condition in conditions for _ in range(config.num_videos_per_prompt)]
-    follow = read_followed(pipe, config)
+    follow, start = read_followed(pipe, config), read_start(pipe, config)
     sampling = resolve_sampling(
         pipe,
         config.num_inference_steps,
@@ -80,26 +87,83 @@ def generate(config: GenerateConfig) -> None:
         config.motion_guidance_scale,
     )
     output_dir = prepare_output_dir(config.output_dir, "generate", config)
-    videos: list[np.ndarray] = []
+    sheet_rows: list[np.ndarray] = []
     written: list[Path] = []
     with progress_bar(transient=True) as progress:
         batches = math.ceil(len(conditions) / config.batch_size)
-        task = progress.add_task("generating", total=(sampling.steps + sampling.motion_steps) * batches)
-        for drawn in sample_all(
-            pipe, config, conditions, lambda: progress.advance(task), content_frames=False, follow=follow
-        ):
-            number = len(videos)
-            name = f"{number:03d}-{slug(conditions[number])}-seed{config.seed}"
-            metadata = provenance(config, conditions[number], number)
-            for suffix in config.formats:
-                path = output_dir / f"{name}.{suffix}"
-                write_video(path, drawn.video, config.fps, metadata)
-                written.append(path)
-            videos.append(drawn.video)
+        task = progress.add_task("generating", total=_steps(pipe, config, sampling) * batches)
+        for first in range(0, len(conditions), config.batch_size):
+            batch = conditions[first : first + config.batch_size]
+            with ExitStack() as stack:
+                files = _Files(config, output_dir, batch, first, _num_frames(pipe, config), stack)
+                sample(
+                    pipe, config, batch, first, lambda step, latents: progress.advance(task), content_frames=False,
+                    follow=follow, start=start, on_frames=files.add,
+                )  # fmt: skip
+            written += files.paths
+            sheet_rows += files.sheet_rows
     sheet = output_dir / "sheet.png"
     captions = [_caption(condition) for condition in conditions]
-    write_contact_sheet(sheet, videos, captions, metadata=provenance(config, "; ".join(captions), 0))
+    write_contact_sheet(sheet, sheet_rows, captions, metadata=provenance(config, "; ".join(captions), 0))
     print(*written, f"{sheet} (all of them in one picture)", sep="\n")
+
+
+class _Files:
+    """The files of one batch of videos, which grow as frames are drawn, and what of them is on the sheet.
+
+    Attributes:
+        paths: The files.
+    """
+
+    def __init__(
+        self, config: GenerateConfig, folder: Path, batch: Sequence[str | int], first: int, num_frames: int,
+        stack: ExitStack,
+    ) -> None:  # fmt: skip
+        self.paths: list[Path] = []
+        self._writers: list[list[Callable[[np.ndarray], None]]] = []
+        self._shown = set(np.linspace(0, num_frames - 1, min(SHEET_COLUMNS, num_frames)).round().astype(int).tolist())
+        self._rows: list[list[np.ndarray]] = [[] for _ in batch]
+        self._count = 0
+        for number, condition in enumerate(batch, start=first):
+            name = f"{number:03d}-{slug(condition or _source(config))}-seed{config.seed}"
+            metadata = provenance(config, condition, number)
+            paths = [folder / f"{name}.{suffix}" for suffix in config.formats]
+            self.paths += paths
+            self._writers.append([stack.enter_context(writing_video(p, config.fps, metadata)) for p in paths])
+
+    def add(self, frames: torch.Tensor) -> None:
+        """Writes some frames more of all videos, (b, t, 3, H, W) in [0, 1]."""
+        videos = to_uint8(frames.permute(0, 1, 3, 4, 2).cpu().numpy(), low=0)
+        for video, writers, row in zip(videos, self._writers, self._rows, strict=True):
+            for add in writers:
+                add(video)
+            row += [frame for number, frame in enumerate(video, start=self._count) if number in self._shown]
+        self._count += videos.shape[1]
+
+    @property
+    def sheet_rows(self) -> list[np.ndarray]:
+        """Of each video the frames that the sheet shows, uint8 (n, H, W, 3)."""
+        return [np.stack(row) for row in self._rows]
+
+
+def _num_frames(pipe: LatentPipeline, config: GenerateConfig) -> int:
+    return config.num_frames or pipe.clip_shape[0]
+
+
+def _source(config: GenerateConfig) -> str:
+    """What a video is called that no prompt describes."""
+    return Path(config.image or config.video or "prompt").stem
+
+
+def _steps(pipe: LatentPipeline, config: GenerateConfig, sampling: Sampling) -> int:
+    """Denoising steps of one batch, at most; says on stderr of how many clips a longer video is made."""
+    if isinstance(pipe, VideoLatentPipeline) or not sampling.motion_steps:
+        return sampling.steps + sampling.motion_steps
+    clips = pipe.clips(config.num_frames, config.clip_frames, config.loop)
+    if len(clips) > 1:
+        how = "each goes on from the last frame of the one before" if clips.chained else "they overlap"
+        print(f"{clips.num_frames} frames: {len(clips)} clips of {clips.length}, {how}", file=sys.stderr)
+    return sampling.steps * len(config.schedule or "1") + sampling.motion_steps * (len(clips) if clips.chained else 1)
 
 
 def load_for_sampling(config: SamplingConfig, device: torch.device) -> Any:
@@ -161,11 +225,46 @@ def read_followed(pipe: LatentPipeline, config: GenerateConfig) -> dict[str, tor
     )  # fmt: skip
 
 
+def read_start(pipe: LatentPipeline, config: GenerateConfig) -> dict[str, Any]:
+    """The pictures and videos to start from that the settings name, as a ContentMotionPipeline takes them.
+
+    Raises:
+        ValueError: A file that cannot be used; one line that names it.
+        OSError: No such file.
+    """
+    if isinstance(pipe, VideoLatentPipeline):
+        return {}
+    start: dict[str, Any] = {
+        name: getattr(config, name) for name in ("strength", "motion_strength", "clip_frames", "loop")
+    }
+    height, width = (a or b for a, b in zip((config.height, config.width), pipe.clip_shape[1:], strict=True))
+
+    def tell(path: str, h: int, w: int) -> None:
+        if abs(w * height / (h * width) - 1) > MAX_SKEW:
+            done = "cut to" if config.fit == "crop" else "put between black bars in"
+            other = "--fit pad shows all of it" if config.fit == "crop" else "--fit crop fills the frame"
+            print(f"{path}: {w}x{h} pixels, {done} the shape of {width}x{height} ({other})", file=sys.stderr)
+
+    if config.image:
+        start["image"], size = read_fitted(config.image, height, width, config.fit)
+        tell(config.image, *size)
+    for flag, name in (("video", "video"), ("motion_from", "motion_video")):
+        if path := getattr(config, flag):
+            info = probe_video(path)
+            start[name] = read_frames(
+                f"--{flag}", path, _num_frames(pipe, config), height, width, config.fit, config.frame_stride
+            )
+            tell(path, info.height, info.width)
+    return start
+
+
 def _require_video_settings(config: SamplingConfig) -> None:
     """Raises ``ValueError`` where settings are for models of content and motion."""
     name = config.pretrained_model_name_or_path
     if config.motion_num_inference_steps is not None or config.motion_guidance_scale != 1:
         raise ValueError(f"{name} is a video model: it has no motion model for motion_... settings to act on")
+    if isinstance(config, GenerateConfig) and config.starts_from:
+        raise ValueError(f"--{config.starts_from[0]}: {name} is a video model, without content frame and motion")
     if isinstance(config, GenerateConfig) and config.class_labels is not None:
         raise ValueError(f"{name} is a video model: it takes prompts, not class_labels")
 
@@ -179,13 +278,14 @@ def provenance(config: SamplingConfig, condition: str | int, number: int) -> dic
         number: Number of the video in its run.
     """
     model = config.pretrained_model_name_or_path
+    given = {name: getattr(config, name, None) for name in ("image", "video", "motion_from")}
     return {
         "generated": f"by a model, with contentmotion {contentmotion.__version__}",
         "model": Path(model).resolve().name if Path(model).is_dir() else model,
         "prompt": _caption(condition),
         "seed": str(config.seed),
         "number": str(number),
-    }
+    } | {name: Path(path).name for name, path in given.items() if path}
 
 
 def prompts_or_labels(config: GenerateConfig) -> list[str] | list[int]:
@@ -201,7 +301,11 @@ def prompts_or_labels(config: GenerateConfig) -> list[str] | list[int]:
         return config.class_labels
     if config.prompt_file is not None:
         return read_prompts(config.prompt_file)
+    if config.schedule:
+        return ["; ".join(config.prompts_at)]
     prompts = [prompt.strip() for prompt in config.prompt or []]
+    if config.prompt is None and (config.image or config.video):
+        return [NULL_PROMPT]
     if not prompts or not all(prompts):
         raise ValueError("empty prompt: say what to show")
     return prompts
@@ -275,6 +379,8 @@ def sample(
     content_latents: torch.Tensor | None = None,
     content_frames: bool = True,
     follow: Mapping[str, torch.Tensor] | None = None,
+    start: Mapping[str, Any] | None = None,
+    on_frames: Callable[[torch.Tensor], object] | None = None,
 ) -> list[Drawn]:
     """Generates one batch.
 
@@ -287,6 +393,8 @@ def sample(
         content_latents: Content frames to use, (b, c, h, w); drawn when None.
         content_frames: Whether to decode the content frames too.
         follow: Conditions beside the prompts, by name, for video models that take some.
+        start: What ``read_start`` gives.
+        on_frames: Gets the frames (b, t, 3, H, W) in [0, 1], some at a time; nothing is returned then.
     """
     device = pipe._execution_device
     dtype = resolve_dtype(config.mixed_precision, device)
@@ -305,10 +413,14 @@ def sample(
             "content_latents": content_latents,
             "decode_content_frame": content_frames,
             "motion_callback_on_step_end": callback,
-        }
+            "callback_on_frames": on_frames,
+        } | dict(start or {})
+    asked: dict[str, Any] = {kind: batch}
+    if config.schedule:
+        asked = {"prompt": config.schedule, "num_videos_per_prompt": len(batch)}
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
         output: Any = pipe(
-            **{kind: batch},
+            **asked,
             **own,
             negative_prompt=config.negative_prompt,
             num_inference_steps=config.num_inference_steps,
@@ -320,6 +432,10 @@ def sample(
             output_type="np",
             callback_on_step_end=callback,
         )
+    if on_frames is not None:
+        if output.frames is not None:
+            on_frames(torch.from_numpy(output.frames).permute(0, 1, 4, 2, 3))
+        return []
     contents = output.get("content_frame")
     contents = [None] * len(batch) if contents is None else contents
     return [

@@ -18,6 +18,7 @@ from contentmotion.config.common import (
     Rate,
     Seed,
     Settings,
+    Share,
     Steps,
     Weight,
     require,
@@ -64,10 +65,87 @@ class SamplingConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(SamplingConfig, ConditionConfig):
+class StartConfig(Settings):
+    """Pictures and videos to start from, and long videos, for models of content and motion.
+
+    Videos are read frame by frame from their first frame on; what has another size or shape is fitted.
+
+    Attributes:
+        image: Picture to animate (png, jpeg, webp, gif). A prompt may say what it shows.
+        video: Video to edit: the prompt re-draws what it shows by `strength`, and its motion is kept; or, with
+            `motion_strength` alone, what it shows is kept and moves differently.
+        motion_from: Video whose motion is taken, whatever it shows.
+        strength: How much of the picture, or of what the video shows, is drawn anew: 0 keeps it, 1 forgets it. When
+            not given 0.5; or 0 where the model's content frame is a real frame, and it is a picture.
+        motion_strength: How much of the motion is drawn anew: 0 keeps it (so when not given), 1 forgets it.
+        fit: What of another shape is fitted: "crop" cuts the middle out, "pad" adds black bars.
+        frame_stride: Take every n-th frame of the videos.
+        clip_frames: Frames made at once, of longer videos; the model's training length when not given.
+        loop: The last frame is followed by the first (not for models whose content frame is a clip's first frame).
+        prompts_at: Prompts that change: "0: a cat" "32: a dog", instead of prompts; one video.
+    """
+
+    image: str | None = None
+    video: str | None = None
+    motion_from: str | None = None
+    strength: Share | None = None
+    motion_strength: Share | None = None
+    fit: Literal["crop", "pad"] = "crop"
+    frame_stride: Frames = 1
+    clip_frames: Frames | None = None
+    loop: bool = False
+    prompts_at: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(not (self.image and self.video), "give --image or --video: each of them is what is shown")
+        require(
+            self.strength is None or bool(self.image or self.video),
+            "--strength is how much of a given picture is drawn anew: it needs --image or --video",
+        )
+        require(
+            self.motion_strength is None or bool(self.motion_from or self.video),
+            "--motion_strength is how much of a given motion is drawn anew: it needs --motion_from or --video",
+        )
+        require(
+            self.frame_stride == 1 or bool(self.motion_from or self.video),
+            "--frame_stride is of a given video: it needs --motion_from or --video",
+        )
+        self.schedule  # noqa: B018  raises
+
+    @property
+    def schedule(self) -> dict[int, str]:
+        """``prompts_at`` by frame."""
+        found: dict[int, str] = {}
+        for text in self.prompts_at:
+            frame, colon, prompt = text.partition(":")
+            require(
+                bool(colon and prompt.strip()) and frame.strip().isdecimal(),
+                f'--prompts_at: a frame and what to show from there on, such as "32: a dog", got {text!r}',
+            )
+            found[int(frame)] = prompt.strip()
+        require(not found or 0 in found, '--prompts_at begins at frame 0: give "0: what to show"')
+        require(len(found) == len(self.prompts_at), "--prompts_at: a frame stands there twice")
+        return found
+
+    @property
+    def starts_from(self) -> tuple[str, ...]:
+        """The settings that only models of content and motion have, of those that are given."""
+        names = ("image", "video", "motion_from", "clip_frames", "loop", "prompts_at")
+        return tuple(name for name in names if getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(SamplingConfig, StartConfig, ConditionConfig):
     """Generate videos from prompts: mp4 and gif files and one PNG contact sheet.
 
     Example: contentmotion generate "a crying cat" "rocket" --seed 7 --output_dir outputs
+
+    Example: contentmotion generate --image cat.png
+
+    Example: contentmotion generate "a dog" --motion_from video.mp4
+
+    Example: contentmotion generate "in watercolour" --video in.mp4 --strength 0.6
 
     Attributes:
         prompt: What to show, one video per prompt. Prompts can also simply follow the command's name.
@@ -75,7 +153,7 @@ class GenerateConfig(SamplingConfig, ConditionConfig):
         class_labels: Class ids, for class-conditional models (instead of prompts).
         negative_prompt: What to steer away from (used when guidance is on).
         num_videos_per_prompt: Videos per prompt, each from its own noise.
-        num_frames: Frames per video; the model's training length when not given.
+        num_frames: Frames per video, any number; the model's training length when not given.
         height: Pixels; the model's training size when not given.
         width: Pixels; the model's training size when not given.
         fps: Frames per second of the files written.
@@ -109,7 +187,11 @@ class GenerateConfig(SamplingConfig, ConditionConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         given = sum(x is not None for x in (self.prompt, self.prompt_file, self.class_labels))
-        require(given == 1, "give prompts, or --prompt_file, or --class_labels (exactly one of the three)")
+        require(
+            given == (0 if self.prompts_at else 1) or (given == 0 and bool(self.image or self.video)),
+            "give prompts, or --prompt_file, or --class_labels (exactly one of the three)"
+            + (", or --prompts_at alone" if self.prompts_at else ""),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

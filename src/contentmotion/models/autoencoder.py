@@ -248,7 +248,12 @@ class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
         v = self.decoder_norm(self._run(self.decoder, v, windows)).view(b, t, h // p, w // p, -1)
         frames = self._unpatchify(self.frame_head(v)).flatten(0, 1)
         frames = self.refine_head(frames).unflatten(0, (b, t))  # (b, t, c, h, w)
-        return frames + content[:, None] if self.config.residual_decoding else frames
+        frames = frames + content[:, None] if self.config.residual_decoding else frames
+        index = self.config.content_index
+        if self.config.content_mode == "frame" and -t <= index < t:  # the content frame is that frame, exactly
+            place = torch.tensor([index % t], device=frames.device)
+            frames = frames.index_copy(1, place, content[:, None].to(frames.dtype))
+        return frames
 
     def forward(self, x: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t c h w"]:
         """Encodes and decodes a video."""

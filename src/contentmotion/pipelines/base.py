@@ -15,7 +15,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from contentmotion.pipelines.folder import HUB_SETTINGS, INDEX, fetch, known_class, read_index
-from contentmotion.pipelines.sampling import denoise, warn_once
+from contentmotion.pipelines.sampling import denoise, noise_to, steps_taken, warn_once
 from contentmotion.stages.stage import Condition, Stage
 from contentmotion.stages.text import NULL_PROMPT, TextFeatures
 
@@ -250,27 +250,43 @@ class LatentPipeline(DiffusionPipeline):
         eta: float,
         generator: Generators,
         call_back: Callable[[int, Tensor, Tensor], Tensor],
+        start: Tensor | None = None,
+        strength: float = 1.0,
     ) -> Tensor:
-        """One stage from noise to samples, with its progress bar."""
+        """One stage from noise to samples, with its progress bar.
+
+        Args:
+            start: Clean samples to draw anew.
+            strength: How much of them: 0 keeps them, 1 forgets them; between, they are noised and go through the last
+                steps alone (Meng et al. 2022, SDEdit).
+        """
         scheduler, device = stage.scheduler, self._execution_device
+        strength = 1.0 if start is None else strength
+        if start is not None and strength == 0:
+            return start.to(device, self._dtype)
         scheduler.set_timesteps(steps, device=device)
+        first = (steps - steps_taken(steps, strength)) * scheduler.order
         if noise is None:
             noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         elif tuple(noise.shape) != shape:
             raise ValueError(f"initial noise of shape {tuple(noise.shape)}, {shape} needed")
         # In float32, for steps are small differences; flow matching's schedulers start from unit noise.
-        latents = noise.to(device, torch.float32) * getattr(scheduler, "init_noise_sigma", 1.0)
+        noise = noise.to(device, torch.float32)
+        if start is not None and strength < 1:
+            latents = noise_to(scheduler, start.to(device, torch.float32), noise, first)
+        else:
+            latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
         self._progress_bar_config = getattr(self, "_progress_bar_config", {}) | {"desc": stage.name}
-        self._guidance_scale, self._num_timesteps = guidance_scale, len(scheduler.timesteps)
-        with self.progress_bar(total=len(scheduler.timesteps)) as progress:
+        self._guidance_scale, self._num_timesteps = guidance_scale, len(scheduler.timesteps) - first
+        with self.progress_bar(total=self._num_timesteps) as progress:
 
             def on_step(step: int, timestep: Tensor, latents: Tensor) -> Tensor:
                 progress.update()
                 return call_back(step, timestep, latents)
 
             latents = denoise(
-                stage, latents, condition, null, guidance_scale, eta=eta, generator=generator, on_step=on_step,
-                interrupted=lambda: self._interrupt,
+                stage, latents, condition, null, guidance_scale, first=first, eta=eta, generator=generator,
+                on_step=on_step, interrupted=lambda: self._interrupt,
             )  # fmt: skip
         return latents.to(self._dtype)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -21,12 +22,48 @@ from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.pipelines.base import Generators, LatentPipeline, OutputType, StepCallback, check_inputs
 from contentmotion.pipelines.image import arguments_of, make_stock, pipeline_for, resized, settings_in, stock_settings
+from contentmotion.pipelines.inputs import Fit, as_pictures, as_videos, for_each, read_schedule
+from contentmotion.pipelines.long_video import Clips, LongMotionStage, stack_conditions
 from contentmotion.pipelines.sampling import Sampling, require_finite, resolve_sampling
 from contentmotion.stages.content import NETWORKS, content_stage, family_in
 from contentmotion.stages.content.family import ContentStage
 from contentmotion.stages.image_vae import decode_frames, encode_frames, vae_latent_channels, vae_scale_factor
 from contentmotion.stages.motion import MotionStage
-from contentmotion.stages.stage import Stage
+from contentmotion.stages.stage import Condition, Stage
+
+REDRAWN = 0.5  # strength by which a given picture is drawn anew, where no other is given
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What the networks are told about some of a video's clips.
+
+    Attributes:
+        told: Text features or labels, one item a video, as ``Stage.encode`` takes them.
+        null: The same of negative prompts or null classes; None where nothing is guided.
+        said: The prompts as they came, for a stock pipeline that has to encode them itself.
+    """
+
+    told: dict[str, Tensor]
+    null: dict[str, Tensor] | None
+    said: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is given of a video's clips, to be drawn anew or kept.
+
+    Attributes:
+        contents: Content frames (b, c, h, w) of each clip, or one that serves all; None: drawn from noise.
+        motions: Motion latents (b, D, t, s) of each clip, not standardised; empty: drawn from noise.
+        strength: How much of the content frames is drawn anew, from 0 to 1.
+        motion_strength: How much of the motion is.
+    """
+
+    contents: list[Tensor | None] = field(default_factory=lambda: [None])
+    motions: list[Tensor] = field(default_factory=list)
+    strength: float = 1.0
+    motion_strength: float = 1.0
 
 
 @dataclass
@@ -240,7 +277,7 @@ class ContentMotionPipeline(LatentPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | list[str] | None = None,
+        prompt: str | list[str] | Mapping[int, str] | None = None,
         class_labels: int | list[int] | None = None,
         negative_prompt: str | list[str] | None = None,
         num_inference_steps: int | None = None,
@@ -256,18 +293,28 @@ class ContentMotionPipeline(LatentPipeline):
         latents: Float[Tensor, "b c h w"] | None = None,
         motion_latents: Float[Tensor, "b D t s"] | None = None,
         content_latents: Float[Tensor, "b c h w"] | None = None,
+        image: Any = None,
+        video: Any = None,
+        motion_video: Any = None,
+        strength: float | None = None,
+        motion_strength: float | None = None,
+        fit: Fit = "crop",
+        clip_frames: int | None = None,
+        loop: bool = False,
         output_type: OutputType = "pil",
         decode_content_frame: bool = True,
         return_dict: bool = True,
         callback_on_step_end: StepCallback = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] = ("latents",),
         motion_callback_on_step_end: StepCallback = None,
+        callback_on_frames: Callable[[Float[Tensor, "b t 3 H W"]], object] | None = None,
         **image_arguments: Any,
     ) -> ContentMotionPipelineOutput | tuple:
         """Generates videos.
 
         Args:
-            prompt: What to show, one prompt a video (text-conditional models).
+            prompt: What to show, one prompt a video (text-conditional models). ``{0: "a cat", 32: "a dog"}`` is one
+                video whose prompt changes at these frames.
             class_labels: Class ids (class-conditional models).
             negative_prompt: What to steer away from; needs guidance above 1.
             num_inference_steps: Steps of the content frame; when None 50, or 4 of a distilled model.
@@ -277,7 +324,9 @@ class ContentMotionPipeline(LatentPipeline):
                 4, or 1 of a distilled model.
             motion_guidance_scale: Guidance of the motion.
             num_videos_per_prompt: Videos per prompt.
-            num_frames: Frames; the autoencoder's training length when None.
+            num_frames: Frames; the autoencoder's training length when None. A longer video is made clip by clip: where
+                the content frame is a clip's first one, each clip goes on from the last frame of the one before; else
+                all share it, and their motion overlaps (``pipelines.long_video``).
             height: Pixels; the training size when None.
             width: Pixels; the training size when None.
             eta: DDIM's eta; 0 is deterministic.
@@ -285,6 +334,20 @@ class ContentMotionPipeline(LatentPipeline):
             latents: Initial noise of the content frame.
             motion_latents: Initial noise of the motion.
             content_latents: Given content frames (scaled latents): only the motion is generated.
+            image: Pictures to animate, one or one a video: paths, PIL images, arrays or tensors (see
+                ``pipelines.inputs``). A model whose content frame is a frame of the clip shows them as that frame. With
+                ``mask_image``, or to a ControlNet, it is the image pipeline's own argument.
+            video: A video to edit, or one a video: its content frame is re-drawn by ``strength``, its motion by
+                ``motion_strength``. Both 0: the autoencoder's reconstruction.
+            motion_video: A video whose motion is taken, whatever it shows.
+            strength: How much of the given content frame is drawn anew: 0 keeps it, 1 forgets it; between, pictures go
+                through the family's image-to-image pipeline. When None 0 of
+                ``content_latents``, and of ``image`` where the content frame is a frame of the clip; else
+                0.5; of ``video`` 0 where ``motion_strength`` is given.
+            motion_strength: The same of the given motion; 0 when None.
+            fit: How pictures and videos of another shape are fitted: "crop" cuts their middle out, "pad" adds bars.
+            clip_frames: Frames of one clip; the autoencoder's training length when None.
+            loop: Whether the last frame is followed by the first.
             output_type: "pil", "np", "pt" or "latent".
             decode_content_frame: Whether to decode the content frame besides; when not, the output's is None.
             return_dict: Whether to return an output object rather than a tuple.
@@ -292,8 +355,10 @@ class ContentMotionPipeline(LatentPipeline):
                 Where it sets ``_interrupt``, no motion is made: the output's ``frames`` are None.
             callback_on_step_end_tensor_inputs: Tensors it gets, of those that the image pipeline lets it have.
             motion_callback_on_step_end: Called after each step of the motion, with "latents".
-            **image_arguments: What else the image pipeline takes. With ``image`` (and ``strength``) or ``mask_image``
-                it is the family's image-to-image or inpainting pipeline. ``prompt_embeds`` are for the content frame;
+            callback_on_frames: Gets the frames in order, in [0, 1], some at a time, as soon as they are drawn. The
+                output has none then, and memory does not grow with the video's length.
+            **image_arguments: What else the image pipeline takes. With ``mask_image`` it is the family's inpainting
+                pipeline. ``prompt_embeds`` are for the content frame;
                 the motion model reads the prompt.
 
         Returns:
@@ -304,63 +369,134 @@ class ContentMotionPipeline(LatentPipeline):
             TypeError: An argument that neither this pipeline nor the image pipeline takes.
         """
         self._interrupt = False
-        stock = self._image_pipeline_for(image_arguments, content_latents, eta, latents)
+        if image is not None and self._is_for_stock(image_arguments):
+            image_arguments |= {"image": image} | ({} if strength is None else {"strength": strength})
+            image = strength = None
+        strength = self._resolve_strength(content_latents, image, video, motion_video, strength, motion_strength)
+        redraws = image is not None and 0 < strength < 1 and self.image_pipeline is not None
+        if redraws:
+            image_arguments |= {"image": image, "strength": strength}
+        kept = strength < 1 and not redraws
+        stock = self._image_pipeline_for(image_arguments, kept, eta, latents)
         call_back, names = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         on_motion_step, _ = self._step_callback(motion_callback_on_step_end, ("latents",))
+        changes, texts = read_schedule(prompt)
         prompts, labels = check_inputs(
-            self, prompt, class_labels, negative_prompt, num_videos_per_prompt, output_type, generator, names,
-            getattr(stock, "_callback_tensor_inputs", ("latents",)),
+            self, prompt if texts is None else texts[:1], class_labels, negative_prompt, num_videos_per_prompt,
+            output_type, generator, names, getattr(stock, "_callback_tensor_inputs", ("latents",)),
         )  # fmt: skip
         sampling = resolve_sampling(
             self, num_inference_steps, motion_num_inference_steps, guidance_scale, motion_guidance_scale
         )
-        if prompts:
-            given, null = self._encode_prompts(prompts, negative_prompt, num_videos_per_prompt, sampling.guided)
-        else:
-            given, null = self._label_batches(labels, num_videos_per_prompt)
         size = len(prompts or labels) * num_videos_per_prompt
-        shape = self._content_shape(content_latents, size, height, width)
-        moving = self.motion_transformer is not None
-        planes = self._motion_shape(shape, num_frames) if moving else ()  # what cannot be made is said before sampling
-        shared: dict[str, Any] = {"eta": eta, "generator": generator}
-        if content_latents is not None:
-            content = content_latents.to(self._execution_device, self._dtype)
-        elif stock is not None:
-            said = {
-                "prompt": prompt,
-                "negative_prompt": negative_prompt,
-                "num_images_per_prompt": num_videos_per_prompt,
-            }
-            content = self._stock_content(
-                stock, given, null, (size, *shape), latents, sampling, said, image_arguments,
-                callback=callback_on_step_end, names=names, **shared,
+        clips = self.clips(num_frames, clip_frames, loop)
+        start = self._start(
+            clips, size, height, width, content_latents=content_latents, image=image, video=video,
+            motion_video=motion_video, strength=strength, motion_strength=motion_strength or 0.0, fit=fit,
+        )  # fmt: skip
+        shape = (size, *self._content_shape(start.contents[0], size, height, width))
+        if clips.num_frames:  # what cannot be made is said before sampling
+            for frames in (clips.num_frames, clips.length):
+                self._motion_shape(shape[1:], frames)
+        if redraws:
+            pixels = (as_pictures(image, *self._pixel_sides(shape), fit)[:, 0] + 1) / 2
+            image_arguments["image"] = for_each("image", pixels, size // num_videos_per_prompt)
+            start = replace(start, contents=[None])
+        scenes = self._scenes(texts or prompts, labels, size, negative_prompt, num_videos_per_prompt, sampling)
+        scenes = [scenes[clips.scene(k, changes)] for k in range(len(clips))]
+        settings: dict[str, Any] = {"sampling": sampling, "eta": eta, "generator": generator}
+
+        def draw(scene: Scene, noise: Tensor | None, content: Tensor | None) -> Tensor:
+            if stock is None or content is not None and strength < 1:
+                return self._content(
+                    scene.told, scene.null, shape, noise, call_back=call_back, start=content, strength=strength,
+                    **settings,
+                )  # fmt: skip
+            return self._stock_content(
+                stock, scene.told, scene.null, shape, noise, said=scene.said, arguments=image_arguments,
+                callback=callback_on_step_end, names=names, **settings,
             )  # fmt: skip
-        else:
-            content = self._content(given, null, (size, *shape), latents, sampling, call_back=call_back, **shared)
-        moving = moving and not self._interrupt
-        x = content[:, None]  # (b, 1 + t, c, h, w): the content frame and the frames, one pass through the VAE
-        if moving:
-            motion = self._motion(
-                given, null, content, (size, *planes), motion_latents, sampling, call_back=on_motion_step, **shared
-            )
-            frames = self.autoencoder.decode(content, motion)
-            x = torch.cat([x, frames], dim=1) if decode_content_frame else frames
-        output = self._finish(x, moving, decode_content_frame or not moving, output_type)
+
+        contents = self._contents(draw, scenes, clips, start, shape, latents, generator)
+        if self._interrupt:
+            clips = Clips(0, 0)
+        pieces = self._frames(scenes, clips, contents, start, motion_latents, settings | {"call_back": on_motion_step})
+        output = self._finish(contents[0], pieces, decode_content_frame, output_type, callback_on_frames)
         return output if return_dict else (output.frames, output.content_frame)
 
+    def _is_for_stock(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether ``image`` is the image pipeline's argument, beside these: to inpaint, or to be followed."""
+        stock = self.image_pipeline
+        return stock is not None and ("mask_image" in arguments or "image" in arguments_of(stock))
+
+    def _resolve_strength(
+        self, content_latents: Any, image: Any, video: Any, motion_video: Any, strength: float | None,
+        motion_strength: float | None,
+    ) -> float:  # fmt: skip
+        """How much of the content frame is drawn anew: all of it where none is given.
+
+        Raises:
+            ValueError: Arguments that do not fit each other.
+        """
+        sources = {"content_latents": content_latents, "image": image, "video": video}
+        given = [name for name, value in sources.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"give {' or '.join(given)}: each of them is the content frame")
+        if strength is not None and not given:
+            raise ValueError("strength is how much of a given picture is drawn anew: give image or video")
+        if motion_strength is not None and video is None and motion_video is None:
+            raise ValueError("motion_strength is how much of a given motion is drawn anew: give motion_video or video")
+        for name, value in (("strength", strength), ("motion_strength", motion_strength)):
+            if value is not None and not 0 <= value <= 1:  # NaN is neither
+                raise ValueError(f"{name} must be from 0 to 1, got {value}")
+        if strength is not None or not given:
+            return 1.0 if strength is None else strength
+        own = self.autoencoder.config if self.autoencoder is not None else {}
+        exact = content_latents is not None or (image is not None and own.get("content_mode") == "frame")
+        return 0.0 if exact or (video is not None and motion_strength is not None) else REDRAWN
+
+    def _scenes(
+        self, prompts: list[str], labels: list[int], size: int, negatives: str | list[str] | None, repeats: int,
+        sampling: Sampling,
+    ) -> list[Scene]:  # fmt: skip
+        """What the networks are told: one scene, or of more prompts than videos one each."""
+        number = size // repeats
+        if len(prompts) > number and isinstance(negatives, list):
+            negatives = negatives[0]
+        if prompts:
+            told, null = self._encode_prompts(prompts, negatives, repeats, sampling.guided)
+        else:
+            told, null = self._label_batches(labels, repeats)
+
+        def part(features: dict[str, Tensor] | None, k: int) -> Any:
+            return features and {name: value[k * size : (k + 1) * size] for name, value in features.items()}
+
+        return [
+            Scene(
+                part(told, k),
+                part(null, k),
+                {
+                    "prompt": prompts[k * number : (k + 1) * number],
+                    "negative_prompt": negatives,
+                    "num_images_per_prompt": repeats,
+                },
+            )
+            for k in range(max(1, len(prompts) // number))
+        ]
+
     def _image_pipeline_for(
-        self, arguments: Mapping[str, Any], content_latents: Tensor | None, eta: float, noise: Tensor | None
+        self, arguments: Mapping[str, Any], kept: bool, eta: float, noise: Tensor | None
     ) -> DiffusionPipeline | None:
-        """The stock pipeline that makes the content frames of such a call; None: none does.
+        """The stock pipeline that makes the content frames of such a call; None where none does, as of given ones.
 
         Raises:
             TypeError: An argument that it does not take, or that there is no use for.
         """
-        stock = self.image_pipeline if content_latents is None else None
+        stock = None if kept else self.image_pipeline
         if "num_images_per_prompt" in arguments:
             raise TypeError("num_images_per_prompt: say num_videos_per_prompt")
         if stock is None and arguments:
-            reason = "with content_latents" if content_latents is not None else "for such a model"
+            reason = "where the content frame is given" if kept else "for such a model"
             raise TypeError(f"{', '.join(sorted(arguments))}: {reason} no image pipeline is called that could take it")
         if stock is None:
             return None
@@ -443,29 +579,174 @@ class ContentMotionPipeline(LatentPipeline):
             or convert(prompts, stock.tokenizer) != prompts
         )
 
+    def clips(self, num_frames: int | None, clip_frames: int | None = None, loop: bool = False) -> Clips:
+        """The clips that a video is made of; without a motion model one of no frames.
+
+        Raises:
+            ValueError: A loop that this model cannot close, or clips of one frame.
+        """
+        if self.motion_transformer is None:
+            return Clips(0, 0)
+        own = self.autoencoder.config
+        length = own.num_frames if clip_frames is None else clip_frames
+        frames: int = own.num_frames if num_frames is None else num_frames
+        if length < 2 and frames > length:
+            raise ValueError(f"clip_frames must be 2 or more, got {length}")
+        chained = own.content_mode == "frame" and own.content_index == 0
+        if loop and chained:
+            raise ValueError("loop: this model goes on from a clip's last frame, and nothing leads back to the first")
+        if loop and frames < length:
+            raise ValueError(f"loop: it needs {length} frames or more, got num_frames {frames}")
+        return Clips(frames, length, loop, chained) if frames > length or loop else Clips(frames, frames)
+
+    def _start(
+        self, clips: Clips, size: int, height: int | None, width: int | None, *, content_latents: Tensor | None,
+        image: Any, video: Any, motion_video: Any, strength: float, motion_strength: float, fit: Fit,
+    ) -> Start:  # fmt: skip
+        """What is given of the content and of the motion of each of a video's clips.
+
+        Raises:
+            ValueError: Pictures or videos that cannot be used, or no such model.
+            OSError: No such file.
+        """
+        if fit not in ("crop", "pad"):
+            raise ValueError(f"fit must be crop or pad, got {fit!r}")
+        contents: list[Tensor | None] = [content_latents]
+        motions: list[Tensor] = []
+        if image is None and video is None and motion_video is None:
+            return Start(contents, motions, strength, motion_strength)
+        if not clips.num_frames and image is None:
+            raise ValueError(
+                f"{'video' if motion_video is None else 'motion_video'}: this pipeline has no motion model"
+            )
+        shape = self._sampled_shape(height, width) if content_latents is None else tuple(content_latents.shape[1:])
+        sides = self._pixel_sides(shape)
+        if image is not None:
+            pixels = as_pictures(image, *sides, fit).to(self._execution_device)
+            contents = [for_each("image", encode_frames(self.vae, pixels)[:, 0], size)]
+        for name, source in {"video": video, "motion_video": motion_video}.items():
+            if source is None:
+                continue
+            frames = as_videos(name, source, clips.num_frames, *sides, fit)
+            parts = [self.encode_video(frames[:, clips.frames(k)]) for k in range(len(clips))]
+            if name == "video":
+                contents = [for_each(name, content, size) for content, _ in parts]
+            motions = [for_each(name, motion, size) for _, motion in parts]
+        return Start(contents, motions, strength, motion_strength)
+
+    def _pixel_sides(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Height and width in pixels of content frames of a shape (..., h, w)."""
+        factor = vae_scale_factor(self.vae)
+        return shape[-2] * factor, shape[-1] * factor
+
+    def _contents(
+        self, draw: Callable[[Scene, Tensor | None, Tensor | None], Tensor], scenes: list[Scene], clips: Clips,
+        start: Start, shape: tuple[int, ...], noise: Tensor | None, generator: Generators,
+    ) -> list[Float[Tensor, "b c h w"]]:  # fmt: skip
+        """The content frame of each clip; of the first alone where the others go on from it.
+
+        Args:
+            draw: Makes those of a scene, from noise and from what is given of them.
+            scenes: Of each clip.
+            clips: Of the video.
+            start: What is given.
+            shape: Of the content frames.
+            noise: Initial noise, or None.
+            generator: Source of noise.
+        """
+        known = [start.contents[min(k, len(start.contents) - 1)] for k in range(len(clips))]
+        pairs = list(zip(scenes, known, strict=True))[: 1 if clips.chained else None]
+        keys = [(id(scene), id(content)) for scene, content in pairs]
+        if len(set(keys)) > 1 and noise is None:
+            # One noise for all scenes: what they do not say anything about stays alike.
+            noise = randn_tensor(shape, generator, self._execution_device, torch.float32)
+        made: dict[tuple[int, int], Tensor] = {}
+        for key, (scene, content) in zip(keys, pairs, strict=True):
+            if key in made:
+                continue
+            if content is not None and start.strength == 0:
+                made[key] = content.to(self._execution_device, self._dtype)
+            else:
+                made[key] = draw(scene, noise, content)
+        return [made[key] for key in keys]
+
     def _content(
         self, told: dict[str, Tensor], null: dict[str, Tensor] | None, shape: tuple[int, ...], noise: Tensor | None,
-        sampling: Sampling, *, eta: float, generator: Generators, call_back: Any,
+        sampling: Sampling, *, eta: float, generator: Generators, call_back: Any, start: Tensor | None = None,
+        strength: float = 1.0,
     ) -> Float[Tensor, "b c h w"]:  # fmt: skip
-        """Content frames of models that no stock pipeline has, of what ``Stage.encode`` takes; ``null`` is None where
-        nothing is guided."""
+        """Content frames that no stock pipeline makes, of what ``Stage.encode`` takes; ``null`` is None where nothing
+        is guided. Given ones, ``start``, are drawn anew by ``strength``."""
+        if self._network is None:
+            raise ValueError("strength: this pipeline has no content model, it can only keep what is given (0)")
         stage = content_stage(self.components)
         return self._sample(
             stage, shape, noise, stage.encode(told), null and stage.encode(null), steps=sampling.steps,
-            guidance_scale=sampling.guidance_scale, eta=eta, generator=generator, call_back=call_back,
+            guidance_scale=sampling.guidance_scale, eta=eta, generator=generator, call_back=call_back, start=start,
+            strength=strength,
         )  # fmt: skip
 
+    def _frames(
+        self, scenes: list[Scene], clips: Clips, contents: list[Tensor], start: Start, noise: Tensor | None,
+        settings: dict[str, Any],
+    ) -> Iterator[Float[Tensor, "b t c h w"]]:  # fmt: skip
+        """A video's frames (scaled latents) in order, some at a time; nothing without a motion model."""
+        if not clips.num_frames:
+            return
+        size, shape = len(contents[0]), tuple(contents[0].shape[1:])
+        if len(clips) > 1 and not clips.chained:
+            yield from self._overlapping(scenes, clips, contents, start, noise, settings)
+            return
+        if len(clips) > 1 and noise is not None:
+            raise ValueError("motion_latents are of one clip: a longer video of this model draws its own")
+        content, left = contents[0], clips.num_frames
+        for k, scene in enumerate(scenes):
+            stage, frame = MotionStage(self.components), {"content": content}
+            motion = self._motion(
+                stage, stage.encode(scene.told | frame), scene.null and stage.encode(scene.null | frame),
+                (size, *self._motion_shape(shape, clips.length)), noise,
+                start=start.motions[k] if start.motions else None, strength=start.motion_strength, **settings,
+            )  # fmt: skip
+            frames = self.autoencoder.decode(content, motion)
+            content, frames = frames[:, -1], frames[:, bool(k) :][:, :left]  # the first is the last one before
+            left -= frames.shape[1]
+            yield frames
+            if self._interrupt:
+                return
+
+    def _overlapping(
+        self, scenes: list[Scene], clips: Clips, contents: list[Tensor], start: Start, noise: Tensor | None,
+        settings: dict[str, Any],
+    ) -> Iterator[Float[Tensor, "b t c h w"]]:  # fmt: skip
+        """See ``_frames``: of clips that overlap."""
+        if start.motions and start.motion_strength == 0:
+            yield from clips.fade(lambda k: self.autoencoder.decode(contents[k], start.motions[k]))
+            return
+        stage = LongMotionStage(self.components, clips)
+        frames = [{"content": content} for content in contents]
+        told = stack_conditions([stage.encode(s.told | frame) for s, frame in zip(scenes, frames, strict=True)])
+        nulls = [s.null | frame for s, frame in zip(scenes, frames, strict=True) if s.null is not None]
+        null = stack_conditions([stage.encode(null) for null in nulls]) if nulls else None
+        given = clips.average(start.motions.__getitem__, axis=2) if start.motions else None
+        shape = (len(contents[0]), *self._motion_shape(tuple(contents[0].shape[1:]), clips.num_frames))
+        motion = self._motion(stage, told, null, shape, noise, start=given, strength=start.motion_strength, **settings)
+        yield from clips.fade(lambda k: self.autoencoder.decode(contents[k], motion[:, :, clips.frames(k)]))
+
     def _motion(
-        self, told: dict[str, Tensor], null: dict[str, Tensor] | None, content: Float[Tensor, "b c h w"],
-        shape: tuple[int, ...], noise: Tensor | None, sampling: Sampling, *, eta: float, generator: Generators,
-        call_back: Any,
+        self, stage: MotionStage, told: Condition, null: Condition | None, shape: tuple[int, ...],
+        noise: Tensor | None, sampling: Sampling, *, eta: float, generator: Generators, call_back: Any,
+        start: Float[Tensor, "b D t s"] | None, strength: float,
     ) -> Float[Tensor, "b D t s"]:  # fmt: skip
-        """Motion latents (not standardised) of content frames and of what ``Stage.encode`` takes."""
-        stage, frame = MotionStage(self.components), {"content": content}
+        """Motion latents (not standardised). Given ones, ``start``, are drawn anew by ``strength``."""
+        if start is not None:
+            start = start.to(self._execution_device, self._dtype)
+            if strength == 0:
+                return start
+            start = stage.standardize(start)
         motion = self._sample(
-            stage, shape, noise, stage.encode(told | frame), null and stage.encode(null | frame),
-            steps=sampling.motion_steps, guidance_scale=sampling.motion_guidance_scale, eta=eta, generator=generator,
-            call_back=call_back,
+            stage, shape, noise, told, null, steps=sampling.motion_steps,
+            guidance_scale=sampling.motion_guidance_scale, eta=eta, generator=generator, call_back=call_back,
+            start=start, strength=strength,
         )  # fmt: skip
         return stage.standardize(motion, inverse=True)
 
@@ -475,20 +756,35 @@ class ContentMotionPipeline(LatentPipeline):
         return {"label": given}, {"label": torch.full_like(given, self.num_classes)}
 
     def _finish(
-        self, x: Float[Tensor, "b t c h w"], moving: bool, with_content: bool, output_type: OutputType
-    ) -> ContentMotionPipelineOutput:
-        """Decodes latents: the content frame first, if it is among them, then the frames."""
-        require_finite("the autoencoder", x)
-        if output_type != "latent":
-            x = decode_frames(self.vae, x, self._frames_per_chunk)
-            require_finite("the image VAE", x)
-        frames = self._postprocess(x[:, int(with_content) :], output_type) if moving else None
+        self, content: Float[Tensor, "b c h w"], pieces: Iterator[Tensor], with_content: bool,
+        output_type: OutputType, callback_on_frames: Callable[[Tensor], object] | None,
+    ) -> ContentMotionPipelineOutput:  # fmt: skip
+        """Decodes latents: the content frame, where it is asked for, and the frames."""
+        if callback_on_frames is not None:
+            for piece in pieces:
+                callback_on_frames(self._postprocess(self._decode(piece, "pt"), "pt"))
+            if not with_content:
+                self.maybe_free_model_hooks()
+                return ContentMotionPipelineOutput(frames=None, content_frame=None)
+        # All in one pass through the VAE.
+        parts = list(pieces)
+        with_content = with_content or not parts
+        x = self._decode(torch.cat([content[:, None], *parts] if with_content else parts, dim=1), output_type)
+        frames = self._postprocess(x[:, int(with_content) :], output_type) if parts else None
         images = None
         if with_content:
             images = self._postprocess(x[:, :1], output_type)
             images = [video[0] for video in images] if output_type == "pil" else images[:, 0]
         self.maybe_free_model_hooks()
         return ContentMotionPipelineOutput(frames=frames, content_frame=images)
+
+    def _decode(self, x: Float[Tensor, "b t c h w"], output_type: OutputType) -> Tensor:
+        """Scaled latents to pixels in [-1, 1], unless latents are asked for."""
+        require_finite("the autoencoder", x)
+        if output_type != "latent":
+            x = decode_frames(self.vae, x, self._frames_per_chunk)
+            require_finite("the image VAE", x)
+        return x
 
     @torch.no_grad()
     def encode_video(
@@ -509,7 +805,7 @@ class ContentMotionPipeline(LatentPipeline):
     def _content_shape(self, given: Tensor | None, size: int, height: int | None, width: int | None) -> tuple[int, ...]:
         """Shape of a content frame: of those given, or of those to make."""
         if given is None and self._network is None:
-            raise ValueError("this pipeline has no content model: give content_latents")
+            raise ValueError("this pipeline has no content model: give content_latents or image")
         if given is None:
             return self._sampled_shape(height, width)
         if len(given) != size:
@@ -540,6 +836,7 @@ class ContentMotionPipeline(LatentPipeline):
                 config = self.autoencoder.config
                 default, multiple = (config.sample_height, config.sample_width)[i], config.patch_size
             else:
+                assert self._network is not None, \"a pipeline of neither makes nothing\"
                 size = self._network.config.get("sample_size")
                 if size is None and given is None:
                     raise ValueError(f"a {type(self._network).__name__} is of no size by itself: give height and width")
@@ -547,12 +844,14 @@ class ContentMotionPipeline(LatentPipeline):
             if self.motion_transformer is not None:
                 motion = self.motion_transformer.config
                 multiple = math.lcm(multiple * motion.patch_size, motion.content_patch_size)
-            multiple = math.lcm(multiple, self.stages["content"].side_multiple)
+            if self._network is not None:
+                multiple = math.lcm(multiple, self.stages["content"].side_multiple)
             given = given if given is not None else default * factor
             if given <= 0 or given % (factor * multiple):
                 raise ValueError(f"{name} must be a multiple of {factor * multiple}, got {given}")
             sides.append(given // factor)
-        return (content_stage(self.components).latent_channels, *sides)
+        known = self._network is not None
+        return (content_stage(self.components).latent_channels if known else vae_latent_channels(self.vae), *sides)
 
     def _motion_shape(self, content_shape: tuple[int, ...], num_frames: int | None) -> tuple[int, int, int]:
         """Channels, frames and places of the motion latent that goes with a content frame.

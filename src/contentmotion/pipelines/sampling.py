@@ -105,6 +105,24 @@ def _check_distilled(what: str, scheduler: Any, steps: int, guidance_scale: floa
     return min(steps, most)
 
 
+def steps_taken(steps: int, strength: float) -> int:
+    """Denoising steps, of so many for a whole sample, that a given one takes which is re-drawn with this strength.
+
+    At least one, unless the strength is 0; else diffusers' image-to-image pipelines count so.
+    """
+    return max(1, min(steps, int(steps * strength))) if strength > 0 else 0
+
+
+def noise_to(scheduler: Any, sample: Tensor, noise: Tensor, first: int) -> Tensor:
+    """A clean sample, float32, as noisy as it is before the step with this number; the timesteps are set."""
+    timestep = scheduler.timesteps[first : first + 1]
+    if hasattr(scheduler, "set_begin_index"):  # some take the level by the step's number, not by its time
+        scheduler.set_begin_index(first)
+    if hasattr(scheduler, "scale_noise"):  # flow matching
+        return scheduler.scale_noise(sample, timestep, noise)
+    return scheduler.add_noise(sample, noise, timestep)
+
+
 def is_distilled(scheduler: Any) -> bool:
     """Whether a model with this scheduler is a consistency model (``contentmotion distill``)."""
     return isinstance(scheduler, (LCMScheduler, FlowMatchLCMScheduler))
@@ -124,6 +142,7 @@ def denoise(
     guidance_scale: float,
     *,
     scheduler: Any = None,
+    first: int = 0,
     eta: float = 0.0,
     generator: torch.Generator | list[torch.Generator] | None = None,
     on_step: Callable[[int, Tensor, Tensor], Tensor] = lambda step, timestep, latents: latents,
@@ -138,6 +157,7 @@ def denoise(
         null: The same of null (or negative) prompts; None where nothing is guided.
         guidance_scale: Above 1 guides; 1 or less is no guidance, and one network pass a step.
         scheduler: With its timesteps set; the stage's own when None.
+        first: Number of the step to begin with: the latents are as noisy as they are before it.
         eta: For schedulers that know it.
         generator: Source of noise, for schedulers that add some.
         on_step: Gets (number, timestep, latents) after each step and returns the latents to go on with.
@@ -153,7 +173,7 @@ def denoise(
     extra = {k: v for k, v in (("eta", eta), ("generator", generator)) if k in accepted}
     scale_input = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)  # flow matching's have none
     channels = latents.shape[1]
-    for i, t in enumerate(scheduler.timesteps):
+    for i, t in enumerate(scheduler.timesteps[first:]):
         if interrupted():
             break
         noisy = torch.cat([latents, latents]) if guided else latents

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from contentmotion.video.sources import source_name
 from contentmotion.video.timeline import Limits, SlowVideoError, Timeline, VideoError, VideoInfo
 
+LEAST_SIDE = 8  # pixels of a picture to animate: less shows nothing
 DEFAULT_FPS = 8.0  # of folders, and of files that do not say
 MAX_FRAMES = 100_000
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -177,6 +179,47 @@ class FolderVideo:
                 yield image
         except VideoError as error:
             raise type(error)(f"{file}: {error}") from None
+
+
+def read_picture(path: str | Path, limits: Limits = Limits()) -> np.ndarray:  # noqa: B008  it is frozen
+    """A picture file as it is meant to be seen: turned as its EXIF says, on white where it is transparent.
+
+    Args:
+        path: A png, jpeg, webp or gif file, of which the first frame is taken; never an address.
+        limits: What it may cost.
+
+    Returns:
+        RGB uint8 (h, w, 3).
+
+    Raises:
+        VideoError: Not a picture, an address, too small or beyond the limits; one line that names it.
+        OSError: No such file, or not readable.
+    """
+    name = source_name(str(path))
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", str(path)):
+        raise VideoError(f"{name}: an address, and pictures are read from files: download it first")
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{name}: no such file")
+    if not Path(path).is_file():  # a pipe would wait for ever
+        raise VideoError(f"{name}: not a picture file")
+    try:
+        with _picture_errors(), open(path, "rb") as handle, _open_picture(handle, limits) as image:
+            return upright(image)
+    except PermissionError:
+        raise PermissionError(f"{name}: no permission to read it") from None
+    except VideoError as error:
+        raise VideoError(f"{name}: {error}") from None
+
+
+def upright(image: Image.Image) -> np.ndarray:
+    """RGB uint8 (h, w, 3) of an opened picture, turned as its EXIF says, on white where it is transparent.
+
+    Raises:
+        VideoError: It has hardly any pixels.
+    """
+    if min(image.size) < LEAST_SIDE:
+        raise VideoError(f"a picture of {image.width}x{image.height} pixels: each side needs {LEAST_SIDE} or more")
+    return _on_white(ImageOps.exif_transpose(image))
 
 
 def list_frames(folder: Path) -> list[Path]:

@@ -5,8 +5,8 @@ import glob
 import json
 import math
 import unicodedata
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -45,19 +45,46 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float, metadata: Mapp
         ValueError: Another suffix, frames of another shape or type, fps not positive.
         OSError: The folder does not exist or is not writable.
     """
+    with writing_video(path, fps, metadata) as add:
+        add(frames)
+
+
+@contextmanager
+def writing_video(
+    path: str | Path, fps: float, metadata: Mapping[str, str] | None = None
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """Gives a function that adds frames to a video, so that it need not be in memory as a whole; see `write_video`.
+
+    The file appears when the last were added, or not at all. A gif's frames wait until then, a byte per pixel, and have
+    the colours of the first ones added.
+
+    Args:
+        path: File to write; its folder must exist.
+        fps: Frames per second, positive.
+        metadata: See `write_video`.
+
+    Raises:
+        ValueError: See `write_video`; or frames of another size than the first.
+        OSError: The folder does not exist or is not writable.
+    """
     path = Path(path)
-    _check_frames(frames)
     if not (fps > 0 and math.isfinite(fps)):
         raise ValueError(f"fps must be positive, got {fps}")
     suffix = path.suffix.lower()
     if suffix not in (".mp4", ".webm", ".gif"):
         raise ValueError(f"{path}: cannot write {suffix or 'a file without suffix'}; use .mp4, .gif or .webm")
     comment = json.dumps(dict(metadata), ensure_ascii=False) if metadata else ""
-    with replacing_file(path) as temporary:
-        if suffix == ".gif":
-            _write_gif(temporary, frames, fps, comment)
-        else:
-            _write_ffmpeg(temporary, frames, fps, comment)
+    sizes: set[tuple[int, ...]] = set()
+
+    def checked(frames: np.ndarray) -> np.ndarray:
+        _check_frames(frames)
+        sizes.add(frames.shape[1:])
+        if len(sizes) > 1:
+            raise ValueError(f"{path}: frames of different sizes")
+        return frames
+
+    with replacing_file(path) as temporary, (_gif if suffix == ".gif" else _ffmpeg)(temporary, fps, comment) as add:
+        yield lambda frames: add(checked(frames))
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -113,14 +140,11 @@ def _check_frames(frames: np.ndarray) -> None:
         raise ValueError(f"frames must be uint8 (t, h, w, 3), got {frames.dtype} {frames.shape}")
 
 
-def _write_ffmpeg(path: Path, frames: np.ndarray, fps: float, comment: str) -> None:
+@contextmanager
+def _ffmpeg(path: Path, fps: float, comment: str) -> Iterator[Callable[[np.ndarray], None]]:
     import av
     from av.video.reformatter import Colorspace
 
-    height, width = frames.shape[1:3]
-    is_hd = height >= HD_LINES
-    # 4:2:0 stores colour for blocks of 2x2 pixels.
-    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     # mbtree off: with it, x264 gives small pictures other bytes from run to run.
     codec, options, container_options = "libx264", {"crf": "16", "mbtree": "0"}, {"movflags": "+faststart"}
     if path.suffix.lower() == ".webm":
@@ -131,26 +155,45 @@ def _write_ffmpeg(path: Path, frames: np.ndarray, fps: float, comment: str) -> N
             container.metadata["comment"] = comment
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
         assert isinstance(stream, av.VideoStream)
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-        context = stream.codec_context
-        if is_hd:
-            context.colorspace, context.color_primaries, context.color_trc, context.color_range = BT709, BT709, BT709, 1
-        for frame in frames:
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            if is_hd:
-                picture = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, threads=1)
-                picture.colorspace = BT709
-            container.mux(stream.encode(picture))
+
+        def add(frames: np.ndarray) -> None:
+            height, width = frames.shape[1:3]
+            is_hd, context = height >= HD_LINES, stream.codec_context
+            # 4:2:0 stores colour for blocks of 2x2 pixels.
+            frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+            if not context.is_open:
+                stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+                if is_hd:
+                    context.colorspace, context.color_primaries, context.color_trc = BT709, BT709, BT709
+                    context.color_range = 1
+            for frame in frames:
+                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+                if is_hd:
+                    picture = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, threads=1)
+                    picture.colorspace = BT709
+                container.mux(stream.encode(picture))
+
+        yield add
         container.mux(stream.encode())
 
 
-def _write_gif(path: Path, frames: np.ndarray, fps: float, comment: str) -> None:
-    # One palette for all frames, found on all of them one above another: a palette per frame flickers.
-    height, width = frames.shape[1:3]
-    strip = Image.fromarray(frames.reshape(-1, width, 3)).quantize(256, kmeans=1)
-    images = [strip.crop((0, k * height, width, (k + 1) * height)) for k in range(len(frames))]
+@contextmanager
+def _gif(path: Path, fps: float, comment: str) -> Iterator[Callable[[np.ndarray], None]]:
+    images: list[Image.Image] = []
+    palette: list[Image.Image] = []
+
+    def add(frames: np.ndarray) -> None:
+        # One palette for all frames, found on all of them one above another: a palette per frame flickers.
+        height, width = frames.shape[1:3]
+        strip = Image.fromarray(frames.reshape(-1, width, 3))
+        strip = strip.quantize(palette=palette[0]) if palette else strip.quantize(256, kmeans=1)
+        if not palette:
+            palette.append(strip.crop((0, 0, 1, 1)))
+        images.extend(strip.crop((0, k * height, width, (k + 1) * height)) for k in range(len(frames)))
+
+    yield add
     # GIF counts in 1/100 s: spread the rounding over the frames so that the whole lasts as long as it should.
-    ends = np.round(np.arange(len(frames) + 1) * 100 / fps).astype(int) * 10
+    ends = np.round(np.arange(len(images) + 1) * 100 / fps).astype(int) * 10
     durations = np.maximum(np.diff(ends), 10).tolist()
     extra = {"comment": comment.encode()} if comment else {}
     images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0, **extra)
