@@ -376,7 +376,8 @@ class ContentMotionPipeline(LatentPipeline):
         redraws = image is not None and 0 < strength < 1 and self.image_pipeline is not None
         if redraws:
             image_arguments |= {"image": image, "strength": strength}
-        kept = strength < 1 and not redraws
+        kept = "" if strength == 1 or redraws else "where the content frame is given"
+        kept = "with content_latents" if content_latents is not None and kept else kept
         stock = self._image_pipeline_for(image_arguments, kept, eta, latents)
         call_back, names = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         on_motion_step, _ = self._step_callback(motion_callback_on_step_end, ("latents",))
@@ -399,7 +400,7 @@ class ContentMotionPipeline(LatentPipeline):
             for frames in (clips.num_frames, clips.length):
                 self._motion_shape(shape[1:], frames)
         if redraws:
-            pixels = (as_pictures(image, *self._pixel_sides(shape), fit)[:, 0] + 1) / 2
+            pixels = as_pictures(image, *self._pixel_sides(shape), fit)
             image_arguments["image"] = for_each("image", pixels, size // num_videos_per_prompt)
             start = replace(start, contents=[None])
         scenes = self._scenes(texts or prompts, labels, size, negative_prompt, num_videos_per_prompt, sampling)
@@ -485,9 +486,10 @@ class ContentMotionPipeline(LatentPipeline):
         ]
 
     def _image_pipeline_for(
-        self, arguments: Mapping[str, Any], kept: bool, eta: float, noise: Tensor | None
+        self, arguments: Mapping[str, Any], kept: str, eta: float, noise: Tensor | None
     ) -> DiffusionPipeline | None:
-        """The stock pipeline that makes the content frames of such a call; None where none does, as of given ones.
+        """The stock pipeline that makes the content frames of such a call; None where none does, as of given ones
+        (``kept`` says how, or is empty).
 
         Raises:
             TypeError: An argument that it does not take, or that there is no use for.
@@ -496,7 +498,7 @@ class ContentMotionPipeline(LatentPipeline):
         if "num_images_per_prompt" in arguments:
             raise TypeError("num_images_per_prompt: say num_videos_per_prompt")
         if stock is None and arguments:
-            reason = "where the content frame is given" if kept else "for such a model"
+            reason = kept or "for such a model"
             raise TypeError(f"{', '.join(sorted(arguments))}: {reason} no image pipeline is called that could take it")
         if stock is None:
             return None
@@ -623,7 +625,7 @@ class ContentMotionPipeline(LatentPipeline):
         sides = self._pixel_sides(shape)
         if image is not None:
             pixels = as_pictures(image, *sides, fit).to(self._execution_device)
-            contents = [for_each("image", encode_frames(self.vae, pixels)[:, 0], size)]
+            contents = [for_each("image", encode_frames(self.vae, pixels[:, None] * 2 - 1)[:, 0], size)]
         for name, source in {"video": video, "motion_video": motion_video}.items():
             if source is None:
                 continue
@@ -836,7 +838,7 @@ class ContentMotionPipeline(LatentPipeline):
                 config = self.autoencoder.config
                 default, multiple = (config.sample_height, config.sample_width)[i], config.patch_size
             else:
-                assert self._network is not None, \"a pipeline of neither makes nothing\"
+                assert self._network is not None, "a pipeline of neither makes nothing"
                 size = self._network.config.get("sample_size")
                 if size is None and given is None:
                     raise ValueError(f"a {type(self._network).__name__} is of no size by itself: give height and width")

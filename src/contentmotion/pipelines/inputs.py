@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from contentmotion.video.pictures import read_picture, upright
-from contentmotion.video.pixels import to_float
 from contentmotion.video.reader import read_clip
 from contentmotion.video.resize import fit_frame
 from contentmotion.video.timeline import VideoError
@@ -46,8 +45,8 @@ def for_each(name: str, values: Float[Tensor, "n ..."], size: int) -> Float[Tens
     return values.expand(size, *values.shape[1:])
 
 
-def as_pictures(given: Any, height: int, width: int, fit: Fit) -> Float[Tensor, "b 1 3 H W"]:
-    """Pictures in [-1, 1], each a video of one frame.
+def as_pictures(given: Any, height: int, width: int, fit: Fit) -> Float[Tensor, "b 3 H W"]:
+    """Pictures in [0, 1].
 
     Args:
         given: A path or a PIL image, of any size; an array (H, W, 3) or a tensor (3, H, W) of the right one; a list or
@@ -72,7 +71,7 @@ def as_pictures(given: Any, height: int, width: int, fit: Fit) -> Float[Tensor, 
         pictures.append(_as_video("image", each, height, width, fit))
     if not pictures:
         raise ValueError("image: an empty list")
-    return torch.stack(pictures)
+    return torch.cat(pictures)
 
 
 def as_videos(
@@ -107,7 +106,7 @@ def as_videos(
         videos.append(_as_video(name, each[:num_frames], height, width, fit))
     if not videos:
         raise ValueError(f"{name}: an empty list")
-    return torch.stack(videos)
+    return torch.stack(videos) * 2 - 1
 
 
 def read_frames(
@@ -141,7 +140,7 @@ def read_frames(
 
 
 def _as_video(name: str, frames: Any, height: int, width: int, fit: Fit) -> Float[Tensor, "t 3 H W"]:
-    """Frames of one form in [-1, 1]; those of PIL are fitted, others have to be of the size."""
+    """Frames of one form in [0, 1]; those of PIL are fitted, others have to be of the size."""
     if isinstance(frames, Sequence):
         if not all(isinstance(frame, (Image.Image, np.ndarray)) for frame in frames):
             raise ValueError(f"{name}: expected pictures, got {type(frames[0]).__name__}")
@@ -155,10 +154,10 @@ def _as_video(name: str, frames: Any, height: int, width: int, fit: Fit) -> Floa
         size = "x".join(str(side) for side in frames.shape[1:])
         raise ValueError(f"{name}: {size}, needed 3x{height}x{width} (PIL images are fitted, arrays taken as they are)")
     if frames.dtype == torch.uint8:
-        return to_float(frames)
+        return frames.float() / 255
     if not (frames.min() >= 0 and frames.max() <= 1):  # NaN is neither
         raise ValueError(f"{name}: numbers must be in [0, 1]")
-    return frames.float() * 2 - 1
+    return frames.float()
 
 
 def read_fitted(path: str | Path, height: int, width: int, fit: Fit) -> tuple[np.ndarray, tuple[int, int]]:
