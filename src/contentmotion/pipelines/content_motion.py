@@ -478,7 +478,7 @@ class ContentMotionPipeline(LatentPipeline):
                 part(null, k),
                 {
                     "prompt": prompts[k * number : (k + 1) * number],
-                    "negative_prompt": negatives,
+                    "negative_prompt": [negatives] * number if isinstance(negatives, str) else negatives,
                     "num_images_per_prompt": repeats,
                 },
             )
