@@ -8,6 +8,7 @@ import re
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -336,7 +337,7 @@ def test_overview_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert main(["generate", "a", "--help"]) == 0
     shown = capsys.readouterr().out
-    assert 'Example: contentmotion generate "a crying cat"' in shown
+    assert 'Example: contentmotion generate "red heart"' in shown
     assert "(default: 8.0)" in shown
     assert max(map(len, shown.splitlines())) <= 110
 
@@ -508,3 +509,25 @@ def test_a_command_is_refused_a_folder_in_use(tmp_path: Path, capsys: pytest.Cap
     assert f"out is in use: process {os.getpid()} on" in capsys.readouterr().err
     assert main(words) == 1 and "in use" not in capsys.readouterr().err
     assert not (tmp_path / "out").exists(), "a command that is refused leaves nothing"
+
+
+def test_no_network_is_noticed_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from huggingface_hub import constants
+
+    import contentmotion.commands.generate  # noqa: F401  takes its time
+    from contentmotion import loading
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(loading, "getproxies", dict)
+    loading.notice_no_network.cache_clear()
+    words = ["generate", "a", "--output_dir", str(tmp_path), "--pretrained_model_name_or_path", "nobody/no-model"]
+    started = time.monotonic()
+    assert main(words) == 1
+    assert time.monotonic() - started < 10, "asked again and again, it is a minute"
+    error = capsys.readouterr().err
+    assert error.startswith("127.0.0.1 cannot be reached: only what was downloaded before is used\n")
+    assert error.count("\n") == 2 and "nobody/no-model" in error.splitlines()[1]
+    loading.notice_no_network.cache_clear()

@@ -187,7 +187,7 @@ commands:
   contentmotion --print_completion SHELL  prints a script that completes commands in bash, zsh or tcsh
   --debug (or {DEBUG_VARIABLE}=1)  shows where an error comes from
 
-Example: contentmotion generate "a crying cat" "rocket" --seed 7"""
+Example: contentmotion generate "red heart" "woman lifting weights, dark skin tone" --seed 7"""
 
 
 def user_message(error: Exception) -> str | None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+import socket
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import diffusers
 import torch
@@ -28,6 +33,7 @@ from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.models.patch_vae import PatchVAE
 
+HUB_SECONDS = 5.0  # it takes at most to be reached
 ASSETS = Path(__file__).parent / "assets"
 SCHEDULERS = (DDIMScheduler, LCMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler)
 Model = TypeVar("Model", bound=ModelMixin)
@@ -44,12 +50,31 @@ def resolve_name(name_or_path: str) -> str:
     is_hub_id = name_or_path.count("/") == 1 and not name_or_path.startswith((".", "/", "~"))
     if not Path(name_or_path).exists() and not is_hub_id:
         raise ValueError(f"no such checkpoint: {name_or_path}")
+    if not Path(name_or_path).exists():
+        notice_no_network()
     if Path(name_or_path).is_file():
         raise ValueError(f"{name_or_path} is a file: a checkpoint is a folder in diffusers' layout")
     for path in (*Path(name_or_path).glob("*"), *Path(name_or_path).glob("*/*")):
         if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
             raise ValueError(f"{path} is no regular file")
     return name_or_path
+
+
+@functools.cache
+def notice_no_network() -> None:
+    """Where the hub cannot be reached, says so and keeps the process to what was downloaded before: asking it again and
+    again takes a minute and more, for every file."""
+    from huggingface_hub import constants
+
+    hub = urlsplit(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE or getproxies():  # through a proxy it may be reached all the same
+        return
+    try:
+        port = hub.port or (80 if hub.scheme == "http" else 443)
+        socket.create_connection((str(hub.hostname), port), timeout=HUB_SECONDS).close()
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+        print(f"{hub.hostname} cannot be reached: only what was downloaded before is used", file=sys.stderr)
 
 
 def require_checkpoints(**names: str | None) -> None:

@@ -92,6 +92,15 @@ def test_other_settings_and_other_folders_are_refused(
     assert not (tmp_path / "x").exists()
 
 
+def test_a_cache_made_with_a_vae_asks_for_it(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train-content", "--cache_dir", f"{made}/cache", "--output_dir", str(tmp_path / "o")]
+    words += ["--max_train_steps", "1", "--train_batch_size", "2", "--validation_steps", "0", "--report_to", "none"]
+    words += ["--model.block_out_channels", "32", "32", "--model.vocab_size", "600", "--mixed_precision", "no"]
+    assert main(words) == 1
+    assert "was made with a vae, and this run has none: give --vae" in capsys.readouterr().err
+    assert main([*words, "--vae", f"{made}/vae/vae"]) == 0
+
+
 def test_a_change_below_is_refused_with_advice_that_works(
     made: Path, phone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

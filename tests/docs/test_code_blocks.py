@@ -207,7 +207,7 @@ def after_readme(workshop: Path) -> Path:
 
 @pytest.mark.timeout(600)
 def test_readme(after_readme: Path) -> None:
-    assert (after_readme / "cat.gif").is_file() and (after_readme / "outputs/sheet.png").is_file()
+    assert (after_readme / "heart.gif").is_file() and (after_readme / "outputs/sheet.png").is_file()
     assert (after_readme / "outputs/mine/few-step/model_index.json").is_file()
 
 

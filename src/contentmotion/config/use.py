@@ -139,7 +139,7 @@ class StartConfig(Settings):
 class GenerateConfig(SamplingConfig, StartConfig, ConditionConfig):
     """Generate videos from prompts: mp4 and gif files and one PNG contact sheet.
 
-    Example: contentmotion generate "a crying cat" "rocket" --seed 7 --output_dir outputs
+    Example: contentmotion generate "red heart" "rocket" --seed 7 --output_dir outputs
 
     Example: contentmotion generate --image cat.png
 

@@ -210,9 +210,13 @@ class LatentCache(Dataset):
                 self._refuse(name, model is not None)
 
     def _refuse(self, name: str, wanted: bool) -> NoReturn:
+        cache = f"the latent cache {self.cache_dir}"
+        if not wanted:
+            by = ("--vae, or " if name == "vae" else "") + "--pretrained_model_name_or_path, a folder that has it"
+            raise ValueError(f"{cache} was made with a {name}, and this run has none: give {by}")
         raise ValueError(
-            f"the latent cache {self.cache_dir} was not made {'with this' if wanted else 'without a'} {name}: run "
-            "`contentmotion encode` with the networks of this run, into another folder"
+            f'{cache} was not made with this {name}: give the one it was made with (info shows the "weights" of both), '
+            "or run `contentmotion encode` with this one, into another folder"
         )
 
     @property
