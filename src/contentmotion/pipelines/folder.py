@@ -47,13 +47,13 @@ def fetch(name_or_path: str, variant: str | None = None, **hub: Any) -> Path:
     if path.is_dir():
         return path
     try:
-        index = read_index(Path(hf_hub_download(name_or_path, INDEX, **hub)))
-        parts = [part for part, entry in index.items() if isinstance(entry, list) and entry[0] is not None]
-        wanted = [INDEX, *(f"{part}/*" for part in parts)]
+        file = Path(hf_hub_download(name_or_path, INDEX, **hub))
         if not (hub.get("local_files_only") or constants.is_offline_mode()):
+            parts = [part for part, entry in read_index(file).items() if isinstance(entry, list) and entry[0]]
             files = HfApi(token=hub.get("token")).list_repo_files(name_or_path, revision=hub.get("revision"))
             wanted = _wanted(name_or_path, [file for file in files if file.split("/")[0] in {INDEX, *parts}], variant)
-        return Path(snapshot_download(name_or_path, allow_patterns=wanted, **hub))
+            snapshot_download(name_or_path, allow_patterns=wanted, **hub)
+        return file.parent  # the snapshot's folder
     except (OSError, HfHubHTTPError) as error:  # the hub's own are among them
         raise ValueError(f"{name_or_path}: {_reason(error, hub)}") from error
     except Exception as error:

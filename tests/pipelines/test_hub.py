@@ -1,0 +1,142 @@
+"""Pipelines by hub id, from a hub whose answers are made here: the hub's own client asks, caches and complains."""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import constants, set_client_factory
+from huggingface_hub.utils import get_session
+
+from contentmotion import ContentMotionPipeline
+from contentmotion.pipelines.loading import load_pipeline
+from tiny import make_pipeline
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub:
+    """One repository, me/model, of a folder's files.
+
+    Attributes:
+        fails: Status and error code of every answer; None: it answers.
+        asked: Files that were downloaded.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.asked, self.tokens = folder, [], set()
+        self.fails: tuple[int, str] | None = None
+
+    def answer(self, request: Any, http: Any) -> Any:
+        path = request.url.path
+        self.tokens.add(request.headers.get("authorization"))
+        if self.fails:
+            status, code = self.fails
+            return http.Response(status, headers={"X-Error-Code": code, "X-Error-Message": code}, request=request)
+        revision = (re.search(r"/(?:resolve|revision|tree)/([^/]+)", path) or ["", "main"])[1]
+        if revision not in ("main", "v2", COMMIT):
+            return http.Response(404, headers={"X-Error-Code": "RevisionNotFound"}, request=request)
+        names = [str(file.relative_to(self.folder)) for file in self.folder.rglob("*") if file.is_file()]
+        if "/tree/" in path:
+            return http.Response(200, json=[{"type": "file", "path": n, "size": 1, "oid": n} for n in names])
+        if path.startswith("/api/"):
+            return http.Response(
+                200, json={"id": "me/model", "sha": COMMIT, "siblings": [{"rfilename": n} for n in names]}
+            )
+        name = path.partition("/resolve/")[2].partition("/")[2]
+        if name not in names:
+            return http.Response(404, headers={"X-Error-Code": "EntryNotFound"}, request=request)
+        data = (self.folder / name).read_bytes()
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{abs(hash(name))}"', "Content-Length": str(len(data))}
+        if request.method == "HEAD":
+            return http.Response(200, headers=headers, request=request)
+        self.asked.append(name)
+        return http.Response(200, headers=headers, content=data, request=request)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline in float32, and in halves beside it; with a pickle that nobody should ask for."""
+    folder = tmp_path_factory.mktemp("repository")
+    pipe = make_pipeline()
+    pipe.save_pretrained(folder)
+    pipe.to(torch.float16).save_pretrained(folder, variant="fp16")
+    (folder / "unet/diffusion_pytorch_model.bin").write_bytes(b"pickle")
+    return folder
+
+
+@pytest.fixture
+def hub(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    http = sys.modules[type(get_session()).__module__.partition(".")[0]]  # httpx or httpx2, by the client's version
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    one = Hub(repository)
+    transport = http.MockTransport(lambda request: one.answer(request, http))
+    set_client_factory(lambda: http.Client(transport=transport, follow_redirects=True))
+    yield one
+    set_client_factory(lambda: http.Client(follow_redirects=True))
+
+
+def test_by_id(hub: Hub, tmp_path: Path) -> None:
+    pipe = ContentMotionPipeline.from_pretrained("me/model", cache_dir=tmp_path, token="hf_secret")
+    assert {part.dtype for part in (pipe.unet, pipe.autoencoder, pipe.motion_transformer)} == {torch.float32}
+    assert "Bearer hf_secret" in hub.tokens
+    weights = [name for name in hub.asked if not name.endswith((".json", ".txt"))]
+    assert weights and not any("fp16" in name or name.endswith(".bin") for name in weights)
+    pipe.set_progress_bar_config(disable=True)
+    local = ContentMotionPipeline.from_pretrained(hub.folder)
+    local.set_progress_bar_config(disable=True)
+    one, other = (
+        p("rocket", num_inference_steps=1, generator=torch.Generator().manual_seed(0), output_type="pt").frames
+        for p in (pipe, local)
+    )
+    assert torch.equal(one, other)
+    hub.asked.clear()
+    again = ContentMotionPipeline.from_pretrained("me/model", cache_dir=tmp_path, local_files_only=True)
+    assert hub.asked == [] and again.unet is not None
+
+
+def test_variant_and_dtype(hub: Hub, tmp_path: Path) -> None:
+    pipe = ContentMotionPipeline.from_pretrained(
+        "me/model", cache_dir=tmp_path, variant="fp16", torch_dtype=torch.float16, revision="v2"
+    )
+    assert {part.dtype for part in (pipe.unet, pipe.text_encoder, pipe.motion_transformer)} == {torch.float16}
+    assert all("fp16" in name for name in hub.asked if name.endswith(".safetensors"))
+    with pytest.raises(ValueError, match="^me/model has no variant bf16: there is fp16$"):
+        ContentMotionPipeline.from_pretrained("me/model", cache_dir=tmp_path, variant="bf16")
+
+
+@pytest.mark.parametrize(
+    ("fails", "settings", "message"),
+    [
+        ((404, "RepoNotFound"), {}, "no folder of that name and no such repository on the hub"),
+        ((403, "GatedRepo"), {}, "gated: ask for access on its page"),
+        (None, {"revision": "v9"}, "the repository has no revision v9"),
+        (None, {"local_files_only": True}, "not downloaded yet, and only local files are to be used"),
+    ],
+)
+def test_one_line_where_the_hub_does_not_give_it(
+    hub: Hub, tmp_path: Path, fails: tuple[int, str] | None, settings: dict[str, Any], message: str
+) -> None:
+    hub.fails = fails
+    with pytest.raises(ValueError, match=f"^me/model: {message}") as caught:
+        ContentMotionPipeline.from_pretrained("me/model", cache_dir=tmp_path, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_network(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    http = sys.modules[type(get_session()).__module__.partition(".")[0]]
+
+    def unreachable(request: Any) -> Any:
+        raise http.ConnectError("no route to host")
+
+    set_client_factory(lambda: http.Client(transport=http.MockTransport(unreachable)))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for load in (load_pipeline, lambda name: ContentMotionPipeline.from_pretrained(name, cache_dir=tmp_path)):
+        with pytest.raises(ValueError, match="^me/model: not downloaded yet, and the hub could not be reached$"):
+            load("me/model")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="^me/model: not downloaded yet, and only local files are to be used$"):
+        ContentMotionPipeline.from_pretrained("me/model", cache_dir=tmp_path)
