@@ -12,7 +12,6 @@ from huggingface_hub import constants, set_client_factory
 from huggingface_hub.utils import get_session
 
 from contentmotion import ContentMotionPipeline
-from contentmotion.pipelines.loading import load_pipeline
 from tiny import make_pipeline
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -60,12 +59,12 @@ class Hub:
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline in float32, and in halves beside it; with a pickle that nobody should ask for."""
-    folder = tmp_path_factory.mktemp("repository")
+    root = tmp_path_factory.mktemp("repository")
     pipe = make_pipeline()
-    pipe.save_pretrained(folder)
-    pipe.to(torch.float16).save_pretrained(folder, variant="fp16")
-    (folder / "unet/diffusion_pytorch_model.bin").write_bytes(b"pickle")
-    return folder
+    pipe.save_pretrained(root)
+    pipe.to(torch.float16).save_pretrained(root, variant="fp16")
+    (root / "unet/diffusion_pytorch_model.bin").write_bytes(b"pickle")
+    return root
 
 
 @pytest.fixture
@@ -100,7 +99,7 @@ def test_by_id(hub: Hub, tmp_path: Path) -> None:
 
 def test_variant_and_dtype(hub: Hub, tmp_path: Path) -> None:
     pipe = ContentMotionPipeline.from_pretrained(
-        "me/model", cache_dir=tmp_path, variant="fp16", torch_dtype=torch.float16, revision="v2"
+        "me/model", cache_dir=tmp_path, variant="fp16", dtype=torch.float16, revision="v2"
     )
     assert {part.dtype for part in (pipe.unet, pipe.text_encoder, pipe.motion_transformer)} == {torch.float16}
     assert all("fp16" in name for name in hub.asked if name.endswith(".safetensors"))
@@ -124,19 +123,3 @@ def test_one_line_where_the_hub_does_not_give_it(
     with pytest.raises(ValueError, match=f"^me/model: {message}") as caught:
         ContentMotionPipeline.from_pretrained("me/model", cache_dir=tmp_path, **settings)
     assert "\n" not in str(caught.value)
-
-
-def test_no_network(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    http = sys.modules[type(get_session()).__module__.partition(".")[0]]
-
-    def unreachable(request: Any) -> Any:
-        raise http.ConnectError("no route to host")
-
-    set_client_factory(lambda: http.Client(transport=http.MockTransport(unreachable)))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    for load in (load_pipeline, lambda name: ContentMotionPipeline.from_pretrained(name, cache_dir=tmp_path)):
-        with pytest.raises(ValueError, match="^me/model: not downloaded yet, and the hub could not be reached$"):
-            load("me/model")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="^me/model: not downloaded yet, and only local files are to be used$"):
-        ContentMotionPipeline.from_pretrained("me/model", cache_dir=tmp_path)

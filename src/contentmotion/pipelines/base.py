@@ -128,7 +128,7 @@ class LatentPipeline(DiffusionPipeline):
 
         Args:
             pretrained_model_name_or_path: The pipeline.
-            **settings: Components in place of the folder's; ``torch_dtype``, ``variant``, ``device_map`` and so on; of
+            **settings: Components in place of the folder's; ``dtype``, ``variant``, ``device_map`` and so on; of
                 hub ids ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
 
         Raises:

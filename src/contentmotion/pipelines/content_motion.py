@@ -575,8 +575,8 @@ class ContentMotionPipeline(LatentPipeline):
         convert = getattr(stock, "maybe_convert_prompt", lambda prompt, tokenizer: prompt)  # textual inversion
         return bool(
             arguments
-            or negative is not None
-            and "" in ([negative] if isinstance(negative, str) else negative)
+            or (negative is not None and not stage.same_negatives)
+            or (negative is not None and "" in ([negative] if isinstance(negative, str) else negative))
             or not stage.hears_as_stock(stock.config)
             or convert(prompts, stock.tokenizer) != prompts
         )

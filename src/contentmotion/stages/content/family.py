@@ -22,6 +22,7 @@ class ContentStage(Stage):
         title: The family's name in messages.
         stock: Its text-to-image pipeline; None: there is none in diffusers, content frames are sampled by ``denoise``.
             Image-to-image and inpainting are the classes that diffusers' ``AutoPipeline`` maps it to.
+        same_negatives: Whether negative prompts become features as prompts do; if not, the stock pipeline reads them.
         stock_arguments: What the stock pipeline is always called with, unless the caller says otherwise.
     """
 
@@ -30,6 +31,7 @@ class ContentStage(Stage):
     made_with = ("vae", "autoencoder")
     title: ClassVar[str]
     stock: ClassVar[type[DiffusionPipeline] | None] = None
+    same_negatives: ClassVar[bool] = True
     stock_arguments: ClassVar[Mapping[str, Any]] = {}
 
     @property

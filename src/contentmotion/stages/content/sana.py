@@ -26,6 +26,7 @@ class SanaContent(TransformerContent):
 
     title = "SANA"
     stock = SanaPipeline
+    same_negatives = False  # the instruction before a prompt is not put before a negative one
     stock_arguments = {"use_resolution_binning": False}  # a clip's size is the caller's
     text_classes = {"text_encoder": "Gemma2Model", "tokenizer": "GemmaTokenizerFast"}
     max_tokens = 300
