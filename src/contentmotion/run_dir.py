@@ -237,6 +237,14 @@ def write_config(path: Path, command: str, config: Any) -> None:
         partial.write_text(header + text, encoding="utf-8")
 
 
+def is_recorded(path: Path, config: Any) -> bool:
+    """Whether a ``config.yaml`` is there, and holds these very settings."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) == _as_yaml(config)
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+
+
 def resolve_device(name: str) -> torch.device:
     """The device that "auto" means here (CUDA, else Apple's MPS, else CPU), or the one named.
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import contentmotion.commands.generate as module
 from contentmotion.cli import main
 from contentmotion.commands.generate import prompts_or_labels, sample_all, sample_motions, slug
 from contentmotion.config import GenerateConfig
@@ -220,3 +221,45 @@ def test_no_video_of_numbers_that_are_not_finite(
     name = {"unet": "the content model", "motion_transformer": "the motion model"}.get(part, "the autoencoder")
     assert f"{name} made values that are not finite" in capsys.readouterr().err
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".yaml"}
+
+
+def test_a_stopped_run_goes_on_and_any_video_is_made_again(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("rocket\na crying cat\na moving square\n")
+    words = [f"--prompt_file={prompts}", "--seed=5", "--batch_size=1"]
+    whole = run(*words, name="whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "sample", interrupting_at(2))
+        with pytest.raises(AssertionError):
+            run(*words)
+    folder = tmp_path / "out"
+    first = folder / "000-rocket-seed5.gif"
+    before = first.stat().st_mtime_ns
+    assert len(list(folder.glob("*.gif"))) == 2 and not (folder / "sheet.png").exists()
+    capsys.readouterr()
+    run(*words)
+    assert "has 2 of 3 videos: goes on with the next" in capsys.readouterr().err
+    assert first.stat().st_mtime_ns == before
+    for path in whole.glob("*.gif"):
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+    run(*words)
+    assert first.stat().st_mtime_ns > before, "a run that came to its end begins anew"
+    again = run("a moving square", "--seed=5", "--number=2", name="again")
+    told = read_metadata(again / "002-a-moving-square-seed5.gif")
+    assert (told["seed"], told["number"]) == ("5", "2")
+    assert np.array_equal(gifs(again)[0], gifs(whole)[2])
+
+
+def interrupting_at(call: int):
+    """``sample``, stopped by Ctrl-C in its call of that number."""
+    calls, sample = [], module.sample
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) > call:
+            raise KeyboardInterrupt
+        return sample(*args, **kwargs)
+
+    return interrupted

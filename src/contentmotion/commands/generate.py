@@ -34,12 +34,12 @@ from contentmotion.pipelines.speed import (
 )
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
 from contentmotion.progress import progress_bar
-from contentmotion.run_dir import prepare_output_dir, resolve_device, resolve_dtype, seeded_generator
+from contentmotion.run_dir import is_recorded, prepare_output_dir, resolve_device, resolve_dtype, seeded_generator
 from contentmotion.stages.image_vae import encode_frames, vae_scale_factor
 from contentmotion.stages.text import NULL_PROMPT
 from contentmotion.video.pixels import to_uint8
-from contentmotion.video.reader import probe_video
-from contentmotion.video.write import write_contact_sheet, writing_video
+from contentmotion.video.reader import probe_video, read_video
+from contentmotion.video.write import read_metadata, write_contact_sheet, writing_video
 
 SHEET_COLUMNS = 8
 MAX_SLUG = 48  # characters of the prompt in a file's name
@@ -61,7 +61,8 @@ class Drawn:
 def generate(config: GenerateConfig) -> None:
     """Writes ``NUMBER-prompt-seedN.mp4`` (and other formats) per video, and ``sheet.png``; prints the paths.
 
-    Video k of a run is drawn from (seed, k) alone: ``batch_size`` changes the speed, not the videos.
+    Video k of a run is drawn from (seed, k) alone: ``batch_size`` changes the speed, not the videos, and ``number``
+    makes one of them again. A run that was stopped goes on with the next video.
 
     Raises:
         ValueError: No prompts, a checkpoint that is missing or damaged, or sizes that do not fit it.
@@ -86,26 +87,69 @@ def generate(config: GenerateConfig) -> None:
         config.guidance_scale,
         config.motion_guidance_scale,
     )
-    output_dir = prepare_output_dir(config.output_dir, "generate", config)
-    sheet_rows: list[np.ndarray] = []
-    written: list[Path] = []
+    output_dir, sheet = Path(config.output_dir), Path(config.output_dir) / "sheet.png"
+    made = _made_before(config, conditions)
+    if made:
+        print(f"{output_dir} has {len(made)} of {len(conditions)} videos: goes on with the next", file=sys.stderr)
+    else:
+        prepare_output_dir(output_dir, "generate", config)
+        sheet.unlink(missing_ok=True)  # what has settings and no sheet was stopped
+    sheet_rows = [_on_sheet(read_video(paths[0]).frames) for paths in made]
+    written = [path for paths in made for path in paths]
     with progress_bar(transient=True) as progress:
-        batches = math.ceil(len(conditions) / config.batch_size)
+        batches = math.ceil((len(conditions) - len(made)) / config.batch_size)
         task = progress.add_task("generating", total=_steps(pipe, config, sampling) * batches)
-        for first in range(0, len(conditions), config.batch_size):
-            batch = conditions[first : first + config.batch_size]
+        for k in range(len(made), len(conditions), config.batch_size):
+            batch, first = conditions[k : k + config.batch_size], config.number + k
             with ExitStack() as stack:
-                files = _Files(config, output_dir, batch, first, _num_frames(pipe, config), stack)
+                files = _Files(config, batch, first, _num_frames(pipe, config), stack)
                 sample(
                     pipe, config, batch, first, lambda step, latents: progress.advance(task), content_frames=False,
                     follow=follow, start=start, on_frames=files.add,
                 )  # fmt: skip
             written += files.paths
             sheet_rows += files.sheet_rows
-    sheet = output_dir / "sheet.png"
     captions = [_caption(condition) for condition in conditions]
-    write_contact_sheet(sheet, sheet_rows, captions, metadata=provenance(config, "; ".join(captions), 0))
-    print(*written, f"{sheet} (all of them in one picture)", sep="\n")
+    about = provenance(config, "; ".join(captions), config.number)
+    sheet, *more = write_contact_sheet(sheet, sheet_rows, captions, metadata=about)
+    print(*written, f"{sheet} (all of them in one picture)", *more, sep="\n")
+
+
+def _made_before(config: GenerateConfig, conditions: Sequence[str | int]) -> list[list[Path]]:
+    """The files of the videos that a stopped run of these settings has made, up to the first that is missing; none
+    where that run came to its end, or one of its models is younger than it."""
+    folder, record = Path(config.output_dir), Path(config.output_dir) / "config.yaml"
+    if (folder / "sheet.png").exists() or not is_recorded(record, config):
+        return []
+    begun = record.stat().st_mtime_ns
+    names = (config.pretrained_model_name_or_path, config.autoencoder, config.motion_transformer, config.vae_decoder)
+    weights = (path for name in names if name for path in Path(name).rglob("*") if path.is_file())
+    if any(path.stat().st_mtime_ns > begun for path in weights):
+        return []
+    made = []
+    for number, condition in enumerate(conditions, start=config.number):
+        paths = _paths(config, condition, number)
+        if not all(path.is_file() and path.stat().st_mtime_ns >= begun for path in paths):
+            break
+        if any(read_metadata(path) != provenance(config, condition, number) for path in paths):
+            break
+        made.append(paths)
+    return made
+
+
+def _paths(config: GenerateConfig, condition: str | int, number: int) -> list[Path]:
+    """The files of a video."""
+    name = f"{number:03d}-{slug(condition or _source(config))}-seed{config.seed}"
+    return [Path(config.output_dir) / f"{name}.{suffix}" for suffix in config.formats]
+
+
+def _shown(num_frames: int) -> list[int]:
+    """Numbers of the frames that the sheet shows of a video."""
+    return np.linspace(0, num_frames - 1, min(SHEET_COLUMNS, num_frames)).round().astype(int).tolist()
+
+
+def _on_sheet(frames: np.ndarray) -> np.ndarray:
+    return frames[_shown(len(frames))]
 
 
 class _Files:
@@ -116,18 +160,15 @@ class _Files:
     """
 
     def __init__(
-        self, config: GenerateConfig, folder: Path, batch: Sequence[str | int], first: int, num_frames: int,
-        stack: ExitStack,
-    ) -> None:  # fmt: skip
+        self, config: GenerateConfig, batch: Sequence[str | int], first: int, num_frames: int, stack: ExitStack
+    ) -> None:
         self.paths: list[Path] = []
         self._writers: list[list[Callable[[np.ndarray], None]]] = []
-        self._shown = set(np.linspace(0, num_frames - 1, min(SHEET_COLUMNS, num_frames)).round().astype(int).tolist())
+        self._shown = set(_shown(num_frames))
         self._rows: list[list[np.ndarray]] = [[] for _ in batch]
         self._count = 0
         for number, condition in enumerate(batch, start=first):
-            name = f"{number:03d}-{slug(condition or _source(config))}-seed{config.seed}"
-            metadata = provenance(config, condition, number)
-            paths = [folder / f"{name}.{suffix}" for suffix in config.formats]
+            metadata, paths = provenance(config, condition, number), _paths(config, condition, number)
             self.paths += paths
             self._writers.append([stack.enter_context(writing_video(p, config.fps, metadata)) for p in paths])
 

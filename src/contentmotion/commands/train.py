@@ -270,15 +270,17 @@ class Whole:
             before = self.done.get(stage.name, {})
             if before.get("key") == self.keys[stage.name]:
                 continue
+            inputs = self._inputs(stage)
             left, then = self._minutes_left(number), self._minutes_left(number + 1)
             print(
                 f"[{number}/{len(self.stages)}] {NAMES[stage.name]} ({stage.command} --config "
                 f"{_settings_path(self.root, number, stage)}); about {left:.0f} min left in all",
                 file=sys.stderr,
             )
-            if before and stage.name in QUICK:
+            anew = "key" in before or before.get("started", inputs) != inputs
+            if stage.name == "pipeline" and before or stage.name in QUICK and anew:
                 shutil.rmtree(self.root / stage.name, ignore_errors=True)
-            self._note(stage, started=self._inputs(stage))
+            self._note(stage, started=inputs)
             started = time.monotonic()
             whole = f"stage {number} of {len(self.stages)}, then {then:.0f} min"
             with owned_folder(self.root / stage.name), part_of(whole):

@@ -153,6 +153,8 @@ class GenerateConfig(SamplingConfig, StartConfig, ConditionConfig):
         class_labels: Class ids, for class-conditional models (instead of prompts).
         negative_prompt: What to steer away from (used when guidance is on).
         num_videos_per_prompt: Videos per prompt, each from its own noise.
+        number: Number of the first video. Its noise is drawn from seed and number, which a file's name and `info` tell:
+            with both, one video of a run can be made again alone.
         num_frames: Frames per video, any number; the model's training length when not given.
         height: Pixels; the model's training size when not given.
         width: Pixels; the model's training size when not given.
@@ -172,6 +174,7 @@ class GenerateConfig(SamplingConfig, StartConfig, ConditionConfig):
     class_labels: list[Annotated[int, Range(0, 10**6)]] | None = None
     negative_prompt: str | None = None
     num_videos_per_prompt: Batch = 1
+    number: Annotated[int, Range(0, 10**9)] = 0
     num_frames: Frames | None = None
     height: Pixels | None = None
     width: Pixels | None = None
