@@ -64,6 +64,13 @@ def rows() -> list[tuple[str, ...]]:
     return found
 
 
+def sampling(path: Path) -> str:
+    """The page's section on sampling, as it is: its numbers are those of the command that it names."""
+    page = path.read_text(encoding="utf-8") if path.is_file() else ""
+    start, end = page.find("## Sampling, by image model"), page.find("What other settings take")
+    return page[start:end] if 0 <= start < end else ""
+
+
 def main(path: Path) -> None:
     """Writes the page."""
     page = f"""# Memory and FLOPs
@@ -81,8 +88,8 @@ TFLOPs are 10^12 x 2 x multiply-adds, attention included, forward and backward (
 {markdown_table(HEADINGS, rows())}
 On a CPU the same counts hold, without the 16-bit copies where the processor has no bfloat16.
 
-What other settings take: `contentmotion train-motion --dry_run ...`, as any training command. What sampling takes:
-`contentmotion benchmark`, beside other systems `python benchmarks/compare_systems.py`.
+{sampling(path)}What other settings take: `contentmotion train-motion --dry_run ...`, as any training command. What sampling
+takes: `contentmotion benchmark`, beside other systems `python benchmarks/compare_systems.py`.
 """
     with replacing_file(path) as partial:
         partial.write_text(page, encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from contentmotion.config import SHIPPED_MODEL, SHIPPED_STUDENT, BenchmarkConfig
 from contentmotion.cost.clip import (
     META,
+    MODELS,
     StageResult,
     System,
     SystemResult,
@@ -27,9 +29,8 @@ from contentmotion.saving import replacing_file, write_json
 from contentmotion.tables import markdown_table, number, print_table
 
 SYSTEMS: dict[str, Callable[[BenchmarkConfig, int], System]] = {
-    "cmd-sd15": lambda config, chunk: cmd_system("sd15", False, config, chunk),
-    "cmd-sd21": lambda config, chunk: cmd_system("sd21", False, config, chunk),
-    "cmd-sd21-4": lambda config, chunk: cmd_system("sd21", True, config, chunk),
+    f"cmd-{model}{'-4' if few else ''}": partial(cmd_system, model, few)
+    for model, few in (("sd15", False), ("sd21", False), *((model, True) for model in MODELS if model != "sd15"))
 }
 HEADINGS = (
     "system", "stage", "parameters (M)", "passes", "TFLOPs/pass", "TFLOPs", "share", "paper's TFLOPs", "seconds",
@@ -219,13 +220,13 @@ def draw_bars(results: Sequence[SystemResult]) -> Image.Image:
         length = width * math.log(max(total, floor) / floor) / math.log(top / floor) if top > floor else width
         for stage, cost in stages:
             end = x + (length * cost / total if total else 0.0)
-            draw.rectangle((round(x), y, round(end), y + row - 12), fill=COLOURS[stage])
+            draw.rectangle((round(x), y, round(end), y + row - 12), fill=COLOURS.get(stage, COLOURS["text"]))
             x = end
         draw.text((x + 8, y + 8), number(total), "black", font)
     x = 10
     for stage in dict.fromkeys(name for stages in costs for name, cost in stages if cost):
         y = picture.height - 30
-        draw.rectangle((x, y, x + 16, y + 16), fill=COLOURS[stage])
+        draw.rectangle((x, y, x + 16, y + 16), fill=COLOURS.get(stage, COLOURS["text"]))
         draw.text((x + 22, y - 2), stage, "black", font)
         x += 40 + round(font.getlength(stage))
     return picture

@@ -23,21 +23,38 @@ from transformers import CLIPTokenizer
 from contentmotion.config import SHIPPED_MODEL, SHIPPED_STUDENT, BenchmarkConfig
 from contentmotion.cost.count import Cost, count_cost
 from contentmotion.cost.measure import GIB, Timing, free_memory, time_in_turns
-from contentmotion.cost.networks import NETWORKS, build, from_config, read_config
+from contentmotion.cost.networks import COMPONENTS, NETWORKS, build, from_config, read_config
 from contentmotion.loading import ASSETS, load_scheduler, resolve_name
 from contentmotion.pipelines.base import LatentPipeline
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
 from contentmotion.pipelines.loading import is_video_model
 from contentmotion.pipelines.sampling import Sampling, resolve_sampling
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
+from contentmotion.stages.image_vae import normalize_latents
 from contentmotion.video.write import write_video
 
 META = torch.device("meta")
 TERA = 1e12
-COMPONENTS = ("text_encoder", "unet", "motion_transformer", "autoencoder", "vae", "condition_encoder")
 # What the paper's tables count; they leave out text encoder and image decoder.
 PAPER_STAGES = ("content", "motion", "denoiser", "autoencoder")
 Networks = dict[str, tuple[str, Callable[[], nn.Module]]]  # by component: a name, and what makes it
+# Content models at their published sizes: networks by component, and what there is in place of the image VAE's decoder.
+MODELS: dict[str, tuple[dict[str, str], str]] = {
+    "sd15": ({"text_encoder": "clip-l", "unet": "unet-sd15", "vae": "vae-sd"}, "vae-tiny"),
+    "sd21": ({"text_encoder": "clip-h", "unet": "unet-sd21", "vae": "vae-sd"}, "vae-tiny"),
+    "sd35": (
+        {
+            "text_encoder": "clip-l-projected", "text_encoder_2": "clip-g-projected", "text_encoder_3": "t5-xxl",
+            "transformer": "transformer-sd35", "vae": "vae-16",
+        },
+        "vae-tiny-16",
+    ),
+    "sana": ({"text_encoder": "gemma-2-2b", "transformer": "transformer-sana", "vae": "vae-sana"}, "vae-tiny-sana"),
+    "klein": ({"text_encoder": "qwen3-4b-lm", "transformer": "transformer-klein", "vae": "vae-klein"}, "vae-klein"),
+    "z-image": (
+        {"text_encoder": "qwen3-4b", "transformer": "transformer-z-image", "vae": "vae-16"}, "vae-tiny-16",
+    ),
+}  # fmt: skip
 FEW_STEPS = 8  # up to these, a system of ours is the few-step one: windows in its decoder, a tiny image decoder
 
 
@@ -108,17 +125,18 @@ def ones(device: torch.device, *shape: int) -> Tensor:
     return torch.ones(shape, dtype=torch.long, device=device)
 
 
-def text_pass(network: Any, tokens: int, batch: int, device: torch.device) -> Pass:
+def text_pass(network: Any, tokens: int, batch: int, device: torch.device, name: str = "text") -> Pass:
     """A text encoder; ``batch`` is 2 where guidance needs the null prompt, too."""
     ids = ones(device, batch, tokens)
-    return Pass("text", network, lambda: network(ids).last_hidden_state, batch=batch)
+    return Pass(name, network, lambda: network(ids), batch=batch)
 
 
 def image_decoder_pass(vae: Any, latent: tuple[int, ...], frames: int, chunk: int, device: torch.device) -> Pass:
     """An image VAE's decoder, ``chunk`` frames at a time."""
     chunk = math.gcd(frames, chunk)
     x = noise(device, vae.dtype, chunk, *latent)
-    return Pass("image decoder", vae, lambda: vae.decode(x).sample, frames // chunk, chunk)
+    call = lambda: vae.decode(normalize_latents(vae, x, inverse=True)).sample  # noqa: E731
+    return Pass("image decoder", vae, call, frames // chunk, chunk)
 
 
 def pipeline_passes(
@@ -138,9 +156,9 @@ def pipeline_passes(
     """
     passes: list[Pass] = []
     shapes = pipe.sample_shapes(size.frames, size.height, size.width)
-    if pipe.text_encoder is not None:
-        tokens = pipe.text_encoder.config.max_position_embeddings
-        passes.append(text_pass(pipe.text_encoder, tokens, 1 + sampling.guided, device))
+    for name, tokens in next(iter(pipe.stages.values())).text_lengths.items():
+        title = name.replace("text_encoder", "text").replace("_", " ")
+        passes.append(text_pass(getattr(pipe, name), tokens, 1 + sampling.guided, device, title))
     for name, stage in pipe.stages.items():
         steps, scale = sampling.steps, sampling.guidance_scale
         if name == "motion":
@@ -186,19 +204,20 @@ def cmd_system(model: str, few: bool, config: BenchmarkConfig, chunk: int) -> Sy
     """CMD at the paper's sizes.
 
     Args:
-        model: Its content model, Stable Diffusion: "sd15" or "sd21".
+        model: Its content model, one of ``MODELS``.
         few: In 4 + 4 steps without guidance; else in 50 + 50, the content frame guided.
         config: Size; steps and image decoder in place of the usual ones.
         chunk: Frames that the image decoder takes at a time.
     """
     steps = config.steps or (4 if few else 50)
     tiny = config.decoder == "tiny" or (config.decoder == "auto" and steps <= FEW_STEPS)
-    names = {
-        "text_encoder": {"sd15": "clip-l", "sd21": "clip-h"}[model],
-        "unet": f"unet-{model}",
+    parts, tiny_vae = MODELS[model]
+    tiny = tiny and tiny_vae != parts["vae"]
+    own = "" if model.startswith(("sd15", "sd21")) else f"-{model}"  # of latents with 4 channels
+    names = parts | {
         "motion_transformer": f"motion-{model}",
-        "autoencoder": "autoencoder-windows" if steps <= FEW_STEPS else "autoencoder",
-        "vae": "vae-tiny" if tiny else "vae-sd",
+        "autoencoder": f"autoencoder-windows{own}" if steps <= FEW_STEPS else f"autoencoder{own}",
+        "vae": tiny_vae if tiny else parts["vae"],
     }
     scheduler = LCMScheduler if few else DDIMScheduler
     schedulers = {name: scheduler(clip_sample=False) for name in ("scheduler", "motion_scheduler")}
@@ -235,7 +254,8 @@ def folder_system(name: str, config: BenchmarkConfig, chunk: int) -> System:
         if folder is not None:
             networks[component] = (str(folder.resolve()), partial(from_config, read_config(folder)))
     kind = VideoLatentPipeline if is_video_model(name) else ContentMotionPipeline
-    needed = {"unet"} if kind is VideoLatentPipeline else {"unet", "motion_transformer", "autoencoder"}
+    network = "transformer" if "transformer" in networks else "unet"
+    needed = {network} if kind is VideoLatentPipeline else {network, "motion_transformer", "autoencoder"}
     if needed - networks.keys():
         raise ValueError(f"{name} is no whole pipeline folder: no {' and no '.join(sorted(needed - networks.keys()))}")
     schedulers = {n: load_scheduler(path / n) for n in ("scheduler", "motion_scheduler") if (path / n).is_dir()}
@@ -288,7 +308,8 @@ def _system(
     steps = f"{sampling.steps} + {sampling.motion_steps} steps" if sampling.motion_steps else f"{sampling.steps} steps"
     guided = ", guided" if not sampling.motion_steps else ", content guided"
     sampled = steps + guided * (sampling.guidance_scale > 1) + words
-    return System(name, sampled, size, dict(networks.values()), passes, clip)
+    whole = None if "transformer" in networks else clip  # their tokenizers are not here
+    return System(name, sampled, size, dict(networks.values()), passes, whole)
 
 
 def _assemble(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+import transformers
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -23,6 +24,10 @@ from contentmotion.models.video_unet import VideoUNet
 # Of a decoder's 12 blocks 8 attend inside windows of 16x16 patches: what the few-step system takes to stay cheap.
 CHEAP_DECODER_WINDOW = 16
 BLOCK = 2**22
+COMPONENTS = (
+    "text_encoder", "text_encoder_2", "text_encoder_3", "unet", "transformer", "motion_transformer", "autoencoder",
+    "vae", "condition_encoder",
+)  # fmt: skip
 _UNMEASURED = {"motion_mean": [0.0] * 8, "motion_std": [1.0] * 8}  # so that a pipeline takes it
 
 
@@ -36,8 +41,74 @@ def _clip(hidden_size: int, num_layers: int, num_heads: int) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def _sd_vae() -> diffusers.AutoencoderKL:
+# Text encoders that a folder's config may name, besides CLIP's.
+TEXT_ENCODERS = ("CLIPTextModelWithProjection", "T5EncoderModel", "Gemma2Model", "Qwen3Model", "Qwen3ForCausalLM")
+_QWEN3_4B: dict[str, Any] = {
+    "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True,
+}  # fmt: skip
+_T5_XXL: dict[str, Any] = {
+    "d_model": 4096, "d_ff": 10240, "num_heads": 64, "num_layers": 24, "feed_forward_proj": "gated-gelu",
+}  # fmt: skip
+
+
+def _text(kind: str, **sizes: Any) -> nn.Module:
+    """A text encoder of transformers, by the name of its class."""
+    cls: Any = getattr(transformers, kind)
+    return cls(cls.config_class(**sizes))
+
+
+def _projected_clip(hidden_size: int, num_layers: int, num_heads: int) -> nn.Module:
+    return _text(
+        "CLIPTextModelWithProjection", hidden_size=hidden_size, intermediate_size=4 * hidden_size,
+        num_hidden_layers=num_layers, num_attention_heads=num_heads, projection_dim=hidden_size,
+    )  # fmt: skip
+
+
+def _sd35_medium() -> diffusers.SD3Transformer2DModel:
+    return diffusers.SD3Transformer2DModel(
+        sample_size=128, num_layers=24, attention_head_dim=64, num_attention_heads=24, caption_projection_dim=1536,
+        pos_embed_max_size=384, dual_attention_layers=tuple(range(13)), qk_norm="rms_norm",
+    )  # fmt: skip
+
+
+def _sana_600m() -> diffusers.SanaTransformer2DModel:
+    return diffusers.SanaTransformer2DModel(
+        num_layers=28, num_attention_heads=36, num_cross_attention_heads=16, cross_attention_head_dim=72,
+        cross_attention_dim=1152,
+    )  # fmt: skip
+
+
+def _klein_4b() -> diffusers.Flux2Transformer2DModel:
+    return diffusers.Flux2Transformer2DModel(
+        num_layers=5, num_single_layers=20, num_attention_heads=24, joint_attention_dim=7680, guidance_embeds=False
+    )
+
+
+def _sana_vae() -> diffusers.AutoencoderDC:
+    blocks = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
+    return diffusers.AutoencoderDC(encoder_block_types=blocks, decoder_block_types=blocks)
+
+
+def _tiny_sana_vae() -> diffusers.AutoencoderTiny:
+    """TAESD's blocks for latents of 32x32 pixels, one and none at the two finest levels: nobody trained it yet."""
+    return diffusers.AutoencoderTiny(
+        latent_channels=32, encoder_block_out_channels=(64,) * 6, decoder_block_out_channels=(64,) * 6,
+        num_encoder_blocks=(1, 3, 3, 3, 3, 3), num_decoder_blocks=(3, 3, 3, 3, 1, 0),
+    )  # fmt: skip
+
+
+def _autoencoder(channels: int, patch_size: int, window: int) -> ContentMotionAutoencoder:
+    """The paper's, few-step or not, of another family's latents."""
+    return ContentMotionAutoencoder(
+        in_channels=channels, patch_size=patch_size, attention_window=window, residual_decoding=bool(window),
+        **_UNMEASURED,
+    )  # fmt: skip
+
+
+def _sd_vae(latent_channels: int = 4) -> diffusers.AutoencoderKL:
     return diffusers.AutoencoderKL(
+        latent_channels=latent_channels,
         block_out_channels=(128, 256, 512, 512),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -53,9 +124,12 @@ def _sd21_unet() -> diffusers.UNet2DConditionModel:
     )  # fmt: skip
 
 
-def _motion_xl(content_patch_size: int, text_dim: int) -> MotionDiT:
+def _motion_xl(content_patch_size: int, text_dim: int, content_channels: int = 4) -> MotionDiT:
     """CMD Table 6."""
-    return MotionDiT.from_preset("DiT-XL/2", content_patch_size=content_patch_size, text_dim=text_dim, learn_sigma=True)
+    return MotionDiT.from_preset(
+        "DiT-XL/2", content_patch_size=content_patch_size, text_dim=text_dim, content_channels=content_channels,
+        learn_sigma=True,
+    )  # fmt: skip
 
 
 # By name; called on the device where the network is wanted ("meta": shapes alone).
@@ -71,7 +145,33 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "autoencoder-windows": lambda: ContentMotionAutoencoder(attention_window=CHEAP_DECODER_WINDOW, **_UNMEASURED),
     "vae-sd": _sd_vae,
     "vae-tiny": diffusers.AutoencoderTiny,
+    "clip-l-projected": lambda: _projected_clip(768, 12, 12),
+    "clip-g-projected": lambda: _projected_clip(1280, 32, 20),
+    "t5-xxl": lambda: _text("T5EncoderModel", **_T5_XXL),
+    "gemma-2-2b": lambda: _text("Gemma2Model"),
+    "qwen3-4b": lambda: _text("Qwen3Model", **_QWEN3_4B),
+    "qwen3-4b-lm": lambda: _text("Qwen3ForCausalLM", **_QWEN3_4B),
+    "transformer-sd35": _sd35_medium,
+    "transformer-sana": _sana_600m,
+    "transformer-klein": _klein_4b,
+    "transformer-z-image": diffusers.ZImageTransformer2DModel,
+    "vae-16": lambda: _sd_vae(16),
+    "vae-sana": _sana_vae,
+    "vae-klein": diffusers.AutoencoderKLFlux2,
+    "vae-tiny-16": lambda: diffusers.AutoencoderTiny(latent_channels=16),
+    "vae-tiny-sana": _tiny_sana_vae,
 }
+# The paper's motion model and autoencoder for other latents: channels, pixels of a side, width of the pooled text.
+# A patch is of 16x16 pixels, of SANA 32x32; the motion model sees the content frame in patches of 64x64.
+for _family, (_channels, _factor, _text_dim) in {
+    "sd35": (16, 8, 2048), "sana": (32, 32, 2304), "klein": (128, 16, 7680), "z-image": (16, 8, 2560),
+}.items():  # fmt: skip
+    _patch = max(1, 16 // _factor)
+    NETWORKS |= {
+        f"motion-{_family}": partial(_motion_xl, 64 // _factor, _text_dim, _channels),
+        f"autoencoder-{_family}": partial(_autoencoder, _channels, _patch, 0),
+        f"autoencoder-windows-{_family}": partial(_autoencoder, _channels, _patch, CHEAP_DECODER_WINDOW),
+    }
 
 
 def build(make: str | Callable[[], nn.Module], device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -124,7 +224,7 @@ def _random_block(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
 def skeletons(folder: Path) -> dict[str, nn.Module | None]:
     """The networks of a pipeline folder by part, made from its configs on the meta device; no weights are read."""
     parts: dict[str, nn.Module | None] = {}
-    for name in ("text_encoder", "unet", "motion_transformer", "autoencoder", "vae", "condition_encoder"):
+    for name in COMPONENTS:
         there = (folder / name / "config.json").exists()
         parts[name] = skeleton(read_config(folder / name)) if there else None
     return parts
@@ -145,7 +245,9 @@ def from_config(config: dict) -> nn.Module:
     name = config.get("_class_name")
     try:
         if name is None:
-            return CLIPTextModel(CLIPTextConfig.from_dict(config))
+            kind = (config.get("architectures") or [CLIPTextModel.__name__])[0]
+            text: Any = getattr(transformers, kind) if kind in TEXT_ENCODERS else CLIPTextModel
+            return text(text.config_class.from_dict(config))
         cls = own[name] if name in own else getattr(diffusers, name)
         return cls.from_config(config)  # type: ignore[reportReturnType]
     except (AttributeError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:

@@ -161,7 +161,11 @@ def parts(name_or_path: str) -> dict[str, Any]:
     folder = Path(resolve_name(name_or_path))
     if not folder.is_dir():
         raise ValueError(f"dry_run does not know the shapes of {name_or_path}: give a folder that is here")
-    return skeletons(folder)
+    found = skeletons(folder)
+    if found["transformer"] is not None:
+        kind = type(found["transformer"]).__name__
+        raise ValueError(f"dry_run does not plan a {kind} yet: `contentmotion benchmark --meta` counts its passes")
+    return found
 
 
 def part(name_or_path: str, name: str) -> nn.Module:
