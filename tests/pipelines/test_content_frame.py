@@ -12,10 +12,13 @@ from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, L
 from PIL import Image
 
 from contentmotion import ContentMotionPipeline
+from contentmotion.config import MotionSizes
+from contentmotion.losses.diffusion import diffusion_loss
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.pipelines.long_video import Clips
 from contentmotion.pipelines.sampling import noise_to, steps_taken
-from tiny import make_autoencoder, make_ddim, make_pipeline
+from contentmotion.stages.motion import MotionStage
+from tiny import make_autoencoder, make_ddim, make_motion_dit, make_pipeline
 
 FEW: dict[str, Any] = {"num_inference_steps": 2, "output_type": "pt"}
 SIZES: dict[str, Any] = {
@@ -276,3 +279,84 @@ def test_bad_input(pipe: ContentMotionPipeline, arguments: dict[str, Any], messa
 def test_a_loop_that_cannot_be_closed(frame_pipe: ContentMotionPipeline) -> None:
     with pytest.raises(ValueError, match="nothing leads back to the first"):
         frame_pipe("a cat", loop=True, num_frames=8)
+
+
+@pytest.fixture(scope="module")
+def overlap_pipe() -> ContentMotionPipeline:
+    """Its motion model was told that two frames at a clip's ends may be given; clips of 8 frames."""
+    motion = make_motion_dit(0.1, hidden_size=32, motion_channels=4, text_dim=32, overlap=2)
+    return make_pipeline(autoencoder=make_autoencoder(0.1, num_frames=8, **SIZES), motion_transformer=motion)
+
+
+@pytest.mark.parametrize(
+    ("frames", "loop"), [(10, False), (20, False), (26, False), (12, True), (14, True), (26, True)]
+)
+def test_clips_that_go_on_from_known_motion(frames: int, loop: bool) -> None:
+    clips = Clips(frames, 8, loop, overlap=2)
+    done = torch.zeros(frames, dtype=torch.bool)
+    for k in range(len(clips)):
+        numbers = clips.frames(k)
+        known = done[numbers]
+        if k:
+            assert known[:2].all() and not known[2:-2].any(), "two frames are known, then come new ones"
+            assert known[-2:].all() == (loop and k == len(clips) - 1), "and of a loop's end the first two"
+        done[numbers] = True
+    assert done.all()
+
+
+@torch.no_grad()
+def test_a_longer_video_goes_on_from_known_motion(overlap_pipe: ContentMotionPipeline) -> None:
+    """Against the same written out: the second clip is told the first one's last two frames, at time 0."""
+    pipe, settings = overlap_pipe, FEW | {"output_type": "latent", "num_inference_steps": 1}
+    latents, noise = torch.randn(1, 3, 16, 16, generator=seeded()), torch.randn(1, 4, 14, 16, generator=seeded(1))
+    out = pipe("a cat", num_frames=14, latents=latents, motion_latents=noise, **settings)
+    content = out.content_frame
+    text = pipe.text_encoder(pipe.tokenizer("a cat", padding="max_length", return_tensors="pt").input_ids)
+    scheduler = make_ddim("linear")
+    scheduler.set_timesteps(1)
+
+    def denoise(x: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
+        told = {} if known is None else {"known": known}
+        t = scheduler.timesteps[:1]
+        output = pipe.motion_transformer(x, t, content, pooled_text=text.pooler_output, **told)
+        return scheduler.step(output, t[0], x).prev_sample
+
+    first = denoise(noise[:, :, :8], None)
+    known = torch.tensor([[True, True] + [False] * 6])
+    second = denoise(torch.cat([first[:, :, 6:], noise[:, :, 8:]], dim=2), known)
+    clips = [pipe.autoencoder.decode(content, motion * 2 + 0.5) for motion in
+             (first, torch.cat([first[:, :, 6:], second[:, :, 2:]], dim=2))]  # fmt: skip
+    torch.testing.assert_close(out.frames[:, :6], clips[0][:, :6], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(out.frames[:, 8:], clips[1][:, 2:], atol=1e-4, rtol=1e-3)
+
+
+def test_what_is_known_is_not_trained_and_noise_on_it_not_seen(overlap_pipe: ContentMotionPipeline) -> None:
+    stage = MotionStage(overlap_pipe.components, overlap=2)
+    batch: dict[str, Any] = {
+        "motion": torch.randn(4000, 4, 8, 16), "content": torch.zeros(4000, 3, 16, 16), "generator": seeded(),
+    }  # fmt: skip
+    known = stage.prepare(batch)["known"].float()
+    assert torch.allclose(known.mean(dim=0), torch.tensor([0.5, 0.5, 0, 0, 0, 0, 0.25, 0.25]), atol=0.03)
+    few = {name: value[:2] for name, value in batch.items() if name != "generator"}
+    few |= {"generator": seeded(), "pooled": torch.zeros(2, 32), "known": torch.ones(2, 8, dtype=torch.bool)}
+    few["known_motion"] = stage.clean_sample(few)
+    plain = MotionStage(overlap_pipe.components)
+    assert diffusion_loss(plain, few)["loss"] == 0
+    few["known"][:, 2:] = False
+    x, times = torch.randn(2, 4, 8, 16), torch.tensor([500, 500])
+    other = torch.cat([torch.randn(2, 4, 2, 16), x[:, :, 2:]], dim=2)
+    with torch.no_grad():
+        condition = plain.encode(few)
+        assert torch.equal(plain(x, times, condition), plain(other, times, condition))
+        told = {name: condition[name] for name in ("content", "pooled_text")}
+        none = plain(x, times, told | {"known": torch.zeros_like(few["known"]), "known_motion": x})
+        torch.testing.assert_close(none, plain(x, times, told))
+        assert (plain(x, times, condition)[:, :, 2:] - none[:, :, 2:]).abs().mean() > 1e-3
+    keys = make_motion_dit().state_dict().keys()
+    assert make_motion_dit(overlap=2).state_dict().keys() == keys
+
+
+@pytest.mark.parametrize("overlap", [1, 6])
+def test_an_overlap_that_no_clip_has(overlap: int) -> None:
+    with pytest.raises(ValueError, match="overlap must be a multiple of the patch size 2, at most half a clip"):
+        MotionStage.make(MotionSizes(), [(4, 8, 16)], components={}, content_channels=3, overlap=overlap)

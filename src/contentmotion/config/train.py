@@ -269,8 +269,11 @@ class TrainMotionConfig(TrainDenoiserConfig):
         model: Sizes of the motion model.
         content_noise: Standard deviation of noise added to each channel of the content frame in training, relative to
             its own, so that the motion model forgives what the content model gets wrong.
+        overlap: Frames of motion at a clip's ends that are given at half of the clips, so that longer videos go on from
+            the clip before, and loops close; a multiple of the patch size, at most half a clip. 0: none.
     """
 
     autoencoder: str
     model: MotionSizes = MotionSizes()
     content_noise: Weight = 0.0
+    overlap: Annotated[int, Range(0, 5000)] = 0

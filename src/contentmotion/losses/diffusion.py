@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -54,6 +55,8 @@ def diffusion_loss(
     noisy = schedule.add_noise(x0, noise, timesteps)
     output = stage(noisy, timesteps, stage.encode(batch, dropped)).float()
     prediction, target = output[:, : x0.shape[1]], schedule.target(x0, noise, timesteps)
+    if "known" in batch:  # there is nothing to predict of what was given
+        prediction = torch.where(batch["known"][:, None, :, None], target, prediction)
     errors = (prediction.detach() - target).square().flatten(1).mean(dim=1)
     by_time = split_by_time(errors, timesteps, schedule.num_train_timesteps)
     if snr_gamma is None:

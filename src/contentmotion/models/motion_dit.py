@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from jaxtyping import Float, Int, Real
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor, nn
 
 from contentmotion.models.layers import Attention, grid_embedding, require_multiple, sincos_embedding, standardize
@@ -23,8 +24,13 @@ FREQUENCY_DIM = 256
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Adaptive layer norm's affine part, ``x (b, n, d)`` with one shift and scale per item ``(b, d)``."""
-    return x * (1 + scale[:, None]) + shift[:, None]
+    """Adaptive layer norm's affine part, ``x (b, n, d)``, with one shift and scale per item ``(b, 1, d)`` or token."""
+    return x * (1 + scale) + shift
+
+
+def split_parts(parts: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Shifts, scales and gates side by side, per item ``(b, count d)`` or token, as ``modulate`` takes them."""
+    return (parts if parts.dim() == 3 else parts[:, None]).chunk(count, dim=-1)
 
 
 class DiTBlock(nn.Module):
@@ -39,10 +45,10 @@ class DiTBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, inner_dim), nn.GELU(approximate="tanh"), nn.Linear(inner_dim, dim))
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
 
-    def forward(self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=-1)
-        x = x + gate1[:, None] * self.attn(modulate(self.norm1(x), shift1, scale1))
-        return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
+    def forward(self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b *n d"]) -> Float[Tensor, "b n d"]:
+        shift1, scale1, gate1, shift2, scale2, gate2 = split_parts(self.modulation(condition), 6)
+        x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1))
+        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
 class MotionDiT(ModelMixin, ConfigMixin):
@@ -68,6 +74,7 @@ class MotionDiT(ModelMixin, ConfigMixin):
         learn_sigma: Whether it predicts the variance too (twice the output channels).
         motion_mean: Mean of each motion channel over the clips that it was trained on.
         motion_std: Standard deviation of each motion channel, likewise.
+        overlap: Frames at a clip's ends that it was trained to be given (``known``), to go on from another clip.
     """
 
     _supports_gradient_checkpointing = True
@@ -89,6 +96,7 @@ class MotionDiT(ModelMixin, ConfigMixin):
         learn_sigma: bool = False,
         motion_mean: list[float] | None = None,
         motion_std: list[float] | None = None,
+        overlap: int = 0,
     ) -> None:
         super().__init__()
         require_multiple(hidden_size, 4, "hidden_size")
@@ -155,6 +163,7 @@ class MotionDiT(ModelMixin, ConfigMixin):
         content: Float[Tensor, "b c h w"],
         class_labels: Int[Tensor, " b"] | None = None,
         pooled_text: Float[Tensor, "b text_dim"] | None = None,
+        known: Bool[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b out t s"]:
         """Denoises one step.
 
@@ -164,6 +173,7 @@ class MotionDiT(ModelMixin, ConfigMixin):
             content: Content frame; its sides tell H' from W'.
             class_labels: Class ids; ``num_classes`` is the null class.
             pooled_text: Pooled text features.
+            known: Frames whose motion is clean: their tokens have time 0. Whole patches.
 
         Returns:
             The prediction, ``out = D``, or ``2 D`` with ``learn_sigma``.
@@ -184,13 +194,21 @@ class MotionDiT(ModelMixin, ConfigMixin):
         num_motion_tokens = sum(x.shape[1] for x in tokens)
         x = torch.cat([*tokens, self._tokens(self.content_embed(content), 2)], dim=1)  # (b, n, d)
         condition = self._condition(timesteps, class_labels, pooled_text).to(x.dtype)  # (b, d)
+        if known is not None:
+            clean = self._condition(torch.zeros_like(timesteps), class_labels, pooled_text).to(x.dtype)
+            rows_known = known[:, ::p, None]  # (b, t / p, 1): of patches
+            is_clean = torch.cat([rows_known.expand(-1, -1, n // p).flatten(1) for n in (rows, columns)], dim=1)
+            is_clean = F.pad(is_clean, (0, x.shape[1] - num_motion_tokens))  # the content frame goes with the noise
+            condition = torch.where(is_clean[..., None], clean[:, None], condition[:, None])  # (b, n, d)
         for block in self.blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = self._gradient_checkpointing_func(block, x, condition)
             else:
                 x = block(x, condition)
         x = x[:, :num_motion_tokens]
-        shift, scale = self.modulation_out(condition).chunk(2, dim=-1)
+        if known is not None:
+            condition = condition[:, :num_motion_tokens]
+        shift, scale = split_parts(self.modulation_out(condition), 2)
         x = self.proj_out(modulate(self.norm_out(x), shift, scale))  # (b, n_motion, p p out)
         x_tokens, y_tokens = x.split([x_.shape[1] for x_ in tokens], dim=1)
         return torch.cat([self._plane(x_tokens, t, rows), self._plane(y_tokens, t, columns)], dim=3)

@@ -24,7 +24,7 @@ from contentmotion.pipelines.base import Generators, LatentPipeline, OutputType,
 from contentmotion.pipelines.image import arguments_of, make_stock, pipeline_for, resized, settings_in, stock_settings
 from contentmotion.pipelines.inputs import Fit, as_pictures, as_videos, for_each, read_schedule
 from contentmotion.pipelines.long_video import Clips, LongMotionStage, stack_conditions
-from contentmotion.pipelines.sampling import Sampling, require_finite, resolve_sampling
+from contentmotion.pipelines.sampling import Sampling, is_distilled, require_finite, resolve_sampling
 from contentmotion.stages.content import NETWORKS, content_stage, family_in
 from contentmotion.stages.content.family import ContentStage
 from contentmotion.stages.image_vae import decode_frames, encode_frames, vae_latent_channels, vae_scale_factor
@@ -599,7 +599,13 @@ class ContentMotionPipeline(LatentPipeline):
             raise ValueError("loop: this model goes on from a clip's last frame, and nothing leads back to the first")
         if loop and frames < length:
             raise ValueError(f"loop: it needs {length} frames or more, got num_frames {frames}")
-        return Clips(frames, length, loop, chained) if frames > length or loop else Clips(frames, frames)
+        if frames <= length and not loop:
+            return Clips(frames, frames)
+        known = 0 if is_distilled(self.motion_scheduler) else self.motion_transformer.config.overlap
+        too_short = 2 * known >= length if loop else 2 * known > length
+        if chained or too_short or (loop and frames < 2 * (length - known)):
+            known = 0
+        return Clips(frames, length, loop, chained, known)
 
     def _start(
         self, clips: Clips, size: int, height: int | None, width: int | None, *, content_latents: Tensor | None,
@@ -724,15 +730,44 @@ class ContentMotionPipeline(LatentPipeline):
         if start.motions and start.motion_strength == 0:
             yield from clips.fade(lambda k: self.autoencoder.decode(contents[k], start.motions[k]))
             return
-        stage = LongMotionStage(self.components, clips)
-        frames = [{"content": content} for content in contents]
-        told = stack_conditions([stage.encode(s.told | frame) for s, frame in zip(scenes, frames, strict=True)])
-        nulls = [s.null | frame for s, frame in zip(scenes, frames, strict=True) if s.null is not None]
-        null = stack_conditions([stage.encode(null) for null in nulls]) if nulls else None
         given = clips.average(start.motions.__getitem__, axis=2) if start.motions else None
         shape = (len(contents[0]), *self._motion_shape(tuple(contents[0].shape[1:]), clips.num_frames))
-        motion = self._motion(stage, told, null, shape, noise, start=given, strength=start.motion_strength, **settings)
+        frames = [{"content": content} for content in contents]
+        if clips.overlap:
+            motion = self._continued(scenes, clips, frames, start, given, shape, noise, settings)
+        else:
+            stage = LongMotionStage(self.components, clips)
+            told = stack_conditions([stage.encode(s.told | frame) for s, frame in zip(scenes, frames, strict=True)])
+            nulls = [s.null | frame for s, frame in zip(scenes, frames, strict=True) if s.null is not None]
+            null = stack_conditions([stage.encode(null) for null in nulls]) if nulls else None
+            motion = self._motion(
+                stage, told, null, shape, noise, start=given, strength=start.motion_strength, **settings
+            )  # fmt: skip
         yield from clips.fade(lambda k: self.autoencoder.decode(contents[k], motion[:, :, clips.frames(k)]))
+
+    def _continued(
+        self, scenes: list[Scene], clips: Clips, frames: list[dict[str, Tensor]], start: Start, given: Tensor | None,
+        shape: tuple[int, ...], noise: Tensor | None, settings: dict[str, Any],
+    ) -> Float[Tensor, "b D t s"]:  # fmt: skip
+        """The motion of a whole video, each clip of which is given that of the frames that are there already."""
+        stage = MotionStage(self.components)
+        motion = torch.zeros(shape, device=self._execution_device, dtype=self._dtype)
+        done = torch.zeros(clips.num_frames, dtype=torch.bool)
+        for k, scene in enumerate(scenes):
+            numbers = clips.frames(k)
+            own: dict[str, Tensor] = dict(frames[k])
+            known = done[numbers]
+            if known.any():
+                own["known"] = known.to(motion.device).expand(shape[0], -1)
+                own["known_motion"] = stage.standardize(motion[:, :, numbers])
+            made = self._motion(
+                stage, stage.encode(scene.told | own), scene.null and stage.encode(scene.null | own),
+                (*shape[:2], len(numbers), shape[3]), None if noise is None else noise[:, :, numbers],
+                start=None if given is None else given[:, :, numbers], strength=start.motion_strength, **settings,
+            )  # fmt: skip
+            motion[:, :, numbers[~known]] = made[:, :, ~known]
+            done[numbers] = True
+        return motion
 
     def _motion(
         self, stage: MotionStage, told: Condition, null: Condition | None, shape: tuple[int, ...],

@@ -31,18 +31,24 @@ class Clips:
         loop: Whether the last frame is followed by the first: clips go over the end.
         chained: Whether each begins with the last frame of the one before, rather than to overlap it; the last may then
             be longer than the video.
+        overlap: Frames that each shares with the one before, whose motion it is given (the last of a loop also that of
+            the first one's beginning); 0: half of them, made at once.
     """
 
     num_frames: int
     length: int
     loop: bool = False
     chained: bool = False
+    overlap: int = 0
 
     @cached_property
     def starts(self) -> list[int]:
         """First frame of each clip; overlapping ones are evenly spread, at most half a clip apart."""
         if self.chained:
             return list(range(0, max(1, self.num_frames - 1), self.length - 1))
+        if self.overlap:
+            starts = list(range(0, max(1, self._before_end - self.overlap), self.length - self.overlap))
+            return [*starts, self._before_end - self.overlap] if self.loop else starts
         stride = max(1, self.length - self.length // 2)
         if self.loop:
             count = -(-self.num_frames // stride)
@@ -51,12 +57,20 @@ class Clips:
         count = -(-span // stride) + 1
         return [k * span // max(1, count - 1) for k in range(count)]
 
+    @property
+    def _before_end(self) -> int:
+        """Frames in front of what the last clip of a loop makes between its two given ends."""
+        return self.num_frames - (self.length - 2 * self.overlap if self.loop else 0)
+
     def __len__(self) -> int:
         return len(self.starts)
 
     def frames(self, k: int) -> Tensor:
-        """Numbers of a clip's frames, int64 (length,)."""
-        numbers = self.starts[k] + torch.arange(self.length)
+        """Numbers of a clip's frames, int64 (t,)."""
+        length = self.length
+        if self.overlap and not (self.loop and k == len(self) - 1):
+            length = min(length, self._before_end - self.starts[k])
+        numbers = self.starts[k] + torch.arange(length)
         return numbers.clamp(max=self.num_frames - 1) if self.chained else numbers % self.num_frames
 
     def scene(self, k: int, changes: list[int]) -> int:
@@ -65,10 +79,9 @@ class Clips:
         frame = self.starts[k] if self.chained else (self.starts[k] + self.length // 2) % self.num_frames
         return bisect.bisect_right(changes, frame) - 1
 
-    @cached_property
-    def weights(self) -> Float[Tensor, " length"]:
+    def weights(self, k: int) -> Float[Tensor, " t"]:
         """How much a clip's frames count where clips overlap: less towards its ends."""
-        rising = torch.arange(1, self.length + 1, dtype=torch.float32)
+        rising = torch.arange(1, len(self.frames(k)) + 1, dtype=torch.float32)
         return torch.minimum(rising, rising.flip(0))
 
     def average(self, part: Callable[[int], Tensor], axis: int) -> Tensor:
@@ -85,8 +98,8 @@ class Clips:
                 shape = list(piece.shape)
                 shape[axis] = self.num_frames
                 total = piece.new_zeros(shape)
-            total.index_add_(axis, frames.to(piece.device), piece * _along(self.weights, axis, piece))
-            weight.index_add_(0, frames, self.weights)
+            total.index_add_(axis, frames.to(piece.device), piece * _along(self.weights(k), axis, piece))
+            weight.index_add_(0, frames, self.weights(k))
         assert total is not None
         return total / _along(weight, axis, total)
 
@@ -97,13 +110,13 @@ class Clips:
 
         def add(k: int, *, wrapped: bool) -> None:
             clip = decode(k)
-            for i, (frame, weight) in enumerate(zip(self.frames(k).tolist(), self.weights.tolist(), strict=True)):
+            for i, (frame, weight) in enumerate(zip(self.frames(k).tolist(), self.weights(k).tolist(), strict=True)):
                 if (self.starts[k] + i >= self.num_frames) == wrapped:
                     sums[frame] = weight * clip[:, i].float() + sums.get(frame, 0)
                     totals[frame] = totals.get(frame, 0) + weight
 
         for k, start in enumerate(self.starts):
-            if start + self.length > self.num_frames:  # the end of a loop is part of its beginning
+            if start + len(self.frames(k)) > self.num_frames:  # the end of a loop is part of its beginning
                 add(k, wrapped=True)
         for k in range(len(self)):
             add(k, wrapped=False)

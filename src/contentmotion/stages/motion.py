@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from contentmotion.config import MotionSizes
-from contentmotion.draws import channel_std, randn
+from contentmotion.draws import channel_std, rand, randn
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.stages.content import text_stage
 from contentmotion.stages.stage import META, Condition, Stage, drop_labels, make_scheduler
@@ -23,6 +23,7 @@ class MotionStage(Stage):
         components: See above; "text_encoder" is None for class-conditional models.
         content_noise: Standard deviation of noise that training puts on content frames, relative to that of all their
             values.
+        overlap: Frames at a clip's ends that training gives to the network, at some of the clips.
     """
 
     name = "motion"
@@ -34,9 +35,9 @@ class MotionStage(Stage):
     text_needs = ("pooled",)
     lora_targets = ("attn.qkv", "attn.proj", "mlp.0", "mlp.2")
 
-    def __init__(self, components: Mapping[str, Any], content_noise: float = 0.0) -> None:
+    def __init__(self, components: Mapping[str, Any], content_noise: float = 0.0, overlap: int = 0) -> None:
         super().__init__(components)
-        self.content_noise = content_noise
+        self.content_noise, self.overlap = content_noise, overlap
         # It hears prompts as the content stage does. In a tuple, for that one's network is no part of this stage.
         self._text = (text_stage(components),)
 
@@ -46,6 +47,7 @@ class MotionStage(Stage):
         components: Mapping[str, Any], content_channels: int, num_classes: int | None = None,
         text_dim: int | None = None, statistics: tuple[Sequence[float], Sequence[float]] | None = None,
         prediction_type: str | None = None, flow_shift: float = 1.0, content_noise: float = 0.0,
+        overlap: int = 0,
     ) -> Self:  # fmt: skip
         """See ``Stage.make``.
 
@@ -61,7 +63,15 @@ class MotionStage(Stage):
             prediction_type: See ``make_scheduler``.
             flow_shift: See there.
             content_noise: See the class.
+            overlap: See there.
+
+        Raises:
+            ValueError: An overlap that is no multiple of the patch size, or more than half a clip.
         """
+        if overlap % sizes.patch_size or any(2 * overlap > shape[1] for shape in shapes):
+            raise ValueError(
+                f"overlap must be a multiple of the patch size {sizes.patch_size}, at most half a clip, got {overlap}"
+            )
         mean, deviation = statistics or (None, None)
         transformer = MotionDiT(
             motion_channels=shapes[0][0],
@@ -76,13 +86,14 @@ class MotionStage(Stage):
             learn_sigma=sizes.learn_sigma,
             motion_mean=None if mean is None else list(mean),
             motion_std=None if deviation is None else list(deviation),
+            overlap=overlap,
         )
         scheduler = make_scheduler("linear", prediction_type, flow_shift)
         own = {"motion_transformer": transformer, "motion_scheduler": scheduler}
-        return cls(dict(components) | own, content_noise)
+        return cls(dict(components) | own, content_noise, overlap)
 
     def _like(self, components: Mapping[str, Any]) -> Self:
-        return type(self)(components, self.content_noise)
+        return type(self)(components, self.content_noise, self.overlap)
 
     def standardize(self, motion: Float[Tensor, "b D t s"], inverse: bool = False) -> Float[Tensor, "b D t s"]:
         """Motion latents at zero mean and unit variance per channel, as diffusion wants them (or back).
@@ -98,7 +109,13 @@ class MotionStage(Stage):
         return self.components["autoencoder"].standardize_motion(motion, inverse)
 
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """With noise on the content frames, so that the motion model forgives what the content model gets wrong."""
+        """With noise on the content frames, so that the motion model forgives what the content model gets wrong; and
+        with the motion of a clip's beginning, or of both its ends, given at a quarter of the clips each."""
+        if self.overlap:
+            frame = torch.arange(batch["motion"].shape[2])
+            lot = rand((len(batch["motion"]),), batch["generator"])[:, None]
+            known = (lot < 0.5) & (frame < self.overlap) | (lot < 0.25) & (frame >= len(frame) - self.overlap)
+            batch = batch | {"known": known.to(batch["motion"].device), "known_motion": self.clean_sample(batch)}
         if not self.content_noise:
             return batch
         content, generator = batch["content"], batch["generator"]
@@ -109,11 +126,11 @@ class MotionStage(Stage):
         return self.standardize(batch["motion"])
 
     def encode(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None = None) -> Condition:
+        told = {name: batch[name] for name in ("content", "known", "known_motion") if name in batch}
         if not self.text_encoders:
-            labels = drop_labels(batch["label"], dropped, self.network.config.num_classes)
-            return {"content": batch["content"], "class_labels": labels}
+            return told | {"class_labels": drop_labels(batch["label"], dropped, self.network.config.num_classes)}
         with torch.no_grad():
-            return {"content": batch["content"], "pooled_text": self.text(batch, dropped)["pooled"]}
+            return told | {"pooled_text": self.text(batch, dropped)["pooled"]}
 
     def text_features(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         return self._text[0].text_features(prompts)
@@ -138,6 +155,9 @@ class MotionStage(Stage):
         target_timesteps: Tensor | None = None,
     ) -> Float[Tensor, "b out t s"]:  # fmt: skip
         times = timesteps.to(noisy.device).expand(len(noisy))
+        if "known" in condition:
+            condition = dict(condition)
+            noisy = torch.where(condition["known"][:, None, :, None], condition.pop("known_motion").to(noisy), noisy)
         return self.network(noisy.to(self.dtype), times, **condition)
 
     def example(self, shape: tuple[int, ...], batch_size: int = 1, device: torch.device = META) -> tuple[Any, ...]:
