@@ -24,7 +24,8 @@ FREQUENCY_DIM = 256
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Adaptive layer norm's affine part, ``x (b, n, d)``, with one shift and scale per item ``(b, 1, d)`` or token."""
+    """Adaptive layer norm's affine part, ``x (b, n, d)``, with one shift and scale per item ``(b, d)`` or token."""
+    shift, scale = (part if part.dim() == 3 else part[:, None] for part in (shift, scale))
     return x * (1 + scale) + shift
 
 
