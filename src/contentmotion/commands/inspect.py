@@ -394,13 +394,22 @@ def latent_shape(vae: str | None) -> tuple[int, int]:
         return STABLE_DIFFUSION_LATENTS
     from contentmotion.stages.image_vae import latent_channels, pixels_per_latent  # it imports torch
 
-    return latent_channels(settings), pixels_per_latent(settings)
+    try:
+        return latent_channels(settings), pixels_per_latent(settings)
+    except (LookupError, TypeError):
+        raise ValueError(f"{vae} is no image VAE: its config.json has not the sizes of one") from None
 
 
 def _model_config(folder: str | None) -> dict[str, Any]:
     """A saved model's `config.json`; empty where there is none."""
     file = Path(folder or "", "config.json")
-    return json.loads(file.read_text()) if folder and file.is_file() else {}
+    try:
+        settings = json.loads(file.read_text("utf-8")) if folder and file.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: not JSON ({error})") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file}: not a model's settings")
+    return settings
 
 
 # ---- the picture

@@ -89,7 +89,11 @@ def pixels_per_latent(settings: Mapping[str, Any]) -> int:
 
 def vae_latent_channels(vae: ModelMixin | None) -> int:
     """Channels of a latent frame; 3 on pixels."""
-    return 3 if vae is None else latent_channels(vae.config)
+    if vae is None:
+        return 3
+    if "latent_channels" not in vae.config:
+        raise ValueError(f"a {type(vae).__name__} is no image VAE: its config has no latent_channels")
+    return latent_channels(vae.config)
 
 
 def latent_channels(settings: Mapping[str, Any]) -> int:
