@@ -332,10 +332,15 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of files (default all)")
     options = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="fuzz-"))
-    end = time.monotonic() + 60 * options.minutes
+    started: list[float] = []  # when the first case was, for what is made before takes its time
+
+    def going_on(done: int) -> bool:
+        started.append(time.monotonic())
+        return started[-1] - started[0] < 60 * options.minutes and done != options.cases
+
     tallies = fuzz(
         root, kinds=options.kinds, seed=options.seed, first=options.first,
-        going_on=lambda done: time.monotonic() < end and done != options.cases,
+        going_on=going_on,
     )  # fmt: skip
     failures = report(tallies)
     if failures:
