@@ -24,6 +24,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,7 +231,10 @@ def run_case(words: list[str], log: Path) -> tuple[str, float, int]:
             with open(log, "w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
-                status = command_line(words)
+                try:
+                    status = command_line(words)
+                except BaseException:
+                    traceback.print_exc()
         finally:
             os._exit(status)
     while True:
