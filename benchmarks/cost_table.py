@@ -88,8 +88,8 @@ TFLOPs are 10^12 x 2 x multiply-adds, attention included, forward and backward (
 {markdown_table(HEADINGS, rows())}
 On a CPU the same counts hold, without the 16-bit copies where the processor has no bfloat16.
 
-{sampling(path)}What other settings take: `contentmotion train-motion --dry_run ...`, as any training command. What sampling
-takes: `contentmotion benchmark`, beside other systems `python benchmarks/compare_systems.py`.
+{sampling(path)}What other settings take: `contentmotion train-motion --dry_run ...`, as any training command. What
+sampling takes: `contentmotion benchmark`, beside other systems `python benchmarks/compare_systems.py`.
 """
     with replacing_file(path) as partial:
         partial.write_text(page, encoding="utf-8")

@@ -417,7 +417,8 @@ class BenchmarkConfig(Settings):
 
     Attributes:
         systems: Which ones: cmd-sd15, cmd-sd21 (the paper's, 50 + 50 steps), cmd-sd21-4 (4 + 4 steps, a tiny image
-            decoder), the same with another image model (cmd-sd35-4, cmd-sana-4, cmd-klein-4, cmd-z-image-4), emoji and emoji-lcm (the models that come with the package), or a pipeline folder.
+            decoder), the same with another image model (cmd-sd35-4, cmd-sana-4, cmd-klein-4, cmd-z-image-4), emoji
+            and emoji-lcm (the models that come with the package), or a pipeline folder.
         height: Pixels; 512 when not given, and a pipeline folder's own size.
         width: Pixels; 1024 when not given, likewise.
         num_frames: Frames.
