@@ -55,9 +55,10 @@ def fill_required(command: str) -> list[str]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_field_is_a_documented_flag_with_its_default(command: str) -> None:
     row = COMMANDS[command]
-    shown = " ".join(help_text(command, row.config_class, row.positional).split())
+    short, shown = (" ".join(help_text(command, row.config_class, row.positional, e).split()) for e in (False, True))
     for setting in settings_of(row.config_class).values():
         assert f"--{setting.name} {setting.metavar} {setting.help}" in shown
+        assert f"--{setting.name}" in short, "seldom changed ones by their names"
     given_names = {word[2:] for word in fill_required(command) if word.startswith("--")}
     config = parse(command, *fill_required(command))
     documented = {name.partition(".")[0] for name in settings_of(row.config_class)}

@@ -247,8 +247,8 @@ def test_autoencoder_loss_is_of_pixels_and_of_flicker() -> None:
 
     def loss(vae: nn.Module | None, difference_weight: float) -> float:
         model: Any = lambda x: x + error  # noqa: E731
-        parts = autoencoder_loss(model, {"latents": latents}, vae, None, PerceptualLoss(), difference_weight)
-        return float(parts["loss"])
+        perceptual = PerceptualLoss(difference_weight=difference_weight)
+        return float(autoencoder_loss(model, {"latents": latents}, vae, None, perceptual)["loss"])
 
     assert loss(None, 0.0) == pytest.approx((3 * 1 + 4) / 6)
     assert loss(Whitened(), 0.0) == pytest.approx((3 * 1 * 9 / 5 + 4 * 1 / 5) / 6)

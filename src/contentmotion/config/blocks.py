@@ -228,13 +228,14 @@ class ContentEvaluation(ScheduledEvaluation):
 
 @dataclass(frozen=True, kw_only=True)
 class PerceptualLoss(Settings):
-    """LPIPS beside the squared error (ours; the paper has the squared error alone).
+    """What is weighed beside the squared error (ours; the paper has the squared error alone).
 
     Attributes:
         weight: Weight of LPIPS between decoded and true pixels; 0: none. It sharpens; it needs height and width of 32
             at least.
         start_step: Begin with LPIPS after this many steps, when there is something to sharpen.
         frames: Frames of each clip that LPIPS compares, drawn anew each step.
+        difference_weight: Weight of the squared error of differences between neighbouring frames, which is flicker.
         lpips: LPIPS weights (safetensors, AlexNet); else the environment variable CONTENTMOTION_LPIPS.
     """
 
@@ -243,6 +244,7 @@ class PerceptualLoss(Settings):
     weight: Weight = 0.0
     start_step: Every = 0
     frames: Frames = 2
+    difference_weight: Weight = 0.0
     lpips: str | None = None
 
 

@@ -144,9 +144,7 @@ class TrainAutoencoderConfig(ClipConfig, ScoredTrainConfig):
         cache_dir: Cache that `encode --latents_only` filled: trains on its latents, and decodes no video. One with
             buckets trains on all their sizes; num_frames, height and width are one of them.
         model: Sizes of the autoencoder.
-        perceptual: LPIPS beside the squared error (ours; the paper has the squared error alone).
-        difference_weight: Weight of the squared error of differences between neighbouring frames, which is flicker
-            (ours; 0 in the paper).
+        perceptual: What is weighed beside the squared error (ours; the paper has the squared error alone).
     """
 
     train_data_dir: str | None = None
@@ -156,7 +154,6 @@ class TrainAutoencoderConfig(ClipConfig, ScoredTrainConfig):
     cache_dir: str | None = None
     model: AutoencoderSizes = AutoencoderSizes()
     perceptual: PerceptualLoss = PerceptualLoss()
-    difference_weight: Weight = 0.0
     adam_beta1: Decay = 0.5
     adam_beta2: Decay = 0.9
 

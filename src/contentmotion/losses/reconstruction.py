@@ -21,15 +21,14 @@ def autoencoder_players(
     """The video autoencoder, trained by ``autoencoder_loss``."""
 
     def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return autoencoder_loss(model, batch, vae, lpips, config.perceptual, config.difference_weight)
+        return autoencoder_loss(model, batch, vae, lpips, config.perceptual)
 
     return [Player(model, loss)]
 
 
 def autoencoder_loss(
-    model: nn.Module, batch: Batch, vae: Any, lpips: nn.Module | None, perceptual: PerceptualLoss,
-    difference_weight: float = 0.0,
-) -> dict[str, Tensor]:  # fmt: skip
+    model: nn.Module, batch: Batch, vae: Any, lpips: nn.Module | None, perceptual: PerceptualLoss
+) -> dict[str, Tensor]:
     """Squared error of decoded latents (CMD section 3.1), on request that of the differences between neighbouring
     frames, which is flicker, and LPIPS of some frames' pixels (both ours).
 
@@ -38,8 +37,7 @@ def autoencoder_loss(
         batch: See ``latents_of``; "step" and "generator".
         vae: Image VAE, or None for pixels.
         lpips: Distance of images, or None.
-        perceptual: Its weight, first step and number of frames.
-        difference_weight: Weight of the squared error of differences.
+        perceptual: The weights of both, first step and number of frames of LPIPS.
 
     Returns:
         "loss", and its parts where it has several.
@@ -48,10 +46,10 @@ def autoencoder_loss(
     decoded = model(x)
     error = channel_weights(vae, x) * (decoded.float() - x)
     loss = mse = error.square().mean()
-    if difference_weight:
-        loss = loss + difference_weight * error.diff(dim=1).square().mean()
+    if perceptual.difference_weight:
+        loss = loss + perceptual.difference_weight * error.diff(dim=1).square().mean()
     if lpips is None or batch["step"] <= perceptual.start_step:
-        return {"loss": loss, "mse": mse.detach()} if difference_weight else {"loss": loss}
+        return {"loss": loss, "mse": mse.detach()} if perceptual.difference_weight else {"loss": loss}
     true, decoded = draw_frames((x, decoded), perceptual.frames, batch["generator"])
     true, decoded = decode_frames(vae, true), decode_frames(vae, decoded)
     distance = lpips(true.flatten(0, 1), decoded.flatten(0, 1)).mean()
