@@ -34,7 +34,7 @@ CHANGED_FIRST = frozenset(
     image_model pretrained_model_name_or_path motion_transformer part preset output_dir num_frames height width fps seed
     max_train_steps train_batch_size learning_rate validation_steps num_inference_steps guidance_scale formats clip
     components num_videos_per_prompt conditions driving_video extract dry_run json image video motion_from strength
-    motion_strength loop number compare lora.rank
+    motion_strength loop compare lora.rank
     """.split()  # noqa: SIM905
 )
 FEW = 16  # settings: all are shown
