@@ -493,14 +493,17 @@ def test_one_owner_a_folder(tmp_path: Path) -> None:
         said = rf"out is in use: process {other.pid} on .* works there since 20"
         with pytest.raises(ValueError, match=said), owned_folder(tmp_path / "." / "out"):
             pass
-        (folder / f".000-x.{other.pid}.webm").touch()
+        (folder / f".000-x.{other.pid}.partial.webm").touch()
         (tmp_path / f".out.{other.pid}.partial").mkdir()
-        (folder / ".mine.webm").touch()
+        (tmp_path / f".out.v2.{other.pid}.partial").mkdir()
+        kept = {".mine.webm", f".mine.{other.pid}.webm", f".inner.{os.getppid()}.partial.json"}
+        for name in kept:  # a user's, and one of a run that goes on in here
+            (folder / name).touch()
         other.kill()
     with owned_folder(folder):
-        assert [path.name for path in folder.iterdir()] == [".mine.webm"]
-        assert sorted(path.name for path in tmp_path.iterdir()) == [".out.lock", "out"]
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        assert {path.name for path in folder.iterdir()} == kept
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".out.lock", f".out.v2.{other.pid}.partial", "out"]
+    assert not (tmp_path / ".out.lock").exists()
 
 
 def test_a_command_is_refused_a_folder_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
-from contentmotion.saving import find_leftovers, replacing_file
+from contentmotion.saving import find_leftovers, is_alive, replacing_file
 
 ENVIRONMENT = "environment.json"  # in a training run's folder
 LAST_BREATH = 15.0  # seconds
@@ -119,8 +119,8 @@ def _lock(file: Path, folder: Path) -> IO[str] | None:
             handle.seek(0)
             owner = (handle.read() + "\n" * 3).splitlines()
             handle.close()
-            # Processes that read data for a killed run outlive it by seconds.
-            if owner[0] == platform.node() and not _is_alive(owner[1]) and time.monotonic() < deadline:
+            # Processes that read data for a killed run outlive it by seconds; one that begins has not signed yet.
+            if owner[0] in ("", platform.node()) and not is_alive(owner[1]) and time.monotonic() < deadline:
                 time.sleep(0.2)
                 continue
             raise ValueError(
@@ -134,16 +134,6 @@ def _lock(file: Path, folder: Path) -> IO[str] | None:
     handle.write(f"{platform.node()}\n{os.getpid()}\n{time.strftime('%Y-%m-%d %H:%M:%S')}\n")
     handle.flush()
     return handle
-
-
-def _is_alive(process: str) -> bool:
-    try:
-        os.kill(int(process), 0)
-    except (ProcessLookupError, ValueError):
-        return False
-    except OSError:  # another user's
-        pass
-    return True
 
 
 def is_main_process() -> bool:

@@ -49,7 +49,7 @@ def replacing_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder")
-    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         yield partial
         os.replace(partial, path)
@@ -95,12 +95,25 @@ def find_leftovers(path: Path) -> list[Path]:
     """What ``replacing_file`` and ``replacing_folder`` left in a folder, two levels deep, or beside it, when killed.
 
     Args:
-        path: A folder that nobody writes to.
+        path: A folder that no other run writes to; one inside it may belong to a run, whose files are left alone.
     """
-    names = re.compile(r"\..+\.\d+(\.\w+)?")
-    inside = [found for pattern in (".*.*", "*/.*.*", "*/*/.*.*") for found in path.glob(pattern)]
+    inside = [found for depth in ("", "*/", "*/*/") for found in path.glob(f"{depth}.*.partial*")]
     beside = path.parent.glob(f".{glob.escape(path.name)}.*.partial")
-    return [found for found in (*inside, *beside) if names.fullmatch(found.name)]
+    own = re.compile(rf"\.{re.escape(path.name)}\.\d+\.partial")
+    found = [(one, re.fullmatch(r"\..*\.(\d+)\.partial(\.\w+)?", one.name)) for one in inside]
+    found += [(one, re.search(r"(\d+)\.partial", one.name)) for one in beside if own.fullmatch(one.name)]
+    return [one for one, match in found if match and not (is_alive(match[1]) and int(match[1]) != os.getpid())]
+
+
+def is_alive(process: str) -> bool:
+    """Whether this machine has a process of that number."""
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except OSError:  # another user's
+        pass
+    return True
 
 
 def _old(path: Path) -> Path:

@@ -89,6 +89,9 @@ def test_other_settings_and_other_folders_are_refused(
     assert "holds something else already" in capsys.readouterr().err
     assert give(phone, tmp_path / "x", "--preset", "13gb") == 1
     assert "no preset 13gb: there are auto, 12gb, 24gb, 80gb, cpu" in capsys.readouterr().err
+    (tmp_path / "mine.yaml").write_text("motion:\n  max_train_stepz: 3\n")
+    assert give(phone, tmp_path / "x", "--preset", str(tmp_path / "mine.yaml")) == 2
+    assert "max_train_stepz" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 

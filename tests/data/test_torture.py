@@ -208,7 +208,19 @@ def make_all(folder: Path) -> dict[str, str | Check]:
     encode(folder / "sound.mkv", colours(), sound=True)
     encode(folder / "stream.ts", colours())
     encode(folder / "flash.flv", colours())
-    for name in ("negative.mkv", "uneven.mp4", "no_stamps.avi", "sound.mkv", "stream.ts", "flash.flv"):
+    with av.open(str(folder / "late_sound.mov"), "w") as container:  # 3 million samples, and an edit for the start
+        stream, sound = container.add_stream("libx264", rate=8), container.add_stream("pcm_s16le", rate=192_000)
+        assert isinstance(stream, av.VideoStream) and isinstance(sound, av.AudioStream)
+        stream.height, stream.width, stream.pix_fmt, sound.layout = 32, 48, "yuv420p", "mono"
+        for frame in colours():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        part = av.AudioFrame.from_ndarray(np.zeros((1, 3_000_000), np.int16), format="s16", layout="mono")
+        part.sample_rate, part.pts, part.time_base = 192_000, 90_000, Fraction(1, 192_000)
+        container.mux(sound.encode(part))
+        container.mux([*stream.encode(), *sound.encode()])
+    for name in (
+        "negative.mkv", "uneven.mp4", "no_stamps.avi", "sound.mkv", "stream.ts", "flash.flv", "late_sound.mov",
+    ):  # fmt: skip
         expected[name] = whole_range
     encode(folder / "fast.mp4", colours(), rate=1_000_000, stamps=list(range(8)), ticks=1_000_000)
     expected["fast.mp4"] = whole_range

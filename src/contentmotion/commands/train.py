@@ -113,8 +113,8 @@ def train(config: TrainPipelineConfig) -> None:
     content = read_preset(preset, bool(config.image_model))
     minutes = content.pop("minutes")
     stages = plan_stages(config)
+    write_settings(root, stages, content)  # first: a preset that is none leaves nothing
     prepare_output_dir(root, "train", config)
-    write_settings(root, stages, content)
     if config.dry_run:
         _print_plan(root, preset, stages, minutes)
         return
@@ -223,8 +223,8 @@ def write_settings(root: Path, stages: list[Stage], preset: dict[str, dict[str, 
     Raises:
         ValueError: A preset holds what a command does not know.
     """
-    (root / "settings").mkdir(exist_ok=True)
     size = {k: v for k, v in preset.get("clips", {}).items() if k in ("num_frames", "height", "width")}
+    made = {}
     for number, stage in enumerate(stages, start=1):
         path = _settings_path(root, number, stage)
         if path.exists():
@@ -232,7 +232,10 @@ def write_settings(root: Path, stages: list[Stage], preset: dict[str, dict[str, 
         sized = size if stage.name in ("vae", "autoencoder", "cache") else {}
         values = read_settings(sized | preset.get(stage.name, {}), stage.config_class, stage.name)
         config = make_config(stage.config_class, values | stage.own | {"output_dir": str(root / stage.name)})
-        write_config(path, stage.command, config)
+        made[path] = (stage.command, config)
+    (root / "settings").mkdir(parents=True, exist_ok=True)
+    for path, (command, config) in made.items():
+        write_config(path, command, config)
 
 
 def _settings_path(root: Path, number: int, stage: Stage) -> Path:

@@ -79,7 +79,7 @@ def _mp4_tables(handle: BinaryIO, start: int, size: int) -> Iterator[bytes]:
 
 def _check_tables(tables: Iterable[bytes], size: int) -> None:
     """Raises ``VideoError`` where tables count more samples than there are bytes, or than any video has."""
-    most, fragments, edits, steady = 0, 0, 1, False
+    most, listed, fragments, edits, steady = 0, 0, 0, 1, False
     for table in tables:
         for match in _TABLES.finditer(table):
             kind, body = match[0], table[match.end() : match.end() + 16]
@@ -94,8 +94,10 @@ def _check_tables(tables: Iterable[bytes], size: int) -> None:
                 fragments += count
             else:  # stsz with one size for all samples, or a table of them; stz2
                 most = max(most, second)
+                if kind == b"stz2" or not count:
+                    listed = max(listed, second)
                 if kind == b"stsz" and count * second > size:
                     raise VideoError(f"cut short: {size} bytes of at least {count * second}")
-    samples = max(most, fragments)
-    if samples > size or (samples > MAX_SAMPLES and not steady) or (edits > 1 and edits * most > MAX_SAMPLES):
+    samples, repeated = max(most, fragments), max(listed, 1000) if steady else most
+    if samples > size or (samples > MAX_SAMPLES and not steady) or (edits > 1 and edits * repeated > MAX_SAMPLES):
         raise VideoError(f"its tables count {samples} frames, {edits} times, in {size} bytes")
