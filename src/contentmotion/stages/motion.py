@@ -68,7 +68,7 @@ class MotionStage(Stage):
         Raises:
             ValueError: An overlap that is no multiple of the patch size, or more than half a clip.
         """
-        if overlap % sizes.patch_size or any(2 * overlap > shape[1] for shape in shapes):
+        if overlap and (overlap % sizes.patch_size or any(2 * overlap > shape[1] for shape in shapes)):
             raise ValueError(
                 f"overlap must be a multiple of the patch size {sizes.patch_size}, at most half a clip, got {overlap}"
             )
