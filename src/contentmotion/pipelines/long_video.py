@@ -76,7 +76,7 @@ class Clips:
     def scene(self, k: int, changes: list[int]) -> int:
         """Which of the scenes, which begin at these frames, a clip belongs to: by its middle, or where clips go on from
         one another by its beginning."""
-        frame = self.starts[k] if self.chained else (self.starts[k] + self.length // 2) % self.num_frames
+        frame = self.starts[k] if self.chained else (self.starts[k] + self.length // 2) % max(1, self.num_frames)
         return bisect.bisect_right(changes, frame) - 1
 
     def weights(self, k: int) -> Float[Tensor, " t"]:
