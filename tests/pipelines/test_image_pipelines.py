@@ -23,8 +23,13 @@ from diffusers.callbacks import SDCFGCutoffCallback, SDXLCFGCutoffCallback
 from PIL import Image
 
 from contentmotion import ContentMotionPipeline
+from contentmotion.commands.generate import sample_motions
+from contentmotion.config import GenerateConfig
 from contentmotion.pipelines.loading import load_pipeline
-from contentmotion.stages.content import load_content
+from contentmotion.pipelines.sampling import resolve_sampling
+from contentmotion.stages.content import content_stage, load_content
+from contentmotion.stages.image_vae import encode_frames, vae_latent_channels, vae_scale_factor
+from families import FAMILIES, PROMPTS
 from tiny import (
     make_autoencoder,
     make_ddim,
@@ -43,12 +48,14 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def wrap(image_pipe: DiffusionPipeline, text_dim: int) -> ContentMotionPipeline:
-    """The video pipeline around a stock one."""
+def wrap(image_pipe: Any, text_dim: int | None, side: int = 8) -> ContentMotionPipeline:
+    """The video pipeline around a stock one, of content frames of ``side`` x ``side`` latents."""
+    channels = vae_latent_channels(image_pipe.vae)
     autoencoder = make_autoencoder(
-        0.1, in_channels=4, sample_height=8, sample_width=8, motion_mean=[0.0] * 2, motion_std=[1.0] * 2
-    )
-    motion = make_motion_dit(0.1, content_channels=4, content_patch_size=2, text_dim=text_dim)
+        0.1, in_channels=channels, sample_height=side, sample_width=side, patch_size=2, motion_mean=[0.0] * 2,
+        motion_std=[1.0] * 2,
+    )  # fmt: skip
+    motion = make_motion_dit(0.1, content_channels=channels, content_patch_size=2, text_dim=text_dim)
     pipe = ContentMotionPipeline.from_image_pipeline(image_pipe, autoencoder, motion, make_ddim("linear"))
     image_pipe.set_progress_bar_config(disable=True)
     pipe.set_progress_bar_config(disable=True)
@@ -107,6 +114,77 @@ def test_content_frame_is_the_stock_pipelines(
         ours.scheduler = before
     assert torch.equal(videos.content_frame, expected)
     assert len(videos.frames) == len(expected) and torch.isfinite(videos.frames).all()
+
+
+def make_family(name: str) -> ContentMotionPipeline:
+    image_pipe = FAMILIES[name]()
+    return wrap(image_pipe, content_stage(image_pipe.components).pooled_width, 4)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_content_frame_is_the_stock_pipelines_of_each_family(name: str) -> None:
+    """Bit for bit; guided by negative prompts where the stock pipeline takes some."""
+    ours, stock, stage = make_family(name), FAMILIES[name](), content_stage(FAMILIES[name]().components)
+    side = 4 * vae_scale_factor(stock.vae)
+    negatives: list[Any] = [None] if name == "flux2_klein" else [None, "", ["a rocket", "a cat"]]
+    for guidance, negative in ((1.0, None), *((4.0, negative) for negative in negatives)):
+        own = {"height": side if negative is None else 2 * side, "width": side}
+        theirs: dict[str, Any] = {"prompt": [*PROMPTS], "guidance_scale": stage.stock_guidance(guidance)}
+        if negative is not None:
+            theirs["negative_prompt"] = [*negative] if negative else ["", ""]
+        expected = stage.from_stock(run_stock(stock, **own, **theirs, **stage.stock_arguments))
+        videos = ours(
+            PROMPTS, negative_prompt=negative, guidance_scale=guidance, **own, **SETTINGS, generator=seeded(),
+            motion_num_inference_steps=1,
+        )  # fmt: skip
+        assert torch.equal(videos.content_frame, expected), (negative, guidance)
+        assert len(videos.frames) == 2 and torch.isfinite(videos.frames).all()
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_family_draws_given_pictures_and_videos_anew(name: str) -> None:
+    """As much as is asked for: none of it, some, and with several motions of one."""
+    pipe = make_family(name)
+    height, width = pipe.clip_shape[1:]
+    video = torch.rand(1, 4, 3, height, width, generator=seeded())
+    with torch.no_grad():
+        exact = encode_frames(pipe.vae, video[:, :1] * 2 - 1)[:, 0]
+    asked = SETTINGS | {"num_inference_steps": 4}
+    kept = pipe("a cat", image=video[:, 0], strength=0.0, **asked, generator=seeded()).content_frame
+    assert torch.equal(kept, exact)
+
+    def draw(kind: str, one: torch.Tensor, strength: float) -> torch.Tensor:
+        given: dict[str, Any] = {kind: one[:, 0] if kind == "image" else one}
+        return pipe("a cat", **given, strength=strength, **asked, generator=seeded()).content_frame
+
+    for kind in ("image", "video"):
+        some, other = (draw(kind, one, 0.25) for one in (video, 1 - video))
+        assert not torch.equal(some, other) and not torch.equal(some, exact)
+        assert torch.equal(draw(kind, video, 1.0), draw(kind, 1 - video, 1.0))
+    config = GenerateConfig(prompt=["a cat"], num_inference_steps=2, mixed_precision="no", seed=3)
+    drawn = sample_motions(pipe, config, "a cat", 3, lambda: None)
+    for other in drawn[1:]:
+        assert torch.equal(other.latents, drawn[0].latents)
+        assert (other.video != drawn[0].video).any()
+
+
+def test_prompts_stay_as_they_were_given() -> None:
+    """Z-Image's stock pipeline writes into lists."""
+    prompts, negatives = [*PROMPTS], ["a rocket", "a cat"]
+    make_family("z_image")(prompts, negative_prompt=negatives, cfg_truncation=1.0, **SETTINGS)
+    assert prompts == PROMPTS and negatives == ["a rocket", "a cat"]
+
+
+def test_a_distilled_klein_is_sampled_in_few_steps() -> None:
+    """Where the stock pipeline's settings say that it is distilled."""
+    stock = FAMILIES["flux2_klein"]()
+    plain = resolve_sampling(wrap(stock, 24, 4), None, None, None, 1.0)
+    assert (plain.steps, plain.motion_steps, plain.guidance_scale) == (50, 50, 4.0)
+    stock.register_to_config(is_distilled=True)
+    few = resolve_sampling(wrap(stock, 24, 4), None, None, None, 1.0)
+    assert (few.steps, few.motion_steps, few.guidance_scale) == (4, 50, 1.0)
 
 
 def test_a_generator_for_each_video(ours: ContentMotionPipeline, stock: DiffusionPipeline) -> None:

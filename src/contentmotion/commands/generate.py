@@ -52,10 +52,12 @@ class Drawn:
     Attributes:
         video: uint8 (t, h, w, 3).
         content: The content frame it was made from, uint8 (h, w, 3); None where it was not asked for.
+        latents: The same as ``content_latents`` of the pipeline, (c, h, w); None of video models.
     """
 
     video: np.ndarray
     content: np.ndarray | None
+    latents: torch.Tensor | None = None
 
 
 def generate(config: GenerateConfig) -> None:
@@ -395,20 +397,14 @@ def sample_motions(
         count: Videos; the first is the one that ``sample_all`` gives.
         on_step: Called after each denoising step: of the first video, then of the others' motion, all at once.
     """
-    content: list[torch.Tensor] = []
-
-    def keep_content(step: int, latents: torch.Tensor) -> None:
-        if step == len(pipe.scheduler.timesteps) - 1:  # the content frame's last step
-            content.append(latents)
-        on_step()
-
     one: Any = [condition]
-    first = sample(pipe, config, one, 0, keep_content)
+    (first,) = sample(pipe, config, one, 0, lambda step, _: on_step())
     if count == 1:
-        return first
+        return [first]
     others: Any = [condition] * (count - 1)
-    latents = content[0].expand(count - 1, -1, -1, -1)
-    return first + sample(pipe, config, others, 1, lambda step, _: on_step(), content_latents=latents)
+    assert first.latents is not None
+    latents = first.latents.expand(count - 1, -1, -1, -1)
+    return [first, *sample(pipe, config, others, 1, lambda step, _: on_step(), content_latents=latents)]
 
 
 def sample(
@@ -479,9 +475,11 @@ def sample(
         return []
     contents = output.get("content_frame")
     contents = [None] * len(batch) if contents is None else contents
+    latents = output.get("content_latents")
+    latents = [None] * len(batch) if latents is None else latents
     return [
-        Drawn(to_uint8(video, low=0), None if content is None else to_uint8(content, low=0))
-        for video, content in zip(output.frames, contents, strict=True)
+        Drawn(to_uint8(video, low=0), None if content is None else to_uint8(content, low=0), own_latents)
+        for video, content, own_latents in zip(output.frames, contents, latents, strict=True)
     ]
 
 

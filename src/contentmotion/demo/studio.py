@@ -18,7 +18,7 @@ from contentmotion.commands.generate import Drawn, load_for_sampling, provenance
 from contentmotion.config import SHIPPED_MODEL, SHIPPED_STUDENT, DemoConfig, GenerateConfig, SamplingConfig
 from contentmotion.loading import require_checkpoints
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
-from contentmotion.pipelines.sampling import MOST_DISTILLED_STEPS, Sampling, is_distilled, resolve_sampling
+from contentmotion.pipelines.sampling import MOST_DISTILLED_STEPS, Sampling, draws_in_few_steps, resolve_sampling
 from contentmotion.run_dir import resolve_device
 from contentmotion.video.timeline import Limits
 from contentmotion.video.write import write_picture, write_video
@@ -57,7 +57,7 @@ class Model:
     @property
     def distilled(self) -> bool:
         """Whether its content model samples in a few steps."""
-        return is_distilled(self.pipe.scheduler)
+        return draws_in_few_steps(self.pipe)
 
     @property
     def takes_text(self) -> bool:
@@ -178,11 +178,6 @@ class Studio:
     def main(self) -> Model:
         """The model that the page is about."""
         return self.models[0]
-
-    @property
-    def few_step(self) -> Model | None:
-        """The distilled model, if there is one."""
-        return next((model for model in self.models if model.distilled), None)
 
     @property
     def examples(self) -> list[str]:

@@ -264,7 +264,7 @@ class LatentPipeline(DiffusionPipeline):
         strength = 1.0 if start is None else strength
         if start is not None and strength == 0:
             return start.to(device, self._dtype)
-        scheduler.set_timesteps(steps, device=device)
+        stage.set_timesteps(steps, shape, device)
         first = (steps - steps_taken(steps, strength)) * scheduler.order
         if noise is None:
             noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)

@@ -21,7 +21,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.pipelines.base import Generators, LatentPipeline, OutputType, StepCallback, check_inputs
-from contentmotion.pipelines.image import arguments_of, make_stock, pipeline_for, resized, settings_in, stock_settings
+from contentmotion.pipelines.image import (
+    arguments_of,
+    make_stock,
+    pipeline_for,
+    resized,
+    settings_in,
+    stock_settings,
+    takes,
+)
 from contentmotion.pipelines.inputs import Fit, as_pictures, as_videos, for_each, read_schedule
 from contentmotion.pipelines.long_video import Clips, LongMotionStage, stack_conditions
 from contentmotion.pipelines.sampling import Sampling, is_distilled, require_finite, resolve_sampling
@@ -76,10 +84,12 @@ class ContentMotionPipelineOutput(BaseOutput):
             when the pipeline has no motion model.
         content_frame: The content frames they were made from, in the same form without the axis t; or None with
             ``decode_content_frame=False``.
+        content_latents: Those of the first clip (b, c, h, w), as the call's ``content_latents`` takes them.
     """
 
     frames: list[list[Image.Image]] | np.ndarray | Tensor | None
     content_frame: list[Image.Image] | np.ndarray | Tensor | None
+    content_latents: Tensor | None = None
 
 
 class ContentMotionPipeline(LatentPipeline):
@@ -341,7 +351,7 @@ class ContentMotionPipeline(LatentPipeline):
                 ``motion_strength``. Both 0: the autoencoder's reconstruction.
             motion_video: A video whose motion is taken, whatever it shows.
             strength: How much of the given content frame is drawn anew: 0 keeps it, 1 forgets it; between, pictures go
-                through the family's image-to-image pipeline. When None 0 of
+                through the family's image-to-image pipeline, where diffusers has one. When None 0 of
                 ``content_latents``, and of ``image`` where the content frame is a frame of the clip; else
                 0.5; of ``video`` 0 where ``motion_strength`` is given.
             motion_strength: The same of the given motion; 0 when None.
@@ -373,7 +383,7 @@ class ContentMotionPipeline(LatentPipeline):
             image_arguments |= {"image": image} | ({} if strength is None else {"strength": strength})
             image = strength = None
         strength = self._resolve_strength(content_latents, image, video, motion_video, strength, motion_strength)
-        redraws = image is not None and 0 < strength < 1 and self.image_pipeline is not None
+        redraws = image is not None and 0 < strength < 1 and takes(self.image_pipeline, ("image", "strength"))
         if redraws:
             image_arguments |= {"image": image, "strength": strength}
         kept = "" if strength == 1 or redraws else "where the content frame is given"
@@ -428,7 +438,11 @@ class ContentMotionPipeline(LatentPipeline):
     def _is_for_stock(self, arguments: Mapping[str, Any]) -> bool:
         """Whether ``image`` is the image pipeline's argument, beside these: to inpaint, or to be followed."""
         stock = self.image_pipeline
-        return stock is not None and ("mask_image" in arguments or "image" in arguments_of(stock))
+        if stock is None:
+            return False
+        # A family's own text-to-image pipeline needs none: FLUX.2's would only imitate it.
+        own = type(stock) is content_stage(self.components).stock
+        return "mask_image" in arguments or (not own and "image" in arguments_of(stock))
 
     def _resolve_strength(
         self, content_latents: Any, image: Any, video: Any, motion_video: Any, strength: float | None,
@@ -462,8 +476,8 @@ class ContentMotionPipeline(LatentPipeline):
     ) -> list[Scene]:  # fmt: skip
         """What the networks are told: one scene, or of more prompts than videos one each."""
         number = size // repeats
-        if len(prompts) > number and isinstance(negatives, list):
-            negatives = negatives[0]
+        if isinstance(negatives, list):  # a copy: Z-Image's pipeline writes into lists of prompts
+            negatives = negatives[0] if len(prompts) > number else [*negatives]
         if prompts:
             told, null = self._encode_prompts(prompts, negatives, repeats, sampling.guided)
         else:
@@ -553,6 +567,7 @@ class ContentMotionPipeline(LatentPipeline):
             text = {n: value for n, value in said.items() if value is not None and n not in left_out}
         else:
             text = stage.stock_text(told, null if sampling.guidance_scale > 1 else None)
+            text = {name: value for name, value in text.items() if value is not None or name in taken}
         if foreign := sorted(text.keys() - taken):
             raise TypeError(f"a {type(stock).__name__} takes no {foreign[0]}")
         if "height" not in taken:
@@ -576,7 +591,7 @@ class ContentMotionPipeline(LatentPipeline):
         return bool(
             arguments
             or (negative is not None and not stage.same_negatives)
-            or (negative is not None and "" in ([negative] if isinstance(negative, str) else negative))
+            or (negative is not None and "" in negative and not stage.empty_is_null)
             or not stage.hears_as_stock(stock.config)
             or convert(prompts, stock.tokenizer) != prompts
         )
@@ -802,7 +817,7 @@ class ContentMotionPipeline(LatentPipeline):
                 callback_on_frames(self._postprocess(self._decode(piece, "pt"), "pt"))
             if not with_content:
                 self.maybe_free_model_hooks()
-                return ContentMotionPipelineOutput(frames=None, content_frame=None)
+                return ContentMotionPipelineOutput(frames=None, content_frame=None, content_latents=content)
         # All in one pass through the VAE.
         parts = list(pieces)
         with_content = with_content or not parts
@@ -813,7 +828,7 @@ class ContentMotionPipeline(LatentPipeline):
             images = self._postprocess(x[:, :1], output_type)
             images = [video[0] for video in images] if output_type == "pil" else images[:, 0]
         self.maybe_free_model_hooks()
-        return ContentMotionPipelineOutput(frames=frames, content_frame=images)
+        return ContentMotionPipelineOutput(frames=frames, content_frame=images, content_latents=content)
 
     def _decode(self, x: Float[Tensor, "b t c h w"], output_type: OutputType) -> Tensor:
         """Scaled latents to pixels in [-1, 1], unless latents are asked for."""

@@ -79,12 +79,6 @@ def kind_of(file: str) -> str | None:
     return names[1].split("-")[0] if len(names) == 3 else None
 
 
-def only_variant(folder: Path) -> str | None:
-    """The variant of a part's weights, where it has no others."""
-    kinds = {kind_of(file.name) for file in folder.glob("*.safetensors")}
-    return kinds.pop() if len(kinds) == 1 else None
-
-
 def _reason(error: Exception, hub: dict[str, Any]) -> str:
     """One line about why the hub did not give a repository."""
     if isinstance(error, GatedRepoError):

@@ -100,6 +100,14 @@ def pipeline_for(pipe: DiffusionPipeline, names: Iterable[str]) -> DiffusionPipe
     )
 
 
+def takes(pipe: DiffusionPipeline | None, names: Iterable[str]) -> bool:
+    """Whether there is a pipeline that ``pipeline_for`` finds."""
+    try:
+        return pipe is not None and pipeline_for(pipe, names) is not None
+    except TypeError:
+        return False
+
+
 def resized(pipe: DiffusionPipeline, image: Any, height: int, width: int) -> Any:
     """Pictures as a pipeline without ``height`` and ``width`` takes them, which makes images of their size; arrays and
     tensors as they are."""

@@ -76,7 +76,7 @@ def resolve_sampling(
         if given is not None and given < 1:
             raise ValueError(f"{name} must be positive, got {given}")
     motion_scheduler = getattr(pipe, "motion_scheduler", None)
-    distilled, motion_distilled = is_distilled(pipe.scheduler), is_distilled(motion_scheduler)
+    distilled, motion_distilled = draws_in_few_steps(pipe), is_distilled(motion_scheduler)
     steps = num_inference_steps or (DISTILLED_STEPS if distilled else DEFAULT_STEPS)
     same_kind = distilled == motion_distilled or motion_scheduler is None
     own_steps = steps if same_kind else DISTILLED_STEPS if motion_distilled else DEFAULT_STEPS
@@ -86,15 +86,15 @@ def resolve_sampling(
     if guidance_scale is None:
         guidance_scale = 1.0 if distilled else pipe.default_guidance_scale
     first = "content" if hasattr(pipe, "motion_scheduler") else "video"
-    steps = _check_distilled(first, pipe.scheduler, steps, guidance_scale)
-    motion_steps = _check_distilled("motion", motion_scheduler, motion_steps, motion_guidance_scale)
+    if distilled:
+        steps = _check_distilled(first, pipe.scheduler, steps, guidance_scale)
+    if motion_distilled:
+        motion_steps = _check_distilled("motion", motion_scheduler, motion_steps, motion_guidance_scale)
     return Sampling(steps, motion_steps, guidance_scale, motion_guidance_scale)
 
 
 def _check_distilled(what: str, scheduler: Any, steps: int, guidance_scale: float) -> int:
-    """The steps that a model takes of those asked for; says once where a distilled one is asked for too much."""
-    if not is_distilled(scheduler) or not steps:
-        return steps
+    """The steps that a distilled model takes of those asked for; says once where it is asked for too much."""
     most = scheduler.config.get("original_inference_steps", steps)  # it has learned no other times
     if steps > MOST_DISTILLED_STEPS or guidance_scale > 1:
         taken = f"; it takes {most}" if steps > most else ""
@@ -126,6 +126,13 @@ def noise_to(scheduler: Any, sample: Tensor, noise: Tensor, first: int) -> Tenso
 def is_distilled(scheduler: Any) -> bool:
     """Whether a model with this scheduler is a consistency model (``contentmotion distill``)."""
     return isinstance(scheduler, (LCMScheduler, FlowMatchLCMScheduler))
+
+
+def draws_in_few_steps(pipe: Any) -> bool:
+    """Whether a pipeline's image (or video) model is distilled: a consistency model, or one whose stock pipeline's
+    settings say so, as FLUX.2 [klein]'s."""
+    settings = getattr(pipe, "config", {}).get("image_pipeline") or {}
+    return is_distilled(pipe.scheduler) or bool(settings.get("is_distilled"))
 
 
 @cache

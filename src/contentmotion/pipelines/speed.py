@@ -85,5 +85,5 @@ def enable_tiling(pipe: Any) -> None:
 
 
 def _denoisers(pipe: Any) -> list[nn.Module]:
-    found = (pipe.unet, getattr(pipe, "motion_transformer", None))
+    found = (getattr(pipe, name, None) for name in ("unet", "transformer", "motion_transformer"))
     return [network for network in found if network is not None]

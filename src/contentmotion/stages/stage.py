@@ -139,6 +139,10 @@ class Stage(nn.Module):
         """What height and width of a sample must be multiples of."""
         return 1
 
+    def set_timesteps(self, steps: int, shape: Sequence[int], device: torch.device) -> None:
+        """Sets the scheduler's times to sample samples of a shape (b, ...)."""
+        self.scheduler.set_timesteps(steps, device=device)
+
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with what is drawn of conditions in training, such as noise on them, from its generator."""
         return batch

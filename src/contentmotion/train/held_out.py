@@ -101,7 +101,7 @@ def sample(
         num_inference_steps: Steps.
         guidance_scale: 1 is none.
     """
-    stage.scheduler.set_timesteps(num_inference_steps, device=noise.device)
+    stage.set_timesteps(num_inference_steps, noise.shape, noise.device)
     latents = noise * getattr(stage.scheduler, "init_noise_sigma", 1.0)
     null = stage.encode(batch, torch.ones(len(noise), dtype=torch.bool)) if guidance_scale > 1 else None
     return denoise(stage, latents, stage.encode(batch), null, guidance_scale, generator=batch["generator"])

@@ -28,12 +28,6 @@ def this_process() -> PartialState:
     return join_processes()
 
 
-def is_on_cpu() -> bool:
-    """Whether the run computes on the CPU."""
-    device = this_process().device
-    return device is not None and device.type == "cpu"
-
-
 def agree(error: Exception | None) -> None:
     """Every process calls it; where one brings an error, all stop, and one of them says so.
 

@@ -23,6 +23,7 @@ class ContentStage(Stage):
         stock: Its text-to-image pipeline; None: there is none in diffusers, content frames are sampled by ``denoise``.
             Image-to-image and inpainting are the classes that diffusers' ``AutoPipeline`` maps it to.
         same_negatives: Whether negative prompts become features as prompts do; if not, the stock pipeline reads them.
+        empty_is_null: Whether an empty negative prompt is to the stock pipeline what none is.
         stock_arguments: What the stock pipeline is always called with, unless the caller says otherwise.
     """
 
@@ -32,6 +33,7 @@ class ContentStage(Stage):
     title: ClassVar[str]
     stock: ClassVar[type[DiffusionPipeline] | None] = None
     same_negatives: ClassVar[bool] = True
+    empty_is_null: ClassVar[bool] = True
     stock_arguments: ClassVar[Mapping[str, Any]] = {}
 
     @property

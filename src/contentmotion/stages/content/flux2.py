@@ -3,10 +3,14 @@ prompt by three layers of Qwen3."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from diffusers import Flux2KleinPipeline
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -60,6 +64,13 @@ class Flux2KleinContent(TransformerContent):
             txt_ids=self.stock._prepare_text_ids(tokens).to(noisy.device),
         ).sample  # fmt: skip
         return flow.transpose(1, 2).unflatten(2, noisy.shape[2:])
+
+    def set_timesteps(self, steps: int, shape: Sequence[int], device: torch.device) -> None:
+        """As the stock pipeline does, by the number of tokens."""
+        if not self.scheduler.config.get("use_dynamic_shifting"):
+            return super().set_timesteps(steps, shape, device)
+        mu = compute_empirical_mu(math.prod(shape[2:]), steps)
+        self.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=device, mu=mu)
 
     def stock_text(self, text: Mapping[str, Tensor], null: Mapping[str, Tensor] | None) -> dict[str, Any]:
         return {"prompt_embeds": text["tokens"], "negative_prompt_embeds": null and null["tokens"]}

@@ -30,6 +30,7 @@ class StableDiffusionXLContent(StableDiffusionContent):
     text_family = "Stable Diffusion XL"
     text_needs = ("tokens", "pooled")
     trains_text = False
+    empty_is_null = False  # zeros where none is given
 
     @classmethod
     def load_text(cls, name_or_path: str) -> dict[str, Any]:
