@@ -312,13 +312,19 @@ def test_what_is_replaced_here_is_replaced_there(ours: ContentMotionPipeline) ->
         ours.nothing  # noqa: B018
 
 
-@pytest.mark.parametrize("kind", ["FluxTransformer2DModel", "PixArtTransformer2DModel"])
+@pytest.mark.parametrize(
+    "kind",
+    ["FluxTransformer2DModel", "PixArtTransformer2DModel", "SanaTransformer2DModel with guidance_embeds"],
+)
 def test_unknown_families_are_named(kind: str, tmp_path: Path) -> None:
     (tmp_path / "transformer").mkdir()
-    (tmp_path / "transformer/config.json").write_text(json.dumps({"_class_name": kind}))
+    name, _, told = kind.partition(" with ")
+    (tmp_path / "transformer/config.json").write_text(
+        json.dumps({"_class_name": name} | ({told: True} if told else {}))
+    )
     index = {
         "_class_name": "FluxPipeline",
-        "transformer": ["diffusers", kind],
+        "transformer": ["diffusers", name],
         "scheduler": ["diffusers", "PNDMScheduler"],
     }
     (tmp_path / "model_index.json").write_text(json.dumps(index))

@@ -61,8 +61,10 @@ def text_stage(components: Mapping[str, Any]) -> ContentStage:
 
 
 def network_kind(class_name: str, settings: Mapping[str, Any]) -> str:
-    """What a row of ``FAMILIES`` is for: a network's class, and of a UNet also what its time embedding is told of."""
+    """What a row of ``FAMILIES`` is for: a network's class, and what it is told of besides time and prompt."""
     told = settings.get("addition_embed_type")  # "text" is more of the same prompt
+    if settings.get("guidance_embeds"):  # the guidance scale, of models distilled for it such as SANA-Sprint
+        told = "guidance_embeds"
     return class_name if told in (None, "text") else f"{class_name} with {told}"
 
 
