@@ -111,7 +111,7 @@ class NoiseSchedule:
         Raises:
             ValueError: A scheduler of another kind of diffusion.
         """
-        config = scheduler.config
+        config = scheduler.config or {}
         if type(scheduler).__name__.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction":
             # Dynamic shifting depends on an image's size in sampling; other solvers of flows call the shift flow_shift.
             shift = 1.0 if config.get("use_dynamic_shifting") else config.get("shift", config.get("flow_shift", 1.0))

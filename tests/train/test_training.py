@@ -254,7 +254,8 @@ def test_open_clips_prints_few_problems(clip_folder: Path, tmp_path: Path, capsy
     (tmp_path / "metadata.csv").write_text("\n".join(rows))
     open_clips(ClipConfig(train_data_dir=str(tmp_path)))
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 21 and "30 more such lines" in lines[-1]
+    assert "1 rows of the list name files outside" in lines[0]
+    assert len(lines) == 22 and "30 more such lines" in lines[-1]
 
 
 def test_drawn_frames_are_the_same_of_each_video() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import time
 from collections.abc import Callable, Sequence
@@ -93,6 +94,8 @@ def start_watching_memory(device: torch.device) -> int | None:
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
     if device.type == "cpu" and _CLEAR.exists():
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+            trim(0)  # what was freed and kept would be taken for use, and what is put there not be seen
         try:
             _CLEAR.write_text("5")  # the kernel's way to reset a process's peak
         except OSError:  # a sandbox

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from inspect import isfunction
 from pathlib import Path
 from typing import Any, Self
 
@@ -224,6 +225,10 @@ class ContentMotionPipeline(LatentPipeline):
             stock = self.image_pipeline
             if stock is not None and hasattr(type(stock), name):
                 return getattr(stock, name)
+            if stock is None and self._network is not None:  # of pixels: the family's loaders, on this one's networks
+                part = getattr(content_stage(self.components).stock, name, None)
+                if part is not None:
+                    return part.__get__(self) if isfunction(part) else part
         return super().__getattr__(name)
 
     @property

@@ -55,7 +55,10 @@ def fetch(name_or_path: str, variant: str | None = None, **hub: Any) -> Path:
             snapshot_download(name_or_path, allow_patterns=wanted, **hub)
         return file.parent  # the snapshot's folder
     except (OSError, HfHubHTTPError) as error:  # the hub's own are among them
-        raise ValueError(f"{name_or_path}: {_reason(error, hub)}") from error
+        reason = _reason(error, hub)
+        if isinstance(error, (RepositoryNotFoundError, LocalEntryNotFoundError)):
+            raise ValueError(f"no such checkpoint: {name_or_path} ({reason})") from error
+        raise ValueError(f"{name_or_path}: {reason}") from error
     except Exception as error:
         if not type(error).__module__.startswith("httpx"):  # httpx or httpx2, by the hub client's version
             raise
