@@ -23,7 +23,7 @@ class TrainPipelineConfig(FolderConfig):
         train_data_dir: Where the videos are: a folder, of any size, length and layout. What they show is in a text
             beside each, in a list, or in their names ("a dog runs.mp4").
         output_dir: Folder for everything that is made.
-        preset: Sizes and steps for a machine: cpu (two cores, about 20 minutes), 12gb, 24gb, 80gb (GPUs by their
+        preset: Sizes and steps for a machine: cpu (two cores, some 20 minutes), 12gb, 24gb, 80gb (GPUs by their
             memory); "auto" looks at this one; or a YAML file of your own, like those in contentmotion/presets.
         image_model: Stable Diffusion folder or hub id to start from; else everything is trained from nothing.
         fine_tune: Train the image model on your clips, too; else it stays as it is, and your clips teach motion alone.
