@@ -56,7 +56,8 @@ def fetch(name_or_path: str, variant: str | None = None, **hub: Any) -> Path:
         return file.parent  # the snapshot's folder
     except (OSError, HfHubHTTPError) as error:  # the hub's own are among them
         reason = _reason(error, hub)
-        if isinstance(error, (RepositoryNotFoundError, LocalEntryNotFoundError)):
+        gated = isinstance(error, GatedRepoError)  # which is one of those not found, to the hub client
+        if isinstance(error, (RepositoryNotFoundError, LocalEntryNotFoundError)) and not gated:
             raise ValueError(f"no such checkpoint: {name_or_path} ({reason})") from error
         raise ValueError(f"{name_or_path}: {reason}") from error
     except Exception as error:
