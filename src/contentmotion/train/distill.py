@@ -247,6 +247,7 @@ def compare_steps(
     if len(teachers[0]) == 1:
         order = f"teacher, {TEACHER_STEPS} steps | student, {', '.join(map(str, STUDENT_STEPS))} steps"
         rows = [np.concatenate([videos[i] for _, videos in runs]) for i in range(len(captions))]
-        return write_contact_sheet(path, rows, [f"{caption}: {order}" for caption in captions])
+        write_contact_sheet(path, rows, [f"{caption}: {order}" for caption in captions])
+        return
     rows = [videos[i] for i in range(len(captions)) for _, videos in runs]
     write_contact_sheet(path, rows, [f"{caption}: {who}" for caption in captions for who, _ in runs])
