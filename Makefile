@@ -22,7 +22,7 @@ WANTS_CPU_TORCH := $(shell test "$$(uname -s)" = Linux && ! nvidia-smi -L >/dev/
 
 demo: .venv/installed
 	$(BIN)/python -m contentmotion generate "woman lifting weights, dark skin tone" \
-		"red heart" "rocket" "man cook, medium-dark skin tone" --output_dir outputs/demo
+		"running man" "red heart" "man cook, medium-dark skin tone" --output_dir outputs/demo
 	@echo "The videos (mp4, gif) and their sheet (sheet.png) are in $(CURDIR)/outputs/demo"
 
 test: .venv/installed-dev

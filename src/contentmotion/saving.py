@@ -159,6 +159,21 @@ def hash_state(
     return digest.hexdigest()
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file holds, by name.
+
+    Raises:
+        ValueError: It is no JSON, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: holds {json.dumps(value)[:40]}, where settings by name belong")
+    return value
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Writes a value as JSON, atomically."""
     with replacing_file(path) as partial:

@@ -14,7 +14,8 @@ import yaml
 import tiny
 from contentmotion.cli import main
 from contentmotion.commands import train as whole
-from contentmotion.commands.cut import caption_of_name
+from contentmotion.commands.cut import caption_of_name, captions_of_clips
+from contentmotion.commands.report import make_page
 from contentmotion.config import TrainPipelineConfig
 from contentmotion.cost.plan import part, plan_run
 from contentmotion.pipelines.loading import load_pipeline
@@ -91,8 +92,24 @@ def test_other_settings_and_other_folders_are_refused(
     assert "no preset 13gb: there are auto, 12gb, 24gb, 80gb, cpu" in capsys.readouterr().err
     (tmp_path / "mine.yaml").write_text("motion:\n  max_train_stepz: 3\n")
     assert give(phone, tmp_path / "x", "--preset", str(tmp_path / "mine.yaml")) == 2
-    assert "max_train_stepz" in capsys.readouterr().err
+    assert f"preset {tmp_path}/mine.yaml, motion: unknown key 'max_train_stepz'" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_an_edited_list_of_clips_is_read_as_any_other(made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (folder / "clips").mkdir(parents=True)
+    for name in ("train.json", "clips/cut.json"):
+        (folder / name).write_bytes((made / name).read_bytes())
+    clips = folder / "clips"
+    rows = ['{"file_name": "0-0.mp4", "caption": "a $HOME dog"}', "", '{"file_name": "2-0.mp4", "captions": []}']
+    (clips / "metadata.jsonl").write_text("\n".join(rows))
+    assert captions_of_clips(clips) == ["a $HOME dog"]
+    page = make_page(folder)
+    assert "1 clips of 1 videos" in page and "generate &#x27;a $HOME dog&#x27;" in page, "nothing a shell would expand"
+    (clips / "metadata.jsonl").write_text(rows[-1])
+    with pytest.raises(ValueError, match="metadata.jsonl: no clip has a caption"):
+        captions_of_clips(clips)
 
 
 def test_a_cache_made_with_a_vae_asks_for_it(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,7 +209,7 @@ def test_presets_fit_their_machine(preset: str, image_model: str | None, tmp_pat
     content = whole.read_preset(preset, image_model is not None)
     stages = whole.plan_stages(config)
     assert set(content.pop("minutes")) >= {stage.name for stage in stages}
-    whole.write_settings(root, stages, content)
+    whole.write_settings(root, stages, content, preset)
     configs = {}
     for number, stage in enumerate(stages, start=1):
         path = root / f"settings/{number}-{stage.name}.yaml"
@@ -220,6 +237,6 @@ def test_presets_are_understood_with_an_image_model(preset: str, tmp_path: Path)
     content = whole.read_preset(preset, True)
     stages = whole.plan_stages(config)
     assert set(content) - {"minutes", "vae"} <= {stage.name for stage in stages} <= set(whole.NAMES)
-    whole.write_settings(tmp_path, stages, content)
+    whole.write_settings(tmp_path, stages, content, preset)
     motion = yaml.safe_load((tmp_path / "settings/5-motion.yaml").read_text())
     assert content["motion"]["model"].items() <= motion["model"].items()

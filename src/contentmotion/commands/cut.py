@@ -10,6 +10,7 @@ from pathlib import Path
 
 from contentmotion.config import CutConfig
 from contentmotion.data.formats import ClipFolder, open_folder
+from contentmotion.data.layouts.metadata import read_metadata
 from contentmotion.data.limits import require_few_bad
 from contentmotion.data.records import ClipRecord
 from contentmotion.data.streaming import is_stream
@@ -93,6 +94,19 @@ def read_captions(folder: ClipFolder) -> list[tuple[str, ...]]:
             "file_name,caption"
         )
     return found
+
+
+def captions_of_clips(clips: Path) -> list[str]:
+    """The different first captions of a folder that ``cut`` filled, in their order; its list may have been edited.
+
+    Raises:
+        ValueError: None is left.
+    """
+    records = read_metadata(clips, clips / LIST).records
+    captions = dict.fromkeys(" ".join(record.captions[0].split()) for record in records if record.captions)
+    if not captions:
+        raise ValueError(f"{clips / LIST}: no clip has a caption")
+    return list(captions)
 
 
 def caption_of_name(stem: str) -> tuple[str, ...]:

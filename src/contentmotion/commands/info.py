@@ -13,7 +13,7 @@ from torch import Tensor
 
 from contentmotion.config import InfoConfig
 from contentmotion.loading import resolve_name
-from contentmotion.saving import hash_state
+from contentmotion.saving import hash_state, read_json
 from contentmotion.stages.image_vae import pixels_per_latent
 from contentmotion.tables import print_table
 
@@ -69,7 +69,7 @@ def describe(folder: Path) -> dict[str, Any]:
     if (folder / CACHE).exists():
         shards = [read_shapes(shard) for shard in sorted(folder.glob("shard-*.safetensors"))]
         clips = sum(shapes["label"][0][0] for shapes in shards)
-        return {"cache": str(folder), "clips": clips, "shards": len(shards), "manifest": _read_json(folder / CACHE)}
+        return {"cache": str(folder), "clips": clips, "shards": len(shards), "manifest": read_json(folder / CACHE)}
     parts: dict[str, dict[str, Any]] = {}
     found = find_parts(folder)
     for name, part in found.items():
@@ -77,7 +77,7 @@ def describe(folder: Path) -> dict[str, Any]:
         parameters, size, dtypes = count_parameters(part)
         parts[name] = {"class": class_name, "parameters": parameters, "bytes": size, "dtypes": dtypes}
         if parameters:
-            parts[name]["weights"] = hash_state(_read_tensors(part), _read_json(part / "config.json"))
+            parts[name]["weights"] = hash_state(_read_tensors(part), read_json(part / "config.json"))
         parts[name] |= settings
     whole = {"folder": str(folder), "parts": parts, "parameters": sum(part["parameters"] for part in parts.values())}
     return whole | ({"flow": describe_flow(found)} if "autoencoder" in found else {})
@@ -165,7 +165,7 @@ def find_parts(folder: Path) -> dict[str, Path]:
 def _listed_parts(folder: Path) -> list[str]:
     """The parts that a pipeline's index names."""
     names = []
-    for name, value in _read_json(folder / INDEX).items():
+    for name, value in read_json(folder / INDEX).items():
         if not isinstance(value, list) and not (folder / name).is_dir():
             continue  # a setting of the pipeline's class
         is_class = isinstance(value, list) and len(value) == 2 and all(isinstance(v, str | None) for v in value)
@@ -182,7 +182,7 @@ def read_settings(part: Path) -> tuple[str, dict[str, str]]:
     for file in ("config.json", "scheduler_config.json", "tokenizer_config.json"):
         if not (part / file).exists():
             continue
-        read = _read_json(part / file)
+        read = read_json(part / file)
         if settings and file == "scheduler_config.json":  # the folder of a motion model
             read["scheduler"] = read.get("_class_name")
         settings = read | settings
@@ -230,7 +230,7 @@ def describe_flow(parts: dict[str, Path]) -> str:
     config = parts["autoencoder"] / "config.json"
     try:
         # A pipeline: without a VAE it works on pixels.
-        return flow_text(_read_json(config), _scale_factor(parts.get("vae")) if len(parts) > 1 else None)
+        return flow_text(read_json(config), _scale_factor(parts.get("vae")) if len(parts) > 1 else None)
     except (KeyError, TypeError, ArithmeticError) as error:
         raise ValueError(f"{config}: not an autoencoder's config ({type(error).__name__}: {error})") from error
 
@@ -262,7 +262,7 @@ def cache_rows(folder: Path) -> list[tuple[str, str]]:
         if name in full:
             shape, dtype = full[name]
             rows.append((f"{name} of a clip", f"{_text(shape[1:])} {dtype}"))
-    for key, value in _read_json(folder / CACHE).items():
+    for key, value in read_json(folder / CACHE).items():
         made_by = key in ("vae", "autoencoder", "text_encoder", "depth_model") and isinstance(value, str)
         rows.append((key, f"weights {value[:SHORT]}" if made_by else _text(value)))
     return rows
@@ -270,7 +270,7 @@ def cache_rows(folder: Path) -> list[tuple[str, str]]:
 
 def _scale_factor(vae: Path | None) -> int:
     """Pixels per latent along a side, from a VAE's config."""
-    return 1 if vae is None else pixels_per_latent(_read_json(vae / "config.json"))
+    return 1 if vae is None else pixels_per_latent(read_json(vae / "config.json"))
 
 
 def _read_tensors(part: Path) -> Iterator[tuple[str, Tensor]]:
@@ -281,16 +281,6 @@ def _read_tensors(part: Path) -> Iterator[tuple[str, Tensor]]:
         files |= dict.fromkeys(file.keys(), file)
     for name in sorted(files):
         yield name, files[name].get_tensor(name)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: holds {json.dumps(value)[:40]}, where settings by name belong")
-    return value
 
 
 def _text(value: object) -> str:

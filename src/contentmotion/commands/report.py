@@ -7,6 +7,7 @@ import html
 import io
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, median
@@ -14,9 +15,11 @@ from typing import Any
 
 import yaml
 
+from contentmotion.commands.cut import FACTS, LIST, captions_of_clips
 from contentmotion.config import ReportConfig
+from contentmotion.data.layouts.metadata import read_metadata
 from contentmotion.run_dir import ENVIRONMENT
-from contentmotion.saving import replacing_file
+from contentmotion.saving import read_json, replacing_file
 
 STATE = "train.json"  # in the folder of all stages
 MAX_PICTURES, MAX_CAPTIONS = 6, 60
@@ -99,23 +102,25 @@ def _stage_sections(run: Path) -> list[str]:
 def _whole_sections(run: Path) -> list[str]:
     """What the page says of all stages: what the model can do, how to go on, and each training run."""
     done = json.loads((run / STATE).read_text(encoding="utf-8"))
-    rows = [json.loads(line) for line in (run / "clips" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
-    cut = json.loads((run / "clips" / "cut.json").read_text(encoding="utf-8"))
-    captions = list(dict.fromkeys(row["captions"][0] for row in rows))
+    clips = run / "clips"
+    names = [Path(record.path).stem for record in read_metadata(clips, clips / LIST).records]  # NUMBER-PART
+    cut, captions = read_json(clips / FACTS), captions_of_clips(clips)
+    pipeline, quoted = shlex.quote(str(run / "pipeline")), shlex.quote(captions[0])
     trained = [name for name in done if (run / name / "metrics.jsonl").is_file()]
     facts = {
-        "learned from": f"{len(rows)} clips of {len({row['source'] for row in rows})} videos",
+        "learned from": f"{len(names)} clips of {len({name.split('-')[0] for name in names})} videos",
         "makes": f"{cut['num_frames']} frames of {cut['height']}x{cut['width']} pixels, {cut['fps']:g} a second",
         "took": ", ".join(f"{name} {done[name]['minutes']:.1f} min" for name in done if "minutes" in done[name]),
     }
-    pipeline, caption = run / "pipeline", captions[0].replace('"', "'")
     commands = {
-        "Make videos": f'contentmotion generate "{caption}" --pretrained_model_name_or_path {pipeline}',
+        "Make videos": f"contentmotion generate {quoted} --pretrained_model_name_or_path {pipeline}",
         "Play with it on a page": f"contentmotion demo --pretrained_model_name_or_path {pipeline}",
-        "Measure it": f"contentmotion evaluate --data_dir {run / 'clips'} --pretrained_model_name_or_path {pipeline}",
+        "Measure it": f"contentmotion evaluate --data_dir {shlex.quote(str(clips))} "
+        f"--pretrained_model_name_or_path {pipeline}",
         "Train the motion longer": f"more max_train_steps in {run / 'settings'}/*-motion.yaml, then the same command",
         "Make it fast": f"contentmotion distill --part content --pretrained_model_name_or_path {pipeline} "
-        f"--cache_dir {run / 'cache'} --guidance_scale 4 --output_dir {run / 'content-lcm'}",
+        f"--cache_dir {shlex.quote(str(run / 'cache'))} --guidance_scale 4 "
+        f"--output_dir {shlex.quote(str(run / 'content-lcm'))}",
     }
     shown = "".join(f"<li>{html.escape(text)}</li>" for text in captions[:MAX_CAPTIONS])
     more = f"<p>... and {len(captions) - MAX_CAPTIONS} more.</p>" if len(captions) > MAX_CAPTIONS else ""

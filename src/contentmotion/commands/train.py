@@ -25,7 +25,7 @@ import torch
 import yaml
 
 from contentmotion.arguments import make_config, parse_config, read_settings, read_yaml
-from contentmotion.commands.cut import FACTS, LIST, cut
+from contentmotion.commands.cut import FACTS, LIST, captions_of_clips, cut
 from contentmotion.commands.encode import encode
 from contentmotion.commands.export import export
 from contentmotion.commands.generate import generate
@@ -42,6 +42,7 @@ from contentmotion.config import (
     TrainPipelineConfig,
     TrainVAEConfig,
 )
+from contentmotion.data.layouts.metadata import read_metadata
 from contentmotion.loading import require_checkpoints
 from contentmotion.progress import part_of
 from contentmotion.run_dir import owned_folder, prepare_output_dir, write_config
@@ -113,7 +114,7 @@ def train(config: TrainPipelineConfig) -> None:
     content = read_preset(preset, bool(config.image_model))
     minutes = content.pop("minutes")
     stages = plan_stages(config)
-    write_settings(root, stages, content)  # first: a preset that is none leaves nothing
+    write_settings(root, stages, content, preset)  # first: a preset that is none leaves nothing
     prepare_output_dir(root, "train", config)
     if config.dry_run:
         _print_plan(root, preset, stages, minutes)
@@ -217,7 +218,7 @@ def plan_stages(config: TrainPipelineConfig) -> list[Stage]:
     return stages
 
 
-def write_settings(root: Path, stages: list[Stage], preset: dict[str, dict[str, Any]]) -> None:
+def write_settings(root: Path, stages: list[Stage], preset: dict[str, dict[str, Any]], name: str) -> None:
     """Writes the settings of the stages that have no file yet.
 
     Raises:
@@ -230,7 +231,7 @@ def write_settings(root: Path, stages: list[Stage], preset: dict[str, dict[str, 
         if path.exists():
             continue
         sized = size if stage.name in ("vae", "autoencoder", "cache") else {}
-        values = read_settings(sized | preset.get(stage.name, {}), stage.config_class, stage.name)
+        values = read_settings(sized | preset.get(stage.name, {}), stage.config_class, f"preset {name}, {stage.name}")
         config = make_config(stage.config_class, values | stage.own | {"output_dir": str(root / stage.name)})
         made[path] = (stage.command, config)
     (root / "settings").mkdir(parents=True, exist_ok=True)
@@ -314,13 +315,12 @@ class Whole:
         """A stage's settings with what only the clips can tell."""
         config, clips = self.configs[stage.name], self.root / "clips"
         if stage.name == "autoencoder":
-            with open(clips / LIST, encoding="utf-8") as file:
-                few = sum(1 for _ in file) <= KEPT_IN_MEMORY
+            few = len(read_metadata(clips, clips / LIST).records) <= KEPT_IN_MEMORY
             return dataclasses.replace(config, cache_latents=config.cache_latents or few)
         if stage.name == "samples":
             prompts = self.root / PROMPTS
             if not prompts.exists():
-                prompts.write_text("\n".join(captions_of(clips)[:SHOWN_CAPTIONS]) + "\n", encoding="utf-8")
+                prompts.write_text("\n".join(captions_of_clips(clips)[:SHOWN_CAPTIONS]) + "\n", encoding="utf-8")
             if config.fps == GenerateConfig.fps:
                 return dataclasses.replace(config, fps=json.loads((clips / FACTS).read_text(encoding="utf-8"))["fps"])
         return config
@@ -335,12 +335,6 @@ class Whole:
     def _note(self, stage: Stage, **facts: Any) -> None:
         self.done[stage.name] = self.done.get(stage.name, {}) | facts
         write_json(self.root / STATE, self.done)
-
-
-def captions_of(clips: Path) -> list[str]:
-    """The different first captions of a folder that ``cut`` filled, in their order."""
-    with open(clips / LIST, encoding="utf-8") as file:
-        return list(dict.fromkeys(" ".join(json.loads(line)["captions"][0].split()) for line in file))
 
 
 def _hash(value: Any) -> str:

@@ -23,13 +23,14 @@ from transformers import CLIPTokenizer
 from contentmotion.config import SHIPPED_MODEL, SHIPPED_STUDENT, BenchmarkConfig
 from contentmotion.cost.count import Cost, count_cost
 from contentmotion.cost.measure import GIB, Timing, free_memory, time_in_turns
-from contentmotion.cost.networks import COMPONENTS, NETWORKS, build, from_config, read_config
+from contentmotion.cost.networks import COMPONENTS, NETWORKS, build, from_config
 from contentmotion.loading import ASSETS, load_scheduler, resolve_name
 from contentmotion.pipelines.base import LatentPipeline
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
 from contentmotion.pipelines.loading import is_video_model
 from contentmotion.pipelines.sampling import Sampling, resolve_sampling
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
+from contentmotion.saving import read_json
 from contentmotion.stages.image_vae import normalize_latents
 from contentmotion.video.write import write_video
 
@@ -252,7 +253,7 @@ def folder_system(name: str, config: BenchmarkConfig, chunk: int) -> System:
     for component in COMPONENTS:
         folder = next((root / component for root in roots if (root / component / "config.json").is_file()), None)
         if folder is not None:
-            networks[component] = (str(folder.resolve()), partial(from_config, read_config(folder)))
+            networks[component] = (str(folder.resolve()), partial(from_config, read_json(folder / "config.json")))
     kind = VideoLatentPipeline if is_video_model(name) else ContentMotionPipeline
     network = "transformer" if "transformer" in networks else "unet"
     needed = {network} if kind is VideoLatentPipeline else {network, "motion_transformer", "autoencoder"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from contentmotion.models.condition_encoder import ConditionEncoder
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.models.patch_vae import PatchVAE
 from contentmotion.models.video_unet import VideoUNet
+from contentmotion.saving import read_json
 
 # Of a decoder's 12 blocks 8 attend inside windows of 16x16 patches: what the few-step system takes to stay cheap.
 CHEAP_DECODER_WINDOW = 16
@@ -226,7 +226,7 @@ def skeletons(folder: Path) -> dict[str, nn.Module | None]:
     parts: dict[str, nn.Module | None] = {}
     for name in COMPONENTS:
         there = (folder / name / "config.json").exists()
-        parts[name] = skeleton(read_config(folder / name)) if there else None
+        parts[name] = skeleton(read_json(folder / name / "config.json")) if there else None
     return parts
 
 
@@ -253,19 +253,3 @@ def from_config(config: dict) -> nn.Module:
     except (AttributeError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:120]
         raise ValueError(f"a config of {name or 'a text encoder'} describes no network: {reason}") from error
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """A part's ``config.json``.
-
-    Raises:
-        ValueError: It is none.
-    """
-    file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not valid JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} describes no network")
-    return config

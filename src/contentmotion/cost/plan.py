@@ -24,11 +24,12 @@ from contentmotion.config import (
     TrainVideoConfig,
 )
 from contentmotion.cost.count import count_activations, count_cost
-from contentmotion.cost.networks import build, read_config, skeleton, skeletons
+from contentmotion.cost.networks import build, skeleton, skeletons
 from contentmotion.data.cache import open_cache
 from contentmotion.loading import resolve_name
 from contentmotion.models.video_unet import enable_checkpointing
 from contentmotion.run_dir import resolve_device, resolve_dtype
+from contentmotion.saving import read_json
 from contentmotion.stages.autoencoder import make_autoencoder
 from contentmotion.stages.content import ARCHITECTURES, content_stage
 from contentmotion.stages.image_vae import make_image_vae, vae_latent_channels, vae_scale_factor
@@ -176,7 +177,7 @@ def part(name_or_path: str, name: str) -> nn.Module:
     """
     folder = Path(name_or_path)
     if name_or_path not in KNOWN and (folder / "config.json").exists():
-        return skeleton(read_config(folder))
+        return skeleton(read_json(folder / "config.json"))
     network = parts(name_or_path).get(name)
     if network is None:
         raise ValueError(f"{name_or_path} has no {name}")

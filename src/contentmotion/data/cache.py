@@ -35,7 +35,7 @@ from torch.utils.data import Dataset
 from contentmotion.config import MAP_NAMES
 from contentmotion.data.samplers import BucketSampler, StepSampler, make_sampler
 from contentmotion.run_dir import is_main_process
-from contentmotion.saving import hash_weights
+from contentmotion.saving import hash_weights, read_json
 
 MANIFEST, INDEX = "manifest.json", "index.json"
 FORMAT = 2
@@ -153,7 +153,7 @@ class LatentCache(Dataset):
         self.manifest = _read_manifest(self.cache_dir)
         if not (self.cache_dir / INDEX).exists():
             raise ValueError(f"the latent cache {cache_dir} is not finished: run the same `contentmotion encode` again")
-        self._index = _read_json(self.cache_dir / INDEX)
+        self._index = read_json(self.cache_dir / INDEX)
         self._weighted: bool = self._index["weighted"]
         listed = [shard for shard in self._index["shards"] if shard["clips"]]
         self.num_listed = sum(shard["clips"] for shard in listed)
@@ -401,14 +401,7 @@ def collate_latents(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _read_manifest(cache_dir: Path) -> dict[str, Any]:
     if not (cache_dir / MANIFEST).exists():
         raise ValueError(f"no latent cache in {cache_dir}: run `contentmotion encode` first")
-    manifest = _read_json(cache_dir / MANIFEST)
+    manifest = read_json(cache_dir / MANIFEST)
     if manifest.get("format") != FORMAT:
         raise ValueError(f"the latent cache {cache_dir} was made by another version: encode again, into a new folder")
     return manifest
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error

@@ -59,7 +59,8 @@ def check_inputs(
     if names:
         known = ", ".join(known_tensors)
         raise ValueError(f"callback_on_step_end_tensor_inputs: {', '.join(sorted(names))}: only {known} exists")
-    if pipe.text_encoder is None and hasattr(pipe.unet, "config") and pipe.unet.config.get("cross_attention_dim"):
+    network = getattr(getattr(pipe, "transformer", None) or pipe.unet, "config", {})
+    if pipe.text_encoder is None and any(network.get(f"{name}_attention_dim") for name in ("cross", "joint")):
         raise ValueError(
             "this pipeline has no text encoder: a folder that shares parts with another one, as students do, is "
             "loaded by contentmotion.load_pipeline"

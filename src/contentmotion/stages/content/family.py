@@ -53,7 +53,7 @@ class ContentStage(Stage):
             text: What ``encode`` takes of the prompts, one item an image.
             null: The same of the negative prompts; None without guidance.
         """
-        raise NotImplementedError
+        return {"prompt_embeds": text["tokens"], "negative_prompt_embeds": null and null["tokens"]}
 
     def stock_guidance(self, guidance_scale: float) -> float:
         """A guidance scale, 1 being none, as the stock pipeline says it."""

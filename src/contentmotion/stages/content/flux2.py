@@ -72,9 +72,6 @@ class Flux2KleinContent(TransformerContent):
         mu = compute_empirical_mu(math.prod(shape[2:]), steps)
         self.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=device, mu=mu)
 
-    def stock_text(self, text: Mapping[str, Tensor], null: Mapping[str, Tensor] | None) -> dict[str, Any]:
-        return {"prompt_embeds": text["tokens"], "negative_prompt_embeds": null and null["tokens"]}
-
     def from_stock(self, latents: Tensor) -> Float[Tensor, "b c h w"]:
         """The stock pipeline returns what its VAE decodes, neither packed nor standardised."""
         return normalize_latents(self.components["vae"], latents)

@@ -108,9 +108,6 @@ class StableDiffusionContent(ContentStage):
         """As ``ContentStage``; none samples such a UNet by flow matching."""
         return super().stock_pipeline if hasattr(self.scheduler, "init_noise_sigma") else None
 
-    def stock_text(self, text: Mapping[str, Tensor], null: Mapping[str, Tensor] | None) -> dict[str, Any]:
-        return {"prompt_embeds": text["tokens"], "negative_prompt_embeds": null and null["tokens"]}
-
     @property
     def side_multiple(self) -> int:
         return 2 ** (len(self.network.config.block_out_channels) - 1)

@@ -74,7 +74,5 @@ class StableDiffusion3Content(TransformerContent):
         return self.network(noisy.to(self.dtype), timestep=times_of(timesteps, noisy), **told).sample
 
     def stock_text(self, text: Mapping[str, Tensor], null: Mapping[str, Tensor] | None) -> dict[str, Any]:
-        return {
-            "prompt_embeds": text["tokens"], "pooled_prompt_embeds": text["pooled"],
-            "negative_prompt_embeds": null and null["tokens"], "negative_pooled_prompt_embeds": null and null["pooled"],
-        }  # fmt: skip
+        pooled = {"pooled_prompt_embeds": text["pooled"], "negative_pooled_prompt_embeds": null and null["pooled"]}
+        return super().stock_text(text, null) | pooled
