@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
 
+import tiny
 from contentmotion.commands.encode import encode
 from contentmotion.config import (
     AutoencoderSizes,
@@ -27,16 +28,10 @@ from contentmotion.train.distill import distill
 from contentmotion.train.motion import train_motion
 from contentmotion.train.video import train_video
 
-STEPS: dict[str, Any] = {
-    "max_train_steps": 2, "train_batch_size": 2, "logging_steps": 1, "checkpointing_steps": 2, "validation_steps": 2,
-    "report_to": "none", "mixed_precision": "no", "lr_warmup_steps": 1, "learning_rate": 1e-3,
-}  # fmt: skip
+STEPS: dict[str, Any] = tiny.STEPS | {"checkpointing_steps": 2, "validation_steps": 2, "learning_rate": 1e-3}
 FLOW: dict[str, Any] = {"prediction_type": "flow", "flow_shift": 3.0, "logit_mean": 0.5}
-UNET: dict[str, Any] = {
-    "block_out_channels": (32, 32), "num_attention_heads": 2, "text_hidden_size": 32, "text_num_layers": 1,
-    "vocab_size": 600,
-}  # fmt: skip
-SMALL: dict[str, Any] = {"hidden_size": 16, "depth": 1, "num_heads": 2}
+UNET: dict[str, Any] = tiny.UNET | {"num_attention_heads": 2}
+SMALL = tiny.NARROW
 
 
 @pytest.fixture(scope="module")

@@ -54,9 +54,11 @@ def diffusion_loss(
     dropped = rand((len(x0),), generator) < dropout_prob
     noisy = schedule.add_noise(x0, noise, timesteps)
     output = stage(noisy, timesteps, stage.encode(batch, dropped)).float()
-    prediction, target = output[:, : x0.shape[1]], schedule.target(x0, noise, timesteps)
-    if "known" in batch:  # there is nothing to predict of what was given
-        prediction = torch.where(batch["known"][:, None, :, None], target, prediction)
+    prediction, variance = output[:, : x0.shape[1]], output[:, x0.shape[1] :]
+    target = schedule.target(x0, noise, timesteps)
+    if "known" in batch:  # there is nothing to predict of what was given, nor is it uncertain
+        known = batch["known"][:, None, :, None]
+        prediction, variance = torch.where(known, target, prediction), torch.where(known, -1.0, variance)
     errors = (prediction.detach() - target).square().flatten(1).mean(dim=1)
     by_time = split_by_time(errors, timesteps, schedule.num_train_timesteps)
     if snr_gamma is None:
@@ -69,7 +71,6 @@ def diffusion_loss(
     if schedule.alphas_cumprod is None:
         raise ValueError("learn_sigma is DDPM's: a model of flow matching has no variance to learn")
     predicted_x0 = schedule.predict_x0(prediction, noisy, timesteps)
-    variance = output[:, x0.shape[1] :]
     bound = diffusion.variational_bound(x0, noisy, predicted_x0, variance, timesteps, schedule.alphas_cumprod).mean()
     return {"loss": mse + bound, "mse": mse.detach(), "bound": bound.detach()} | by_time
 
