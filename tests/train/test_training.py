@@ -217,6 +217,23 @@ def test_fine_tuning_keeps_parameters_and_text_encoder(run: Path) -> None:
         assert all(torch.equal(before[k], after[k]) for k in before) == same, part
 
 
+def test_an_autoencoder_goes_on_from_another(run: Path, clip_folder: Path, tmp_path: Path) -> None:
+    settings = {"train_data_dir": str(clip_folder), **CLIPS, **STEPS, "vae": f"{run}/vae/vae"}
+    start = {"pretrained_autoencoder": f"{run}/ae/autoencoder", "learning_rate": 1e-9, "ema_decay": 0.0}
+    sizes = replace(AUTOENCODER, content_mode="frame")
+    train_autoencoder(TrainAutoencoderConfig(**settings, **start, model=sizes, output_dir=f"{tmp_path}/on"))
+    before, after = (
+        load_file(folder / "autoencoder/diffusion_pytorch_model.safetensors")
+        for folder in (run / "ae", tmp_path / "on")
+    )
+    assert before.keys() - after.keys() == {"content_head.weight", "content_head.bias"}
+    for name, weight in after.items():
+        torch.testing.assert_close(weight, before[name], atol=1e-7, rtol=0)
+    with pytest.raises(ValueError, match="other sizes: motion_channels is 2, not 3"):
+        sizes = replace(AUTOENCODER, motion_channels=3)
+        train_autoencoder(TrainAutoencoderConfig(**settings, **start, model=sizes, output_dir=f"{tmp_path}/other"))
+
+
 def test_perceptual_loss_begins_at_its_step(run: Path, clip_folder: Path, shared_data: Path, tmp_path: Path) -> None:
     steps = PREVIEWED | {"max_train_steps": 3, "checkpointing_steps": 3}
     lpips = str(shared_data / "lpips/lpips_alex.safetensors")

@@ -143,6 +143,7 @@ class TrainAutoencoderConfig(ClipConfig, ScoredTrainConfig):
         cache_latents: Keep the clips' VAE latents in memory (small data sets): encodes each clip once.
         cache_dir: Cache that `encode --latents_only` filled: trains on its latents, and decodes no video. One with
             buckets trains on all their sizes; num_frames, height and width are one of them.
+        pretrained_autoencoder: Autoencoder to go on from, of the sizes in `model`; its content_mode may differ.
         model: Sizes of the autoencoder.
         perceptual: What is weighed beside the squared error (ours; the paper has the squared error alone).
     """
@@ -152,6 +153,7 @@ class TrainAutoencoderConfig(ClipConfig, ScoredTrainConfig):
     buckets: tuple[str, ...] = ()
     cache_latents: bool = False
     cache_dir: str | None = None
+    pretrained_autoencoder: str | None = None
     model: AutoencoderSizes = AutoencoderSizes()
     perceptual: PerceptualLoss = PerceptualLoss()
     adam_beta1: Decay = 0.5
