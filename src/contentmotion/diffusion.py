@@ -8,7 +8,7 @@ broadcast over samples ``(b, ...)``.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -103,6 +103,7 @@ class NoiseSchedule:
     alphas_cumprod: Float[Tensor, " T"] | None = None
     num_train_timesteps: int = 1000
     shift: float = 1.0
+    _tables: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)  # of each device that asked
 
     @classmethod
     def of(cls, scheduler: Any) -> NoiseSchedule:
@@ -135,8 +136,16 @@ class NoiseSchedule:
         if self.alphas_cumprod is None:
             sigma = expand_to(timesteps / self.num_train_timesteps, sample)
             return 1 - sigma, sigma
-        alpha_bar = expand_to(self.alphas_cumprod.to(timesteps.device)[timesteps], sample)
+        alpha_bar = expand_to(self.table(timesteps.device)[timesteps], sample)
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+    def table(self, device: torch.device) -> Float[Tensor, " T"]:
+        """``alphas_cumprod`` on a device; it goes there once, for the processor waits for such a copy."""
+        assert self.alphas_cumprod is not None, "flow matching has no table"
+        if device not in self._tables:
+            with torch.inference_mode(False):  # or training would refuse what sampling has left here
+                self._tables[device] = self.alphas_cumprod.to(device)
+        return self._tables[device]
 
     def draw_times(
         self, batch_size: int, generator: Source, logit_mean: float = 0.0, logit_std: float = 1.0
@@ -156,13 +165,14 @@ class NoiseSchedule:
         sigma = torch.sigmoid(logit_mean + logit_std * randn((batch_size,), generator))
         return shift_sigma(sigma, self.shift) * self.num_train_timesteps
 
-    def solver_times(self, num_steps: int) -> Shaped[Tensor, " {num_steps}+1"]:
+    def solver_times(self, num_steps: int, device: torch.device | None = None) -> Shaped[Tensor, " {num_steps}+1"]:
         """Times that split the schedule into a solver's steps, the sample first: ``LCMScheduler``'s for DDPM, evenly
         spaced levels, shifted, for flow matching."""
         if self.is_flow:
-            return shift_sigma(torch.linspace(0, 1, num_steps + 1), self.shift) * self.num_train_timesteps
+            levels = torch.linspace(0, 1, num_steps + 1, device=device)
+            return shift_sigma(levels, self.shift) * self.num_train_timesteps
         stride = self.num_train_timesteps // num_steps
-        return (torch.arange(num_steps + 1) * stride - 1).clamp(min=0)
+        return (torch.arange(num_steps + 1, device=device) * stride - 1).clamp(min=0)
 
     def add_noise(self, x0: Tensor, noise: Tensor, timesteps: Shaped[Tensor, " b"]) -> Tensor:
         """``x_t``. Of a predicted sample and a predicted noise it is DDIM's step, or Euler's, to that time (Song et

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ class BatchGenerator:
     computes the step at once or many do in parts. Each pays for drawing them all.
 
     Args:
-        generator: The same in all processes and forward passes, on the CPU.
+        generator: The same in all processes and forward passes; what it draws is on its device.
         process_index: Which process this is.
         num_processes: Of how many.
         part: Which forward pass of the step.
@@ -40,17 +41,17 @@ Source = torch.Generator | BatchGenerator  # the former where a batch is not sha
 
 def randn(shape: Sequence[int], source: Source) -> Tensor:
     """Normal numbers for a batch (b, ...)."""
-    return _draw(lambda full, generator: torch.randn(full, generator=generator), shape, source, 0)
+    return _draw(torch.randn, shape, source, 0)
 
 
 def rand(shape: Sequence[int], source: Source, batch_dim: int = 0) -> Tensor:
     """Uniform numbers in [0, 1); ``batch_dim`` is the axis that counts items."""
-    return _draw(lambda full, generator: torch.rand(full, generator=generator), shape, source, batch_dim)
+    return _draw(torch.rand, shape, source, batch_dim)
 
 
 def randint(high: int, shape: Sequence[int], source: Source) -> Tensor:
     """Integers in [0, high) for a batch (b, ...)."""
-    return _draw(lambda full, generator: torch.randint(high, full, generator=generator), shape, source, 0)
+    return _draw(partial(torch.randint, high), shape, source, 0)
 
 
 @torch.no_grad()
@@ -66,15 +67,14 @@ def channel_std(x: Tensor, source: Source) -> Tensor:
     return variance.clamp(min=0).sqrt().to(x.dtype).view(1, -1, *[1] * (x.dim() - 2))
 
 
-def _draw(
-    sample: Callable[[Sequence[int], torch.Generator], Tensor], shape: Sequence[int], source: Source, batch_dim: int
-) -> Tensor:
+def _draw(sample: Callable[..., Tensor], shape: Sequence[int], source: Source, batch_dim: int) -> Tensor:
     if not isinstance(source, BatchGenerator):
-        return sample(shape, source)
+        return sample(shape, generator=source, device=source.device)
     items, full = shape[batch_dim], list(shape)
     full[batch_dim] = items * source.num_processes * source.num_parts
-    drawn = sample(full, source.generator)
+    drawn = sample(full, generator=source.generator, device=source.generator.device)
     if full[batch_dim] == items:
         return drawn
     first = source.part * items * source.num_processes + source.process_index
-    return drawn.index_select(batch_dim, first + source.num_processes * torch.arange(items))
+    own = first + source.num_processes * torch.arange(items, device=drawn.device)
+    return drawn.index_select(batch_dim, own)

@@ -288,10 +288,11 @@ def resolve_dtype(mixed_precision: str, device: torch.device) -> torch.dtype | N
     return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
 
 
-def seeded_generator(seed: int, index: int) -> torch.Generator:
-    """The noise of one video: a function of (seed, index), the same whatever batch the video is in."""
+def seeded_generator(seed: int, index: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """The noise of one video: a function of (seed, index), the same whatever batch the video is in; another one on
+    another kind of device."""
     import numpy as np
     import torch
 
     state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+    return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))

@@ -262,6 +262,8 @@ class ScaleSettings(Settings):
         shuffle_window: Clips that are mixed with one another, read from shards (of a cache or of a stream) that no
             other process reads; none: every clip of a cache with every other, which reads all over the disk.
         max_train_time: Stop after so many minutes of training, with a checkpoint to go on from; none: no limit.
+        noise_on_device: Draw noise on the GPU that needs it, without waiting for it; false: on the CPU, the same
+            numbers on every machine.
     """
 
     block = "scale"
@@ -272,6 +274,7 @@ class ScaleSettings(Settings):
     async_checkpointing: bool = False
     shuffle_window: Count | None = None
     max_train_time: Positive | None = None
+    noise_on_device: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -165,6 +165,7 @@ class GenerateConfig(SamplingConfig, StartConfig, ConditionConfig):
         vae_slicing: Decode one frame at a time: less memory.
         vae_tiling: Decode frames in tiles: still less memory, faint seams.
         compile: Compile the networks (torch.compile): minutes for the first clip, faster from the second on.
+        noise_on_device: Draw the noise on the GPU: faster, but other videos than a CPU draws from the same seed.
         quantization: "int8": both denoisers' weights in 8 bits (needs torchao): less memory.
         output_dir: Folder for the videos, `sheet.png` and `config.yaml`; created when missing.
     """
@@ -184,6 +185,7 @@ class GenerateConfig(SamplingConfig, StartConfig, ConditionConfig):
     vae_slicing: bool = False
     vae_tiling: bool = False
     compile: bool = False
+    noise_on_device: bool = False
     quantization: Literal["none", "int8"] = "none"
     output_dir: str = "outputs"
 

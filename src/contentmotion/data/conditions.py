@@ -61,7 +61,7 @@ def training_conditions(
     Args:
         batch: "latents" (b, t, c, h, w), and uint8 (b, t, 1, H, W) "depth" and "sketch" where they are among `names`.
         names: Conditions of the model.
-        generator: Draws masks and what is dropped, on the CPU.
+        generator: Draws masks and what is dropped.
         dropout_prob: Share of items without a condition, for each condition by itself.
         drop_all_prob: Share of items without any.
         keep_all_prob: Share of items with all.
@@ -143,7 +143,7 @@ def random_tubes(batch_size: int, num_frames: int, height: int, width: int, gene
         num_frames: Frames t.
         height: Latent rows h.
         width: Latent columns w.
-        generator: Draws, on the CPU.
+        generator: Draws; the masks are on its device.
 
     Returns:
         float32 (b, t, 1, h, w): 1 is to be made, 0 is known. Every mask has something to be made.
@@ -152,9 +152,9 @@ def random_tubes(batch_size: int, num_frames: int, height: int, width: int, gene
     kind = lots[:, 0]
     rectangle = _between(height, num_frames, lots[:, 1:4])[..., :, None]
     rectangle = rectangle & _between(width, num_frames, lots[:, 4:7])[..., None, :]  # (b, t, h, w)
-    frames = torch.arange(num_frames)
+    frames = torch.arange(num_frames, device=lots.device)
     boundary = 1 + (lots[:, 7] * (num_frames - 1)).long()  # known frames, or frames to be made
-    late = frames >= boundary[:, None] if num_frames > 1 else torch.ones(batch_size, 1, dtype=torch.bool)
+    late = frames >= boundary[:, None] if num_frames > 1 else torch.ones_like(boundary[:, None], dtype=torch.bool)
     backwards = (lots[:, 1] < 0.5) & (num_frames > 1)
     whole = torch.where(backwards[:, None], ~late, late)[..., None, None]
     kind = kind[:, None, None, None]
@@ -168,8 +168,9 @@ def _between(side: int, num_frames: int, lots: Tensor) -> Tensor:
     """An interval of a side that glides from one place to another over a clip, bool (b, t, side); lots (b, 3)."""
     length = (side * (0.25 + 0.5 * lots[:, :1])).round().clamp_min(1)  # (b, 1)
     start, stop = (side - length) * lots[:, 1:2], (side - length) * lots[:, 2:3]
-    first = (start + (stop - start) * torch.linspace(0, 1, num_frames)).round()[..., None]  # (b, t, 1)
-    places = torch.arange(side)
+    along = torch.linspace(0, 1, num_frames, device=lots.device)
+    first = (start + (stop - start) * along).round()[..., None]  # (b, t, 1)
+    places = torch.arange(side, device=lots.device)
     return (places >= first) & (places < first + length[..., None])
 
 

@@ -46,9 +46,9 @@ def consistency_loss(
     generator, schedule = batch["generator"], teacher.schedule
     x0 = teacher.clean_sample(batch)
     noise = randn(x0.shape, generator).to(x0)
-    times = schedule.solver_times(config.num_ddim_steps)
-    interval = randint(config.num_ddim_steps, (len(x0),), generator)
-    start, end = times[interval + 1].to(x0.device), times[interval].to(x0.device)
+    times = schedule.solver_times(config.num_ddim_steps, x0.device)
+    interval = randint(config.num_ddim_steps, (len(x0),), generator).to(x0.device)
+    start, end = times[interval + 1], times[interval]
     noisy = schedule.add_noise(x0, noise, start)
     batch = teacher.with_text_features(batch)
     with torch.no_grad():
@@ -82,7 +82,7 @@ def guided_output(
     condition, channels = stage.encode(batch), noisy.shape[1]
     if guidance_scale == 1:
         return stage(noisy, timesteps, condition).float()[:, :channels]
-    null = stage.encode(batch, torch.ones(len(noisy), dtype=torch.bool))
+    null = stage.encode(batch, torch.ones(len(noisy), dtype=torch.bool, device=noisy.device))
     twice = torch.cat([noisy, noisy]), torch.cat([timesteps, timesteps]), join_conditions(null, condition)
     return diffusion.guide(*stage(*twice).float()[:, :channels].chunk(2), guidance_scale)
 

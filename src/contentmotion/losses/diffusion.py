@@ -71,7 +71,8 @@ def diffusion_loss(
     if schedule.alphas_cumprod is None:
         raise ValueError("learn_sigma is DDPM's: a model of flow matching has no variance to learn")
     predicted_x0 = schedule.predict_x0(prediction, noisy, timesteps)
-    bound = diffusion.variational_bound(x0, noisy, predicted_x0, variance, timesteps, schedule.alphas_cumprod).mean()
+    table = schedule.table(x0.device)
+    bound = diffusion.variational_bound(x0, noisy, predicted_x0, variance, timesteps, table).mean()
     return {"loss": mse + bound, "mse": mse.detach(), "bound": bound.detach()} | by_time
 
 

@@ -251,7 +251,7 @@ class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
         frames = frames + content[:, None] if self.config.residual_decoding else frames
         index = self.config.content_index
         if self.config.content_mode == "frame" and -t <= index < t:  # the content frame is that frame, exactly
-            place = torch.tensor([index % t], device=frames.device)
+            place = torch.full((1,), index % t, device=frames.device)  # from a list it would be made on the CPU
             frames = frames.index_copy(1, place, content[:, None].to(frames.dtype))
         return frames
 

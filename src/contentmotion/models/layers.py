@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -87,8 +88,15 @@ def standardize(
         std: Standard deviation of each channel.
         inverse: Undo it.
     """
-    means, stds = (torch.tensor(values, device=motion.device)[:, None, None] for values in (mean, std))
+    means, stds = (_per_channel(tuple(values), motion.device) for values in (mean, std))
     return (motion.float() * stds + means if inverse else (motion.float() - means) / stds).to(motion.dtype)
+
+
+@lru_cache(maxsize=64)
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers (D, 1, 1) on a device; kept, for at every copy there the processor waits until the device is done."""
+    with torch.inference_mode(False):  # or training would refuse what sampling has made
+        return torch.tensor(values, device=device)[:, None, None]
 
 
 def require_multiple(value: int, divisor: int, what: str) -> None:

@@ -10,14 +10,15 @@ from typing import Any, Literal, Self
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
 from torch import Tensor
 
 from contentmotion.pipelines.folder import HUB_SETTINGS, INDEX, fetch, known_class, read_index
-from contentmotion.pipelines.sampling import denoise, noise_to, steps_taken, warn_once
+from contentmotion.pipelines.sampling import FiniteValues, denoise, noise_to, steps_taken, times_at_hand, warn_once
 from contentmotion.stages.stage import Condition, Stage
 from contentmotion.stages.text import NULL_PROMPT, TextFeatures
+from contentmotion.video.pixels import to_uint8
 
 Generators = torch.Generator | list[torch.Generator] | None
 StepCallback = Callable[..., dict] | PipelineCallback | MultiPipelineCallbacks | None
@@ -158,6 +159,7 @@ class LatentPipeline(DiffusionPipeline):
         """
         return {}
 
+    _finite: FiniteValues  # of the call that runs
     _interrupt = False
     _guidance_scale = 1.0
     _num_timesteps = 0
@@ -265,30 +267,31 @@ class LatentPipeline(DiffusionPipeline):
         strength = 1.0 if start is None else strength
         if start is not None and strength == 0:
             return start.to(device, self._dtype)
-        stage.set_timesteps(steps, shape, device)
-        first = (steps - steps_taken(steps, strength)) * scheduler.order
-        if noise is None:
-            noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        elif tuple(noise.shape) != shape:
-            raise ValueError(f"initial noise of shape {tuple(noise.shape)}, {shape} needed")
-        # In float32, for steps are small differences; flow matching's schedulers start from unit noise.
-        noise = noise.to(device, torch.float32)
-        if start is not None and strength < 1:
-            latents = noise_to(scheduler, start.to(device, torch.float32), noise, first)
-        else:
-            latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
-        self._progress_bar_config = getattr(self, "_progress_bar_config", {}) | {"desc": stage.name}
-        self._guidance_scale, self._num_timesteps = guidance_scale, len(scheduler.timesteps) - first
-        with self.progress_bar(total=self._num_timesteps) as progress:
+        with times_at_hand(scheduler, device):
+            stage.set_timesteps(steps, shape, device)
+            first = (steps - steps_taken(steps, strength)) * scheduler.order
+            if noise is None:
+                noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+            elif tuple(noise.shape) != shape:
+                raise ValueError(f"initial noise of shape {tuple(noise.shape)}, {shape} needed")
+            # In float32, for steps are small differences; flow matching's schedulers start from unit noise.
+            noise = noise.to(device, torch.float32)
+            if start is not None and strength < 1:
+                latents = noise_to(scheduler, start.to(device, torch.float32), noise, first)
+            else:
+                latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
+            self._progress_bar_config = getattr(self, "_progress_bar_config", {}) | {"desc": stage.name}
+            self._guidance_scale, self._num_timesteps = guidance_scale, len(scheduler.timesteps) - first
+            with self.progress_bar(total=self._num_timesteps) as progress:
 
-            def on_step(step: int, timestep: Tensor, latents: Tensor) -> Tensor:
-                progress.update()
-                return call_back(step, timestep, latents)
+                def on_step(step: int, timestep: Tensor, latents: Tensor) -> Tensor:
+                    progress.update()
+                    return call_back(step, timestep, latents)
 
-            latents = denoise(
-                stage, latents, condition, null, guidance_scale, first=first, eta=eta, generator=generator,
-                on_step=on_step, interrupted=lambda: self._interrupt,
-            )  # fmt: skip
+                latents = denoise(
+                    stage, latents, condition, null, guidance_scale, first=first, eta=eta, generator=generator,
+                    on_step=on_step, interrupted=lambda: self._interrupt, check=self._finite.require,
+                )  # fmt: skip
         return latents.to(self._dtype)
 
     def _postprocess(self, x: Tensor, output_type: str) -> Any:
@@ -298,5 +301,7 @@ class LatentPipeline(DiffusionPipeline):
         unit = (x.float() / 2 + 0.5).clamp(0, 1)
         if output_type == "pt":
             return unit
-        array = unit.permute(0, 1, 3, 4, 2).cpu().numpy()
-        return array if output_type == "np" else [VaeImageProcessor.numpy_to_pil(video) for video in array]
+        if output_type == "np":
+            return unit.permute(0, 1, 3, 4, 2).cpu().numpy()
+        array = to_uint8(unit, low=0).permute(0, 1, 3, 4, 2).cpu().numpy()
+        return [[Image.fromarray(frame) for frame in video] for video in array]

@@ -33,7 +33,7 @@ from contentmotion.pipelines.image import (
 )
 from contentmotion.pipelines.inputs import Fit, as_pictures, as_videos, for_each, read_schedule
 from contentmotion.pipelines.long_video import Clips, LongMotionStage, stack_conditions
-from contentmotion.pipelines.sampling import Sampling, is_distilled, require_finite, resolve_sampling
+from contentmotion.pipelines.sampling import FiniteValues, Sampling, is_distilled, resolve_sampling, times_at_hand
 from contentmotion.stages.content import NETWORKS, content_stage, family_in
 from contentmotion.stages.content.family import ContentStage
 from contentmotion.stages.image_vae import decode_frames, encode_frames, vae_latent_channels, vae_scale_factor
@@ -383,7 +383,7 @@ class ContentMotionPipeline(LatentPipeline):
             ValueError: Arguments that do not fit each other or the models.
             TypeError: An argument that neither this pipeline nor the image pipeline takes.
         """
-        self._interrupt = False
+        self._interrupt, self._finite = False, FiniteValues()
         if image is not None and self._is_for_stock(image_arguments):
             image_arguments |= {"image": image} | ({} if strength is None else {"strength": strength})
             image = strength = None
@@ -581,10 +581,11 @@ class ContentMotionPipeline(LatentPipeline):
                 for name, value in arguments.items()
             }
         stock.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}) | {"desc": stage.name})
-        latents = stage.from_stock(stock(**call | text | dict(arguments)).images).to(self._dtype)
+        with times_at_hand(stock.scheduler, self._execution_device):
+            latents = stage.from_stock(stock(**call | text | dict(arguments)).images).to(self._dtype)
         if tuple(latents.shape) != shape:
             raise ValueError(f"the image pipeline made latents of shape {tuple(latents.shape)}, {shape} needed")
-        require_finite(f"the {stage.name} model", latents)
+        self._finite.require(f"the {stage.name} model", latents)
         return latents
 
     @staticmethod
@@ -837,10 +838,11 @@ class ContentMotionPipeline(LatentPipeline):
 
     def _decode(self, x: Float[Tensor, "b t c h w"], output_type: OutputType) -> Tensor:
         """Scaled latents to pixels in [-1, 1], unless latents are asked for."""
-        require_finite("the autoencoder", x)
+        self._finite.require("the autoencoder", x)
         if output_type != "latent":
             x = decode_frames(self.vae, x, self._frames_per_chunk)
-            require_finite("the image VAE", x)
+            self._finite.require("the image VAE", x)
+        self._finite.now()
         return x
 
     @torch.no_grad()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -135,6 +136,55 @@ def draws_in_few_steps(pipe: Any) -> bool:
     return is_distilled(pipe.scheduler) or bool(settings.get("is_distilled"))
 
 
+@contextmanager
+def times_at_hand(scheduler: Any, device: torch.device) -> Iterator[None]:
+    """A sampling loop on a GPU, a stock pipeline's too, that does not wait in every step.
+
+    Networks take a step's time from the GPU, and schedulers look levels up by it, for which the processor would wait
+    until the GPU is done. Meanwhile ``timesteps`` are on the GPU, and the scheduler gets the same ones from its own
+    memory; numbers on the CPU stay what they are.
+
+    Args:
+        scheduler: Its timesteps are set inside.
+        device: Where the networks compute.
+    """
+    if device.type == "cpu":
+        yield
+        return
+    times: list[Tensor] = []  # once they are set: on the CPU, and on the device
+    set_on = scheduler.set_timesteps
+
+    def set_timesteps(*args: Any, **settings: Any) -> None:
+        set_on(*args, **settings | {"device": "cpu"})
+        times[:] = scheduler.timesteps, scheduler.timesteps.to(device)
+        scheduler.timesteps = times[1]
+
+    def with_time(method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)  # pipelines ask what it takes
+        def call(sample: Tensor, timestep: Tensor, *args: Any, **settings: Any) -> Any:
+            # Loops have it from the device's timesteps: it is known which of them it is without looking at it.
+            if timestep.untyped_storage()._cdata == times[1].untyped_storage()._cdata:
+                timestep = times[0][timestep.storage_offset()]
+            scheduler.timesteps = times[0]
+            try:
+                return method(sample, timestep, *args, **settings)
+            finally:
+                scheduler.timesteps = times[1]
+
+        return call
+
+    own = {"set_timesteps": wraps(set_on)(set_timesteps)}
+    own |= {n: with_time(getattr(scheduler, n)) for n in ("step", "scale_model_input") if hasattr(scheduler, n)}
+    scheduler.__dict__.update(own)
+    try:
+        yield
+    finally:
+        for name in own:
+            del scheduler.__dict__[name]
+        if times:
+            scheduler.timesteps = times[0]
+
+
 @cache
 def warn_once(message: str) -> None:
     """Logs a warning, each text once a process."""
@@ -154,6 +204,7 @@ def denoise(
     generator: torch.Generator | list[torch.Generator] | None = None,
     on_step: Callable[[int, Tensor, Tensor], Tensor] = lambda step, timestep, latents: latents,
     interrupted: Callable[[], bool] = lambda: False,
+    check: Callable[[str, Tensor], object] | None = None,
 ) -> Tensor:
     """The sampling loop of every stage.
 
@@ -169,6 +220,7 @@ def denoise(
         generator: Source of noise, for schedulers that add some.
         on_step: Gets (number, timestep, latents) after each step and returns the latents to go on with.
         interrupted: Asked before each step whether to stop there.
+        check: Gets (what made them, samples) at the end; ``require_finite`` when None.
 
     Raises:
         ValueError: The network's numbers are not finite.
@@ -191,13 +243,38 @@ def denoise(
         if guided:
             output = guide(*output.chunk(2), guidance_scale)
         latents = on_step(i, t, scheduler.step(output, t, latents, **extra).prev_sample)
-    require_finite(f"the {stage.name} model", latents)
+    (check or require_finite)(f"the {stage.name} model", latents)
     return latents
+
+
+class FiniteValues:
+    """``require_finite`` for a pipeline: values on a GPU are looked at when ``now`` asks, all at once, for each look
+    makes the processor wait until they are there."""
+
+    def __init__(self) -> None:
+        self._noted: list[tuple[str, Tensor]] = []
+
+    def require(self, what: str, values: Tensor) -> None:
+        """Takes note; raises ``ValueError`` here, of values on a CPU that are not finite."""
+        self._noted.append((what, torch.isfinite(values).all()))
+        if values.device.type == "cpu":
+            self.now()
+
+    def now(self) -> None:
+        """Raises ``ValueError``, which names what made them first, where noted values are not finite."""
+        noted, self._noted = self._noted, []
+        flags = torch.stack([finite for _, finite in noted]).cpu().tolist() if noted else []
+        for (what, _), finite in zip(noted, flags, strict=True):
+            _require(finite, what)
 
 
 def require_finite(what: str, values: Tensor) -> None:
     """Raises ``ValueError``, which names what made them, where values are not finite."""
-    if not torch.isfinite(values).all():
+    _require(bool(torch.isfinite(values).all()), what)
+
+
+def _require(finite: bool, what: str) -> None:
+    if not finite:
         raise ValueError(
             f"{what} made values that are not finite: its weights are damaged, or too large for the precision "
             "(try --mixed_precision no)"

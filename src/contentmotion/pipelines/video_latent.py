@@ -18,7 +18,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from contentmotion.models.condition_encoder import ConditionEncoder
 from contentmotion.models.patch_vae import PatchVAE
 from contentmotion.pipelines.base import Generators, LatentPipeline, OutputType, StepCallback, check_inputs
-from contentmotion.pipelines.sampling import require_finite, resolve_sampling
+from contentmotion.pipelines.sampling import FiniteValues, resolve_sampling
 from contentmotion.stages.image_vae import decode_frames, vae_latent_channels, vae_scale_factor
 from contentmotion.stages.video import VideoStage
 
@@ -151,7 +151,7 @@ class VideoLatentPipeline(LatentPipeline):
         Raises:
             ValueError: Arguments that do not fit each other or the models.
         """
-        self._interrupt = False
+        self._interrupt, self._finite = False, FiniteValues()
         call_back, names = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         prompts, _ = check_inputs(
             self, prompt, None, negative_prompt, num_videos_per_prompt, output_type, generator, names
@@ -169,7 +169,8 @@ class VideoLatentPipeline(LatentPipeline):
         )  # fmt: skip
         if output_type != "latent":
             x = decode_frames(self.vae, x, self._frames_per_chunk)
-            require_finite("the image VAE", x)
+            self._finite.require("the image VAE", x)
+        self._finite.now()
         frames = self._postprocess(x, output_type)
         self.maybe_free_model_hooks()
         return VideoLatentPipelineOutput(frames=frames) if return_dict else (frames,)

@@ -112,8 +112,8 @@ class MotionStage(Stage):
         """With noise on the content frames, so that the motion model forgives what the content model gets wrong; and
         with the motion of a clip's beginning, or of both its ends, given at a quarter of the clips each."""
         if self.overlap:
-            frame = torch.arange(batch["motion"].shape[2])
             lot = rand((len(batch["motion"]),), batch["generator"])[:, None]
+            frame = torch.arange(batch["motion"].shape[2], device=lot.device)
             known = (lot < 0.5) & (frame < self.overlap) | (lot < 0.25) & (frame >= len(frame) - self.overlap)
             batch = batch | {"known": known.to(batch["motion"].device), "known_motion": self.clean_sample(batch)}
         if not self.content_noise:

@@ -67,6 +67,7 @@ class Stage(nn.Module):
             if self.components.get(name) is not None:
                 self.add_module(name, self.components[name])
         self._null: dict[str, Tensor] | None = None
+        self._schedule: tuple[Any, NoiseSchedule] | None = None  # and the scheduler that it is of
 
     @classmethod
     @abstractmethod
@@ -127,7 +128,9 @@ class Stage(nn.Module):
     @property
     def schedule(self) -> NoiseSchedule:
         """Noise levels and what the network predicts."""
-        return NoiseSchedule.of(self.scheduler)
+        if self._schedule is None or self._schedule[0] is not self.scheduler:
+            self._schedule = self.scheduler, NoiseSchedule.of(self.scheduler)
+        return self._schedule[1]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -206,11 +209,18 @@ class Stage(nn.Module):
     def text(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None) -> dict[str, Tensor]:
         """Text features of a batch: its own, else of its captions; null where dropped."""
         if any(name not in batch for name in self.text_needs):
-            return self.text_features(batch["caption"] if dropped is None else drop_prompts(batch["caption"], dropped))
-        features = {name: batch[name] for name in self.text_needs}
-        if dropped is None:
-            return features
-        null = self._null_features()
+            if dropped is None or dropped.device.type == "cpu":
+                chosen = batch["caption"] if dropped is None else drop_prompts(batch["caption"], dropped)
+                return self.text_features(chosen)
+            # Which are dropped is known to the device alone, and is not worth waiting for.
+            features = self.text_features([*batch["caption"], NULL_PROMPT])
+            null = {name: value[-1:] for name, value in features.items()}
+            features = {name: value[:-1] for name, value in features.items()}
+        else:
+            features, null = {name: batch[name] for name in self.text_needs}, None
+            if dropped is None:
+                return features
+        null = null or self._null_features()
         return {
             name: torch.where(dropped.to(value.device).view(-1, *[1] * (value.dim() - 1)), null[name], value)
             for name, value in features.items()

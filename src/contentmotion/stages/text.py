@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 NULL_PROMPT = ""
@@ -27,16 +28,31 @@ def encode_prompts(
     Returns:
         Last hidden states as Stable Diffusion takes them, and the end-of-text feature.
     """
-    tokens = tokenizer(
-        list(prompts),
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
-    encoded = text_encoder(tokens.input_ids.to(text_encoder.device))
+    encoded = text_encoder(tokenize(tokenizer, prompts, text_encoder.device))
     pooled = encoded.text_embeds if "text_embeds" in encoded else encoded.pooler_output
     return encoded.last_hidden_state, pooled
+
+
+_TOKENS: WeakKeyDictionary[Any, dict[tuple, dict[str, Tensor]]] = WeakKeyDictionary()
+MOST_TOKENIZED = 2**16  # prompts that a tokenizer's tokens are kept of, 40 MB at 77 tokens each
+
+
+def tokenize(tokenizer: Any, prompts: Sequence[str], device: torch.device) -> Int[Tensor, "b n"]:
+    """Tokens of prompts on a device, all of the tokenizer's ``model_max_length``.
+
+    Training sees the same captions again and again: they are kept there, for tokenising a large batch takes longer than
+    a small network's step, and the processor waits for the copy.
+    """
+    length = tokenizer.model_max_length
+    known = _TOKENS.setdefault(tokenizer, {}).setdefault((len(tokenizer), length, device), {})  # words may be added
+    if any(prompt not in known for prompt in prompts):
+        if len(known) > MOST_TOKENIZED:
+            known.clear()
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
+        with torch.inference_mode(False):  # or training would refuse what sampling has left here
+            tokens = tokenizer(new, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+            known |= dict(zip(new, tokens.input_ids.to(device), strict=True))
+    return torch.stack([known[prompt] for prompt in prompts])
 
 
 def cut_words(tokenizer: Any, prompt: str, most: int | None = None) -> str:

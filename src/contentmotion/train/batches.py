@@ -74,7 +74,8 @@ def begin_draws(config: TrainConfig, step: int, part: int, process: PartialState
         return (config.seed * 1_000_003 + number) * 1_009
 
     torch.manual_seed(seed((step - 1) * parts + part) + process.process_index)
-    generator = torch.Generator().manual_seed(seed(step - 1) + (1_009 - player if player else 0))
+    device: Any = process.device if config.scale.noise_on_device else "cpu"
+    generator = torch.Generator(device).manual_seed(seed(step - 1) + (1_009 - player if player else 0))
     return BatchGenerator(generator, process.process_index, process.num_processes, part, parts)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from contentmotion.config import DistillConfig
 from contentmotion.data.cache import INDEX, LatentCache, collate_latents
 from contentmotion.losses.player import Player
-from contentmotion.pipelines.sampling import denoise
+from contentmotion.pipelines.sampling import denoise, times_at_hand
 from contentmotion.run_dir import seeded_generator
 from contentmotion.stages.stage import Stage
 
@@ -101,10 +101,11 @@ def sample(
         num_inference_steps: Steps.
         guidance_scale: 1 is none.
     """
-    stage.set_timesteps(num_inference_steps, noise.shape, noise.device)
-    latents = noise * getattr(stage.scheduler, "init_noise_sigma", 1.0)
     null = stage.encode(batch, torch.ones(len(noise), dtype=torch.bool)) if guidance_scale > 1 else None
-    return denoise(stage, latents, stage.encode(batch), null, guidance_scale, generator=batch["generator"])
+    with times_at_hand(stage.scheduler, noise.device):
+        stage.set_timesteps(num_inference_steps, noise.shape, noise.device)
+        latents = noise * getattr(stage.scheduler, "init_noise_sigma", 1.0)
+        return denoise(stage, latents, stage.encode(batch), null, guidance_scale, generator=batch["generator"])
 
 
 def _shapes(item: dict[str, Any]) -> list[torch.Size]:

@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import gather_object
@@ -24,7 +24,7 @@ from contentmotion.train.batches import begin_draws, make_batches
 from contentmotion.train.checkpoints import CheckpointWriter, latest_checkpoint, read_state, resume
 from contentmotion.train.metrics import Metrics
 from contentmotion.train.optimizers import Trainee
-from contentmotion.train.processes import agree, mean_of, on_main, this_process
+from contentmotion.train.processes import agree, mean_of, means_of, on_main, this_process
 from contentmotion.train.sharding import Shards, blocks
 from contentmotion.train.stopping import StopRequests, explained
 
@@ -101,9 +101,12 @@ def fit(
         while owed:
             owed, _ = call(owed, first_step)
         for step in range(first_step + 1, last + 1):
-            values, stopping = run.step(step, reader, metrics, lambda: stop.is_asked or writer.failed)
-            metrics.log(step, values)
+            stopping = run.step(step, reader, metrics, lambda: stop.is_asked or writer.failed)
             owed, saving = due(step), step % config.checkpointing_steps == 0 or step == last
+            logging = step % config.logging_steps == 0 or step == last
+            if logging or owed or saving or stopping:
+                metrics.note(run.read_numbers())
+            metrics.advance(step, write=logging)
             if owed or saving or stopping:
                 run.require_finite_weights(step)
             if not stopping:
@@ -133,6 +136,24 @@ class _Objective(nn.Module):
         return self._losses[name](self.networks[f"{name}_network"], batch)
 
 
+class _Number(NamedTuple):
+    """Something to log, perhaps on a GPU that is not there yet.
+
+    Attributes:
+        step: Its step.
+        name: Its name.
+        value: It.
+        parts: Numbers of this name that the step's is the mean of.
+        items: Those of a loss or a norm, which must be finite.
+    """
+
+    step: int
+    name: str
+    value: Tensor | float
+    parts: int = 1
+    items: Tensor | None = None
+
+
 class _Run:
     """The players with all that trains them, and the processes that share the work."""
 
@@ -142,6 +163,7 @@ class _Run:
             raise ValueError(f"players need names of their own, of letters, digits and _: got {names}")
         self.config, self.run_dir, self.process = config, Path(config.output_dir), this_process()
         self.owed: list[int] = []  # functions that were due at the step of the checkpoint
+        self._numbers: list[_Number] = []  # of the steps since the last look: a look waits for the GPU
         device: Any = self.process.device
         self.device, self.is_shared = device, self.process.num_processes > 1
         self.dtype = resolve_dtype(config.mixed_precision, self.device)
@@ -195,16 +217,14 @@ class _Run:
         values |= dict(zip(("adam_beta1", "adam_beta2"), groups[0]["betas"], strict=True))
         return replace(self.config, **values)
 
-    def step(
-        self, step: int, batches: Iterator[Batch], metrics: Metrics, asked_to_stop: Callable[[], bool]
-    ) -> tuple[dict[str, float], bool]:
-        """One step of each optimizer whose turn it is.
+    def step(self, step: int, batches: Iterator[Batch], metrics: Metrics, asked_to_stop: Callable[[], bool]) -> bool:
+        """One step of each optimizer whose turn it is; ``read_numbers`` says how it went.
 
         Returns:
-            Numbers to log; and whether any process is asked to stop.
+            Whether any process is asked to stop.
 
         Raises:
-            ValueError: A loss or a gradient that is not finite, or too many bad files.
+            ValueError: Too many bad files.
         """
         started = time.perf_counter()
         parts = []
@@ -212,41 +232,56 @@ class _Run:
             parts.append(next(batches))
             metrics.note_bad_files(parts[-1].pop("skipped", []), len(parts[-1]["index"]))
         waited = time.perf_counter() - started
-        values: dict[str, float] = {}
         for number, trainee in enumerate(self.trainees):
             if step % trainee.player.every == 0:
-                own = self._turn(step, number, trainee, parts)
-                values |= {self.prefix(trainee) + name: value for name, value in own.items()}
+                self._turn(step, number, trainee, parts)
             if step % self.config.logging_steps == 0 or step == self.config.max_train_steps:
-                values |= {self.prefix(trainee) + name: value for name, value in trainee.lag().items()}
+                self._numbers += [_Number(step, self.prefix(trainee) + n, x) for n, x in trainee.lag().items()]
         # What any process must hear of, in one message.
         signs = mean_of({"bad": float(bool(metrics.unsaid)), "stop": float(asked_to_stop())})
         metrics.check_bad_files(signs["bad"] > 0)
-        values["data_wait"] = waited / (time.perf_counter() - started)
-        return values, signs["stop"] > 0
+        self._numbers.append(_Number(step, "data_wait", waited / (time.perf_counter() - started)))
+        return signs["stop"] > 0
 
-    def _turn(self, step: int, number: int, trainee: Trainee, parts: list[Batch]) -> dict[str, float]:
+    def read_numbers(self) -> list[dict[str, float]]:
+        """Numbers of each step since the last call, means over the processes.
+
+        Raises:
+            ValueError: A loss or a gradient that is not finite.
+        """
+        numbers, self._numbers = self._numbers, []
+        steps: dict[int, dict[str, float]] = {}
+        means = iter(means_of([number.value for number in numbers if isinstance(number.value, Tensor)]))
+        for number in numbers:
+            mean = next(means) if isinstance(number.value, Tensor) else number.value
+            if number.items is not None:
+                what = number.name.replace("grad_norm", "gradient norm")
+                self._require_finite(what, mean, number.value, number.step, number.items)
+            values = steps.setdefault(number.step, {})
+            values[number.name] = values.get(number.name, 0.0) + mean / number.parts
+        return list(steps.values())
+
+    def _turn(self, step: int, number: int, trainee: Trainee, parts: list[Batch]) -> None:
         """One step of a player's optimizer, over the parts of the step's batch."""
-        averages: dict[str, float] = {}
-        objective = self.objectives[trainee.name]
+        prefix, objective = self.prefix(trainee), self.objectives[trainee.name]
         for k, part in enumerate(parts):
             here = {n: x.to(self.device, non_blocking=True) if isinstance(x, Tensor) else x for n, x in part.items()}
             source = begin_draws(self.config, step, k, self.process, number)
             with self._sharing(objective, gradients=k == len(parts) - 1):
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                     losses = objective(trainee.name, here | {"generator": source})
-                values = mean_of(losses)
-                self._require_finite(f"{self.prefix(trainee)}loss", values["loss"], losses["loss"], step, part)
                 trainee.scaler.scale(losses["loss"] / len(parts)).backward()
-            for name, value in values.items():
-                averages[name] = averages.get(name, 0.0) + value / len(parts)
+            self._numbers += [
+                _Number(step, prefix + name, value.detach(), len(parts), part["index"] if name == "loss" else None)
+                for name, value in losses.items()
+            ]
         norm = trainee.clip_gradients()
-        if not trainee.scaler.is_enabled():  # it skips such a step by itself
-            self._require_finite(f"{self.prefix(trainee)}gradient norm", norm, norm, step, parts[-1])
+        skips = trainee.scaler.is_enabled()  # by itself, a step whose gradients are not finite
+        self._numbers.append(_Number(step, f"{prefix}grad_norm", norm, items=None if skips else parts[-1]["index"]))
         trainee.step()
         for other in self.trainees:  # whose network the loss may have called
             other.optimizer.zero_grad(set_to_none=True)
-        return averages | {"grad_norm": norm, "lr": trainee.schedule.get_last_lr()[0]}
+        self._numbers.append(_Number(step, f"{prefix}lr", trainee.schedule.get_last_lr()[0]))
 
     @contextmanager
     def _sharing(self, objective: Any, gradients: bool) -> Iterator[None]:
@@ -262,13 +297,13 @@ class _Run:
         self._require_finite("a weight", mean_of({"here": here})["here"], here, step, None)
 
     def _require_finite(
-        self, what: str, everywhere: float, here: Tensor | float, step: int, batch: Batch | None
+        self, what: str, everywhere: float, here: Tensor | float, step: int, index: Tensor | None
     ) -> None:
         """Raises ``ValueError``, in all processes, where a number is not finite in one of them."""
         if math.isfinite(everywhere):
             return
         mine = float(here.detach() if isinstance(here, Tensor) else here)
-        items = f" (items {batch['index'].tolist()})" if batch else ""
+        items = f" (items {index.tolist()})" if index is not None else ""
         value, items = next(filter(None, gather_object([None if math.isfinite(mine) else (mine, items)])))
         kept = latest_checkpoint(self.run_dir)
         agree(

@@ -7,6 +7,7 @@ import math
 import resource
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +80,21 @@ class Metrics:
         sized = not isinstance(dataset, StreamingClips)
         self.total = len(dataset) if sized else None  # type: ignore[arg-type]
 
-    def log(self, step: int, values: dict[str, float]) -> None:
-        """Averages over ``logging_steps`` steps, then writes one line. The first loss is shown."""
-        for name, value in values.items():
+    def note(self, steps: list[dict[str, float]]) -> None:
+        """Takes in the numbers of some steps. The first loss is shown."""
+        for name, value in chain.from_iterable(values.items() for values in steps):
             self.values.setdefault(name, []).append(value)
+        loss = next((name for name in self.values if f"/{name}".endswith("/loss")), None)
+        if loss is not None:
+            self.progress.update(self.task, loss=self.values[loss][-1])
+
+    def advance(self, step: int, write: bool) -> None:
+        """Moves the bar on; on request writes one line, means of what was noted since the last one."""
         speed = (step - self.first_step) / (time.perf_counter() - self.started)
-        loss = next((name for name in self.values if f"/{name}".endswith("/loss")), "")
-        self.progress.update(self.task, completed=step, loss=self.values[loss][-1] if loss else math.nan, speed=speed)
-        if step % self.config.logging_steps and step != self.config.max_train_steps:
+        self.progress.update(self.task, completed=step, speed=speed)
+        if not write:
             return
+        loss = next((name for name in self.values if f"/{name}".endswith("/loss")), "")
         means = _divide({name: sum(seen) / len(seen) for name, seen in self.values.items()})
         self.values = {}
         items = self.config.train_batch_size * self.config.gradient_accumulation_steps * self.process.num_processes

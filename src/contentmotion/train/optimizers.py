@@ -97,12 +97,12 @@ class Trainee:
             player.target.to(device)
             self.targets = [player.target.get_parameter(name) for name in self.parameters]
 
-    def clip_gradients(self) -> float:
-        """Clips the gradient's norm as the config says; gives the norm before."""
+    def clip_gradients(self) -> Tensor:
+        """Clips the gradient's norm as the config says; gives the norm before, where it was computed."""
         self.scaler.unscale_(self.optimizer)
         limit = self.config.max_grad_norm or torch.inf
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), limit)
-        return whole(norm).item()
+        return whole(norm)
 
     def step(self) -> None:
         """Optimizer, rate and average go one step on; none of them where fp16's gradients were not finite."""
@@ -120,27 +120,29 @@ class Trainee:
     @torch.no_grad()
     def move_target(self) -> None:
         """Puts the target, if there is one, where the average is."""
-        for parameter, value in zip(self.targets, self.average.values if self.average else (), strict=False):
-            parameter.copy_(whole(value))
+        if self.average and self.targets:
+            torch._foreach_copy_(self.targets, [whole(value) for value in self.average.values])
 
     def averages(self) -> dict[str, Tensor]:
         """The averaged parameters by name, sharded as they are; none without an average."""
         return dict(zip(self.parameters, self.average.values, strict=True)) if self.average else {}
 
     @torch.no_grad()
-    def lag(self) -> dict[str, float]:
+    def lag(self) -> dict[str, Tensor]:
         """How far the average lags behind: its distance to the weights over their norm."""
         distance = norm = torch.zeros((), device=next(iter(self.parameters.values())).device)
         for name, value in self.averages().items():
             parameter = self.parameters[name]
             distance = distance + (value.to(parameter.device) - parameter).float().square().sum()
             norm = norm + parameter.float().square().sum()
-        return {"ema_distance": (whole(distance) / whole(norm).clamp(min=1e-30)).sqrt().item()} if self.average else {}
+        return {"ema_distance": (whole(distance) / whole(norm).clamp(min=1e-30)).sqrt()} if self.average else {}
 
     def is_finite(self) -> bool:
         """Whether all that a checkpoint would hold is, of what this process has of it."""
         rows = [local_rows(x.detach())[0] for tensors in self.tensors().values() for x in tensors.values()]
-        return all(x.isfinite().all().item() for x in rows if x.is_floating_point())
+        flags = [x.isfinite().all() for x in rows if x.is_floating_point()]
+        on = [torch.stack([flag for flag in flags if flag.device == place]) for place in {f.device for f in flags}]
+        return all(some.all().item() for some in on)  # one wait a device
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """All tensors that a checkpoint holds, by the file they go to and their name."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -76,12 +76,18 @@ def from_main(value: Any) -> Any:
 
 def mean_of(values: Mapping[str, Tensor | float]) -> dict[str, float]:
     """Averages of numbers over the processes, which all bring the same names."""
+    return dict(zip(values, means_of(list(values.values())), strict=True))
+
+
+def means_of(values: Sequence[Tensor | float]) -> list[float]:
+    """The same of numbers without names; the processor waits for a GPU once, if any of them is there."""
     state = this_process()
     place = {"dtype": torch.float32, "device": state.device}
-    numbers = torch.stack([torch.as_tensor(value, **place).detach() for value in values.values()])
-    if state.num_processes > 1:
-        numbers = reduce(numbers, "mean")
-    return dict(zip(values, numbers.tolist(), strict=True))
+    if state.num_processes > 1 and values:
+        return reduce(torch.stack([torch.as_tensor(value, **place).detach() for value in values]), "mean").tolist()
+    there = [value.detach().float().to(state.device) for value in values if isinstance(value, Tensor)]
+    read = iter(torch.stack(there).cpu().tolist() if there else ())
+    return [next(read) if isinstance(value, Tensor) else value for value in values]
 
 
 def union_of(lines: list[str]) -> list[str]:
