@@ -1,5 +1,6 @@
-"""A GPU that is not there: the device "meta", whose tensors have shapes and no numbers, with a list of what the processor
-would wait for. A CUDA tensor of torch's FakeTensor needs a CUDA build, and tests run without one."""
+"""A GPU that is not there: the device "meta", whose tensors have shapes and no numbers, with a list of what the
+processor would wait for. A CUDA tensor of torch's FakeTensor needs a CUDA build, and tests run without one.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +33,9 @@ def fake_gpu() -> Iterator[list[str]]:
     events: list[str] = []
     try:
         # Autocast and fused optimizers do not know this device.
-        with patch("torch.Generator", _Generator), patch("torch.autocast", lambda *args, **kwargs: nullcontext()):
-            with _Crossings(events):
-                yield events
+        no_autocast = patch("torch.autocast", lambda *args, **kwargs: nullcontext())
+        with patch("torch.Generator", _Generator), no_autocast, _Crossings(events):
+            yield events
     finally:  # what is kept on devices
         _per_channel.cache_clear()
         _TOKENS.clear()

@@ -114,7 +114,7 @@ def test_denoising_steps(latent: bool) -> None:
         return step
 
     with fake_gpu() as events, torch.no_grad():
-        pipe.to(GPU)
+        pipe.to(GPU, torch.bfloat16)  # without autocast
         made = pipe(
             "rocket", num_inference_steps=3, output_type="pt", generator=torch.Generator(GPU),
             callback_on_step_end=watch("content"), motion_callback_on_step_end=watch("motion"),

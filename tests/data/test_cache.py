@@ -72,6 +72,20 @@ def test_cache_holds_what_the_autoencoder_makes(config: EncodeConfig) -> None:
         cache[4]
 
 
+def test_batches_gathered_on_a_device_are_those_that_are_read(config: EncodeConfig, tiny_pipeline_dir: Path) -> None:
+    features = {"pretrained_model_name_or_path": str(tiny_pipeline_dir), "text_features": "tokens"}
+    encode(replace(config, **features))
+    cache = LatentCache(config.output_dir)
+    cache.use_text_features(load_pipeline(str(tiny_pipeline_dir)).components)
+    items = [(3, 7), (0, 8), (2, 9), (2, 10), (2, 11)]
+    expected = collate_latents([cache[item] for item in items])
+    cache.keep_on(torch.device("cpu"))
+    (batch,) = torch.utils.data.DataLoader(cache, batch_sampler=[items], collate_fn=collate_latents)
+    assert batch.keys() == expected.keys() and "pooled" in batch
+    for name, value in expected.items():
+        assert batch[name].equal(value) if isinstance(value, torch.Tensor) else batch[name] == value
+
+
 def test_motion_statistics_are_those_of_the_files(config: EncodeConfig) -> None:
     weights = Path(config.autoencoder) / "diffusion_pytorch_model.safetensors"
     before = weights.read_bytes()

@@ -37,7 +37,7 @@ from contentmotion.progress import progress_bar
 from contentmotion.run_dir import is_recorded, prepare_output_dir, resolve_device, resolve_dtype, seeded_generator
 from contentmotion.stages.image_vae import encode_frames, vae_scale_factor
 from contentmotion.stages.text import NULL_PROMPT
-from contentmotion.video.pixels import to_uint8
+from contentmotion.video.pixels import to_bytes
 from contentmotion.video.reader import probe_video, read_video
 from contentmotion.video.write import read_metadata, write_contact_sheet, writing_video
 
@@ -176,7 +176,7 @@ class _Files:
 
     def add(self, frames: torch.Tensor) -> None:
         """Writes some frames more of all videos, (b, t, 3, H, W) in [0, 1]."""
-        videos = _bytes(frames)
+        videos = to_bytes(frames)
         for video, writers, row in zip(videos, self._writers, self._rows, strict=True):
             for add in writers:
                 add(video)
@@ -456,7 +456,9 @@ def sample(
     asked: dict[str, Any] = {kind: batch}
     if config.schedule:
         asked = {"prompt": config.schedule, "num_videos_per_prompt": len(batch)}
-    with torch.autocast(device.type, dtype, enabled=dtype is not None):
+    # Weights of that type need none on a GPU; on CPUs results are what they were with it.
+    casts = dtype is not None and (device.type == "cpu" or pipe._dtype != dtype)
+    with torch.autocast(device.type, dtype, enabled=casts):
         output: Any = pipe(
             **asked,
             **own,
@@ -475,18 +477,13 @@ def sample(
             on_frames(output.frames)
         return []
     contents = output.get("content_frame")
-    contents = [None] * len(batch) if contents is None else _bytes(contents)
+    contents = [None] * len(batch) if contents is None else to_bytes(contents)
     latents = output.get("content_latents")
     latents = [None] * len(batch) if latents is None else latents
     return [
         Drawn(video, content, own_latents)
-        for video, content, own_latents in zip(_bytes(output.frames), contents, latents, strict=True)
+        for video, content, own_latents in zip(to_bytes(output.frames), contents, latents, strict=True)
     ]
-
-
-def _bytes(frames: torch.Tensor) -> np.ndarray:
-    """Frames (..., 3, H, W) in [0, 1] as uint8 (..., H, W, 3): made where the frames are, for bytes travel faster."""
-    return to_uint8(frames, low=0).movedim(-3, -1).contiguous().cpu().numpy()
 
 
 def slug(condition: str | int) -> str:

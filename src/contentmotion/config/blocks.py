@@ -262,6 +262,7 @@ class ScaleSettings(Settings):
         shuffle_window: Clips that are mixed with one another, read from shards (of a cache or of a stream) that no
             other process reads; none: every clip of a cache with every other, which reads all over the disk.
         max_train_time: Stop after so many minutes of training, with a checkpoint to go on from; none: no limit.
+        cache_on_device: Keep a latent cache on the GPU, where it takes no more than a quarter of what is free there.
         noise_on_device: Draw noise on the GPU that needs it, without waiting for it; false: on the CPU, the same
             numbers on every machine.
     """
@@ -274,6 +275,7 @@ class ScaleSettings(Settings):
     async_checkpointing: bool = False
     shuffle_window: Count | None = None
     max_train_time: Positive | None = None
+    cache_on_device: bool = True
     noise_on_device: bool = True
 
 

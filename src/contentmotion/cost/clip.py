@@ -29,9 +29,11 @@ from contentmotion.pipelines.base import LatentPipeline
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
 from contentmotion.pipelines.loading import is_video_model
 from contentmotion.pipelines.sampling import Sampling, resolve_sampling
+from contentmotion.pipelines.speed import use_channels_last
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
 from contentmotion.saving import read_json
 from contentmotion.stages.image_vae import normalize_latents
+from contentmotion.video.pixels import to_bytes
 from contentmotion.video.write import write_video
 
 META = torch.device("meta")
@@ -278,7 +280,10 @@ def _system(
 
     def pipeline(made: Mapping[str, nn.Module], **others: Any) -> LatentPipeline:
         own = {component: made[key] for component, (key, _) in networks.items()}
-        return _assemble(kind, own, dict(schedulers) | others)
+        pipe = _assemble(kind, own, dict(schedulers) | others)
+        if pipe.device.type == "cuda":  # as generate does
+            use_channels_last(pipe)
+        return pipe
 
     def passes(made: Mapping[str, nn.Module], device: torch.device) -> list[Pass]:
         try:
@@ -300,9 +305,9 @@ def _system(
         def run() -> np.ndarray:
             output: Any = pipe(
                 **arguments, num_inference_steps=sampling.steps, guidance_scale=sampling.guidance_scale,
-                num_frames=size.frames, height=size.height, width=size.width, output_type="np",
+                num_frames=size.frames, height=size.height, width=size.width, output_type="pt",
             )  # fmt: skip
-            return (output.frames[0] * 255).round().astype(np.uint8)
+            return to_bytes(output.frames)[0]
 
         return run
 

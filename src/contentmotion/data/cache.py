@@ -318,6 +318,40 @@ class LatentCache(Dataset):
             if self._buckets[other] == self._buckets[number]:  # a batch is of one size
                 yield other
 
+    def keep_on(self, device: torch.device) -> None:
+        """From now on whole batches of (index, seed) are gathered on a device, the same as reading them gives; all clips
+        are of one size."""
+        parts: dict[str, list[Tensor]] = {}
+        for number in range(len(self.names)):
+            shard = self._shard(number)
+            for name in shard.shapes:
+                if name in (*LATENTS, *MAPS, "label") or (self._text_features and name in (*TEXT, "caption_ends")):
+                    parts.setdefault(name, []).append(shard.rows(name))
+        firsts = np.zeros(len(self), dtype=np.int64)  # of each clip's captions, among all features
+        if "caption_ends" in parts:
+            counts = [np.diff(ends.numpy(), prepend=0) for ends in parts.pop("caption_ends")]
+            firsts[1:] = np.concatenate(counts).cumsum()[:-1]
+        tables, captions = {name: torch.cat(rows).to(device) for name, rows in parts.items()}, list(self.captions())
+
+        def there(numbers: list[int]) -> Tensor:
+            numbers_here = torch.tensor(numbers)
+            return numbers_here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers_here
+
+        def gather(items: list[tuple[int, int]]) -> dict[str, Any]:
+            chosen = [(index, _draw_caption(captions[index], seed)) for index, seed in items]
+            rows, words = there([index for index, _ in items]), there([int(firsts[index]) + k for index, k in chosen])
+            batch = {name: table.index_select(0, words if name in TEXT else rows) for name, table in tables.items()}
+            batch |= {name: batch[name].float() for name in (*LATENTS, *TEXT) if name in batch}
+            spoken = [captions[index][k] if captions[index] else "" for index, k in chosen]
+            return batch | {"index": rows, "caption": spoken, "skipped": []}
+
+        self.__getitems__ = gather  # what torch's DataLoader asks for, where it is there
+
+    @property
+    def num_bytes(self) -> int:
+        """Its shards' size."""
+        return sum(shard["bytes"] for shard in self._index["shards"] if shard["name"] in self.names)
+
     def _read(self, number: int, row: int, seed: int | None) -> dict[str, Any]:
         shard = self._shard(number)
 
@@ -329,7 +363,7 @@ class LatentCache(Dataset):
         start = int(at("text_ends", row - 1)) if row else 0
         text = json.loads(bytes(shard.rows("texts", start, int(at("text_ends"))).numpy()))
         captions = text["captions"]
-        choice = 0 if seed is None or not captions else int(np.random.default_rng(seed).integers(len(captions)))
+        choice = _draw_caption(captions, seed)
         if self._text_features and "caption_ends" in shard.shapes:
             first = int(at("caption_ends", row - 1)) if row else 0
             read |= {name: at(name, first + choice).float() for name in TEXT if name in shard.shapes}
@@ -383,14 +417,21 @@ def open_cache(cache_dir: str | Path, max_bad_fraction: float, check: bool = Tru
     return cache
 
 
+def _draw_caption(captions: Sequence[str], seed: int | None) -> int:
+    return 0 if seed is None or not captions else int(np.random.default_rng(seed).integers(len(captions)))
+
+
 def hash_tokenizer(tokenizer: Any) -> str:
     """SHA-256 of how a tokenizer splits texts: its vocabulary, and the tokens of a text with a bit of everything."""
     probe = tokenizer("A cat's 3 dogs run, naïvely; ÄÖ 東京 🎈!", truncation=True)["input_ids"]
     return hashlib.sha256(json.dumps([sorted(tokenizer.get_vocab().items()), list(probe)]).encode()).hexdigest()
 
 
-def collate_latents(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Items of a ``LatentCache`` as a batch: tensors stacked, captions as lists, "skipped" as one flat list."""
+def collate_latents(items: Sequence[dict[str, Any]] | dict[str, Any]) -> dict[str, Any]:
+    """Items of a ``LatentCache`` as a batch: tensors stacked, captions as lists, "skipped" as one flat list; what is a
+    batch already as it is."""
+    if isinstance(items, dict):
+        return items
     names = [name for name in (*LATENTS, *MAPS, *TEXT) if name in items[0]]
     stacked: dict[str, Tensor] = {name: torch.stack([item[name] for item in items]) for name in names}
     numbers = {name: torch.tensor([item[name] for item in items]) for name in ("label", "index")}

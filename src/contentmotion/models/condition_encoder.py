@@ -15,8 +15,6 @@ from contentmotion.config import CONDITION_NAMES
 from contentmotion.models.layers import Attention, require_multiple, sincos_embedding
 
 MAPS = ("depth", "sketch")  # one channel, at the size of the pixels
-# Attention kernels launch one block per sequence and CUDA's grids end at 65,535.
-MAX_SEQUENCES = 2**15
 
 
 class TemporalBlock(nn.Module):
@@ -75,8 +73,7 @@ class SpatioTemporalEncoder(nn.Module):
         d, h, w = x.shape[1:]
         x = x.view(b, t, d, h, w).permute(0, 3, 4, 1, 2).reshape(b * h * w, t, d)
         x = x + sincos_embedding(d, torch.arange(t, device=x.device)).to(x.dtype)
-        x = torch.cat([self.temporal(part) for part in x.split(MAX_SEQUENCES)])
-        x = self.proj_out(x)  # (b h w, t, out)
+        x = self.proj_out(self.temporal(x))  # (b h w, t, out)
         return x.view(b, h, w, t, -1).permute(0, 3, 4, 1, 2)
 
 

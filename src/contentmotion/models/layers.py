@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Real
 from torch import Tensor, nn
 
+# Attention kernels launch one block per sequence and CUDA's grids end at 65,535.
+MAX_SEQUENCES = 2**15
+
 
 class Attention(nn.Module):
     """Multi-head self-attention over the second-to-last axis, through PyTorch's fused attention.
@@ -39,8 +42,11 @@ class Attention(nn.Module):
             # The fused backward pass is four to nine times slower than plain products there (docs/log.md).
             weights = (q @ k.transpose(-2, -1) * self.head_dim**-0.5).softmax(dim=-1)  # (b, heads, n, n)
             x = weights.to(v.dtype) @ v
-        else:
+        elif b <= MAX_SEQUENCES:
             x = F.scaled_dot_product_attention(q, k, v)  # (b, heads, n, head_dim)
+        else:
+            parts = zip(*(part.split(MAX_SEQUENCES) for part in (q, k, v)), strict=True)
+            x = torch.cat([F.scaled_dot_product_attention(*part) for part in parts])
         return self.proj(x.transpose(1, 2).reshape(b, n, -1))
 
 

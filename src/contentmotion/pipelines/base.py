@@ -18,7 +18,7 @@ from contentmotion.pipelines.folder import HUB_SETTINGS, INDEX, fetch, known_cla
 from contentmotion.pipelines.sampling import FiniteValues, denoise, noise_to, steps_taken, times_at_hand, warn_once
 from contentmotion.stages.stage import Condition, Stage
 from contentmotion.stages.text import NULL_PROMPT, TextFeatures
-from contentmotion.video.pixels import to_uint8
+from contentmotion.video.pixels import to_bytes
 
 Generators = torch.Generator | list[torch.Generator] | None
 StepCallback = Callable[..., dict] | PipelineCallback | MultiPipelineCallbacks | None
@@ -303,5 +303,4 @@ class LatentPipeline(DiffusionPipeline):
             return unit
         if output_type == "np":
             return unit.permute(0, 1, 3, 4, 2).cpu().numpy()
-        array = to_uint8(unit, low=0).permute(0, 1, 3, 4, 2).cpu().numpy()
-        return [[Image.fromarray(frame) for frame in video] for video in array]
+        return [[Image.fromarray(frame) for frame in video] for video in to_bytes(unit)]

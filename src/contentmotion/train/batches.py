@@ -12,6 +12,7 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader, Dataset
 
 from contentmotion.config import TrainConfig
+from contentmotion.data.cache import LatentCache
 from contentmotion.data.samplers import ShardSampler, StepSampler
 from contentmotion.data.streaming import StreamingClips
 from contentmotion.draws import BatchGenerator
@@ -37,11 +38,12 @@ def make_batches(
     accumulation = config.gradient_accumulation_steps
     first, stop = first_step * accumulation, config.max_train_steps * accumulation
     device: Any = process.device
+    kept = _keep_there(dataset, config, device)
     loader = DataLoader(
         **_order(dataset, config, process, first, stop),
         collate_fn=collate,
         num_workers=config.dataloader_num_workers,
-        pin_memory=device.type == "cuda",
+        pin_memory=device.type == "cuda" and not kept,
         worker_init_fn=_leave_stopping_to_the_run,
     )
     reader: Any = iter(loader)
@@ -53,6 +55,17 @@ def make_batches(
     finally:
         if config.dataloader_num_workers:  # Python would end them by SIGTERM and wait, and they do not heed it
             reader._shutdown_workers()
+
+
+def _keep_there(dataset: Dataset, config: TrainConfig, device: torch.device) -> bool:
+    """Puts a latent cache on the GPU, where it is small enough to leave no mark there; whether it is there."""
+    if device.type != "cuda" or not isinstance(dataset, LatentCache) or not config.scale.cache_on_device:
+        return False
+    fits = 4 * dataset.num_bytes < torch.cuda.mem_get_info(device)[0]
+    if fits and dataset.bucket_of is None and not config.dataloader_num_workers:
+        dataset.keep_on(device)
+        return True
+    return False
 
 
 def begin_draws(config: TrainConfig, step: int, part: int, process: PartialState, player: int) -> BatchGenerator:
