@@ -319,7 +319,7 @@ class LatentCache(Dataset):
                 yield other
 
     def keep_on(self, device: torch.device) -> None:
-        """From now on whole batches of (index, seed) are gathered on a device, the same as reading them gives; all clips
+        """From now on whole batches of (index, seed) are gathered on a device, as reading them gives them; all clips
         are of one size."""
         parts: dict[str, list[Tensor]] = {}
         for number in range(len(self.names)):
