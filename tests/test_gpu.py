@@ -35,7 +35,7 @@ from contentmotion.evaluate.i3d import InceptionI3d
 from contentmotion.evaluate.lpips import LPIPS
 from contentmotion.models.layers import MAX_SEQUENCES, Attention
 from contentmotion.pipelines.loading import load_pipeline
-from contentmotion.pipelines.speed import compile_networks, use_channels_last
+from contentmotion.pipelines.speed import compile_networks, replay_networks, use_channels_last
 from contentmotion.run_dir import leave_processes
 from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.content import train_content
@@ -98,6 +98,16 @@ def test_compiled_networks_draw_the_same() -> None:
     compile_networks(pipe, torch.device(DEVICE))
     for _ in range(3):  # the third is a CUDA graph's
         np.testing.assert_allclose(videos(pipe, num_inference_steps=2), plain, atol=2e-3)
+
+
+def test_recorded_networks_draw_the_same_to_the_bit() -> None:
+    if DEVICE == "cpu":
+        pytest.skip("CUDA's")
+    pipe = load_pipeline("emoji-lcm").to(DEVICE)
+    plain = [videos(pipe, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    replay_networks(pipe, torch.device(DEVICE))
+    for seed in (0, 1, 0):
+        np.testing.assert_array_equal(videos(pipe, generator=torch.Generator().manual_seed(seed)), plain[seed])
 
 
 def test_sampling_does_not_wait() -> None:

@@ -1,7 +1,9 @@
 """Every switch that makes a pipeline faster leaves its videos as they are, bit for bit or within a stated tolerance."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +14,15 @@ from contentmotion import ContentMotionPipeline
 from contentmotion.cli import main
 from contentmotion.cost.count import count_cost
 from contentmotion.cost.networks import build
+from contentmotion.models import layers
 from contentmotion.models.autoencoder import ContentMotionAutoencoder, cut_windows, join_windows
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.pipelines.speed import (
+    Replayed,
     compile_networks,
     enable_tiling,
     quantize_networks,
+    replay_networks,
     use_channels_last,
     use_vae,
 )
@@ -190,6 +195,47 @@ def test_compiled_code_agrees(pipe: ContentMotionPipeline) -> None:
     compile_networks(pipe, CPU)
     np.testing.assert_allclose(run(pipe), plain, atol=1e-3)
     torch.compiler.reset()
+
+
+def test_calls_that_are_recorded_once_and_replayed() -> None:
+    """With a recorder that, as a CUDA graph does, works in the places of the first call alone."""
+    made = []
+
+    def record(call: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
+        output = call()
+        made.append(output)
+
+        def replay() -> None:
+            again = call()
+            output["sum"].copy_(again["sum"])
+
+        return replay, output
+
+    def call(x: torch.Tensor, other: torch.Tensor, factor: float = 1.0) -> dict[str, torch.Tensor]:
+        return {"sum": x + factor * other}
+
+    replayed = Replayed(call, record)
+    given = [(torch.full((2,), float(k)), torch.tensor(10.0 * k)) for k in range(1, 4)]
+    outputs = [replayed(*pair)["sum"] for pair in given] + [replayed(given[0][0], other=given[1][1])["sum"]]
+    assert [output.tolist() for output in outputs] == [[11, 11], [22, 22], [33, 33], [21, 21]]
+    assert replayed(torch.ones(3), torch.tensor(1.0))["sum"].shape == (3,)
+    assert replayed(*given[0], factor=2.0)["sum"].tolist() == [21, 21]
+    assert len(made) == 4  # by keyword, shape and factor
+
+
+def test_graphs_are_cudas_own(pipe: ContentMotionPipeline) -> None:
+    with pytest.raises(ValueError, match="cuda_graphs needs a CUDA GPU, and this run is on cpu"):
+        replay_networks(pipe, torch.device("cpu"))
+
+
+def test_attention_over_many_sequences_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention, x = layers.Attention(8, 2), torch.randn(7, 3, 8)
+    with torch.no_grad():
+        whole = attention(x)
+        monkeypatch.setattr(layers, "MAX_SEQUENCES", 3)
+        torch.testing.assert_close(attention(x), whole)
+        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", lambda q, k, v: q[:3])
+        assert len(attention(torch.randn(6, 3, 8))) == 6, "no more at a time than that"
 
 
 def test_quantised_weights(pipe: ContentMotionPipeline) -> None:

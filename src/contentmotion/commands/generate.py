@@ -29,6 +29,7 @@ from contentmotion.pipelines.speed import (
     compile_networks,
     enable_tiling,
     quantize_networks,
+    replay_networks,
     use_channels_last,
     use_vae,
 )
@@ -245,6 +246,8 @@ def load_for_sampling(config: SamplingConfig, device: torch.device) -> Any:
         use_channels_last(pipe)
     if switches and switches.compile:
         compile_networks(pipe, device)
+    if switches and switches.cuda_graphs:
+        replay_networks(pipe, device)
     return pipe
 
 

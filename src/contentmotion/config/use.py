@@ -165,6 +165,7 @@ class GenerateConfig(SamplingConfig, StartConfig, ConditionConfig):
         vae_slicing: Decode one frame at a time: less memory.
         vae_tiling: Decode frames in tiles: still less memory, faint seams.
         compile: Compile the networks (torch.compile): minutes for the first clip, faster from the second on.
+        cuda_graphs: Record the networks' calls as CUDA graphs: small models, and few videos at once, are faster.
         noise_on_device: Draw the noise on the GPU: faster, but other videos than a CPU draws from the same seed.
         quantization: "int8": both denoisers' weights in 8 bits (needs torchao): less memory.
         output_dir: Folder for the videos, `sheet.png` and `config.yaml`; created when missing.
@@ -185,12 +186,17 @@ class GenerateConfig(SamplingConfig, StartConfig, ConditionConfig):
     vae_slicing: bool = False
     vae_tiling: bool = False
     compile: bool = False
+    cuda_graphs: bool = False
     noise_on_device: bool = False
     quantization: Literal["none", "int8"] = "none"
     output_dir: str = "outputs"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(
+            not (self.cuda_graphs and (self.compile or self.enable_model_cpu_offload)),
+            "--cuda_graphs goes neither with --compile, which records them too, nor with --enable_model_cpu_offload",
+        )
         given = sum(x is not None for x in (self.prompt, self.prompt_file, self.class_labels))
         require(
             given == (0 if self.prompts_at else 1) or (given == 0 and bool(self.image or self.video)),
