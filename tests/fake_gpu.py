@@ -34,7 +34,14 @@ def fake_gpu() -> Iterator[list[str]]:
     try:
         # Autocast and fused optimizers do not know this device.
         no_autocast = patch("torch.autocast", lambda *args, **kwargs: nullcontext())
-        with patch("torch.Generator", _Generator), no_autocast, _Crossings(events):
+        crossings, make = _Crossings(events), torch.tensor
+
+        def tensor(data: Any, *, device: Any = None, **settings: Any) -> torch.Tensor:
+            if device is not None and torch.device(device) == GPU:
+                crossings.note("copy to the GPU")  # of numbers that the CPU has
+            return make(data, device=device, **settings)
+
+        with patch("torch.Generator", _Generator), patch("torch.tensor", tensor), no_autocast, crossings:
             yield events
     finally:  # what is kept on devices
         _per_channel.cache_clear()
@@ -69,27 +76,27 @@ class _Crossings(TorchDispatchMode):
         name, to = func._schema.name.removeprefix("aten::"), kwargs.get("device")
         if not there:
             if here and to is not None and torch.device(to) == GPU:
-                self._note("copy to the GPU")
+                self.note("copy to the GPU")
             return func(*args, **kwargs)
         if to is not None and torch.device(to) != GPU:
-            self._note("copy to the CPU")
+            self.note("copy to the CPU")
             return torch.ones(there[0].shape, dtype=kwargs.get("dtype") or there[0].dtype)
         if name == "copy_" and here:
-            self._note(f"copy to the {'GPU' if args[0].device == GPU else 'CPU'}")
+            self.note(f"copy to the {'GPU' if args[0].device == GPU else 'CPU'}")
             return args[0]
         if name == "_local_scalar_dense":
-            self._note("wait for a number")
+            self.note("wait for a number")
             return torch.ones((), dtype=there[0].dtype).item()
         if name in WAITS or (name in INDEXING and any(x is not None and x.dtype == torch.bool for x in args[1])):
-            self._note(f"wait for {name}")
+            self.note(f"wait for {name}")
         elif name in INDEXING and here:
-            self._note("copy to the GPU")
+            self.note("copy to the GPU")
             args = (args[0], tree_map_only(torch.Tensor, lambda x: x.to(GPU), list(args[1])), *args[2:])
         elif any(x.dim() for x in here):
             raise RuntimeError(f"{func}: tensors of two devices")
         return func(*args, **kwargs)
 
-    def _note(self, kind: str) -> None:
+    def note(self, kind: str) -> None:
         frames = [frame for frame in traceback.extract_stack() if frame.filename != __file__]
         place = ([frame for frame in frames if "/contentmotion/" in frame.filename] or frames)[-1]
         self.events.append(f"{kind}: {place.filename.rpartition('/contentmotion/')[2]}:{place.lineno} {place.line}")
