@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,6 @@ from contentmotion.stages.image_vae import make_image_vae, vae_latent_channels, 
 from contentmotion.stages.lora import adapt, freeze_all_but
 from contentmotion.stages.motion import MotionStage
 from contentmotion.stages.stage import Stage
-from contentmotion.stages.text import pooled_text_dim
 from contentmotion.stages.video import VideoStage
 from contentmotion.tables import number, print_table
 
@@ -93,8 +93,12 @@ class Plan:
         }
 
 
-def plan_run(config: TrainConfig) -> Plan:
+def plan_run(config: TrainConfig, shape: tuple[int, ...] | None = None) -> Plan:
     """Computes what a training command's settings ask for.
+
+    Args:
+        config: The settings.
+        shape: Of what a denoiser makes, of one item; when None of the cache's largest one, or of what it was made for.
 
     Raises:
         ValueError: Shapes that cannot be known without a checkpoint or a cache that is not there.
@@ -107,17 +111,17 @@ def plan_run(config: TrainConfig) -> Plan:
         return _plan_autoencoder(config)
     assert isinstance(config, TrainDenoiserConfig | DistillConfig)
     stage = _stage_to_train(config)
-    text: Any = stage.components.get("text_encoder")
-    frozen, forward = {}, network_call(stage, _sample_shape(stage, config))
-    if text is not None:
-        ids = torch.ones(1, text.config.max_position_embeddings, dtype=torch.long, device=META)
+    calls, frozen = [network_call(stage, shape or _sample_shape(stage, config))], {}
+    for name, tokens in stage.text_lengths.items():
+        text: Any = stage.components[name]
+        read = partial(text, torch.ones(1, tokens, dtype=torch.long, device=META))
         if any(parameter.requires_grad for parameter in text.parameters()):
-            call = forward
-            forward = lambda: (text(ids), call())  # noqa: E731
+            calls.append(read)
         else:
-            frozen = {text: count_cost(lambda: text(ids)).flops}
+            frozen[text] = count_cost(read).flops
+    forward = lambda: [call() for call in calls]  # noqa: E731
     if isinstance(config, DistillConfig):
-        return _plan_distillation(config, stage, forward, frozen)
+        return _plan_distillation(config, stage, forward, frozen, shape)
     return _plan(stage, forward, frozen, config)
 
 
@@ -162,11 +166,7 @@ def parts(name_or_path: str) -> dict[str, Any]:
     folder = Path(resolve_name(name_or_path))
     if not folder.is_dir():
         raise ValueError(f"dry_run does not know the shapes of {name_or_path}: give a folder that is here")
-    found = skeletons(folder)
-    if found["transformer"] is not None:
-        kind = type(found["transformer"]).__name__
-        raise ValueError(f"dry_run does not plan a {kind} yet: `contentmotion benchmark --meta` counts its passes")
-    return found
+    return skeletons(folder)
 
 
 def part(name_or_path: str, name: str) -> nn.Module:
@@ -225,8 +225,7 @@ def _stage_to_train(config: TrainDenoiserConfig | DistillConfig) -> Stage:
     name = config.pretrained_model_name_or_path
     with META:
         stage = _make_stage(config, parts(name) if name else {})
-        text: Any = stage.components.get("text_encoder")
-        if text is not None:
+        for text in stage.text_encoders.values():
             text.requires_grad_(getattr(config, "train_text_encoder", False) or not name)
         if not isinstance(config, TrainMotionConfig):
             adapt(stage, config.lora)  # type: ignore[reportAttributeAccessIssue]
@@ -241,13 +240,13 @@ def _make_stage(config: TrainDenoiserConfig | DistillConfig, components: dict[st
         return STAGES[config.part](components)
     if isinstance(config, TrainMotionConfig):
         autoencoder: Any = part(config.autoencoder, "autoencoder")
-        text: Any = components.get("text_encoder")
+        text_dim = content_stage(components).pooled_width if components else None
         return MotionStage.make(
             config.model, [(autoencoder.config.motion_channels,)],
-            components={"autoencoder": autoencoder, "text_encoder": text, "tokenizer": None},
+            components={"text_encoder": None} | components | {"autoencoder": autoencoder, "tokenizer": None},
             content_channels=autoencoder.config.in_channels,
-            num_classes=1000 if text is None else None,  # an embedding each: it hardly matters how many
-            text_dim=None if text is None else pooled_text_dim(text),
+            num_classes=1000 if text_dim is None else None,  # an embedding each: it hardly matters how many
+            text_dim=text_dim,
         )  # fmt: skip
     if isinstance(config, TrainContentConfig) and components:
         return content_stage(components)
@@ -276,7 +275,7 @@ def _sample_shape(stage: Stage, config: TrainDenoiserConfig | DistillConfig) -> 
         cache = open_cache(config.cache_dir, config.max_bad_fraction, check=False)
         return max(cache.shapes(stage.field), key=math.prod)
     own: Any = stage.network.config
-    side = own.sample_size or 64
+    side = own.get("sample_size") or 64
     sides = (side, side) if isinstance(side, int) else tuple(side)
     return (own.get("num_frames", 16), own.out_channels, *sides) if stage.name == "video" else (own.in_channels, *sides)
 
@@ -296,8 +295,9 @@ def network_call(stage: Stage, shape: tuple[int, ...]) -> Callable[[], Any]:
 
 
 def _plan_distillation(
-    config: DistillConfig, student: Stage, forward: Callable[[], Any], frozen: dict[nn.Module, int]
-) -> Plan:
+    config: DistillConfig, student: Stage, forward: Callable[[], Any], frozen: dict[nn.Module, int],
+    shape: tuple[int, ...] | None,
+) -> Plan:  # fmt: skip
     """With all weights trained, target and teacher are copies; with LoRA the three share all but the adapters."""
     # The target, and the teacher, with guidance twice a step.
     passes = 2 if config.guidance_scale == 1 else 3
@@ -307,7 +307,7 @@ def _plan_distillation(
         return replace(plan, frozen=plan.frozen + 2 * plan.trained, flops_per_item=plan.flops_per_item + passes * after)
     with META:
         teacher = STAGES[config.part](parts(config.pretrained_model_name_or_path))
-    once = count_cost(network_call(teacher, _sample_shape(teacher, config))).flops
+    once = count_cost(network_call(teacher, shape or _sample_shape(teacher, config))).flops
     # Frozen weights take no gradient: their share of the backward pass is one forward pass's worth, not two.
     flops = plan.flops_per_item - once + once * (passes - 1) + after
     return replace(plan, frozen=plan.frozen + plan.trained, flops_per_item=flops)

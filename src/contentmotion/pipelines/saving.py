@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from contentmotion.loading import quiet
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
 from contentmotion.pipelines.image import make_stock
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
@@ -19,7 +20,7 @@ def save_stage(stage: Stage, path: Path) -> None:
     pipeline where its components make one, else as the half of our pipeline; a motion model with
     ``scheduler_config.json`` beside its weights; a video model as a whole pipeline.
     """
-    with replacing_folder(path) as folder:
+    with replacing_folder(path) as folder, quiet():
         if stage.name == "motion":
             stage.network.save_pretrained(folder)
             stage.scheduler.save_pretrained(folder)
