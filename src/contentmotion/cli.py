@@ -13,7 +13,7 @@ import contentmotion
 from contentmotion import config
 from contentmotion.arguments import Command, UsageError, did_you_mean, help_text, parse_config
 from contentmotion.config.common import printable
-from contentmotion.run_dir import is_out_of_memory, leave_processes, owned_folder
+from contentmotion.run_dir import is_main_process, is_out_of_memory, leave_processes, owned_folder
 
 DEBUG_VARIABLE = "CONTENTMOTION_DEBUG"
 PLAN = "contentmotion.cost.plan:print_plan"
@@ -108,6 +108,11 @@ COMMANDS = {
     ),
 }
 
+RESULTS = {  # in the output folder of a command that trains; of `distill` that of its part
+    "train-vae": "vae", "train-autoencoder": "autoencoder", "train-content": "content",
+    "train-motion": "motion_transformer", "train-video": "video",
+}  # fmt: skip
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns the exit status (0; 1 failed; 2 not understood; 130 interrupted).
@@ -163,11 +168,24 @@ def run(words: list[str]) -> int:
         print(help_text(name, command.config_class, command.positional, "--help_all" in words))
         return 0
     settings = parse_config(name, command.config_class, command.positional, words[1:])
-    target = command.dry_run if command.dry_run and settings.dry_run else command.function
+    planned = command.dry_run and settings.dry_run
+    choice = nullcontext()
+    if getattr(settings, "revision", None) or getattr(settings, "variant", None):
+        chosen = import_module("contentmotion.pipelines.folder").chosen
+        choice = chosen(settings.named_model, settings.variant, settings.revision)
+    publishes = not planned and getattr(settings, "push_to_hub", False)
+    if publishes:  # what would be refused at the end is refused now
+        import_module("contentmotion.commands.push").require_access(settings.hub_model_id)
+    target = command.dry_run if planned else command.function
     module, _, function = target.partition(":")
     writes = target == command.function and hasattr(settings, "output_dir") and not getattr(settings, "compare", None)
-    with owned_folder(settings.output_dir) if writes else nullcontext():
+    with choice, owned_folder(settings.output_dir) if writes else nullcontext():
         getattr(import_module(module), function)(settings)
+    if publishes and is_main_process():
+        result = f"{settings.output_dir}/{RESULTS.get(name) or RESULTS[f'train-{settings.part}']}"
+        import_module("contentmotion.commands.push").push(
+            config.PushConfig(folder=result, repo_id=settings.hub_model_id)
+        )
     leave_processes()
     return 0
 

@@ -37,6 +37,9 @@ HUB_SECONDS = 5.0  # it takes at most to be reached
 ASSETS = Path(__file__).parent / "assets"
 SCHEDULERS = (DDIMScheduler, LCMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler)
 Model = TypeVar("Model", bound=ModelMixin)
+# Models that this process was told more of than their names (``pipelines.folder.chosen``): by name and by folder, the
+# folder and the variant of the weights.
+CHOSEN: dict[str, tuple[str, str | None]] = {}
 
 
 def resolve_name(name_or_path: str) -> str:
@@ -45,6 +48,7 @@ def resolve_name(name_or_path: str) -> str:
     Raises:
         ValueError: A path that does not exist.
     """
+    name_or_path, _ = CHOSEN.get(name_or_path, (name_or_path, None))
     if name_or_path in (SHIPPED_MODEL, SHIPPED_STUDENT):  # a folder of that name is ./emoji
         name_or_path = str(ASSETS / name_or_path)
     is_hub_id = name_or_path.count("/") == 1 and not name_or_path.startswith((".", "/", "~"))
@@ -215,8 +219,9 @@ def load_model(cls: Any, path: str, subfolder: str | None, what: str, dtype: tor
             if cls is AutoModel:  # it finds the class, but does not say what it loaded
                 cls = getattr(diffusers, AutoModel.load_config(path, subfolder=subfolder)["_class_name"])
             model, info = cls.from_pretrained(
-                path, subfolder=subfolder, dtype=dtype or torch.float32, use_safetensors=True, output_loading_info=True
-            )
+                path, subfolder=subfolder, dtype=dtype or torch.float32, use_safetensors=True, output_loading_info=True,
+                variant=variant_in(Path(path) / (subfolder or ""), CHOSEN.get(path, (path, None))[1]),
+            )  # fmt: skip
     except Exception as error:  # torch, safetensors, json and the hub each raise their own
         raise ValueError(explain(what, path, error)) from error
     for kind, reason in (("missing_keys", "its file lacks"), ("unexpected_keys", "its file has unknown")):
@@ -228,6 +233,20 @@ def load_model(cls: Any, path: str, subfolder: str | None, what: str, dtype: tor
         )
     require_finite_weights(model, what)
     return model.eval()
+
+
+def kind_of(file: str) -> str | None:
+    """The variant that a file of weights is: "fp16" of ``model.fp16-00001-of-00002.safetensors``."""
+    names = file.rpartition("/")[2].split(".")
+    return names[1].split("-")[0] if len(names) == 3 else None
+
+
+def variant_in(part: Path, wanted: str | None = None) -> str | None:
+    """The variant to load of a part's weights: the one wanted, where the part has it, or the only one that it has."""
+    kinds = {kind_of(file.name) for file in part.glob("*.safetensors")}
+    if wanted in kinds:
+        return wanted
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def require_finite_weights(model: torch.nn.Module, what: str) -> None:

@@ -55,6 +55,27 @@ def test_refusals(
     assert "HF_HUB_OFFLINE is set" in fails(capsys, pipe, "--repo_id=me/m")  # as all tests have it
 
 
+def test_a_training_that_could_not_push_is_refused_before_it_starts(
+    clip_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that can pushes its result."""
+    size = "--num_frames 4 --height 16 --width 16 --model.hidden_size 16 --model.depth 1 --model.num_heads 2"
+    steps = "--max_train_steps 1 --train_batch_size 2 --validation_steps 0 --report_to none --model.head_dim 8"
+    words = f"train-autoencoder --train_data_dir {clip_folder} --output_dir {tmp_path}/run {size} {steps}".split()
+    assert main([*words, "--push_to_hub"]) == 2
+    assert "--push_to_hub needs --hub_model_id" in capsys.readouterr().err
+    words += ["--push_to_hub", "--hub_model_id", "me/model"]
+    assert main(words) == 1
+    assert "HF_HUB_OFFLINE is set" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    pushed = []
+    monkeypatch.setattr("contentmotion.commands.push.require_access", lambda repo_id: None)
+    monkeypatch.setattr("contentmotion.commands.push.push", pushed.append)
+    assert main([*words, "--dry_run"]) == 0 and not pushed
+    assert main(words) == 0
+    assert [(one.folder, one.repo_id) for one in pushed] == [(f"{tmp_path}/run/autoencoder", "me/model")]
+    assert (tmp_path / "run/autoencoder/config.json").is_file()
+
+
 class Hub(BaseHTTPRequestHandler):
     """As much of the hub as an upload of small files talks to; keeps what it is sent."""
 

@@ -12,6 +12,8 @@ from huggingface_hub import constants, set_client_factory
 from huggingface_hub.utils import get_session
 
 from contentmotion import ContentMotionPipeline
+from contentmotion.cli import main
+from contentmotion.pipelines.loading import load_pipeline
 from tiny import make_pipeline
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -106,6 +108,31 @@ def test_variant_and_dtype(hub: Hub, tmp_path: Path) -> None:
     assert all("fp16" in name for name in hub.asked if name.endswith(".safetensors"))
     with pytest.raises(ValueError, match="^me/model has no variant bf16: there is fp16$"):
         ContentMotionPipeline.from_pretrained("me/model", cache_dir=tmp_path, variant="bf16")
+
+
+def test_the_command_line_names_a_revision_and_a_variant(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is exported in 16 bits says so in its files' names, and loads as any folder does."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    words = ["export", "--output_dir", str(out), "--variant", "fp16", "--pretrained_model_name_or_path"]
+    for name, more, message in (
+        ("me/model", ("--revision", "v9"), "me/model: the repository has no revision v9"),
+        (str(hub.folder), ("--variant", "bf16"), "has no variant bf16: there is fp16"),
+        (str(hub.folder), ("--revision", "v2"), "is a folder, the hub's repositories have revisions"),
+    ):
+        assert main([*words, name, *more]) == 1
+        assert message in capsys.readouterr().err and not out.exists()
+    assert main([*words, "me/model", "--revision", "v2"]) == 0
+    assert all("fp16" in name for name in hub.asked if name.endswith(".safetensors"))
+    files = list(out.rglob("*.safetensors"))
+    assert files and all(file.name.endswith(".fp16.safetensors") for file in files)
+    whole = ContentMotionPipeline.from_pretrained(hub.folder, variant="fp16")
+    for pipe in (ContentMotionPipeline.from_pretrained(out), load_pipeline(str(out))):
+        for name in ("unet", "text_encoder", "motion_transformer"):
+            weights = getattr(pipe, name).state_dict()
+            assert all(torch.equal(weights[key], v.float()) for key, v in getattr(whole, name).state_dict().items())
 
 
 @pytest.mark.parametrize(

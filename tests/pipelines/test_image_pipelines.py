@@ -21,6 +21,7 @@ from diffusers import (
 )
 from diffusers.callbacks import SDCFGCutoffCallback, SDXLCFGCutoffCallback
 from PIL import Image
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from contentmotion import ContentMotionPipeline
 from contentmotion.commands.generate import sample_motions
@@ -168,6 +169,53 @@ def test_each_family_draws_given_pictures_and_videos_anew(name: str) -> None:
     for other in drawn[1:]:
         assert torch.equal(other.latents, drawn[0].latents)
         assert (other.video != drawn[0].video).any()
+
+
+def test_klein_imitates_pictures() -> None:
+    ours, stock, stage = (
+        make_family("flux2_klein"),
+        FAMILIES["flux2_klein"](),
+        content_stage(FAMILIES["flux2_klein"]().components),
+    )
+    pictures = [PICTURE.resize((64, 64)), PICTURE.resize((64, 96))]
+    size = {"height": 16, "width": 16}
+    expected = stage.from_stock(run_stock(stock, prompt="a cat", image=pictures, **size))
+    videos = ours("a cat", reference_image=pictures, **size, **SETTINGS, generator=seeded())
+    assert torch.equal(videos.content_frame, expected) and videos.frames.shape[0] == 1
+    assert not torch.equal(ours("a cat", **size, **SETTINGS, generator=seeded()).content_frame, expected)
+    with pytest.raises(ValueError, match="reference_image: it goes without image"):
+        make_family("z_image")("a cat", reference_image=PICTURE, **SETTINGS)
+
+
+@pytest.mark.parametrize("make", [make_stable_diffusion, make_stable_diffusion_xl])
+def test_ip_adapter_passes_through(make: Callable[[], Any]) -> None:
+    """Its weights, made here, sit in the UNet; the image encoder is the pipeline's own."""
+    stock, width = make(), 16
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8,
+        projection_dim=width,
+    )  # fmt: skip
+    stock.register_modules(
+        image_encoder=CLIPVisionModelWithProjection(vision).eval(),
+        feature_extractor=CLIPImageProcessor(size=16, crop_size=16),
+    )
+    unet, layers = stock.unet, {}
+    names = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
+    told = unet.config.cross_attention_dim
+    for number, name in enumerate(names):
+        rows = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
+        layers |= {f"{2 * number + 1}.to_{part}_ip.weight": torch.randn(rows, told) for part in "kv"}
+    projection = {"proj.weight": torch.randn(4 * told, width), "proj.bias": torch.zeros(4 * told)}
+    projection |= {"norm.weight": torch.ones(told), "norm.bias": torch.zeros(told)}
+    unet._load_ip_adapter_weights([{"image_proj": projection, "ip_adapter": layers}])
+    ours = wrap(type(stock)(**stock.components), 24 if make is make_stable_diffusion_xl else 32)
+    for picture in (PICTURE, PICTURE.rotate(90)):
+        expected = run_stock(stock, "a cat", ip_adapter_image=picture, height=16, width=16)
+        videos = ours("a cat", ip_adapter_image=picture, height=16, width=16, **SETTINGS, generator=seeded())
+        assert torch.equal(videos.content_frame, expected)
+    other = ours("a cat", ip_adapter_image=PICTURE, height=16, width=16, **SETTINGS, generator=seeded())
+    assert not torch.equal(other.content_frame, expected)
 
 
 def test_prompts_stay_as_they_were_given() -> None:

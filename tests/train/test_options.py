@@ -16,14 +16,17 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import tracking
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.training_utils import EMAModel, compute_snr
+from PIL import Image
 from safetensors.torch import load_file
 
 from contentmotion.config import (
     LoraSettings,
     MotionSizes,
     ScaleSettings,
+    TrainConfig,
     TrainContentConfig,
     TrainMotionConfig,
     TrainVideoConfig,
@@ -31,10 +34,12 @@ from contentmotion.config import (
 )
 from contentmotion.diffusion import NoiseSchedule
 from contentmotion.losses.diffusion import split_by_time
+from contentmotion.losses.player import Player
 from contentmotion.pipelines.loading import load_video_pipeline
 from contentmotion.stages.content import load_content
 from contentmotion.train.checkpoints import checkpoints, latest_checkpoint
 from contentmotion.train.content import train_content
+from contentmotion.train.loop import fit
 from contentmotion.train.motion import train_motion
 from contentmotion.train.optimizers import Average
 from contentmotion.train.stopping import OUT_OF_TIME, StopRequests
@@ -42,7 +47,46 @@ from contentmotion.train.video import train_video
 from tiny import UNET
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small_runs import STEPS, Numbers, files_no_larger_than, lines, small_run  # noqa: E402
+from small_runs import STEPS, Numbers, collate, files_no_larger_than, line_loss, lines, small_run  # noqa: E402
+
+
+def test_trackers_know_settings_previews_and_the_run_that_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    class Tracker(tracking.GeneralTracker):
+        name, requires_logging_directory = "wandb", False
+        tracker = property(lambda self: self)
+
+        def __init__(self, project: str, **given: Any) -> None:
+            super().__init__()
+            self.given, self.settings, self.pictures = given, {}, {}
+            made.append(self)
+
+        def store_init_configuration(self, values: dict) -> None:
+            self.settings = values
+
+        def log_images(self, values: dict, step: int) -> None:
+            self.pictures[step] = values["preview"].shape
+
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", Tracker)
+    monkeypatch.setattr(tracking, "_available_trackers", [tracking.LoggerType.WANDB])
+
+    def run(folder: str, steps: int) -> Tracker:
+        def preview(step: int) -> None:
+            Image.new("RGB", (4, 2)).save(tmp_path / folder / f"preview-{step:06d}.png")
+
+        settings = STEPS | {"report_to": "wandb", "max_train_steps": steps}
+        config = TrainConfig(output_dir=str(tmp_path / folder), **settings)
+        fit([Player(torch.nn.Linear(1, 1), line_loss)], Numbers(), config, collate=collate, at=[(2, preview)])
+        return made[-1]
+
+    first, resumed, other = run("one", 2), run("one", 4), run("other", 1)
+    assert first.given == {"id": resumed.given["id"], "name": "one", "resume": "allow"}
+    assert other.given["id"] != first.given["id"]
+    assert first.settings["learning_rate"] == 1e-4 and first.settings["scale.fsdp"] is False
+    assert (first.pictures, resumed.pictures) == ({2: (1, 2, 4, 3)}, {4: (1, 2, 4, 3)})
 
 
 def test_time_limit_stops_with_a_checkpoint_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

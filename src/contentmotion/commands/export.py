@@ -36,7 +36,7 @@ def export(config: ExportConfig) -> None:
     )
     try:
         with replacing_folder(output_dir) as folder, quiet():
-            pipe.save_pretrained(folder)
+            pipe.save_pretrained(folder, variant=None if config.dtype == "fp32" else config.dtype)
             for path in folder.rglob("*.json"):
                 _forget_origin(path)
             write_card(folder, config, scores)

@@ -26,12 +26,7 @@ def push(config: PushConfig) -> None:
     """
     folder = Path(config.folder)
     is_cache = check_folder(folder)
-    try:
-        validate_repo_id(config.repo_id)
-    except HFValidationError as error:
-        raise ValueError(f"--repo_id {config.repo_id}: {error}") from None
-    if "/" not in config.repo_id:
-        raise ValueError(f"--repo_id {config.repo_id}: say whose it is, as owner/{config.repo_id}")
+    require_name(config.repo_id)
     files = list_files(folder)
     kind = "dataset" if is_cache else "model"
     if config.dry_run:
@@ -42,10 +37,7 @@ def push(config: PushConfig) -> None:
         if not is_cache and not (folder / "README.md").exists():
             Console().print("No README.md: the hub will show no model card", style="yellow")
         return
-    if constants.is_offline_mode():
-        raise ValueError("HF_HUB_OFFLINE is set, so the hub is not to be asked: unset it to push")
-    if get_token() is None:
-        raise ValueError("not logged in to the hub: run `hf auth login`, or put a token into HF_TOKEN")
+    require_access(config.repo_id)
     api = HfApi()
     try:
         api.create_repo(config.repo_id, repo_type=kind, private=config.private, exist_ok=True)
@@ -63,6 +55,25 @@ def push(config: PushConfig) -> None:
             raise
         raise OSError(f"the hub could not be reached: {' '.join(str(error).split())}") from error
     print(f"{api.endpoint}/{'datasets/' if is_cache else ''}{config.repo_id}")
+
+
+def require_name(repo_id: str) -> None:
+    """Raises ``ValueError`` where this is no name of a repository."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"--repo_id {repo_id}: {error}") from None
+    if "/" not in repo_id:
+        raise ValueError(f"--repo_id {repo_id}: say whose it is, as owner/{repo_id}")
+
+
+def require_access(repo_id: str) -> None:
+    """Raises ``ValueError`` where nothing can be uploaded to such a repository."""
+    require_name(repo_id)
+    if constants.is_offline_mode():
+        raise ValueError("HF_HUB_OFFLINE is set, so the hub is not to be asked: unset it to push")
+    if get_token() is None:
+        raise ValueError("not logged in to the hub: run `hf auth login`, or put a token into HF_TOKEN")
 
 
 def check_folder(folder: Path) -> bool:

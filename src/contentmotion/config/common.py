@@ -128,6 +128,32 @@ class Settings:
                 require(inside, f"{self.block + '.' if self.block else ''}{name} must be {kind.range}, got {number}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class HubConfig(Settings):
+    """Which of a model's weights are loaded.
+
+    Attributes:
+        revision: Branch, tag or commit of the image model or pipeline on the hub; its main branch when not given.
+        variant: Weights of it whose files carry this word in their names, such as "fp16"; those without a word when not
+            given, where there are such.
+    """
+
+    revision: str | None = None
+    variant: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.named_model is not None or not (self.revision or self.variant),
+            "--revision and --variant are of a model that is named: give --pretrained_model_name_or_path or --vae",
+        )
+
+    @property
+    def named_model(self) -> str | None:
+        """What they are of."""
+        return getattr(self, "pretrained_model_name_or_path", None) or getattr(self, "vae", None)
+
+
 def require(condition: bool, message: str) -> None:
     """Raise ``ValueError(message)`` unless the condition holds (configs check their settings with it)."""
     if not condition:

@@ -11,6 +11,7 @@ from contentmotion.config.common import (
     Count,
     Decay,
     Frames,
+    HubConfig,
     MixedPrecision,
     Pixels,
     Range,
@@ -127,7 +128,7 @@ class InspectConfig(ClipConfig, CaptionConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeConfig(ClipConfig, CaptionConfig):
+class EncodeConfig(HubConfig, ClipConfig, CaptionConfig):
     """Encode videos once: fill a cache with content frames and motion latents, and note the motion's mean and
     standard deviation in it. train-content and train-motion read the cache. A run that was stopped goes on. Several
     processes share the work: `torchrun --nproc_per_node 8 -m contentmotion encode ...`.

@@ -21,6 +21,7 @@ from contentmotion.config.common import (
     Count,
     Decay,
     Every,
+    HubConfig,
     MixedPrecision,
     Positive,
     PredictionType,
@@ -63,11 +64,14 @@ class TrainConfig(Settings):
         resume_from_checkpoint: "latest", a checkpoint folder of this run, or "none" to refuse to go on.
         validation_steps: Write preview videos every n steps; 0 turns them off.
         logging_steps: Write metrics every n steps.
-        report_to: Tracker besides `metrics.jsonl`: tensorboard, wandb, comet_ml, ... or none.
+        report_to: Trackers besides `metrics.jsonl`: tensorboard, wandb, comet_ml, ..., several with commas between
+            them, or none. They get the settings, the numbers and the previews, and a resumed run goes on there.
         dataloader_num_workers: Processes that decode videos; 0 decodes in the training process.
         seed: Seed of the initial weights, the batches and the noise.
         max_bad_fraction: Stop when more than this share of the data turns out bad; less is skipped and named.
         scale: What long runs, large models and many processes need (docs/scaling.md).
+        push_to_hub: Upload the trained model to the hub at the end (see push).
+        hub_model_id: Where to: owner/name.
         dry_run: Print parameters, memory and FLOPs of the run, and do nothing else.
     """
 
@@ -92,11 +96,17 @@ class TrainConfig(Settings):
     validation_steps: Every = 500
     logging_steps: Steps = 10
     report_to: str = "tensorboard"
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
     dataloader_num_workers: Workers = 0
     seed: Seed = 0
     max_bad_fraction: Decay = 0.01
     scale: ScaleSettings = ScaleSettings()
     dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(not self.push_to_hub or self.hub_model_id is not None, "--push_to_hub needs --hub_model_id owner/name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +140,7 @@ class TrainVAEConfig(ClipConfig, TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainAutoencoderConfig(ClipConfig, ScoredTrainConfig):
+class TrainAutoencoderConfig(HubConfig, ClipConfig, ScoredTrainConfig):
     """Train the autoencoder that splits a video into a content frame and a motion latent (CMD Eq. 3-6).
 
     Example: contentmotion train-autoencoder --config configs/emoji/autoencoder.yaml
@@ -175,7 +185,7 @@ class TrainAutoencoderConfig(ClipConfig, ScoredTrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainDenoiserConfig(ScoredTrainConfig):
+class TrainDenoiserConfig(HubConfig, ScoredTrainConfig):
     """What training the content model and the motion model share.
 
     Attributes:

@@ -11,6 +11,7 @@ from contentmotion.config.common import (
     Count,
     Frames,
     Guidance,
+    HubConfig,
     MixedPrecision,
     Pixels,
     Positive,
@@ -28,7 +29,7 @@ from contentmotion.config.data import CaptionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingConfig(Settings):
+class SamplingConfig(HubConfig):
     """How a pipeline samples.
 
     Attributes:
@@ -241,7 +242,7 @@ class DemoConfig(SamplingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReconstructConfig(Settings):
+class ReconstructConfig(HubConfig):
     """Pass a real video through the autoencoder: its content frame, the weight maps, original and reconstruction
     side by side, with the PSNR. The shipped model knows emoji only: expect it to blur camera videos.
 
@@ -390,7 +391,7 @@ class ReportConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig(Settings):
+class ExportConfig(HubConfig):
     """Assemble parts into one pipeline folder that `generate` and diffusers load, with a model card (README.md) of what
     is known: parts, data and settings of their training runs, cost, scores.
 
@@ -399,7 +400,7 @@ class ExportConfig(Settings):
         autoencoder: Folder of the ContentMotionAutoencoder.
         motion_transformer: Folder of the MotionDiT.
         output_dir: The new folder; must not exist or be empty.
-        dtype: Precision of the saved weights.
+        dtype: Precision of the saved weights; in 16 bits their files carry its name, as variants do on the hub.
         scores: scores.json of `evaluate` for the model card.
         license: Licence for the model card, as the hub writes it ("apache-2.0", "openrail++", ...).
     """
@@ -425,8 +426,8 @@ class BenchmarkConfig(Settings):
 
     Attributes:
         systems: Which ones: cmd-sd15, cmd-sd21 (the paper's, 50 + 50 steps), cmd-sd21-4 (4 + 4 steps, a tiny image
-            decoder), the same with another image model (cmd-sd35-4, cmd-sana-4, cmd-klein-4, cmd-z-image-4), emoji
-            and emoji-lcm (the models that come with the package), or a pipeline folder.
+            decoder), the same with another image model (cmd-sdxl-4, cmd-sd35-4, cmd-sana-4, cmd-klein-4,
+            cmd-z-image-4), emoji and emoji-lcm (the models that come with the package), or a pipeline folder.
         height: Pixels; 512 when not given, and a pipeline folder's own size.
         width: Pixels; 1024 when not given, likewise.
         num_frames: Frames.

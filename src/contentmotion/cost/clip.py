@@ -45,6 +45,10 @@ Networks = dict[str, tuple[str, Callable[[], nn.Module]]]  # by component: a nam
 MODELS: dict[str, tuple[dict[str, str], str]] = {
     "sd15": ({"text_encoder": "clip-l", "unet": "unet-sd15", "vae": "vae-sd"}, "vae-tiny"),
     "sd21": ({"text_encoder": "clip-h", "unet": "unet-sd21", "vae": "vae-sd"}, "vae-tiny"),
+    "sdxl": (
+        {"text_encoder": "clip-l", "text_encoder_2": "clip-g-projected", "unet": "unet-sdxl", "vae": "vae-sd"},
+        "vae-tiny",
+    ),
     "sd35": (
         {
             "text_encoder": "clip-l-projected", "text_encoder_2": "clip-g-projected", "text_encoder_3": "t5-xxl",
@@ -216,7 +220,7 @@ def cmd_system(model: str, few: bool, config: BenchmarkConfig, chunk: int) -> Sy
     tiny = config.decoder == "tiny" or (config.decoder == "auto" and steps <= FEW_STEPS)
     parts, tiny_vae = MODELS[model]
     tiny = tiny and tiny_vae != parts["vae"]
-    own = "" if model.startswith(("sd15", "sd21")) else f"-{model}"  # of latents with 4 channels
+    own = f"-{model}" if f"autoencoder-{model}" in NETWORKS else ""  # else of latents with 4 channels
     names = parts | {
         "motion_transformer": f"motion-{model}",
         "autoencoder": f"autoencoder-windows{own}" if steps <= FEW_STEPS else f"autoencoder{own}",

@@ -124,6 +124,16 @@ def _sd21_unet() -> diffusers.UNet2DConditionModel:
     )  # fmt: skip
 
 
+def _sdxl_unet() -> diffusers.UNet2DConditionModel:
+    return diffusers.UNet2DConditionModel(
+        sample_size=128, block_out_channels=(320, 640, 1280), transformer_layers_per_block=(1, 2, 10),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=(5, 10, 20),
+        cross_attention_dim=2048, use_linear_projection=True, addition_embed_type="text_time",
+        addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
+    )  # fmt: skip
+
+
 def _motion_xl(content_patch_size: int, text_dim: int, content_channels: int = 4) -> MotionDiT:
     """CMD Table 6."""
     return MotionDiT.from_preset(
@@ -139,8 +149,10 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "clip-h": lambda: _clip(1024, 23, 16),
     "unet-sd15": lambda: diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
     "unet-sd21": _sd21_unet,
+    "unet-sdxl": _sdxl_unet,
     "motion-sd15": lambda: _motion_xl(4, 768),
     "motion-sd21": lambda: _motion_xl(8, 1024),
+    "motion-sdxl": lambda: _motion_xl(8, 1280),
     "autoencoder": lambda: ContentMotionAutoencoder(residual_decoding=False, **_UNMEASURED),
     "autoencoder-windows": lambda: ContentMotionAutoencoder(attention_window=CHEAP_DECODER_WINDOW, **_UNMEASURED),
     "vae-sd": _sd_vae,

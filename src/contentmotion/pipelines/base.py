@@ -14,6 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
+from contentmotion.loading import variant_in
 from contentmotion.pipelines.folder import HUB_SETTINGS, INDEX, fetch, known_class, read_index
 from contentmotion.pipelines.sampling import FiniteValues, denoise, noise_to, steps_taken, times_at_hand, warn_once
 from contentmotion.stages.stage import Condition, Stage
@@ -142,7 +143,9 @@ class LatentPipeline(DiffusionPipeline):
         for part, entry in index.items():
             if part in taken and part not in settings and isinstance(entry, list) and entry[0] is not None:
                 known_class(name, part, entry)
-        settings = {"use_safetensors": True} | cls.settings_of(folder, index, settings) | settings
+        variants = {variant_in(part) for part in folder.iterdir() if part.is_dir()} - {None}
+        own = {"use_safetensors": True, "variant": variants.pop() if len(variants) == 1 else None}
+        settings = own | cls.settings_of(folder, index, settings) | settings
         return super().from_pretrained(folder, **settings)
 
     @classmethod

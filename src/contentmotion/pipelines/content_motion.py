@@ -309,6 +309,7 @@ class ContentMotionPipeline(LatentPipeline):
         motion_latents: Float[Tensor, "b D t s"] | None = None,
         content_latents: Float[Tensor, "b c h w"] | None = None,
         image: Any = None,
+        reference_image: Any = None,
         video: Any = None,
         motion_video: Any = None,
         strength: float | None = None,
@@ -352,6 +353,8 @@ class ContentMotionPipeline(LatentPipeline):
             image: Pictures to animate, one or one a video: paths, PIL images, arrays or tensors (see
                 ``pipelines.inputs``). A model whose content frame is a frame of the clip shows them as that frame. With
                 ``mask_image``, or to a ControlNet, it is the image pipeline's own argument.
+            reference_image: PIL images that the content frame imitates, as the prompt says, for an image pipeline whose
+                own ``image`` they are: FLUX.2 [klein]'s.
             video: A video to edit, or one a video: its content frame is re-drawn by ``strength``, its motion by
                 ``motion_strength``. Both 0: the autoencoder's reconstruction.
             motion_video: A video whose motion is taken, whatever it shows.
@@ -387,6 +390,10 @@ class ContentMotionPipeline(LatentPipeline):
         if image is not None and self._is_for_stock(image_arguments):
             image_arguments |= {"image": image} | ({} if strength is None else {"strength": strength})
             image = strength = None
+        if reference_image is not None:
+            if image is not None or self._network is None or not content_stage(self.components).takes_references:
+                raise ValueError("reference_image: it goes without image, to an image model that imitates pictures")
+            image_arguments |= {"image": reference_image}
         strength = self._resolve_strength(content_latents, image, video, motion_video, strength, motion_strength)
         redraws = image is not None and 0 < strength < 1 and takes(self.image_pipeline, ("image", "strength"))
         if redraws:

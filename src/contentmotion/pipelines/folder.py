@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from contentmotion.loading import listed, resolve_name
+from contentmotion.loading import CHOSEN, kind_of, listed, resolve_name
 
 INDEX = "model_index.json"
 HUB_SETTINGS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
@@ -66,6 +68,25 @@ def fetch(name_or_path: str, variant: str | None = None, **hub: Any) -> Path:
         raise ValueError(f"{name_or_path}: the hub could not be reached: {' '.join(str(error).split())}") from error
 
 
+@contextmanager
+def chosen(name_or_path: str, variant: str | None = None, revision: str | None = None) -> Iterator[None]:
+    """Meanwhile this name stands in this process for one variant and one revision of the model.
+
+    Raises:
+        ValueError: There is none; or a revision of a folder, which only repositories have.
+    """
+    is_here = Path(resolve_name(name_or_path)).is_dir()
+    if is_here and revision:
+        raise ValueError(f"revision {revision}: {name_or_path} is a folder, the hub's repositories have revisions")
+    folder = fetch(name_or_path, variant, **({} if is_here else {"revision": revision}))
+    _wanted(name_or_path, [str(file) for file in folder.rglob("*.safetensors")], variant)
+    CHOSEN[name_or_path] = CHOSEN[str(folder)] = (str(folder), variant)
+    try:
+        yield
+    finally:
+        CHOSEN.clear()
+
+
 def _wanted(name: str, files: list[str], variant: str | None) -> list[str]:
     """Of a repository's files those that a pipeline is loaded from: no pickles, of each part one kind of weights."""
     kinds = {file: kind_of(file) for file in files if file.endswith(".safetensors")}
@@ -75,12 +96,6 @@ def _wanted(name: str, files: list[str], variant: str | None) -> list[str]:
     has_variant = {file.rpartition("/")[0] for file, kind in kinds.items() if variant and kind == variant}
     weights = [f for f, kind in kinds.items() if kind == (variant if f.rpartition("/")[0] in has_variant else None)]
     return weights + [file for file in files if file.endswith((".json", ".txt", ".model", ".jinja"))]
-
-
-def kind_of(file: str) -> str | None:
-    """The variant that a file of weights is: "fp16" of ``model.fp16-00001-of-00002.safetensors``."""
-    names = file.rpartition("/")[2].split(".")
-    return names[1].split("-")[0] if len(names) == 3 else None
 
 
 def _reason(error: Exception, hub: dict[str, Any]) -> str:

@@ -93,6 +93,7 @@ def fit(
             with run.averaged():
                 scores = at[numbers[0]][1](step) or {}
             metrics.write(step, {f"eval/{name}": value for name, value in scores.items()})
+            metrics.show(step)
             numbers, stopping = numbers[1:], mean_of({"stop": float(stop.is_asked)})["stop"] > 0
         return numbers, stopping
 

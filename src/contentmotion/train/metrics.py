@@ -7,13 +7,18 @@ import math
 import resource
 import sys
 import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
+from PIL import Image
 from rich.progress import TextColumn
 from torch.utils.data import Dataset
 
@@ -23,8 +28,10 @@ from contentmotion.data.streaming import StreamingClips
 from contentmotion.losses.player import COUNT, SUM
 from contentmotion.progress import progress_bar
 from contentmotion.run_dir import ENVIRONMENT, describe_environment
-from contentmotion.saving import replacing_file, write_json
+from contentmotion.saving import read_json, replacing_file, write_json
 from contentmotion.train.processes import on_main, this_process, union_of
+
+TRACKED = "tracker.json"  # in a run's folder: what trackers know the run by, however often it is resumed
 
 
 def _divide(values: dict[str, float]) -> dict[str, float]:
@@ -33,6 +40,17 @@ def _divide(values: dict[str, float]) -> dict[str, float]:
     for name in (name.removesuffix(COUNT) for name, count in values.items() if name.endswith(COUNT) and count):
         divided[name] = values[name + SUM] / values[name + COUNT]
     return divided
+
+
+def _flat(settings: Mapping[str, Any], block: str = "") -> dict[str, Any]:
+    """Settings as trackers take them: blocks by dotted names, lists as text."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{block}{name}.")
+        else:
+            found[block + name] = value if isinstance(value, int | float | str | None) else str(value)
+    return found
 
 
 def peak_memory() -> float:
@@ -51,7 +69,7 @@ class Metrics:
         self.path = run_dir / "metrics.jsonl"
         self._trackers = Accelerator(
             mixed_precision="no",
-            log_with=None if config.report_to == "none" else config.report_to,
+            log_with=None if config.report_to == "none" else [name.strip() for name in config.report_to.split(",")],
             project_config=ProjectConfiguration(project_dir=str(run_dir), logging_dir=str(run_dir / "logs")),
         )
 
@@ -60,10 +78,17 @@ class Metrics:
             device: Any = self.process.device
             write_json(run_dir / ENVIRONMENT, describe_environment(device, self.process.num_processes))
             self._forget_steps_after(first_step)
+            if config.report_to != "none" and (first_step == 0 or not (run_dir / TRACKED).exists()):
+                write_json(run_dir / TRACKED, {"id": uuid.uuid4().hex})
 
         on_main(prepare)
         if config.report_to != "none":
-            self._trackers.init_trackers("contentmotion")
+            run_id = read_json(run_dir / TRACKED)["id"]
+            names = {
+                "wandb": {"id": run_id, "name": run_dir.name, "resume": "allow"},
+                "comet_ml": {"experiment_key": run_id},
+            }
+            self._trackers.init_trackers("contentmotion", config=_flat(asdict(config)), init_kwargs=names)
         speed = TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:.2f} steps/s")
         self.progress = progress_bar(speed, shown=self.process.is_main_process)
         self.console = self.progress.console
@@ -113,6 +138,17 @@ class Metrics:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step} | values) + "\n")
         self._trackers.log(values, step=step)
+
+    def show(self, step: int) -> None:
+        """The preview that was written at a step, to the trackers that take pictures."""
+        path = self.path.parent / f"preview-{step:06d}.png"
+        if not self._trackers.trackers or not self.process.is_main_process or not path.is_file():
+            return
+        picture = np.asarray(Image.open(path).convert("RGB"))[None]
+        for tracker in self._trackers.trackers:
+            if hasattr(tracker, "log_images"):
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({"preview": picture}, step=step, **layout)
 
     def close(self) -> None:
         """Ends the trackers, where accelerate's ``end_training`` ends the process group too (see

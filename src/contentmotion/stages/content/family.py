@@ -24,6 +24,7 @@ class ContentStage(Stage):
             Image-to-image and inpainting are the classes that diffusers' ``AutoPipeline`` maps it to.
         same_negatives: Whether negative prompts become features as prompts do; if not, the stock pipeline reads them.
         empty_is_null: Whether an empty negative prompt is to the stock pipeline what none is.
+        takes_references: Whether its ``image`` is pictures to imitate, of which the prompt says what becomes.
         stock_arguments: What the stock pipeline is always called with, unless the caller says otherwise.
     """
 
@@ -34,6 +35,7 @@ class ContentStage(Stage):
     stock: ClassVar[type[DiffusionPipeline] | None] = None
     same_negatives: ClassVar[bool] = True
     empty_is_null: ClassVar[bool] = True
+    takes_references: ClassVar[bool] = False
     stock_arguments: ClassVar[Mapping[str, Any]] = {}
 
     @property

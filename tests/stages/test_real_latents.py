@@ -1,0 +1,106 @@
+"""FLUX.2's real latents: emoji clips through a pretrained tiny autoencoder of them, whose weights lie outside the
+repository."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny, Flux2Transformer2DModel
+from torch import Tensor, nn
+
+from contentmotion import ContentMotionPipeline
+from contentmotion.losses.diffusion import diffusion_loss
+from contentmotion.pipelines.inputs import as_videos
+from contentmotion.stages.content import content_stage
+from contentmotion.stages.image_vae import decode_frames, encode_frames, vae_latent_channels, vae_scale_factor
+from families import FAMILIES
+from tiny import make_autoencoder, make_ddim, make_motion_dit
+
+
+class PooledBlock(nn.Module):
+    """A block of diffusers' tiny autoencoder with what TAEF2 has before it."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.conv, self.fuse = block.conv, block.fuse
+        wide = nn.Conv2d(64, 256, 1, bias=False), nn.GroupNorm(4, 256)
+        self.pool = nn.Sequential(*wide, nn.ReLU(), nn.Conv2d(256, 64, 1, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.pool(x)
+        return self.fuse(self.conv(x) + x)
+
+
+@pytest.fixture(scope="module")
+def clips(shared_data: Path) -> Tensor:
+    """(4, 16, 3, 64, 64) in [-1, 1]."""
+    paths = sorted((shared_data / "fluent-emoji-anim/videos").glob("*.mp4"))[::120]
+    return as_videos("video", [str(path) for path in paths[:4]], 16, 64, 64, "crop")
+
+
+@pytest.fixture(scope="module")
+def vae(shared_data: Path, clips: Tensor) -> Any:
+    """With the statistics of these clips' packed latents, as FLUX.2's own has those of its data."""
+    vae = AutoencoderTiny(latent_channels=32)
+    for part, first, shift in (("encoder", 11, 0), ("decoder", 2, -1)):  # the original's decoder begins with a clamp
+        network = getattr(vae, part)
+        for number in range(first, first + 3):
+            network.layers[number] = PooledBlock(network.layers[number])
+        weights = torch.load(shared_data / f"taef2/taef2_{part}.pth", weights_only=True)
+        named = {name.partition(".")[::2]: value.float() for name, value in weights.items()}
+        network.layers.load_state_dict({f"{int(n) + shift}.{rest}": value for (n, rest), value in named.items()})
+    vae.register_to_config(batch_norm_eps=1e-4, patch_size=(2, 2))
+    vae.bn = nn.BatchNorm2d(128, affine=False)
+    with torch.no_grad():
+        packed = F.pixel_unshuffle(vae.encode(clips.flatten(0, 1)).latents, 2)
+    vae.bn.running_var, vae.bn.running_mean = torch.var_mean(packed, dim=(0, 2, 3))
+    return vae.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def latents(vae: Any, clips: Tensor) -> Tensor:
+    return encode_frames(vae, clips)
+
+
+def test_clips_come_back(vae: Any, clips: Tensor, latents: Tensor) -> None:
+    assert (vae_latent_channels(vae), vae_scale_factor(vae)) == (128, 16)
+    assert latents.shape == (4, 16, 128, 4, 4)
+    std, mean = torch.std_mean(latents, dim=(0, 1, 3, 4))
+    torch.testing.assert_close(mean, torch.zeros(128), atol=1e-3, rtol=0)
+    torch.testing.assert_close(std, torch.ones(128), atol=1e-2, rtol=0)
+    error = (decode_frames(vae, latents) - clips).square().mean(dim=(1, 2, 3, 4)) / 4
+    assert (-10 * error.log10()).mean() > 27
+
+
+def test_an_autoencoder_learns_them(latents: Tensor) -> None:
+    model = make_autoencoder(num_frames=16, in_channels=128, sample_height=4, sample_width=4, patch_size=1).train()
+    optimizer, losses = torch.optim.Adam(model.parameters(), lr=1e-2), []
+    for _ in range(20):
+        losses.append((model(latents) - latents).square().mean())
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_klein_of_these_latents(vae: Any, latents: Tensor) -> None:
+    """Is trained on them, sampled by the stock pipeline, and decoded by the tiny autoencoder."""
+    stock = FAMILIES["flux2_klein"]()
+    torch.manual_seed(0)
+    transformer = Flux2Transformer2DModel.from_config(stock.transformer.config, in_channels=128).eval()
+    stock.register_modules(transformer=transformer, vae=vae)
+    stage = content_stage(stock.components)
+    batch: dict[str, Any] = {"content": latents[:, 0], "caption": ["a cat"] * 4}
+    loss = diffusion_loss(stage, batch | {"generator": torch.Generator().manual_seed(0)})["loss"]
+    loss.backward()
+    assert 0.5 < loss < 10 and all(p.grad is not None for p in transformer.proj_out.parameters())
+    sizes = {"num_frames": 16, "sample_height": 4, "sample_width": 4, "motion_mean": [0.0] * 2, "motion_std": [1.0] * 2}
+    autoencoder = make_autoencoder(0.1, in_channels=128, patch_size=1, **sizes)
+    motion = make_motion_dit(0.1, content_channels=128, text_dim=24)
+    pipe = ContentMotionPipeline.from_image_pipeline(stock, autoencoder, motion, make_ddim("linear"))
+    for one in (pipe, stock):
+        one.set_progress_bar_config(disable=True)
+    video = pipe("a cat", num_inference_steps=1, output_type="np", generator=torch.Generator().manual_seed(0))
+    assert video.frames.shape == (1, 16, 64, 64, 3) and video.content_frame.std() > 0.01
