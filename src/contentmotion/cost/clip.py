@@ -32,6 +32,7 @@ from contentmotion.pipelines.sampling import Sampling, resolve_sampling
 from contentmotion.pipelines.speed import use_channels_last
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
 from contentmotion.saving import read_json
+from contentmotion.stages.content import family_in
 from contentmotion.stages.image_vae import normalize_latents
 from contentmotion.video.pixels import to_bytes
 from contentmotion.video.write import write_video
@@ -250,7 +251,7 @@ def folder_system(name: str, config: BenchmarkConfig, chunk: int) -> System:
         chunk: Frames that the image decoder takes at a time.
 
     Raises:
-        ValueError: It is no pipeline folder, or its networks were not made for one another.
+        ValueError: It is no pipeline folder, of no known family, or its networks were not made for one another.
     """
     path = Path(resolve_name(name))
     # What the shipped student shares with its teacher is stored once.
@@ -261,6 +262,8 @@ def folder_system(name: str, config: BenchmarkConfig, chunk: int) -> System:
         if folder is not None:
             networks[component] = (str(folder.resolve()), partial(from_config, read_json(folder / "config.json")))
     kind = VideoLatentPipeline if is_video_model(name) else ContentMotionPipeline
+    if kind is ContentMotionPipeline:
+        family_in(str(path))  # raises where it is of none
     network = "transformer" if "transformer" in networks else "unet"
     needed = {network} if kind is VideoLatentPipeline else {network, "motion_transformer", "autoencoder"}
     if needed - networks.keys():
