@@ -34,7 +34,8 @@ def test_contract(nodes: dict[str, Any]) -> None:
         assert [one.name for one in parameters] == [name for part in inputs.values() for name in part]
         for one in parameters:
             kind, *more = (inputs.get("optional", {}) | inputs["required"])[one.name]
-            assert isinstance(kind, list) or kind in WIDGETS or kind in made, (one.name, kind)
+            kind = "a list of words" if isinstance(kind, list) else kind
+            assert kind in {*WIDGETS, *made, "a list of words"}, (one.name, kind)
             if kind in WIDGETS:
                 assert isinstance(more[0]["default"], WIDGETS[kind])
             if one.name in inputs.get("optional", {}):

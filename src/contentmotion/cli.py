@@ -168,15 +168,14 @@ def run(words: list[str]) -> int:
         print(help_text(name, command.config_class, command.positional, "--help_all" in words))
         return 0
     settings = parse_config(name, command.config_class, command.positional, words[1:])
-    planned = command.dry_run and settings.dry_run
     choice = nullcontext()
     if getattr(settings, "revision", None) or getattr(settings, "variant", None):
         chosen = import_module("contentmotion.pipelines.folder").chosen
         choice = chosen(settings.named_model, settings.variant, settings.revision)
-    publishes = not planned and getattr(settings, "push_to_hub", False)
+    target = command.dry_run if command.dry_run and settings.dry_run else command.function
+    publishes = target == command.function and getattr(settings, "push_to_hub", False)
     if publishes:  # what would be refused at the end is refused now
         import_module("contentmotion.commands.push").require_access(settings.hub_model_id)
-    target = command.dry_run if planned else command.function
     module, _, function = target.partition(":")
     writes = target == command.function and hasattr(settings, "output_dir") and not getattr(settings, "compare", None)
     with choice, owned_folder(settings.output_dir) if writes else nullcontext():
