@@ -67,7 +67,13 @@ def commands(root: Path, clips: Path, side: int, asked: str, i3d: Path) -> Itera
     yield f"benchmark {pipe} --num_frames 4 --meta --output_dir {root}/benchmark"
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("stable_diffusion_3", "z_image") else [])
+        for name in FAMILIES
+    ],
+)
 def test_every_command(
     name: str, clip_folder: Path, i3d_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,15 +13,13 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from contentmotion.commands.encode import encode
-from contentmotion.config import EncodeConfig, LoraSettings, MotionSizes, TrainContentConfig, TrainMotionConfig
+from contentmotion.config import EncodeConfig, LoraSettings, TrainContentConfig
 from contentmotion.data.cache import LatentCache, collate_latents
 from contentmotion.losses.diffusion import diffusion_loss
-from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.stages.content import content_stage, load_content
 from contentmotion.train.content import train_content
-from contentmotion.train.motion import train_motion
 from families import FAMILIES, PROMPTS
-from tiny import CLIPS, NARROW, STEPS, make_autoencoder
+from tiny import CLIPS, STEPS, make_autoencoder
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
 SIZES = {"sana": 64}  # pixels of a clip's side, where not 16
@@ -122,24 +120,6 @@ def test_adapters(name: str, family: Callable[[str], Path]) -> None:
     merged = draw(DiffusionPipeline.from_pretrained(root / "adapted/content"), name)
     torch.testing.assert_close(draw(stock, name), merged, atol=1e-4, rtol=1e-3)
     assert (plain - merged).abs().mean() > 1e-4
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_motion_to_video(name: str, family: Callable[[str], Path]) -> None:
-    """A motion model on the untouched content model: trained on the cache, and a whole pipeline with it."""
-    root = family(name)
-    train_motion(
-        TrainMotionConfig(
-            **STEPS, cache_dir=f"{root}/cache", pretrained_model_name_or_path=f"{root}/stock",
-            autoencoder=f"{root}/ae", model=MotionSizes(content_patch_size=2, **NARROW), output_dir=f"{root}/motion",
-        )
-    )  # fmt: skip
-    pipe = load_pipeline(f"{root}/stock", f"{root}/ae", f"{root}/motion/motion_transformer")
-    assert pipe.motion_transformer.config.text_dim == load_content(f"{root}/stock").pooled_width
-    pipe.set_progress_bar_config(disable=True)
-    side = SIZES.get(name, 16)
-    video = pipe(PROMPTS[0], num_inference_steps=2, motion_guidance_scale=2.0, output_type="np")
-    assert video.frames.shape == (1, 4, side, side, 3)
 
 
 def test_what_a_family_does_not_do(family: Callable[[str], Path]) -> None:
