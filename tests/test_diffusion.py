@@ -146,3 +146,14 @@ def test_variational_bound_at_time_zero_is_a_gaussian_likelihood() -> None:
     bound = diffusion.variational_bound(x0, x0, x0, torch.ones(1, 1, 1), torch.tensor([0]), alphas)
     variance = 1 - alphas[0].item()
     assert bound.item() == pytest.approx(0.5 * math.log2(2 * math.pi * variance), abs=1e-3)
+
+
+def test_slerp_keeps_the_length_and_turns_evenly() -> None:
+    a, b = torch.tensor([[2.0, 0.0, 0.0]] * 3), torch.tensor([[0.0, 2.0, 0.0]] * 3)
+    between = diffusion.slerp(a, b, torch.tensor([0.0, 1 / 3, 1.0]))
+    expected = [[2, 0, 0], [2 * math.cos(math.pi / 6), 2 * math.sin(math.pi / 6), 0], [0, 2, 0]]
+    assert torch.allclose(between, torch.tensor(expected), atol=1e-6)
+    assert torch.allclose(
+        diffusion.slerp(a, 2 * a, torch.tensor([0.0, 0.5, 1.0])), torch.tensor([1.0, 1.5, 2.0])[:, None] * a
+    )
+    assert torch.equal(diffusion.slerp(0 * a, b, torch.ones(3)), b), "zero has no direction"

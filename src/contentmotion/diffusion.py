@@ -231,6 +231,24 @@ def guide(null: Tensor, conditional: Tensor, guidance_scale: float) -> Tensor:
     return null + guidance_scale * (conditional - null)
 
 
+def slerp(first: Float[Tensor, "b ..."], second: Float[Tensor, "b ..."], shares: Float[Tensor, " b"]) -> Tensor:
+    """Between two batches along the great circle: what is between two draws of noise is as long as they are, which the
+    mean of them is not. Parallel ones are interpolated linearly.
+
+    Source: Shoemake 1985; White 2016 (Sampling Generative Networks), section 2.
+    """
+    a, b = first.float().flatten(1), second.float().flatten(1)
+    shares = shares.to(a)
+    cosine = (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(torch.finfo(a.dtype).tiny)
+    angle = torch.arccos(cosine.clamp(-1, 1))
+    sine = torch.sin(angle)
+    bent = sine > 1e-3
+    sine = torch.where(bent, sine, 1.0)
+    of_first = torch.where(bent, torch.sin((1 - shares) * angle) / sine, 1 - shares)
+    of_second = torch.where(bent, torch.sin(shares * angle) / sine, shares)
+    return (of_first[:, None] * a + of_second[:, None] * b).to(first.dtype).view_as(first)
+
+
 def posterior(
     x0: Tensor, noisy: Tensor, alpha_bar: Float[Tensor, " b"], alpha_bar_prev: Float[Tensor, " b"]
 ) -> tuple[Tensor, Tensor]:

@@ -118,3 +118,47 @@ def test_a_video_written_piece_by_piece(tmp_path: Path, suffix: str) -> None:
         add(frames)
         add(frames[:, :8])
     assert whole.read_bytes() == parts.read_bytes(), "what is not finished replaces nothing"
+
+
+def test_interpolation_between_prompts_seeds_and_motions(run, files: Path, tmp_path: Path) -> None:
+    clip, other = f"{files}/clip.mp4", tmp_path / "other.mp4"
+    write_video(other, read_video(clip).frames[::-1], 8)
+    ends = {
+        "prompts": (("rocket",), ("a crying cat",)),
+        "seeds": (("rocket",), ("rocket", "--seed=5")),
+        "motions": (("rocket", "--motion_from", clip), ("rocket", "--motion_from", str(other))),
+    }
+    ways = {
+        "prompts": ("rocket", "a crying cat"),
+        "seeds": ("rocket", "--to_seed=5"),
+        "motions": ("rocket", "--motion_from", clip, "--motion_to", str(other)),
+    }
+    for name, words in ways.items():
+        code, videos = run(*words, "--interpolate=3", "--batch_size=2", name=name)
+        first, middle, last, joined = (video.astype(int) for video in videos)
+        assert code == 0 and np.abs(joined - np.concatenate([first, middle, last])).mean() < 1, name
+        for end, words_of_end in zip((first, last), ends[name], strict=True):
+            _, (alone,) = run(*words_of_end, name=f"{name}-{len(words_of_end)}-{words_of_end[-1][-6:]}")
+            assert np.abs(end - alone).max() <= 1, f"{name}: an end is the video of that end"
+            assert np.abs(middle - alone).mean() > 0.05, name
+    (file,) = (tmp_path / "prompts").glob("001-*.gif")
+    assert file.name == "001-rocket-a-crying-cat-0-50-seed0.gif"
+    (file,) = (tmp_path / "seeds").glob("001-*.gif")
+    about = read_metadata(file)
+    assert (about["seed"], about["to_seed"], about["interpolate"], about["number"]) == ("0", "5", "3", "1")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("a", "b", "c", "--interpolate=3"), "--interpolate goes between two ends"),
+        (("a", "--interpolate=3"), "give two prompts, or one with --to_seed or --motion_to, got 1 of them"),
+        (("a", "--to_seed=3"), "--to_seed is the other end of --interpolate NUMBER"),
+        (("a", "--interpolate=3", "--motion_to=x.mp4"), "--motion_to goes with --motion_from: two motions"),
+        (("a", "b", "--interpolate=3", "--num_videos_per_prompt=2"), "without --num_videos_per_prompt"),
+    ],
+)
+def test_no_two_ends(words: tuple[str, ...], message: str, run, capsys: pytest.CaptureFixture[str]) -> None:
+    code, videos = run(*words)
+    assert code != 0 and not videos
+    assert message in capsys.readouterr().err

@@ -90,6 +90,7 @@ def serve_page():
 def uploads(tmp_path_factory: pytest.TempPathFactory, make_frames) -> dict[str, Path]:
     """A good video, and one of each kind that is refused."""
     import numpy as np
+    from PIL import Image
 
     from contentmotion.video.write import write_video
 
@@ -98,6 +99,8 @@ def uploads(tmp_path_factory: pytest.TempPathFactory, make_frames) -> dict[str, 
     write_video(files["good"], make_frames(12, 24, 32), fps=8)
     write_video(files["other"], make_frames(12, 24, 32, hue=200), fps=8)
     files["no-video"].write_text("a letter, not a video")
+    files["picture"] = folder / "picture.png"
+    Image.new("RGB", (40, 24), (250, 100, 20)).save(files["picture"])
     write_video(files["long"], make_frames(60, 24, 32), fps=8)  # 7.5 s
     write_video(files["short"], make_frames(3, 24, 32), fps=8)
     noise = np.random.default_rng(0).integers(0, 256, (40, 256, 256, 3), dtype=np.uint8)

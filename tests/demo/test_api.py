@@ -25,6 +25,7 @@ ASK = {
     "num_videos": 1,
     "same_content": False,
 }
+START = ["image", "video", "motion_video", "strength", "motion_strength", "num_frames", "loop"]
 
 
 @pytest.fixture
@@ -54,7 +55,8 @@ def test_endpoints_are_named_and_explained(client: Client, page) -> None:
     for name, endpoint in endpoints.items():
         assert endpoint["description"], name
     names = [parameter["parameter_name"] for parameter in endpoints["/generate"]["parameters"]]
-    assert names == list(ASK)
+    assert names == [*ASK, *START]
+    assert all(parameter["parameter_has_default"] for parameter in endpoints["/generate"]["parameters"])
 
 
 def test_generate(client: Client) -> None:
@@ -78,6 +80,36 @@ def test_several_motions_of_one_content_frame(client: Client) -> None:
     videos = [read_video(file).frames.astype(int) for file in files[0::3]]
     assert all(np.abs(contents[0].astype(int) - other).max() <= 1 for other in contents[1:])
     assert all(np.abs(videos[0] - other).mean() > 1 for other in videos[1:])
+
+
+def test_animate_a_picture(client: Client, uploads: dict[str, Path]) -> None:
+    _, _, files, summary = generate(client, prompt="", image=handle_file(uploads["picture"]), strength=0, num_videos=2)
+    frames = [np.asarray(Image.open(file).convert("RGB")).astype(int) for file in files[2::3]]
+    assert np.abs(frames[0] - frames[1]).max() <= 1 and np.abs(frames[0] - [250, 100, 20]).mean() < 5, "the picture"
+    videos = [read_video(file).frames.astype(int) for file in files[0::3]]
+    assert np.abs(videos[0] - videos[1]).mean() > 1, "two motions of it"
+    assert (
+        summary.endswith("; picture.png: 40x24 pixels, cut to the shape of 16x16")
+        and "0 + 2 steps, 2 network" in summary
+    )
+    assert Path(files[0]).name == "000-picture-seed7.mp4" and Path(files[3]).name == "001-picture-seed7.mp4"
+    assert read_metadata(files[0])["image"] == "picture.png"
+
+
+def test_edit_a_video_and_take_its_motion(client: Client, uploads: dict[str, Path]) -> None:
+    good, other = handle_file(uploads["good"]), handle_file(uploads["other"])
+    edited = [generate(client, video=good, strength=0.5, motion_strength=m)[0] for m in (0, 1)]
+    videos = [read_video(file).frames.astype(int) for file in edited]
+    assert np.abs(videos[0] - videos[1]).mean() > 1, "another motion of the same scene"
+    moved = [generate(client, motion_video=video)[0] for video in (good, other)]
+    assert np.abs(np.subtract(*(read_video(file).frames.astype(int) for file in moved))).mean() > 0.1
+
+
+def test_longer_videos_and_loops(client: Client) -> None:
+    video, _, _, summary = generate(client, num_frames=12)
+    assert len(read_video(video).frames) == 12
+    assert "2 + 2 steps, 14 network passes a video; 12 frames: 5 clips of 4, they overlap" in summary
+    assert len(read_video(generate(client, num_frames=8, loop=True)[0]).frames) == 8
 
 
 def test_few_steps(client: Client) -> None:
@@ -129,10 +161,25 @@ def test_compare_and_checkpoint(client: Client, page) -> None:
         ({"steps": 9, "few_steps": True}, "steps of a few-step model must be a whole number between 1 and 8, got 9"),
         ({"num_videos": 5}, "5"),
         ({"guidance_scale": 1e9}, "1000000000.0"),
+        ({"strength": 1.5}, "1.5"),
+        ({"num_frames": 10**6}, "1000000"),
+        ({"prompt": "", "image": "no-video"}, "no-video.mp4: not a readable picture"),
+        ({"video": "long"}, "long.mp4 is too long: 8 s, at most 5 s are taken; cut it first"),
+        ({"motion_video": "no-video"}, "cannot use no-video.mp4: not a readable video"),
+        ({"video": "short"}, "shorter than a clip: short.mp4: 3 frames, 4 needed"),
+        ({"image": "picture", "video": "good"}, "give one of them, each is what is shown"),
+        ({"video": "good", "strength": 0}, "strength 0 and motion_strength 0 give the video back as it is"),
+        (
+            {"motion_video": "good", "same_content": True, "num_videos": 2},
+            "one content frame and one motion make one video",
+        ),
     ],
 )
-def test_requests_beyond_the_limits(changes: dict, message: str, client: Client) -> None:
-    assert message in fails(client, "/generate", **ASK | changes)
+def test_requests_beyond_the_limits(changes: dict, message: str, client: Client, uploads: dict[str, Path]) -> None:
+    files = {name: handle_file(uploads[changes[name]]) for name in START[:3] if name in changes}
+    found = fails(client, "/generate", **ASK | changes | files)
+    assert message in found
+    assert "contentmotion-demo-" not in found, "no path of the server"
 
 
 @pytest.mark.parametrize(
@@ -170,11 +217,13 @@ def test_no_file_beyond_its_own_folder(page, tmp_path: Path, tiny_pipeline_dir: 
     with httpx.Client(base_url=f"{page.url}gradio_api/", timeout=60) as web:
         for place in places:
             assert web.get(f"file={place}").status_code in (403, 404), place
-            data = {"data": [{"path": place, "meta": {"_type": "gradio.FileData"}}, 1]}
-            event = web.post("call/decompose", json=data).json()["event_id"]
-            answer = web.get(f"call/decompose/{event}").text
-            assert "event: error" in answer, place
-            assert "secret" not in answer.replace("secret.mp4", "") and "root:" not in answer, place
+            file = {"path": place, "meta": {"_type": "gradio.FileData"}}
+            asked = {"decompose": [file, 1], "generate": [*ASK.values(), file, None, None, 0.5, 0, 4, False]}
+            for endpoint, data in asked.items():
+                event = web.post(f"call/{endpoint}", json={"data": data}).json()["event_id"]
+                answer = web.get(f"call/{endpoint}/{event}").text
+                assert "event: error" in answer, place
+                assert "secret" not in answer.replace("secret.mp4", "") and "root:" not in answer, place
 
 
 def test_private_functions_and_shortcuts_past_the_queue_are_closed(page) -> None:
@@ -203,7 +252,8 @@ def test_uploads_and_results_stay_in_one_folder_that_goes(
 
 
 def test_load(page, tmp_path: Path) -> None:
-    """20 requests from 4 clients: each is answered, or told that the queue is full; the memory comes back."""
+    """20 requests from 4 clients: each is answered, or told that the queue is full or of its other job; the memory
+    comes back."""
     clients = [connect(page, tmp_path) for _ in range(4)]
     generate(clients[0])  # what is loaded once is loaded
     server = psutil.Process(page.process.pid)
@@ -217,7 +267,7 @@ def test_load(page, tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(ask, range(20)))
-    refused = [answer for answer in answers if "queue is full" in answer.lower()]
+    refused = [answer for answer in answers if "queue is full" in answer.lower() or "400 Bad Request" in answer]
     made = [answer for answer in answers if answer.endswith(".mp4")]
     assert len(made) + len(refused) == 20, json.dumps(answers, indent=1)
     assert len(made) >= 4 and refused

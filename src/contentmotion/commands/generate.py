@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from contentmotion.data.prompts import read_prompts
 from contentmotion.loading import load_vae, require_checkpoints
 from contentmotion.pipelines.base import LatentPipeline
 from contentmotion.pipelines.inputs import read_fitted, read_frames
+from contentmotion.pipelines.interpolation import MotionBetween, noise_between, prompts_between
 from contentmotion.pipelines.loading import load_any_pipeline
-from contentmotion.pipelines.sampling import Sampling, resolve_sampling
+from contentmotion.pipelines.sampling import Sampling, resolve_sampling, steps_taken
 from contentmotion.pipelines.speed import (
     compile_networks,
     enable_tiling,
@@ -40,6 +41,7 @@ from contentmotion.stages.image_vae import encode_frames, vae_scale_factor
 from contentmotion.stages.text import NULL_PROMPT
 from contentmotion.video.pixels import to_bytes
 from contentmotion.video.reader import probe_video, read_video
+from contentmotion.video.timeline import Limits
 from contentmotion.video.write import read_metadata, write_contact_sheet, writing_video
 
 SHEET_COLUMNS = 8
@@ -81,6 +83,8 @@ def generate(config: GenerateConfig) -> None:
     )
     pipe = load_for_sampling(config, device)
 
+    if config.interpolate:
+        conditions = on_the_way(config, conditions)
     conditions = [condition for condition in conditions for _ in range(config.num_videos_per_prompt)]
     follow, start = read_followed(pipe, config), read_start(pipe, config)
     sampling = resolve_sampling(
@@ -99,9 +103,11 @@ def generate(config: GenerateConfig) -> None:
         sheet.unlink(missing_ok=True)  # what has settings and no sheet was stopped
     sheet_rows = [_on_sheet(read_video(paths[0]).frames) for paths in made]
     written = [path for paths in made for path in paths]
+    if line := about_clips(pipe, config):
+        _say(line)
     with progress_bar(transient=True) as progress:
         batches = math.ceil((len(conditions) - len(made)) / config.batch_size)
-        task = progress.add_task("generating", total=_steps(pipe, config, sampling) * batches)
+        task = progress.add_task("generating", total=sum(denoising_steps(pipe, config, sampling)) * batches)
         for k in range(len(made), len(conditions), config.batch_size):
             batch, first = conditions[k : k + config.batch_size], config.number + k
             with ExitStack() as stack:
@@ -112,6 +118,8 @@ def generate(config: GenerateConfig) -> None:
                 )  # fmt: skip
             written += files.paths
             sheet_rows += files.sheet_rows
+    if config.interpolate:
+        written += _join(config, written)
     captions = [_caption(condition) for condition in conditions]
     about = provenance(config, "; ".join(captions), config.number)
     sheet, *more = write_contact_sheet(sheet, sheet_rows, captions, metadata=about)
@@ -142,8 +150,36 @@ def _made_before(config: GenerateConfig, conditions: Sequence[str | int]) -> lis
 
 def _paths(config: GenerateConfig, condition: str | int, number: int) -> list[Path]:
     """The files of a video."""
-    name = f"{number:03d}-{slug(condition or _source(config))}-seed{config.seed}"
+    name = f"{number:03d}-{slug(condition or source(config))}-seed{config.seed}"
     return [Path(config.output_dir) / f"{name}.{suffix}" for suffix in config.formats]
+
+
+def on_the_way(config: GenerateConfig, conditions: list[str] | list[int]) -> list:
+    """The prompts (or class ids) of an interpolation's videos.
+
+    Raises:
+        ValueError: There are not two ends.
+    """
+    count, moves = config.interpolate or 0, config.to_seed is not None or config.motion_to is not None
+    first, *others = conditions
+    if len(others) == 1 and isinstance(first, str):
+        return prompts_between(first, str(others[0]), count)
+    if others or not moves:
+        ends = "two prompts, or one with --to_seed or --motion_to"
+        raise ValueError(f"--interpolate goes between two ends: give {ends}, got {len(conditions)} of them")
+    return [first] * count
+
+
+def _join(config: GenerateConfig, paths: list[Path]) -> list[Path]:
+    """Writes an interpolation's videos one after another, from the first of each one's files."""
+    joined, videos = [], paths[:: len(config.formats)]
+    for suffix in config.formats:
+        joined.append(Path(config.output_dir) / f"interpolation.{suffix}")
+        about = provenance(config, "; ".join(config.prompt or []), config.number)
+        with writing_video(joined[-1], config.fps, about) as add:
+            for path in videos:
+                add(read_video(path).frames)
+    return joined
 
 
 def _shown(num_frames: int) -> list[int]:
@@ -190,24 +226,41 @@ class _Files:
         return [np.stack(row) for row in self._rows]
 
 
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 def _num_frames(pipe: LatentPipeline, config: GenerateConfig) -> int:
     return config.num_frames or pipe.clip_shape[0]
 
 
-def _source(config: GenerateConfig) -> str:
+def source(config: GenerateConfig) -> str:
     """What a video is called that no prompt describes."""
     return Path(config.image or config.video or "prompt").stem
 
 
-def _steps(pipe: LatentPipeline, config: GenerateConfig, sampling: Sampling) -> int:
-    """Denoising steps of one batch, at most; says on stderr of how many clips a longer video is made."""
+def denoising_steps(pipe: LatentPipeline, config: GenerateConfig, sampling: Sampling) -> tuple[int, int]:
+    """Denoising steps of a batch of content frames, at most, and of their motion: fewer of what is given, more of clips
+    that are made one after another."""
     if isinstance(pipe, VideoLatentPipeline) or not sampling.motion_steps:
-        return sampling.steps + sampling.motion_steps
+        return sampling.steps, sampling.motion_steps
+    steps, motion_steps = sampling.steps, sampling.motion_steps
+    if config.strength is not None:
+        steps = steps_taken(steps, config.strength)
+    if config.video or config.motion_from:
+        motion_steps = steps_taken(motion_steps, config.motion_strength or 0)
     clips = pipe.clips(config.num_frames, config.clip_frames, config.loop)
-    if len(clips) > 1:
-        how = "each goes on from the last frame of the one before" if clips.chained else "they overlap"
-        print(f"{clips.num_frames} frames: {len(clips)} clips of {clips.length}, {how}", file=sys.stderr)
-    return sampling.steps * len(config.schedule or "1") + sampling.motion_steps * (len(clips) if clips.chained else 1)
+    rounds = len(clips) if clips.chained or clips.overlap else 1
+    return steps * len(config.schedule or "1"), motion_steps * rounds
+
+
+def about_clips(pipe: LatentPipeline, config: GenerateConfig) -> str:
+    """A line about the clips that a longer video is made of; empty where it is one."""
+    if isinstance(pipe, VideoLatentPipeline):
+        return ""
+    clips = pipe.clips(config.num_frames, config.clip_frames, config.loop)
+    how = "each goes on from the last frame of the one before" if clips.chained else "they overlap"
+    return f"{clips.num_frames} frames: {len(clips)} clips of {clips.length}, {how}" if len(clips) > 1 else ""
 
 
 def load_for_sampling(config: SamplingConfig, device: torch.device) -> Any:
@@ -271,8 +324,19 @@ def read_followed(pipe: LatentPipeline, config: GenerateConfig) -> dict[str, tor
     )  # fmt: skip
 
 
-def read_start(pipe: LatentPipeline, config: GenerateConfig) -> dict[str, Any]:
+def read_start(
+    pipe: LatentPipeline,
+    config: GenerateConfig,
+    limits: Limits = Limits(),  # noqa: B008  it is frozen
+    tell: Callable[[str], object] = _say,
+) -> dict[str, Any]:
     """The pictures and videos to start from that the settings name, as a ContentMotionPipeline takes them.
+
+    Args:
+        pipe: The pipeline.
+        config: The settings.
+        limits: What reading a file may cost.
+        tell: Gets a line about each that is fitted.
 
     Raises:
         ValueError: A file that cannot be used; one line that names it.
@@ -285,22 +349,25 @@ def read_start(pipe: LatentPipeline, config: GenerateConfig) -> dict[str, Any]:
     }
     height, width = (a or b for a, b in zip((config.height, config.width), pipe.clip_shape[1:], strict=True))
 
-    def tell(path: str, h: int, w: int) -> None:
+    def tell_of(path: str, h: int, w: int) -> None:
         if abs(w * height / (h * width) - 1) > MAX_SKEW:
             done = "cut to" if config.fit == "crop" else "put between black bars in"
             other = "--fit pad shows all of it" if config.fit == "crop" else "--fit crop fills the frame"
-            print(f"{path}: {w}x{h} pixels, {done} the shape of {width}x{height} ({other})", file=sys.stderr)
+            tell(f"{path}: {w}x{h} pixels, {done} the shape of {width}x{height} ({other})")
 
     if config.image:
-        start["image"], size = read_fitted(config.image, height, width, config.fit)
-        tell(config.image, *size)
-    for flag, name in (("video", "video"), ("motion_from", "motion_video")):
+        start["image"], size = read_fitted(config.image, height, width, config.fit, limits)
+        tell_of(config.image, *size)
+    for flag, name in (("video", "video"), ("motion_from", "motion_video"), ("motion_to", "motion_end")):
         if path := getattr(config, flag):
-            info = probe_video(path)
+            info = probe_video(path, limits=limits)
             start[name] = read_frames(
-                f"--{flag}", path, _num_frames(pipe, config), height, width, config.fit, config.frame_stride
+                f"--{flag}", path, _num_frames(pipe, config), height, width, config.fit, config.frame_stride, limits
             )
-            tell(path, info.height, info.width)
+            tell_of(path, info.height, info.width)
+    if "motion_end" in start:
+        ends = [torch.from_numpy(start.pop(name)).permute(0, 3, 1, 2) for name in ("motion_video", "motion_end")]
+        start["motion_video"] = MotionBetween(*ends, torch.empty(0))  # whose shares are those of the batch
     return start
 
 
@@ -324,13 +391,15 @@ def provenance(config: SamplingConfig, condition: str | int, number: int) -> dic
         number: Number of the video in its run.
     """
     model = config.pretrained_model_name_or_path
-    given = {name: getattr(config, name, None) for name in ("image", "video", "motion_from")}
+    given = {name: getattr(config, name, None) for name in ("image", "video", "motion_from", "motion_to")}
+    ends = {name: str(getattr(config, name, None)) for name in ("interpolate", "to_seed")}
     return {
         "generated": f"by a model, with contentmotion {contentmotion.__version__}",
         "model": Path(model).resolve().name if Path(model).is_dir() else model,
         "prompt": _caption(condition),
         "seed": str(config.seed),
         "number": str(number),
+        **{name: value for name, value in ends.items() if value != "None"},
     } | {name: Path(path).name for name, path in given.items() if path}
 
 
@@ -364,7 +433,7 @@ def sample_all(
     on_step: Callable[[], object],
     *,
     content_frames: bool = True,
-    follow: Mapping[str, torch.Tensor] | None = None,
+    start: Mapping[str, Any] | None = None,
 ) -> Iterator[Drawn]:
     """Generates one video per condition, ``config.batch_size`` at once.
 
@@ -374,13 +443,12 @@ def sample_all(
         conditions: Prompts or class ids.
         on_step: Called after each denoising step of a batch.
         content_frames: Whether to decode the content frames too.
-        follow: Conditions beside the prompts, by name, for video models that take some.
+        start: What ``read_start`` gives.
     """
-
-    for start in range(0, len(conditions), config.batch_size):
-        batch = conditions[start : start + config.batch_size]
+    for first in range(0, len(conditions), config.batch_size):
+        batch = conditions[first : first + config.batch_size]
         yield from sample(
-            pipe, config, batch, start, lambda step, latents: on_step(), content_frames=content_frames, follow=follow
+            pipe, config, batch, first, lambda step, latents: on_step(), content_frames=content_frames, start=start
         )
 
 
@@ -390,6 +458,7 @@ def sample_motions(
     condition: str | int,
     count: int,
     on_step: Callable[[], object],
+    start: Mapping[str, Any] | None = None,
 ) -> list[Drawn]:
     """Generates several videos of one content frame: only the motion is drawn anew.
 
@@ -399,15 +468,21 @@ def sample_motions(
         condition: Prompt or class id.
         count: Videos; the first is the one that ``sample_all`` gives.
         on_step: Called after each denoising step: of the first video, then of the others' motion, all at once.
+        start: What ``read_start`` gives; a motion in it is drawn anew, by some of its own, in all of them.
     """
     one: Any = [condition]
-    (first,) = sample(pipe, config, one, 0, lambda step, _: on_step())
+    start = dict(start or {})
+    (first,) = sample(pipe, config, one, 0, lambda step, _: on_step(), start=start)
     if count == 1:
         return [first]
     others: Any = [condition] * (count - 1)
     assert first.latents is not None
     latents = first.latents.expand(count - 1, -1, -1, -1)
-    return [first, *sample(pipe, config, others, 1, lambda step, _: on_step(), content_latents=latents)]
+    video = start.pop("video", None)
+    if video is not None:
+        start.setdefault("motion_video", video)
+    own = start | {"image": None, "strength": None}
+    return [first, *sample(pipe, config, others, 1, lambda step, _: on_step(), content_latents=latents, start=own)]
 
 
 def sample(
@@ -456,6 +531,10 @@ def sample(
             "motion_callback_on_step_end": callback,
             "callback_on_frames": on_frames,
         } | dict(start or {})
+    numbers = [config.number if config.interpolate else first + k for k in range(len(batch))]
+    generators = [seeded_generator(config.seed, number, place) for number in numbers]
+    if config.interpolate:
+        own |= _between(pipe, config, first, len(batch), place, own)
     asked: dict[str, Any] = {kind: batch}
     if config.schedule:
         asked = {"prompt": config.schedule, "num_videos_per_prompt": len(batch)}
@@ -471,7 +550,7 @@ def sample(
             num_frames=config.num_frames,
             height=config.height,
             width=config.width,
-            generator=[seeded_generator(config.seed, first + k, place) for k in range(len(batch))],
+            generator=generators,
             output_type="pt",
             callback_on_step_end=callback,
         )
@@ -487,6 +566,26 @@ def sample(
         Drawn(video, content, own_latents)
         for video, content, own_latents in zip(to_bytes(output.frames), contents, latents, strict=True)
     ]
+
+
+def _between(
+    pipe: LatentPipeline, config: GenerateConfig, first: int, size: int, place: torch.device | str,
+    own: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """Arguments that make an interpolation's videos, from the one with this number on, of the pipeline's own."""
+    k = first - config.number
+    shares = torch.linspace(0, 1, config.interpolate or 0)[k : k + size]
+    changed: dict[str, Any] = {}
+    if isinstance(own.get("motion_video"), MotionBetween):
+        changed["motion_video"] = replace(own["motion_video"], shares=shares)
+    if config.to_seed is not None:
+        first_end, last_end = (seeded_generator(seed, config.number, place) for seed in (config.seed, config.to_seed))
+        shapes = pipe.sample_shapes(config.num_frames, config.height, config.width)
+        noise = noise_between(shapes, (first_end, last_end), shares)
+        names = {"content": "latents", "motion": "motion_latents", "video": "latents"}
+        given = {"content"} if config.image or config.video else set()
+        changed |= {names[stage]: value for stage, value in noise.items() if stage not in given}
+    return changed
 
 
 def slug(condition: str | int) -> str:

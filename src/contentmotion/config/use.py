@@ -161,6 +161,10 @@ class GenerateConfig(SamplingConfig, StartConfig, ConditionConfig):
         width: Pixels; the model's training size when not given.
         fps: Frames per second of the files written.
         formats: Kinds of file to write per video.
+        interpolate: Videos on the way between two ends, both included, and `interpolation.mp4`, which plays one after
+            another: between two prompts, or of one prompt, picture or video between two seeds or two motions.
+        to_seed: Seed at the other end of `interpolate`.
+        motion_to: Video whose motion is at its other end; that of `motion_from` is at the first.
         vae_decoder: Folder or hub id of an image VAE that draws the frames in the model's own place: an AutoencoderTiny
             made for the same latents (for Stable Diffusion's, madebyollin/taesd) costs a twentieth.
         vae_slicing: Decode one frame at a time: less memory.
@@ -183,6 +187,9 @@ class GenerateConfig(SamplingConfig, StartConfig, ConditionConfig):
     width: Pixels | None = None
     fps: Rate = 8.0
     formats: tuple[Literal["mp4", "gif", "webm"], ...] = ("mp4", "gif")
+    interpolate: Annotated[int, Range(2, 1000)] | None = None
+    to_seed: Seed | None = None
+    motion_to: str | None = None
     vae_decoder: str | None = None
     vae_slicing: bool = False
     vae_tiling: bool = False
@@ -204,6 +211,16 @@ class GenerateConfig(SamplingConfig, StartConfig, ConditionConfig):
             "give prompts, or --prompt_file, or --class_labels (exactly one of the three)"
             + (", or --prompts_at alone" if self.prompts_at else ""),
         )
+        for name in ("to_seed", "motion_to"):
+            require(
+                getattr(self, name) is None or self.interpolate is not None,
+                f"--{name} is the other end of --interpolate NUMBER",
+            )
+        require(self.motion_to is None or bool(self.motion_from), "--motion_to goes with --motion_from: two motions")
+        require(
+            self.interpolate is None or (self.num_videos_per_prompt == 1 and not self.prompts_at),
+            "--interpolate says how many videos there are: without --num_videos_per_prompt, and without --prompts_at",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +234,8 @@ class DemoConfig(SamplingConfig):
         examples: Prompts that the page offers; for the shipped model some that it knows.
         server_name: Address to listen on; "0.0.0.0" lets the whole network in.
         server_port: Port to listen on.
+        allowed_hosts: Names by which the page may be called, beside localhost, this machine's own and addresses of
+            numbers: those of a proxy before it, for instance. Other names are refused, lest foreign pages get in.
         share: Ask gradio.live for a public address that leads here.
         queue_size: Requests that may wait; more are refused with a message.
         max_upload_mb: Megabytes that an uploaded video may have.
@@ -224,6 +243,8 @@ class DemoConfig(SamplingConfig):
         max_prompt_length: Characters that a prompt may have.
         max_steps: Denoising steps that a visitor may ask for.
         max_videos: Videos that a visitor may ask for at once.
+        max_frames: Frames that a video may have.
+        max_disk_mb: Megabytes that uploads and results may take together; when they do, no more are taken.
         keep_minutes: Minutes after which uploads and results are deleted; all are when the page is closed.
     """
 
@@ -231,6 +252,7 @@ class DemoConfig(SamplingConfig):
     examples: list[str] | None = None
     server_name: str = "127.0.0.1"
     server_port: Annotated[int, Range(0, 65_535)] = 7860
+    allowed_hosts: tuple[str, ...] = ()
     share: bool = False
     queue_size: Batch = 16
     max_upload_mb: Positive = 50.0
@@ -238,6 +260,8 @@ class DemoConfig(SamplingConfig):
     max_prompt_length: Count = 500
     max_steps: Steps = 100
     max_videos: Batch = 4
+    max_frames: Frames = 96
+    max_disk_mb: Positive = 2000.0
     keep_minutes: Positive = 60.0
 
 

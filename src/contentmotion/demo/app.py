@@ -19,13 +19,17 @@ from contentmotion.demo.studio import Studio
 if TYPE_CHECKING:
     import gradio as gr
 
+    from contentmotion.demo.visitors import Visitors
+
 TITLE = "contentmotion"
 LOCAL = ("127.0.0.1", "localhost", "::1")
 CSS = """
 .gradio-container {max-width: 1200px !important; width: 100% !important; margin: 0 auto !important}
 .picture img {width: 100% !important; height: 100% !important; object-fit: contain !important}
 @media (max-width: 700px) {.table-wrap {max-width: calc(100vw - 66px) !important; overflow-x: auto !important}}
+@media (max-width: 700px) {#costs th, #costs td, #compare-table th, #compare-table td {font-size: 12px !important}}
 #new-seed {align-self: center}
+.file-preview .stem {white-space: normal !important; overflow-wrap: anywhere}
 #history .grid-container {grid-template-columns: repeat(auto-fill, 140px) !important}
 #history .gallery-item, #history .thumbnail-lg {width: 140px; height: 140px; aspect-ratio: 1}
 #history .caption-label {left: 0; right: 0; bottom: 0; max-width: none; font-size: 11px; text-align: left}
@@ -75,8 +79,11 @@ def serving(config: DemoConfig) -> Iterator[gr.Blocks]:
     page = None
     try:
         _require_gradio()
-        page = build_page(Studio(config, folder / "results"), write_examples(_made(folder / "clips")))
-        launch(page, config)
+        from contentmotion.demo.visitors import Visitors
+
+        studio, visitors = Studio(config, folder / "results"), Visitors()
+        page = build_page(studio, visitors, write_examples(_made(folder / "clips")))
+        launch(page, config, folder, visitors)
         yield page
     finally:
         if page is not None:
@@ -86,11 +93,12 @@ def serving(config: DemoConfig) -> Iterator[gr.Blocks]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def build_page(studio: Studio, examples: list[Path]) -> gr.Blocks:
+def build_page(studio: Studio, visitors: Visitors, examples: list[Path]) -> gr.Blocks:
     """The page, not served yet.
 
     Args:
         studio: Its models.
+        visitors: Who waits for what.
         examples: Videos to offer for taking apart.
     """
     import gradio as gr
@@ -104,18 +112,24 @@ def build_page(studio: Studio, examples: list[Path]) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(min(keep, 60), keep)) as page:
         gr.Markdown("# contentmotion\nVideos from text, through a content frame and a motion latent.")
         with gr.Tab("Generate"):
-            history = add_generate_tab(studio)
+            history = add_generate_tab(studio, visitors)
         with gr.Tab("Decompose"):
             add_decompose_tab(studio, examples, history)
         with gr.Tab("Compare"):
-            add_compare_tab(studio)
+            add_compare_tab(studio, visitors)
         with gr.Tab("Checkpoint"):
             add_checkpoint_tab(studio)
     return page
 
 
-def launch(page: gr.Blocks, config: DemoConfig) -> None:
+def launch(page: gr.Blocks, config: DemoConfig, folder: Path, visitors: Visitors) -> None:
     """Starts to serve the page, with its limits; returns at once.
+
+    Args:
+        page: The page.
+        config: Its settings.
+        folder: Where uploads and results go.
+        visitors: Who waits for what.
 
     Raises:
         OSError: The port is taken.
@@ -123,14 +137,15 @@ def launch(page: gr.Blocks, config: DemoConfig) -> None:
     import gradio as gr
     from starlette.middleware import Middleware
 
-    from contentmotion.demo.guards import BodyLimit
+    from contentmotion.demo.guards import Gate
 
     upload_bytes = int(config.max_upload_mb * 1e6)
     system = ["system-ui", "sans-serif"]  # the theme's own fonts come from another server
     theme = gr.themes.Default(font=system, font_mono=["ui-monospace", "monospace"])
     page.queue(max_size=config.queue_size, default_concurrency_limit=1, api_open=False)
+    visitors.watch(page._queue)
     options: dict[str, Any] = {
-        "app_kwargs": {"middleware": [Middleware(BodyLimit, upload_bytes=upload_bytes)]},
+        "app_kwargs": {"middleware": [Middleware(Gate, config=config, folder=folder, visitors=visitors)]},
         "enable_monitoring": False,
         "footer_links": ["api"],
         "max_file_size": upload_bytes,

@@ -10,15 +10,16 @@ import gradio as gr
 
 from contentmotion.commands.info import flow_text, shown_settings
 from contentmotion.cost.clip import clip_cost
-from contentmotion.demo.generate_tab import MODEL
 from contentmotion.demo.guards import reported
 from contentmotion.demo.studio import Model, Studio
+from contentmotion.demo.visitors import MODEL
 from contentmotion.loading import resolve_name
 from contentmotion.stages.image_vae import vae_scale_factor
 
 PARTS = ["part", "class", "parameters", "settings"]
 WIDTHS = ["170px", "230px", "110px", "500px"]
 COSTS = ["part", "multiply-adds (G)", "of which attention (G)"]
+COST_WIDTHS = ["40%", "30%", "30%"]
 
 
 def add_checkpoint_tab(studio: Studio) -> None:
@@ -38,8 +39,9 @@ def add_checkpoint_tab(studio: Studio) -> None:
         max_height=900,
     )
     costs = gr.Dataframe(
-        headers=COSTS, label="One video at the usual steps and guidance", interactive=False, elem_id="costs"
-    )
+        headers=COSTS, label="One video at the usual steps and guidance", interactive=False, elem_id="costs", wrap=True,
+        column_widths=COST_WIDTHS,
+    )  # fmt: skip
     with gr.Accordion("Model card", open=False):
         card = gr.Markdown(_card(studio.main))
 
@@ -94,10 +96,13 @@ def _costs(studio: Studio, model: Model) -> list[list[str]]:
 
 
 def _card(model: Model) -> str:
-    """The model card without its header; links within the model's own folder lead nowhere here, so they become text."""
+    """The model card without its header. What leads nowhere here becomes text: links within the model's own folder, and
+    pictures, which are of that folder or of other servers."""
     path = Path(resolve_name(model.source)) / "README.md"
     if not path.is_file():
         return "This model has no model card (README.md)."
     text = path.read_text(encoding="utf-8")
     text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
+    text = re.sub(r"!\[([^\]]*)\](?:\([^)]*\)|\[[^\]]*\])", r"\1", text)
+    text = re.sub(r"<img\b[^>]*>", "", text, flags=re.IGNORECASE)
     return re.sub(r"\[([^\]]+)\]\((?!https?://)[^)]*\)", r"\1", text)

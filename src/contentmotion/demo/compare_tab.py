@@ -2,47 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
-from contentmotion.demo.generate_tab import MODEL
 from contentmotion.demo.guards import reported
-from contentmotion.demo.studio import MAX_GUIDANCE, MAX_SEED, Request, Studio, Take
+from contentmotion.demo.settings import prompt_field, seed_field
+from contentmotion.demo.studio import MAX_GUIDANCE, Request, Studio, Take
+from contentmotion.demo.visitors import LEFT, MODEL, Visitors
 
-HEADER = ["", "model", "steps (content + motion)", "network passes", "seconds"]
+HEADER = ["", "model", "steps", "passes", "seconds"]
+WIDTHS = ["10%", "32%", "20%", "18%", "20%"]
 
 
-def add_compare_tab(studio: Studio) -> None:
+def add_compare_tab(studio: Studio, visitors: Visitors) -> None:
     """Lays out the tab, inside a ``gr.Tab``."""
-    config = studio.config
     with gr.Row():
-        prompt = gr.Textbox(
-            label="Prompt" if studio.main.takes_text else "Class number",
-            value=studio.examples[0] if studio.examples else "",
-            max_length=config.max_prompt_length,
-            scale=3,
-            min_width=300,
-        )
-        seed = gr.Number(config.seed, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=120)
-    sides, videos = [], []
+        prompt = prompt_field(studio, scale=3, min_width=300)
+        seed = seed_field(studio)
+    sides = []
     with gr.Row():
         for number, letter in enumerate("AB"):
             with gr.Column(min_width=300):
                 sides += _side(studio, letter, number)
-                videos.append(
-                    gr.Video(
-                        label=f"Video {letter}",
-                        autoplay=True,
-                        loop=True,
-                        interactive=False,
-                        height=260,
-                        elem_id=f"compare-{letter.lower()}",
-                        buttons=["download"],
-                    )  # fmt: skip
-                )
     button = gr.Button("Compare", variant="primary")
-    table = gr.Dataframe(headers=HEADER, label="What they took", interactive=False, elem_id="compare-table")
+    with gr.Row():
+        videos = [
+            gr.Video(
+                label=f"Video {letter}", autoplay=True, loop=True, interactive=False, height=260, min_width=150,
+                elem_id=f"compare-{letter.lower()}", buttons=["download"],
+            )
+            for letter in "AB"
+        ]  # fmt: skip
+    table = gr.Dataframe(
+        headers=HEADER, label="What they took: steps of content + motion, network passes, seconds", interactive=False,
+        elem_id="compare-table", wrap=True, column_widths=WIDTHS,
+    )  # fmt: skip
+    inputs: list[Any] = [prompt, seed, *sides]
+    compare = _endpoint(studio, visitors)
+    button.click(compare, inputs, [*videos, table], api_name="compare", show_progress_on=videos, **MODEL)
+
+
+def _endpoint(studio: Studio, visitors: Visitors) -> Callable[..., Any]:
+    """What the button and programs call."""
 
     @reported
     def compare(
@@ -54,6 +57,7 @@ def add_compare_tab(studio: Studio) -> None:
         model_b: str,
         steps_b: float,
         guidance_scale_b: float,
+        visitor: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  Gradio finds it by its default
     ) -> tuple[str, str, list[list[str]]]:
         """Make two videos from one prompt and one seed.
@@ -71,32 +75,33 @@ def add_compare_tab(studio: Studio) -> None:
         Returns:
             The two videos (mp4), and a table of steps, network passes and seconds.
         """
-        wanted = [("A", model_a, steps_a, guidance_scale_a), ("B", model_b, steps_b, guidance_scale_b)]
-        models = [studio.model(name) for _, name, _, _ in wanted]
-        requests = [
-            Request(prompt=prompt or "", seed=seed, steps=steps, guidance_scale=guidance)
-            for _, _, steps, guidance in wanted
-        ]
-        for request, model in zip(requests, models, strict=True):
-            studio.check(request, model)  # both, before the first one is begun
-        takes: list[Take] = []
-        for (letter, *_), request, model in zip(wanted, requests, models, strict=True):
 
-            def on_step(done: int, total: int, letter: str = letter) -> None:
-                progress((done, total), desc=f"video {letter}", unit="steps")
+        def on_step(letter: str, done: int, total: int) -> None:
+            progress((done, total), desc=f"video {letter}", unit="steps")
+            if visitors.has_left(str(visitor.session_hash)):
+                raise gr.Error(LEFT, print_exception=False)
 
-            takes.append(studio.generate(request, model, on_step))
-        rows = [
-            [
-                letter, name, f"{take.sampling.steps} + {take.sampling.motion_steps}", str(take.sampling.passes),
-                f"{take.seconds:.2f}",
-            ]
-            for (letter, name, *_), take in zip(wanted, takes, strict=True)
-        ]  # fmt: skip
-        return str(takes[0].videos[0]), str(takes[1].videos[0]), rows
+        sides = {"A": (model_a, steps_a, guidance_scale_a), "B": (model_b, steps_b, guidance_scale_b)}
+        requests = {
+            letter: Request(prompt=prompt or "", seed=seed, steps=steps, guidance_scale=guidance)
+            for letter, (_, steps, guidance) in sides.items()
+        }
+        models = {letter: studio.model(name) for letter, (name, *_) in sides.items()}
+        for letter, request in requests.items():
+            studio.check(request, models[letter])  # both, before the first one is begun
+        takes = {
+            letter: studio.generate(request, models[letter], lambda done, total, at=letter: on_step(at, done, total))
+            for letter, request in requests.items()
+        }
+        rows = [_row(letter, models[letter].name, take) for letter, take in takes.items()]
+        return str(takes["A"].videos[0]), str(takes["B"].videos[0]), rows
 
-    inputs: list[Any] = [prompt, seed, *sides]
-    button.click(compare, inputs, [*videos, table], api_name="compare", show_progress_on=videos, **MODEL)
+    return compare
+
+
+def _row(letter: str, name: str, take: Take) -> list[str]:
+    steps = f"{take.sampling.steps} + {take.sampling.motion_steps}"
+    return [letter, name, steps, str(take.passes), f"{take.seconds:.2f}"]
 
 
 def _side(studio: Studio, letter: str, number: int) -> list[Any]:

@@ -20,10 +20,10 @@ from contentmotion.commands.reconstruct import (
     to_pixels,
     weight_maps,
 )
-from contentmotion.demo.generate_tab import MODEL
 from contentmotion.demo.guards import reported, uploaded_video
 from contentmotion.demo.studio import Studio
 from contentmotion.demo.uploads import MAX_STRIDE, read_upload
+from contentmotion.demo.visitors import MODEL
 
 COLUMNS, CELL, GAP = 8, 96, 4  # the weights' picture: cells a row, and pixels
 

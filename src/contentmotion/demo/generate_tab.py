@@ -1,28 +1,87 @@
-"""Tab Generate: a prompt to videos, their content frames, and a history of the session."""
+"""Tab Generate: a prompt, a picture or a video to videos, their content frames, and a history of the session."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from contentmotion.demo.guards import reported
-from contentmotion.demo.studio import MAX_GUIDANCE, MAX_SEED, Model, Request, Studio
-from contentmotion.pipelines.sampling import MOST_DISTILLED_STEPS
+from contentmotion.demo.settings import add_settings, choose
+from contentmotion.demo.studio import Request, Studio
+from contentmotion.demo.visitors import LEFT, MODEL, Visitors
+from contentmotion.pipelines.content_motion import REDRAWN
 
 MAX_HISTORY = 24  # videos a session remembers
-NEW_SEED = f"() => Math.floor(Math.random() * {MAX_SEED})"
-MODEL = {"concurrency_id": "model", "concurrency_limit": 1}  # one run through the networks at a time, of all tabs
+# The endpoint's arguments in order.
+ORDER = (
+    "prompt", "negative_prompt", "seed", "steps", "guidance_scale", "motion_guidance_scale", "few_steps", "num_videos",
+    "same_content", "image", "video", "motion_video", "strength", "motion_strength", "num_frames", "loop",
+)  # fmt: skip
 
 
-def add_generate_tab(studio: Studio) -> gr.State:
+class Stopped(Exception):
+    """The visitor wants no more of a run."""
+
+
+class Runs:
+    """The runs of all sessions: what is made for each, and which of them is to stop.
+
+    Args:
+        studio: Makes the videos.
+        visitors: Who waits for them.
+    """
+
+    def __init__(self, studio: Studio, visitors: Visitors) -> None:
+        self.studio = studio
+        self.visitors = visitors
+        self._stopped: set[str] = set()
+
+    def start(self, visitor: gr.Request) -> gr.Button:
+        """A run was asked for: the button that stops it."""
+        self._stopped.discard(str(visitor.session_hash))
+        return gr.Button(interactive=True, variant="stop")
+
+    def stop(self, visitor: gr.Request) -> gr.Button:
+        """It is to end after the step that it is at: the button again."""
+        self._stopped.add(str(visitor.session_hash))
+        return self.end()
+
+    def end(self) -> gr.Button:
+        """No run: a button with nothing to stop."""
+        return gr.Button(interactive=False, variant="secondary")
+
+    def make(
+        self, request: Request, few_steps: bool, history: list, session: str, progress: gr.Progress
+    ) -> tuple[Any, ...]:
+        """What the tab shows of a request: video, content frame, files, summary, history."""
+
+        def on_step(done: int, total: int) -> None:
+            progress((done, total), desc="denoising", unit="steps")
+            if session in self._stopped:
+                raise Stopped(f"Stopped after {done} of {total} steps.")
+            if self.visitors.has_left(session):
+                raise gr.Error(LEFT, print_exception=False)
+
+        try:
+            take = self.studio.generate(request, choose(self.studio, few_steps), on_step)
+        except Stopped as stopped:
+            self._stopped.discard(session)
+            return gr.skip(), gr.skip(), gr.skip(), str(stopped), gr.skip()
+        rows = [[str(path) for path in row] for row in zip(take.videos, take.gifs, take.contents, strict=True)]
+        entries = [{"files": row, "caption": take.caption, "summary": take.summary} for row in rows]
+        written = [path for row in rows for path in row]
+        return rows[0][0], rows[0][2], written, take.summary, (entries + history)[:MAX_HISTORY]
+
+
+def add_generate_tab(studio: Studio, visitors: Visitors) -> gr.State:
     """Lays out the tab, inside a ``gr.Tab``; returns the session's history, newest video first."""
-    history = gr.State([])
-    stopped: set[str] = set()  # sessions whose run is to end after the step it is at
+    history, runs = gr.State([]), Runs(studio, visitors)
     with gr.Row():
         with gr.Column(min_width=300):
-            inputs, button, stop = _add_settings(studio)
+            fields, button, stop = add_settings(studio)
         with gr.Column(min_width=300):
             video, content, summary, files = _add_outputs()
     gr.Markdown("This session (click to show again)")
@@ -30,6 +89,22 @@ def add_generate_tab(studio: Studio) -> gr.State:
         label="This session", show_label=False, height=170, allow_preview=False, interactive=False,
         object_fit="contain", buttons=[], elem_id="history",
     )  # fmt: skip
+    shown: list[Any] = [video, content, files, summary]
+    private: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+    asked, inputs = [button.click, fields["prompt"].submit], [*(fields[name] for name in ORDER), history]
+    gr.on(asked, runs.start, None, stop, **private)
+    done = gr.on(
+        asked, _endpoint(runs), inputs, [*shown, history], api_name="generate", show_progress_on=video, **MODEL
+    )
+    stop.click(runs.stop, None, stop, **private)
+    done.then(runs.end, None, stop, **private)
+    done.success(_show_history, history, gallery, **private)
+    gallery.select(_show_again, history, shown, **private)
+    return history
+
+
+def _endpoint(runs: Runs) -> Callable[..., Any]:
+    """What the button and programs call."""
 
     @reported
     def generate(
@@ -42,14 +117,21 @@ def add_generate_tab(studio: Studio) -> gr.State:
         few_steps: bool,
         num_videos: float,
         same_content: bool,
-        history: list,
-        visitor: gr.Request,
+        image: str | None = None,
+        video: str | None = None,
+        motion_video: str | None = None,
+        strength: float = REDRAWN,
+        motion_strength: float = 0.0,
+        num_frames: float | None = None,
+        loop: bool = False,
+        history: list | None = None,
+        visitor: gr.Request = None,  # type: ignore[assignment]  Gradio gives it
         progress: gr.Progress = gr.Progress(),  # noqa: B008  Gradio finds it by its default
-    ) -> tuple[str, str, list[str], str, list]:
-        """Make videos from a prompt.
+    ) -> tuple[Any, ...]:
+        """Make videos from a prompt, a picture, or another video.
 
         Args:
-            prompt: What to show; the number of a class, if the model takes classes.
+            prompt: What to show; the number of a class, if the model takes classes. May be empty beside image or video.
             negative_prompt: What to steer away from; may be empty.
             seed: Seed of the noise: the same seed gives the same video.
             steps: Denoising steps; 1 to 8 with few_steps.
@@ -58,60 +140,36 @@ def add_generate_tab(studio: Studio) -> gr.State:
             few_steps: Use the distilled model, where one is loaded.
             num_videos: How many videos.
             same_content: Whether they share one content frame and differ in motion alone.
+            image: A picture to animate (png, jpeg, webp, gif); of another shape, its middle is cut out.
+            video: A video to edit, from its first frame on: the prompt redraws what it shows, and its motion is kept.
+            motion_video: A video whose motion to take, whatever it shows.
+            strength: How much of the picture, or of what the video shows, is drawn anew, from 0 to 1.
+            motion_strength: How much of a given motion is drawn anew, from 0 to 1.
+            num_frames: Frames of a video; more than a clip has are made clip by clip.
+            loop: Whether a video's end leads to its beginning.
 
         Returns:
             The first video (mp4), its content frame (png), all files (mp4, gif, png of each video), and what it took.
         """
         request = Request(
-            prompt=prompt or "",  # an empty field may come as None
-            negative_prompt=negative_prompt or "",
-            seed=seed,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            motion_guidance_scale=motion_guidance_scale,
-            num_videos=num_videos,
-            same_content=same_content,
-        )
-        session = str(visitor.session_hash)
-        stopped.discard(session)
+            prompt=prompt or "", negative_prompt=negative_prompt or "",  # an empty field may come as None
+            seed=seed, steps=steps, guidance_scale=guidance_scale, motion_guidance_scale=motion_guidance_scale,
+            num_videos=num_videos, same_content=same_content, image=image, video=video, motion_video=motion_video,
+            strength=strength, motion_strength=motion_strength, num_frames=num_frames, loop=loop,
+        )  # fmt: skip
+        return runs.make(request, few_steps, history or [], str(visitor.session_hash), progress)
 
-        def on_step(done: int, total: int) -> None:
-            progress((done, total), desc="denoising", unit="steps")
-            if session in stopped:
-                raise gr.Error("stopped", title="Stopped", duration=3, print_exception=False)
+    return generate
 
-        take = studio.generate(request, _choose(studio, few_steps), on_step)
-        rows = [[str(path) for path in row] for row in zip(take.videos, take.gifs, take.contents, strict=True)]
-        entries = [{"files": row, "caption": take.caption, "summary": take.summary} for row in rows]
-        written = [path for row in rows for path in row]
-        return rows[0][0], rows[0][2], written, take.summary, (entries + history)[:MAX_HISTORY]
 
-    def ask_to_stop(visitor: gr.Request) -> None:
-        stopped.add(str(visitor.session_hash))
+def _show_history(history: list) -> list:
+    return [(entry["files"][1], entry["caption"]) for entry in _alive(history)]
 
-    def show_history(history: list) -> list:
-        return [(entry["files"][1], entry["caption"]) for entry in _alive(history)]
 
-    def show_again(history: list, chosen: gr.SelectData) -> tuple[str, str, list[str], str]:
-        entry = _alive(history)[chosen.index]
-        files = entry["files"]
-        return files[0], files[2], files, f"{entry['caption']}: {entry['summary']}"
-
-    shown: list[Any] = [video, content, files, summary]
-    done = gr.on(
-        [button.click, inputs[0].submit],
-        generate,
-        [*inputs, history],
-        [*shown, history],
-        api_name="generate",
-        show_progress_on=video,
-        **MODEL,
-    )
-    private: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
-    stop.click(ask_to_stop, None, None, **private)
-    done.success(show_history, history, gallery, **private)
-    gallery.select(show_again, history, shown, **private)
-    return history
+def _show_again(history: list, chosen: gr.SelectData) -> tuple[str, str, list[str], str]:
+    entry = _alive(history)[chosen.index]
+    files = entry["files"]
+    return files[0], files[2], files, f"{entry['caption']}: {entry['summary']}"
 
 
 def _add_outputs() -> tuple[gr.Video, gr.Image, gr.Markdown, gr.File]:
@@ -128,74 +186,6 @@ def _add_outputs() -> tuple[gr.Video, gr.Image, gr.Markdown, gr.File]:
     summary = gr.Markdown(elem_id="summary")
     files = gr.File(label="Download: mp4, gif, content frame", file_count="multiple", interactive=False)
     return video, content, summary, files
-
-
-def _add_settings(studio: Studio) -> tuple[list[Any], gr.Button, gr.Button]:
-    """The left half: what ``generate`` takes, in its order, and the buttons that start and stop it."""
-    model, config = studio.main, studio.config
-    usual = model.sampling(config)
-    prompt = gr.Textbox(
-        label="Prompt" if model.takes_text else "Class number",
-        value=studio.examples[0] if studio.examples else "",
-        lines=2,
-        submit_btn=False,
-        max_length=config.max_prompt_length,
-    )
-    if studio.examples:
-        gr.Examples([[example] for example in studio.examples], [prompt], label="Prompts it knows")
-    with gr.Row():
-        seed = gr.Number(config.seed, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=120)
-        gr.Button("New seed", min_width=90, size="sm", elem_id="new-seed").click(None, None, seed, js=NEW_SEED)
-    with gr.Row():
-        button = gr.Button("Generate", variant="primary", scale=3, min_width=150)
-        stop = gr.Button("Stop", variant="stop", scale=1, min_width=70)
-    with gr.Row():
-        num_videos = gr.Slider(1, config.max_videos, 1, step=1, label="Videos", min_width=130)
-        same_content = gr.Checkbox(
-            False, label="One content frame", info="Several videos of the same picture", min_width=130
-        )
-    few_steps = _few_step_switch(studio)
-    with gr.Accordion("More settings", open=False):
-        negative_prompt = gr.Textbox(label="Negative prompt", max_length=config.max_prompt_length)
-        steps = gr.Slider(1, config.max_steps, min(usual.steps, config.max_steps), step=1, label="Steps")
-        guidance = gr.Slider(0, MAX_GUIDANCE, usual.guidance_scale, step=0.1, label="Guidance of the content frame")
-        motion_guidance = gr.Slider(
-            0, MAX_GUIDANCE, usual.motion_guidance_scale, step=0.1, label="Guidance of the motion"
-        )
-
-    def turn(few_steps: bool) -> tuple[Any, Any]:
-        chosen = _choose(studio, few_steps)
-        sampling = chosen.sampling(config)
-        most = min(MOST_DISTILLED_STEPS, config.max_steps) if chosen.distilled else config.max_steps
-        return (
-            gr.Slider(maximum=most, value=min(sampling.steps, most)),
-            gr.Slider(value=sampling.guidance_scale),
-        )
-
-    few_steps.input(turn, few_steps, [steps, guidance], api_visibility="private", queue=False)
-    order = [prompt, negative_prompt, seed, steps, guidance, motion_guidance, few_steps, num_videos, same_content]
-    return order, button, stop
-
-
-def _few_step_switch(studio: Studio) -> gr.Checkbox:
-    kinds = {model.distilled for model in studio.models}
-    if kinds == {False}:
-        note = "Needs a distilled model: contentmotion distill, then contentmotion demo --compare_with FOLDER"
-    elif kinds == {True}:
-        note = "The loaded model is a distilled one"
-    else:
-        note = f"Use {next(model.name for model in studio.models if model.distilled)}, in 1 to 8 steps"
-    return gr.Checkbox(studio.main.distilled, label="Few steps", info=note, interactive=len(kinds) == 2)
-
-
-def _choose(studio: Studio, few_steps: bool) -> Model:
-    """The model that the switch stands for."""
-    for model in studio.models:
-        if model.distilled == few_steps:
-            return model
-    if few_steps:
-        raise ValueError("no distilled model is loaded: few_steps needs one (contentmotion demo --compare_with FOLDER)")
-    return studio.main
 
 
 def _alive(history: list) -> list:

@@ -14,10 +14,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from contentmotion.commands.generate import Drawn, load_for_sampling, provenance, sample_all, sample_motions, slug
+from contentmotion.commands.generate import (
+    Drawn,
+    about_clips,
+    denoising_steps,
+    load_for_sampling,
+    prompts_or_labels,
+    provenance,
+    read_start,
+    sample_all,
+    sample_motions,
+    slug,
+    source,
+)
 from contentmotion.config import SHIPPED_MODEL, SHIPPED_STUDENT, DemoConfig, GenerateConfig, SamplingConfig
+from contentmotion.demo.uploads import named_as_by_owner, require_room, require_short, require_small
 from contentmotion.loading import require_checkpoints
-from contentmotion.pipelines.content_motion import ContentMotionPipeline
+from contentmotion.pipelines.content_motion import REDRAWN, ContentMotionPipeline
 from contentmotion.pipelines.sampling import MOST_DISTILLED_STEPS, Sampling, draws_in_few_steps, resolve_sampling
 from contentmotion.run_dir import resolve_device
 from contentmotion.video.timeline import Limits
@@ -30,6 +43,7 @@ MAX_SEED = 2**31 - 1
 MAX_GUIDANCE = 20.0
 MAX_PIXELS = 3840 * 2160  # of an uploaded frame
 READING_SECONDS = 20.0
+RANGES = {"guidance_scale": MAX_GUIDANCE, "motion_guidance_scale": MAX_GUIDANCE, "strength": 1, "motion_strength": 1}
 SHIPPED_EXAMPLES = (
     "a crying cat",
     "woman lifting weights, dark skin tone",
@@ -64,6 +78,24 @@ class Model:
         """Whether it is asked for videos by a text, not by a class id."""
         return self.pipe.text_encoder is not None
 
+    @property
+    def redrawn(self) -> float:
+        """How much of a given picture this model draws anew unless told otherwise."""
+        return 0.0 if self.pipe.autoencoder.config.content_mode == "frame" else REDRAWN
+
+    @property
+    def frame_step(self) -> int:
+        """What a video's frames are a multiple of."""
+        return self.pipe.motion_transformer.config.patch_size
+
+    @property
+    def can_loop(self) -> bool:
+        """Whether it can lead a video's end back to its beginning."""
+        try:
+            return bool(self.pipe.clips(None, loop=True))
+        except ValueError:
+            return False
+
     def sampling(self, config: SamplingConfig) -> Sampling:
         """Steps and guidance of this model under some settings."""
         return resolve_sampling(
@@ -80,7 +112,7 @@ class Request:
     """What a visitor asks for.
 
     Attributes:
-        prompt: What to show; of a class-conditional model the number of a class.
+        prompt: What to show, which a picture or a video may say; of a class-conditional model the number of a class.
         negative_prompt: What to steer away from.
         seed: Seed of the noise.
         steps: Denoising steps.
@@ -88,6 +120,13 @@ class Request:
         motion_guidance_scale: Guidance of the motion.
         num_videos: Videos.
         same_content: Whether they share one content frame.
+        image: File of a picture to animate.
+        video: File of a video to edit.
+        motion_video: File of a video whose motion to take.
+        strength: How much of the picture, or of what the video shows, is drawn anew.
+        motion_strength: How much of the given motion is.
+        num_frames: Frames of a video; None: the model's clip.
+        loop: Whether its end leads back to its beginning.
     """
 
     prompt: str
@@ -98,6 +137,13 @@ class Request:
     motion_guidance_scale: float = 1.0
     num_videos: float = 1
     same_content: bool = False
+    image: str | None = None
+    video: str | None = None
+    motion_video: str | None = None
+    strength: float = REDRAWN
+    motion_strength: float = 0.0
+    num_frames: float | None = None
+    loop: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,7 +156,9 @@ class Take:
         contents: The content frames as png files.
         caption: Prompt and seed.
         seconds: From the prompt to the last video's pixels.
-        sampling: Steps and guidance it was made with.
+        sampling: Steps and guidance it was made with; of given and of long ones the steps that were taken.
+        passes: Network passes of one video.
+        notes: Lines about what was done to fit what was asked for.
     """
 
     videos: list[Path]
@@ -119,13 +167,16 @@ class Take:
     caption: str
     seconds: float
     sampling: Sampling
+    passes: int
+    notes: list[str]
 
     @property
     def summary(self) -> str:
-        """One line about what it took."""
+        """One line about what it took, and the notes."""
         videos = f"{len(self.videos)} videos" if len(self.videos) > 1 else "1 video"
         steps = f"{self.sampling.steps} + {self.sampling.motion_steps} steps"
-        return f"{videos} in {self.seconds:.1f} s: {steps}, {self.sampling.passes} network passes a video"
+        took = f"{videos} in {self.seconds:.1f} s: {steps}, {self.passes} network passes a video"
+        return "; ".join([took, *self.notes])
 
 
 class Studio:
@@ -208,20 +259,23 @@ class Studio:
         _require_whole("seed", request.seed, 0, MAX_SEED)
         _require_whole("steps", request.steps, 1, most_steps, " of a few-step model" if model.distilled else "")
         _require_whole("num_videos", request.num_videos, 1, config.max_videos)
-        for name in ("guidance_scale", "motion_guidance_scale"):
+        if request.num_frames is not None:
+            _require_whole("num_frames", request.num_frames, 1, config.max_frames)
+        for name, most in RANGES.items():
             value = getattr(request, name)
-            if not (_is_finite(value) and 0 <= value <= MAX_GUIDANCE):
-                raise ValueError(f"{name} must be between 0 and {MAX_GUIDANCE:g}, got {value}")
+            if not (_is_finite(value) and 0 <= value <= most):
+                raise ValueError(f"{name} must be between 0 and {most:g}, got {value}")
         prompt, negative = request.prompt.strip(), request.negative_prompt.strip()
         for name, text in (("prompt", prompt), ("negative prompt", negative)):
             if len(text) > config.max_prompt_length:
                 raise ValueError(
                     f"the {name} has {len(text)} characters; at most {config.max_prompt_length} are taken here"
                 )
-        if not prompt:
+        if not prompt and not (model.takes_text and (request.image or request.video)):
             raise ValueError("empty prompt: say what to show")
         if not model.takes_text and not prompt.isdecimal():
             raise ValueError(f"this model makes videos of classes: give the number of one, not {prompt!r}")
+        self._check_start(request)
         inherited = {field.name: getattr(config, field.name) for field in dataclasses.fields(SamplingConfig)}
         return GenerateConfig(
             **inherited
@@ -233,10 +287,32 @@ class Studio:
                 "motion_guidance_scale": float(request.motion_guidance_scale),
                 "seed": int(request.seed),
             },
-            prompt=[prompt] if model.takes_text else None,
+            prompt=[prompt] if prompt and model.takes_text else None,
             class_labels=None if model.takes_text else [int(prompt)],
             negative_prompt=negative or None,
+            image=request.image,
+            video=request.video,
+            motion_from=request.motion_video,
+            strength=request.strength if request.image or request.video else None,
+            motion_strength=request.motion_strength if request.video or request.motion_video else None,
+            num_frames=None if request.num_frames is None else int(request.num_frames),
+            loop=request.loop,
         )
+
+    def _check_start(self, request: Request) -> None:
+        """Raises ``ValueError`` where a visitor's picture and videos cannot be used, or nothing would come of them."""
+        if request.image and request.video:
+            raise ValueError("a picture to animate and a video to edit: give one of them, each is what is shown")
+        if request.image:
+            require_small(request.image, self.config)
+        for video in (request.video, request.motion_video):
+            if video:
+                require_short(video, self.config, self.limits)
+        keeps_motion = bool(request.video or request.motion_video) and request.motion_strength == 0
+        if keeps_motion and request.video and not request.motion_video and request.strength == 0:
+            raise ValueError("strength 0 and motion_strength 0 give the video back as it is: raise one of them")
+        if keeps_motion and request.same_content and request.num_videos > 1:
+            raise ValueError("one content frame and one motion make one video: raise motion_strength for several")
 
     def generate(self, request: Request, model: Model, on_step: Callable[[int, int], object]) -> Take:
         """Makes videos and their files.
@@ -250,12 +326,23 @@ class Studio:
             ValueError: The request is beyond the page's limits.
         """
         config, count = self.check(request, model), int(request.num_videos)
+        pipe, condition = model.pipe, prompts_or_labels(config)[0]
+        clips = pipe.clips(config.num_frames, loop=config.loop)
+        pipe.sample_shapes(config.num_frames)  # what cannot be made is said before files are read
+        notes = [line] if (line := about_clips(pipe, config)) else []
+        given = read_start(
+            pipe, config, self.limits, lambda line: notes.append(named_as_by_owner(line.partition(" (--")[0]))
+        )
         sampling = model.sampling(config)
-        condition = config.prompt[0] if config.prompt else (config.class_labels or [0])[0]
+        steps, motion_steps = denoising_steps(pipe, config, sampling)
+        sampling = dataclasses.replace(sampling, steps=steps, motion_steps=motion_steps)
+        # Where clips overlap that are made at once, each step goes through all of them.
+        passes = dataclasses.replace(
+            sampling, motion_steps=motion_steps * (1 if clips.chained or clips.overlap else len(clips))
+        ).passes
         same = request.same_content and count > 1
         batches = 1 if same else math.ceil(count / config.batch_size)
-        total = batches * (sampling.steps + sampling.motion_steps) + same * sampling.motion_steps
-        done = 0
+        total, done = batches * (steps + motion_steps) + same * motion_steps, 0
 
         def step() -> None:
             nonlocal done
@@ -264,20 +351,26 @@ class Studio:
 
         start = time.perf_counter()
         if same:
-            drawn = sample_motions(model.pipe, config, condition, count, step)
+            drawn = sample_motions(pipe, config, condition, count, step, given)
         else:
             conditions: list = [condition] * count
-            drawn = list(sample_all(model.pipe, config, conditions, step))
+            drawn = list(sample_all(pipe, config, conditions, step, start=given))
         seconds = time.perf_counter() - start
         videos, gifs, contents = [], [], []
         for number, one in enumerate(drawn):
             files = self._write(one, config, condition, number)
             for path, group in zip(files, (videos, gifs, contents), strict=True):
                 group.append(path)
-        return Take(videos, gifs, contents, f"{request.prompt.strip()} · seed {config.seed}", seconds, sampling)
+        caption = f"{request.prompt.strip() or source(config)} · seed {config.seed}"
+        return Take(videos, gifs, contents, caption, seconds, sampling, passes, notes)
 
     def place(self) -> Path:
-        """A new folder for results, of a name that nobody can guess."""
+        """A new folder for results, of a name that nobody can guess.
+
+        Raises:
+            ValueError: The page's files are as large as they may become.
+        """
+        require_room(self.folder.parent, self.config)
         folder = self.folder / secrets.token_hex(16)
         folder.mkdir(parents=True)
         return folder
@@ -295,7 +388,7 @@ class Studio:
         return path
 
     def _write(self, drawn: Drawn, config: GenerateConfig, condition: str | int, number: int) -> list[Path]:
-        stem = f"{slug(condition)}-seed{config.seed}" + (f"-{number}" if number else "")
+        stem = f"{number:03d}-{slug(condition or source(config))}-seed{config.seed}"
         metadata, folder = provenance(config, condition, number), self.place()
         files = [folder / f"{stem}.mp4", folder / f"{stem}.gif", folder / f"{stem}.png"]
         for path in files[:2]:

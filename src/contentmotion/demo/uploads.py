@@ -1,7 +1,9 @@
-"""Videos that visitors bring: checked before they are decoded, and read no further than needed."""
+"""Pictures and videos that visitors bring: checked before they are decoded, and read no further than needed."""
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 from contentmotion.config import DemoConfig
@@ -24,31 +26,61 @@ def read_upload(
         frame_stride: Take every n-th frame.
 
     Raises:
-        ValueError: No file, no video, too large, too long or too short; one line that names the file as its owner does.
-        OSError: It is gone.
+        ValueError: No file, no video, too large, too long or too short; one line.
     """
     if path is None:
         raise ValueError("no video yet: upload one, or pick an example")
     if frame_stride not in range(1, MAX_STRIDE + 1):
         raise ValueError(f"frame_stride must be a whole number between 1 and {MAX_STRIDE}, got {frame_stride}")
+    require_short(path, config, limits)
+    num_frames, height, width = shape
+    try:
+        return read_clip(
+            path, num_frames=num_frames, frame_stride=int(frame_stride), height=height, width=width, limits=limits
+        )
+    except VideoError as error:
+        raise ValueError(f"cannot use {error}") from None
+
+
+def require_small(path: str, config: DemoConfig) -> None:
+    """Raises ``ValueError`` where an upload is gone, or has more bytes than are taken."""
     file = Path(path)
-    name = file.name
     if not file.is_file():
-        raise ValueError(f"{name} is gone: uploads are deleted after {config.keep_minutes:g} minutes")
+        raise ValueError(f"{file.name} is gone: uploads are deleted after {config.keep_minutes:g} minutes")
     megabytes = file.stat().st_size / 1e6
     if megabytes > config.max_upload_mb:
-        raise ValueError(f"{name} is too large: {megabytes:.1f} MB, at most {config.max_upload_mb:g} MB are taken")
+        raise ValueError(f"{file.name} is too large: {megabytes:.1f} MB, at most {config.max_upload_mb:g} MB are taken")
+
+
+def require_short(path: str, config: DemoConfig, limits: Limits) -> None:
+    """Raises ``ValueError`` where an upload is no video, or one that is larger or longer than are taken."""
+    require_small(path, config)
     try:
-        info = probe_video(file, limits=limits)
-        seconds = info.duration or (info.num_frames or 0) / info.fps
-        if seconds > config.max_video_seconds:
-            raise ValueError(
-                f"{name} is too long: {seconds:.0f} s, at most {config.max_video_seconds:g} s are taken; cut it first"
-            )
-        num_frames, height, width = shape
-        return read_clip(
-            file, num_frames=num_frames, frame_stride=int(frame_stride), height=height, width=width, limits=limits
+        info = probe_video(path, limits=limits)
+    except VideoError as error:
+        raise ValueError(f"cannot use {error}") from None
+    seconds = info.duration or (info.num_frames or 0) / info.fps
+    if seconds > config.max_video_seconds:
+        raise ValueError(
+            f"{Path(path).name} is too long: {seconds:.0f} s, at most {config.max_video_seconds:g} s are taken; "
+            "cut it first"
         )
-    except VideoError as error:  # its message names the file by its place on this machine
-        reason = str(error).replace(str(file), name)
-        raise ValueError(f"cannot use {reason}") from None
+
+
+def named_as_by_owner(text: str) -> str:
+    """A line without the places that visitors' files have on this machine."""
+    folder = os.environ.get("GRADIO_TEMP_DIR")
+    return re.sub(rf"{re.escape(folder)}/(?:[\w-]+/)*", "", text) if folder else text
+
+
+def require_room(folder: Path, config: DemoConfig, more: int = 0) -> None:
+    """Raises ``ValueError`` where there is no room for so many bytes more under a folder."""
+    used = more
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                used += os.lstat(os.path.join(place, name)).st_size
+            except FileNotFoundError:  # deleted meanwhile
+                continue
+    if used > config.max_disk_mb * 1e6:
+        raise ValueError("the page has no room for more files: try again when older ones are deleted")

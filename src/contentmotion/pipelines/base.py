@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from contentmotion.loading import variant_in
 from contentmotion.pipelines.folder import HUB_SETTINGS, INDEX, fetch, known_class, read_index
+from contentmotion.pipelines.interpolation import features_between
 from contentmotion.pipelines.sampling import FiniteValues, denoise, noise_to, steps_taken, times_at_hand, warn_once
 from contentmotion.stages.stage import Condition, Stage
 from contentmotion.stages.text import NULL_PROMPT, TextFeatures
@@ -212,14 +214,15 @@ class LatentPipeline(DiffusionPipeline):
         """Features of the prompts and, where guidance needs them, of the null prompts, as ``Stage.encode`` takes
         them."""
         known, reader = self._text_features, next(iter(self.stages.values()))
-        for text in prompts:
+        for text in (end for each in prompts for end in {getattr(each, "first", each), getattr(each, "second", each)}):
             if cut := reader.cut_words(text):
                 most = max(reader.text_lengths.values())
                 warn_once(f"the text encoder takes {most} tokens: of the prompt {text!r} it does not see {cut!r}")
 
         def encode(texts: list[str]) -> dict[str, Tensor]:
             # Without a cache in batches as they come, as the stock pipelines do: a batch's size decides how sums round.
-            features = known.encode(reader.text_features, texts) if known else reader.text_features(texts)
+            read = partial(known.encode, reader.text_features) if known else reader.text_features
+            features = features_between(read, texts)
             return {k: v.to(self._dtype).repeat_interleave(repeats, dim=0) for k, v in features.items()}
 
         if not guided:

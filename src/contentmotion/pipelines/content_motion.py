@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from contentmotion.diffusion import slerp
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.pipelines.base import Generators, LatentPipeline, OutputType, StepCallback, check_inputs
@@ -32,6 +33,7 @@ from contentmotion.pipelines.image import (
     takes,
 )
 from contentmotion.pipelines.inputs import Fit, as_pictures, as_videos, for_each, read_schedule
+from contentmotion.pipelines.interpolation import MotionBetween, PromptBetween
 from contentmotion.pipelines.long_video import Clips, LongMotionStage, stack_conditions
 from contentmotion.pipelines.sampling import FiniteValues, Sampling, is_distilled, resolve_sampling, times_at_hand
 from contentmotion.stages.content import NETWORKS, content_stage, family_in
@@ -330,7 +332,8 @@ class ContentMotionPipeline(LatentPipeline):
 
         Args:
             prompt: What to show, one prompt a video (text-conditional models). ``{0: "a cat", 32: "a dog"}`` is one
-                video whose prompt changes at these frames.
+                video whose prompt changes at these frames; ``pipelines.interpolation.prompts_between`` gives prompts
+                between two.
             class_labels: Class ids (class-conditional models).
             negative_prompt: What to steer away from; needs guidance above 1.
             num_inference_steps: Steps of the content frame; when None 50, or 4 of a distilled model.
@@ -357,7 +360,8 @@ class ContentMotionPipeline(LatentPipeline):
                 own ``image`` they are: FLUX.2 [klein]'s.
             video: A video to edit, or one a video: its content frame is re-drawn by ``strength``, its motion by
                 ``motion_strength``. Both 0: the autoencoder's reconstruction.
-            motion_video: A video whose motion is taken, whatever it shows.
+            motion_video: A video whose motion is taken, whatever it shows; or what is between two videos' motions
+                (``pipelines.interpolation.MotionBetween``).
             strength: How much of the given content frame is drawn anew: 0 keeps it, 1 forgets it; between, pictures go
                 through the family's image-to-image pipeline, where diffusers has one. When None 0 of
                 ``content_latents``, and of ``image`` where the content frame is a frame of the clip; else
@@ -575,6 +579,10 @@ class ContentMotionPipeline(LatentPipeline):
             optional["latents"] = noise.to(self._execution_device, self._dtype)
         call |= {name: value for name, value in optional.items() if name in taken}
         if self._encodes_itself(stock, stage, said, arguments):
+            if any(isinstance(prompt, PromptBetween) for prompt in said["prompt"]):
+                raise ValueError(
+                    "a prompt between two is made of their features; here the image pipeline reads prompts"
+                )
             left_out = [name for name in ("prompt", "negative_prompt") if f"{name}_embeds" in arguments]
             text = {n: value for n, value in said.items() if value is not None and n not in left_out}
         else:
@@ -663,11 +671,18 @@ class ContentMotionPipeline(LatentPipeline):
         for name, source in {"video": video, "motion_video": motion_video}.items():
             if source is None:
                 continue
-            frames = as_videos(name, source, clips.num_frames, *sides, fit)
-            parts = [self.encode_video(frames[:, clips.frames(k)]) for k in range(len(clips))]
-            if name == "video":
-                contents = [for_each(name, content, size) for content, _ in parts]
-            motions = [for_each(name, motion, size) for _, motion in parts]
+            between = source if isinstance(source, MotionBetween) else None
+            ends = []
+            for end in [between.first, between.second] if between else [source]:
+                frames = as_videos(name, end, clips.num_frames, *sides, fit)
+                parts = [self.encode_video(frames[:, clips.frames(k)]) for k in range(len(clips))]
+                ends.append([for_each(name, motion, size) for _, motion in parts])
+                if name == "video":
+                    contents = [for_each(name, content, size) for content, _ in parts]
+            motions = ends[0]
+            if between:
+                shares = for_each("shares of motion_video", between.shares, size)
+                motions = [slerp(*pair, shares) for pair in zip(*ends, strict=True)]
         return Start(contents, motions, strength, motion_strength)
 
     def _pixel_sides(self, shape: tuple[int, ...]) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from contentmotion.video.pictures import read_picture, upright
 from contentmotion.video.reader import read_clip
 from contentmotion.video.resize import fit_frame
-from contentmotion.video.timeline import VideoError
+from contentmotion.video.timeline import Limits, VideoError
 
 Fit = Literal["crop", "pad"]
 
@@ -110,8 +110,9 @@ def as_videos(
 
 
 def read_frames(
-    name: str, path: str | Path, num_frames: int, height: int, width: int, fit: Fit, stride: int = 1
-) -> np.ndarray:
+    name: str, path: str | Path, num_frames: int, height: int, width: int, fit: Fit, stride: int = 1,
+    limits: Limits = Limits(),  # noqa: B008  it is frozen
+) -> np.ndarray:  # fmt: skip
     """The first frames of a video file, fitted: uint8 (num_frames, height, width, 3).
 
     Args:
@@ -122,6 +123,7 @@ def read_frames(
         width: Pixels.
         fit: See ``as_videos``.
         stride: Take every n-th.
+        limits: What decoding may cost.
 
     Raises:
         VideoError: Not a video, or a shorter one.
@@ -131,7 +133,7 @@ def read_frames(
     indices = np.arange(num_frames) * stride
     try:
         return read_clip(
-            path, num_frames=None, indices=indices, height=height, width=width, resize_mode=mode
+            path, num_frames=None, indices=indices, height=height, width=width, resize_mode=mode, limits=limits
         ).frames  # fmt: skip
     except VideoError as error:
         if "needed" not in str(error):
@@ -160,9 +162,11 @@ def _as_video(name: str, frames: Any, height: int, width: int, fit: Fit) -> Floa
     return frames.float()
 
 
-def read_fitted(path: str | Path, height: int, width: int, fit: Fit) -> tuple[np.ndarray, tuple[int, int]]:
+def read_fitted(
+    path: str | Path, height: int, width: int, fit: Fit, limits: Limits = Limits()  # noqa: B008  it is frozen
+) -> tuple[np.ndarray, tuple[int, int]]:  # fmt: skip
     """A picture file, fitted (see ``as_pictures``): uint8 (height, width, 3), and the height and width that it had."""
-    picture = read_picture(path)
+    picture = read_picture(path, limits)
     try:
         return _fitted(picture, height, width, fit), picture.shape[:2]
     except ValueError as error:

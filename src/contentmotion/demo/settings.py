@@ -1,0 +1,139 @@
+"""The left half of tab Generate: the fields of what a visitor asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from contentmotion.demo.guards import uploaded_picture, uploaded_video
+from contentmotion.demo.studio import MAX_GUIDANCE, MAX_SEED, Model, Studio
+from contentmotion.pipelines.content_motion import REDRAWN
+from contentmotion.pipelines.sampling import MOST_DISTILLED_STEPS
+
+NEW_SEED = f"() => Math.floor(Math.random() * {MAX_SEED})"
+
+
+def add_settings(studio: Studio) -> tuple[dict[str, Any], gr.Button, gr.Button]:
+    """Lays them out; returns them by their names in ``Request``, with ``few_steps``, and the buttons that start and
+    stop a run."""
+    prompt = prompt_field(studio, lines=2)
+    if studio.examples:
+        gr.Examples([[example] for example in studio.examples], [prompt], label="Prompts it knows")
+    with gr.Row():
+        seed = seed_field(studio)
+        gr.Button("New seed", min_width=90, size="sm", elem_id="new-seed").click(None, None, seed, js=NEW_SEED)
+    with gr.Row():
+        button = gr.Button("Generate", variant="primary", scale=3, min_width=150)
+        stop = gr.Button("Stop", interactive=False, scale=1, min_width=70)
+    fields = {"prompt": prompt, "seed": seed} | _how_many(studio)
+    fields["few_steps"] = _few_step_switch(studio)
+    with gr.Accordion("Start from a picture or a video", open=False):
+        fields |= _start(studio.main)
+    with gr.Accordion("More settings", open=False):
+        fields |= _sampling(studio)
+
+    def turn(few_steps: bool) -> tuple[Any, Any]:
+        chosen = choose(studio, few_steps)
+        sampling, config = chosen.sampling(studio.config), studio.config
+        most = min(MOST_DISTILLED_STEPS, config.max_steps) if chosen.distilled else config.max_steps
+        return gr.Slider(maximum=most, value=min(sampling.steps, most)), gr.Slider(value=sampling.guidance_scale)
+
+    turned = [fields["steps"], fields["guidance_scale"]]
+    fields["few_steps"].input(turn, fields["few_steps"], turned, api_visibility="private", queue=False)
+    return fields, button, stop
+
+
+def prompt_field(studio: Studio, **settings: Any) -> gr.Textbox:
+    """What to show."""
+    return gr.Textbox(
+        label="Prompt" if studio.main.takes_text else "Class number",
+        value=studio.examples[0] if studio.examples else "",
+        submit_btn=False,
+        max_length=studio.config.max_prompt_length,
+        **settings,
+    )
+
+
+def seed_field(studio: Studio) -> gr.Number:
+    """Seed of the noise."""
+    return gr.Number(studio.config.seed, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=120)
+
+
+def choose(studio: Studio, few_steps: bool) -> Model:
+    """The model that the switch stands for.
+
+    Raises:
+        ValueError: None of that kind is loaded.
+    """
+    for model in studio.models:
+        if model.distilled == few_steps:
+            return model
+    if few_steps:
+        raise ValueError("no distilled model is loaded: few_steps needs one (contentmotion demo --compare_with FOLDER)")
+    return studio.main
+
+
+def _how_many(studio: Studio) -> dict[str, Any]:
+    """Of videos and of frames."""
+    model, most = studio.main, studio.config.max_frames
+    usual, step = model.pipe.clip_shape[0], model.frame_step
+    with gr.Row():
+        num_videos = gr.Slider(1, studio.config.max_videos, 1, step=1, label="Videos", min_width=130)
+        same = gr.Checkbox(False, label="One content frame", info="Several videos of the same picture", min_width=130)
+    with gr.Row():
+        num_frames = gr.Slider(
+            step, max(step, most // step * step), min(usual, most), step=step, label="Frames", min_width=130,
+            info=f"Beyond {usual}: clip by clip",
+        )  # fmt: skip
+        note = "The end leads to the beginning" if model.can_loop else "Not for clips that go on from their last frame"
+        loop = gr.Checkbox(False, label="Loop", info=note, interactive=model.can_loop, min_width=130)
+    return {"num_videos": num_videos, "same_content": same, "num_frames": num_frames, "loop": loop}
+
+
+def _start(model: Model) -> dict[str, Any]:
+    """Pictures and videos to start from, and how much of them is drawn anew."""
+    with gr.Row():
+        image = uploaded_picture(label="A picture to animate", height=180, elem_id="image", min_width=130)
+        video = uploaded_video(label="or a video to edit", height=180, elem_id="video", min_width=130, loop=True)
+    strength = gr.Slider(
+        0, 1, model.redrawn, step=0.05, label="Drawn anew of what is shown",
+        info="0 keeps the picture, 1 forgets it", elem_id="strength",
+    )  # fmt: skip
+    motion_video = uploaded_video(label="A video whose motion to take", height=180, elem_id="motion", loop=True)
+    motion_strength = gr.Slider(
+        0, 1, 0, step=0.05, label="Drawn anew of the motion", info="Of a video's: 0 keeps it, 1 forgets it"
+    )
+    private: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+    image.upload(lambda: model.redrawn, None, strength, **private)
+    video.upload(lambda: REDRAWN, None, strength, **private)
+    return {
+        "image": image, "video": video, "motion_video": motion_video, "strength": strength,
+        "motion_strength": motion_strength,
+    }  # fmt: skip
+
+
+def _sampling(studio: Studio) -> dict[str, Any]:
+    """Steps and guidance."""
+    config, usual = studio.config, studio.main.sampling(studio.config)
+    return {
+        "negative_prompt": gr.Textbox("", label="Negative prompt", max_length=config.max_prompt_length),
+        "steps": gr.Slider(1, config.max_steps, min(usual.steps, config.max_steps), step=1, label="Steps"),
+        "guidance_scale": gr.Slider(
+            0, MAX_GUIDANCE, usual.guidance_scale, step=0.1, label="Guidance of the content frame"
+        ),
+        "motion_guidance_scale": gr.Slider(
+            0, MAX_GUIDANCE, usual.motion_guidance_scale, step=0.1, label="Guidance of the motion"
+        ),
+    }
+
+
+def _few_step_switch(studio: Studio) -> gr.Checkbox:
+    kinds = {model.distilled for model in studio.models}
+    if kinds == {False}:
+        note = "Needs a distilled model: contentmotion distill, then contentmotion demo --compare_with FOLDER"
+    elif kinds == {True}:
+        note = "The loaded model is a distilled one"
+    else:
+        note = f"Use {next(model.name for model in studio.models if model.distilled)}, in 1 to 8 steps"
+    return gr.Checkbox(studio.main.distilled, label="Few steps", info=note, interactive=len(kinds) == 2)

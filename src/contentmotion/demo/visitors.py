@@ -1,0 +1,104 @@
+"""Who waits for what: one job a visitor, and none for nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from gradio.server_messages import ProcessCompletedMessage
+
+if TYPE_CHECKING:
+    from gradio.queueing import Event, Queue
+
+MODEL = {"concurrency_id": "model", "concurrency_limit": 1}  # one run through the networks at a time, of all tabs
+PATIENCE, HURRY = 60.0, 10.0  # seconds for which a job may be without a listener; the second while others wait
+ONE_JOB = "one job at a time: your other one is not done yet"
+LEFT = "ended: nobody waits for it"
+
+
+class Visitors:
+    """Who listens to which jobs of the page's queue.
+
+    A visitor is a session of the page or a client, which asks for a job by one request and hears of it by another: a
+    stream that is open while it waits. A job that nobody listens to leaves the queue, or ends after the step it is at.
+    """
+
+    def __init__(self) -> None:
+        self._queue: Queue | None = None
+        self._streams: Counter[str] = Counter()
+        self._heard: dict[str, float] = {}
+
+    def watch(self, queue: Queue) -> None:
+        """Lets into a queue one job a visitor, and out what nobody waits for any more."""
+        push, self._queue = queue.push, queue
+
+        async def admit(body: Any, request: Any, username: str | None) -> Any:
+            for event in self._jobs():
+                if event.alive and not self._is_awaited(event):
+                    queue.send_message(event, ProcessCompletedMessage(output={"error": LEFT}, success=False))
+                    await queue.clean_events(event_id=event._id)
+            asked = queue.blocks.fns.get(body.fn_index)
+            if asked is not None and asked.concurrency_id == MODEL["concurrency_id"]:
+                for _ in range(20):  # the last one may be told of a moment before it leaves
+                    if not any(event.alive and event.session_hash == body.session_hash for event in self._jobs()):
+                        break
+                    await asyncio.sleep(0.05)
+                else:
+                    return False, ONE_JOB, "error"
+            return await push(body=body, request=request, username=username)
+
+        queue.push = admit
+
+    @contextmanager
+    def listening(self, path: str, query: dict[str, str]) -> Iterator[None]:
+        """While a request to a path is open: somebody listens, if it is a stream of a session's messages."""
+        session = self._session_of(path, query)
+        if session is None:
+            yield
+            return
+        self._streams[session] += 1
+        try:
+            yield
+        finally:
+            self._streams[session] -= 1
+            now = time.monotonic()
+            self._heard = {name: at for name, at in self._heard.items() if now - at < PATIENCE} | {session: now}
+            self._streams += Counter()  # those of nobody go
+
+    def has_left(self, session: str) -> bool:
+        """Whether a session's visitor waits no longer for the job that runs."""
+        running = [event for event in self._running() if event.session_hash == session]
+        return bool(running) and not any(event.alive and self._is_awaited(event) for event in running)
+
+    def _session_of(self, path: str, query: dict[str, str]) -> str | None:
+        if path.endswith("/queue/data"):
+            return query.get("session_hash")
+        before, _, event_id = path.rstrip("/").rpartition("/")
+        if self._queue is None or "/call/" not in before:
+            return None
+        event = self._queue.event_ids_to_events.get(event_id)
+        return event_id if event is None else event.session_hash
+
+    def _is_awaited(self, event: Event) -> bool:
+        if self._streams[event.session_hash]:
+            return True
+        patience = HURRY if self._waiting() else PATIENCE
+        since = max(event.enqueue_time, self._heard.get(event.session_hash, 0))
+        return time.monotonic() - since < patience
+
+    def _jobs(self) -> list[Event]:
+        return [*self._waiting(), *self._running()]
+
+    def _waiting(self) -> list[Event]:
+        assert self._queue is not None
+        queue = self._queue.event_queue_per_concurrency_id.get(str(MODEL["concurrency_id"]))
+        return [] if queue is None else list(queue.queue)
+
+    def _running(self) -> list[Event]:
+        assert self._queue is not None
+        active = [event for jobs in self._queue.active_jobs if jobs for event in jobs]
+        return [event for event in active if event.concurrency_id == MODEL["concurrency_id"]]
