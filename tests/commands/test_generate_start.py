@@ -136,7 +136,7 @@ def test_interpolation_between_prompts_seeds_and_motions(run, files: Path, tmp_p
     for name, words in ways.items():
         code, videos = run(*words, "--interpolate=3", "--batch_size=2", name=name)
         first, middle, last, joined = (video.astype(int) for video in videos)
-        assert code == 0 and np.abs(joined - np.concatenate([first, middle, last])).mean() < 1, name
+        assert code == 0 and np.abs(joined - np.concatenate([first, middle, last])).mean() < 5, name
         for end, words_of_end in zip((first, last), ends[name], strict=True):
             _, (alone,) = run(*words_of_end, name=f"{name}-{len(words_of_end)}-{words_of_end[-1][-6:]}")
             assert np.abs(end - alone).max() <= 1, f"{name}: an end is the video of that end"

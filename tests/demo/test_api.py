@@ -34,7 +34,8 @@ def client(page, tmp_path: Path) -> Client:
 
 
 def connect(page, folder: Path) -> Client:
-    return Client(page.url, verbose=False, download_files=str(folder), analytics_enabled=False)
+    slow = {"timeout": 120}  # a machine that has more to do
+    return Client(page.url, verbose=False, download_files=str(folder), analytics_enabled=False, httpx_kwargs=slow)
 
 
 def generate(client: Client, **changes) -> tuple:

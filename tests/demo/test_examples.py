@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs/demo.md").read_text()
-EXAMPLES = re.findall(r"^```(python|sh)\n(.*?127\.0\.0\.1:7860.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"^```(python|sh)\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+EXAMPLES = [(kind, text) for kind, text in BLOCKS if "http://127.0.0.1:7860" in text]
 
 
 def test_there_is_one_of_each_kind() -> None:

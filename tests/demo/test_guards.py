@@ -18,6 +18,12 @@ from contentmotion.demo.guards import Gate, reported
 from contentmotion.demo.studio import Model, Request
 from contentmotion.demo.visitors import LEFT, MODEL, ONE_JOB, Visitors
 
+# Gradio leaves event loops open.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
 
 def ask(folder: Path, method: str, path: str, body=None, config: DemoConfig | None = None, **headers: str):
     """What the gate answers; 200 where it lets a request through, which then reads it all."""
