@@ -194,9 +194,12 @@ def test_stop_ends_a_run(browser, serve_page, tmp_path: Path) -> None:
         visitor.set_default_timeout(90 * SECOND)
         visitor.goto(slow.url)
         visitor.get_by_label("Prompt", exact=True).fill("a crying cat")
+        stop = visitor.get_by_role("button", name="Stop", exact=True)
+        assert stop.is_disabled(), "nothing runs"
         visitor.get_by_role("button", name="Generate").click()
         visitor.wait_for_timeout(3 * SECOND)  # it has begun; the page shows thousands of steps late
-        visitor.get_by_role("button", name="Stop", exact=True).click()
-        says(visitor, "stopped")
+        stop.click()
+        visitor.locator("#summary").get_by_text(re.compile(r"Stopped after \d+ of 2000 steps")).wait_for()
+        assert stop.is_disabled() and visitor.get_by_test_id("toast-body").count() == 0, "no error"
         assert visitor.locator("#generated video").count() == 0
         context.close()

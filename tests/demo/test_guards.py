@@ -97,7 +97,7 @@ def test_errors_name_files_as_their_owner_does(monkeypatch: pytest.MonkeyPatch) 
 
     with pytest.raises(gr.Error) as caught:
         fail()
-    assert caught.value.message == "cannot use my cat.png: no picture, nor is b.mp4"
+    assert caught.value.message == "cannot use my cat.png: no picture, not b.mp4 either"
 
 
 @pytest.fixture

@@ -45,10 +45,9 @@ MAX_PIXELS = 3840 * 2160  # of an uploaded frame
 READING_SECONDS = 20.0
 RANGES = {"guidance_scale": MAX_GUIDANCE, "motion_guidance_scale": MAX_GUIDANCE, "strength": 1, "motion_strength": 1}
 SHIPPED_EXAMPLES = (
-    "a crying cat",
+    "red heart",
     "woman lifting weights, dark skin tone",
     "man cook, medium-dark skin tone",
-    "red heart",
     "face with tears of joy",
     "woman running, medium skin tone",
 )
