@@ -121,7 +121,7 @@ def test_one_job_a_visitor_and_none_for_nobody(watched, monkeypatch: pytest.Monk
     watch, queue = watched
     assert [push(queue, name) for name in ("first", "second", "first")] == ["queued", "queued", ONE_JOB]
     now = time.monotonic() + visitors.HURRY + 1
-    monkeypatch.setattr(visitors.time, "monotonic", lambda: now)
+    monkeypatch.setattr(visitors, "monotonic", lambda: now)
     with watch.listening("/gradio_api/queue/data", {"session_hash": "second"}):
         assert push(queue, "third") == "queued"
         waiting = [event.session_hash for event in queue.event_queue_per_concurrency_id["model"].queue]
@@ -136,13 +136,13 @@ def test_a_job_ends_when_its_visitor_leaves(watched, monkeypatch: pytest.MonkeyP
     queue.active_jobs = [[event]]
     assert not watch.has_left("a")
     now = time.monotonic() + visitors.PATIENCE + 1
-    monkeypatch.setattr(visitors.time, "monotonic", lambda: now)
+    monkeypatch.setattr(visitors, "monotonic", lambda: now)
     with watch.listening(f"/gradio_api/call/generate/{event._id}", {}):
         assert not watch.has_left("a")
         event.alive = False  # as Gradio notes of a stream that is closed
         assert watch.has_left("a")
     event.alive = True
-    monkeypatch.setattr(visitors.time, "monotonic", lambda: now + visitors.PATIENCE)
+    monkeypatch.setattr(visitors, "monotonic", lambda: now + visitors.PATIENCE)
     assert watch.has_left("a")
 
     class Studio:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from gradio.server_messages import ProcessCompletedMessage
@@ -65,7 +65,7 @@ class Visitors:
             yield
         finally:
             self._streams[session] -= 1
-            now = time.monotonic()
+            now = monotonic()
             self._heard = {name: at for name, at in self._heard.items() if now - at < PATIENCE} | {session: now}
             self._streams += Counter()  # those of nobody go
 
@@ -88,7 +88,7 @@ class Visitors:
             return True
         patience = HURRY if self._waiting() else PATIENCE
         since = max(event.enqueue_time, self._heard.get(event.session_hash, 0))
-        return time.monotonic() - since < patience
+        return monotonic() - since < patience
 
     def _jobs(self) -> list[Event]:
         return [*self._waiting(), *self._running()]
