@@ -513,6 +513,7 @@ def test_a_command_is_refused_a_folder_in_use(tmp_path: Path, capsys: pytest.Cap
     assert f"out is in use: process {os.getpid()} on" in capsys.readouterr().err
     assert main(words) == 1 and "in use" not in capsys.readouterr().err
     assert not (tmp_path / "out").exists(), "a command that is refused leaves nothing"
+    assert main([*words[:-1], str(tmp_path / "new" / "deep" / "out")]) == 1 and not (tmp_path / "new").exists()
 
 
 def test_no_network_is_noticed_at_once(

@@ -78,7 +78,7 @@ def owned_folder(path: str | Path) -> Iterator[None]:
     """Keeps a folder to this run: another one that asks for it meanwhile is told who works there.
 
     The lock lies beside the folder (in it where nothing can be written there), and ends with its process, however that
-    ends. What a killed run left half written is removed.
+    ends. What a killed run left half written is removed, and folders that were made for a run that left nothing.
 
     Raises:
         ValueError: Another run has it.
@@ -87,6 +87,7 @@ def owned_folder(path: str | Path) -> Iterator[None]:
         yield
         return
     path = Path(os.path.realpath(path))
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]  # the innermost first
     handle = _lock(path.with_name(f".{path.name}.lock"), path) or _lock(path / ".lock", path)
     try:
         for leftover in find_leftovers(path) if handle is not None else ():
@@ -97,6 +98,9 @@ def owned_folder(path: str | Path) -> Iterator[None]:
             with suppress(OSError):
                 os.unlink(handle.name)
             handle.close()
+        for folder in new:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 def _lock(file: Path, folder: Path) -> IO[str] | None:

@@ -1,5 +1,8 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -331,3 +334,15 @@ def test_a_disk_that_stalls_once_makes_no_file_bad(clip_folder: Path, monkeypatc
     assert dataset[0]["path"] == whole["path"] and not dataset[0]["skipped"], "but it is not remembered"
     stalls.append(SlowVideoError("takes longer than 30 s"))
     assert torch.equal(dataset[0]["frames"], whole["frames"])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [("1e-6", "takes longer than 1e-06 s"), ("nan", "READ_SECONDS is 'nan': seconds above 0")]
+)
+def test_how_long_reading_may_take_is_a_setting(clip_folder: Path, seconds: str, said: str) -> None:
+    code = "import sys; from contentmotion.video.reader import probe_video; probe_video(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(clip_folder / "videos/0.mp4")], capture_output=True, text=True,
+        env=os.environ | {"CONTENTMOTION_READ_SECONDS": seconds},
+    )  # fmt: skip
+    assert said in done.stderr.splitlines()[-1]

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import subprocess
 import tarfile
 import threading
 from collections import Counter
@@ -89,6 +91,22 @@ def test_a_pipe_that_says_nothing_is_a_line(shards: Path, monkeypatch: pytest.Mo
     stream = StreamingClips(["pipe:exec sleep 60"], ClipShape(4, 16, 16), 4)
     with pytest.raises(ValueError, match=r"pipe:exec sleep 60: nothing came for 0\.2 s"):
         stream.peek(1)
+
+
+def test_a_pipe_among_a_thousand_open_files(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl, resource = pytest.importorskip("fcntl"), pytest.importorskip("resource")
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 1200:
+        pytest.skip("fewer files may be open")
+    start = subprocess.Popen.__init__
+
+    def start_high(self: subprocess.Popen, *words: Any, **settings: Any) -> None:
+        start(self, *words, **settings)
+        low = self.stdout
+        self.stdout = os.fdopen(fcntl.fcntl(low, fcntl.F_DUPFD, 1100), "rb")
+        low.close()
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", start_high)
+    assert len(StreamingClips([f"pipe:cat {shards}/part-000.tar"], ClipShape(4, 16, 16), 4).peek(2)) == 2
 
 
 def test_what_is_a_stream() -> None:

@@ -207,6 +207,10 @@ def make_all(folder: Path) -> dict[str, str | Check]:
     encode(folder / "no_stamps.avi", colours(), g="4", bf="2")
     encode(folder / "sound.mkv", colours(), sound=True)
     encode(folder / "stream.ts", colours())
+    stream = (folder / "stream.ts").read_bytes()
+    packets = (stream[k : k + 188] for k in range(0, len(stream), 188))
+    # As Blu-ray discs have it: a time before each packet, here one that would be the length of a large table of an mp4.
+    put("disc.m2ts", b"".join(b"\x20\0\0\0" + packet for packet in packets), anything)
     encode(folder / "flash.flv", colours())
     with av.open(str(folder / "late_sound.mov"), "w") as container:  # 3 million samples, and an edit for the start
         stream, sound = container.add_stream("libx264", rate=8), container.add_stream("pcm_s16le", rate=192_000)

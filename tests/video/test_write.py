@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contentmotion.video.reader import read_clip, read_video
+from contentmotion.video.reader import probe_video, read_clip, read_video
 from contentmotion.video.timeline import VideoError
 from contentmotion.video.write import (
     _fonts,
@@ -229,6 +229,16 @@ def test_bad_files_give_one_line_that_names_them(
         assert str(path) in message, name
         assert "\n" not in message, name
     assert capfd.readouterr().err == "", "ffmpeg's own lines stay away from the user"
+
+
+def test_one_short_frame_is_no_rate(tmp_path: Path, make_frames: MakeFrames) -> None:
+    images = [Image.fromarray(frame) for frame in make_frames(6, 20, 20)]
+    lasts = [120, 120, 250, 120, 120, 10]  # the third stands for two
+    images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:], duration=lasts)
+    info = probe_video(tmp_path / "a.gif")
+    assert (info.num_frames, round(info.fps, 2)) == (7, round(7 / 0.74, 2))
+    images[0].save(tmp_path / "b.gif", save_all=True, append_images=images[1:3], duration=[120, 250, 500])
+    assert probe_video(tmp_path / "b.gif").num_frames == 1 + 2 + 4  # one alone may be the rate, too
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp", ".mp4"])

@@ -12,7 +12,7 @@ import math
 import os
 import random
 import re
-import select
+import selectors
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import count, islice
@@ -283,14 +283,16 @@ class _WithTail:
     def _read_pipe(process: Any, size: int) -> bytes:
         """What a command says next, past the pipe's own buffer, which would wait for ever."""
         parts: list[bytes] = []
-        while size:
-            if not select.select([process.stdout], [], [], MAX_SILENCE)[0]:
-                process.kill()
-                raise OSError(f"nothing came for {MAX_SILENCE:g} s")
-            parts.append(os.read(process.stdout.fileno(), size))
-            size -= len(parts[-1])
-            if not parts[-1]:
-                break
+        with selectors.DefaultSelector() as silence:  # select() knows no descriptors above 1023
+            silence.register(process.stdout, selectors.EVENT_READ)
+            while size:
+                if not silence.select(MAX_SILENCE):
+                    process.kill()
+                    raise OSError(f"nothing came for {MAX_SILENCE:g} s")
+                parts.append(os.read(process.stdout.fileno(), size))
+                size -= len(parts[-1])
+                if not parts[-1]:
+                    break
         return b"".join(parts)
 
     def close(self) -> None:

@@ -26,8 +26,6 @@ from contentmotion.video.timeline import (
 )
 
 DEFAULT_FPS = 8.0  # of files that do not say
-# Real containers only: ffmpeg's other formats include playlists, texts that make it open further files.
-CONTAINERS = "mov,matroska,avi,mpegts,mpeg,ogg,flv,asf"
 # Decoders that know the transparency of webm files; ffmpeg's own do not.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _HDR: dict[int, Literal["pq", "hlg"]] = {ColorTrc.SMPTE2084: "pq", ColorTrc.ARIB_STD_B67: "hlg"}
@@ -50,6 +48,7 @@ class FfmpegVideo:
     Args:
         place: ffmpeg's name of the file, or an open file.
         size: Bytes of the file.
+        containers: What it may be, by ffmpeg's names.
         limits: What it may cost.
         deadline: `time.monotonic()` at which reading stops.
 
@@ -60,9 +59,9 @@ class FfmpegVideo:
         VideoError: Not a video, cut short, or beyond the limits.
     """
 
-    def __init__(self, place: str | BinaryIO, size: int, limits: Limits, deadline: float) -> None:
+    def __init__(self, place: str | BinaryIO, size: int, containers: str, limits: Limits, deadline: float) -> None:
         self.pixel_aspect = 1.0
-        self._limits, self._deadline = limits, deadline
+        self._containers, self._limits, self._deadline = containers, limits, deadline
         # Timestamp -> number of the frame, and back; None: frames have no timestamps, they are counted.
         self._index_of: Callable[[int], int] | None = None
         self._stamp_of: Callable[[int], int] = int
@@ -88,7 +87,11 @@ class FfmpegVideo:
         try:
             return av.open(
                 self._place,
-                options={"max_pixels": str(self._limits.max_pixels), "threads": "1", "format_whitelist": CONTAINERS},
+                options={
+                    "max_pixels": str(self._limits.max_pixels),
+                    "threads": "1",
+                    "format_whitelist": self._containers,
+                },
                 # Titles in old files are often not UTF-8; they must not keep the pictures from being read.
                 metadata_errors="replace",
                 timeout=self._limits.max_seconds,

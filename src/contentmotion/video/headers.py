@@ -12,28 +12,44 @@ MAX_SAMPLES = 5_000_000  # a day at 50 frames per second; ffmpeg takes 100 bytes
 MAX_HEADER, MAX_BOXES = 256 << 20, 1_000_000  # bytes of one of an mp4's tables, and boxes in the file
 _TABLES = re.compile(rb"stsz|stz2|stts|trun|elst|cmov")
 _MATROSKA, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
-# Containers that are no mp4: RIFF, Ogg, FLV, MPEG transport and program streams, ASF.
-_OTHERS = (_MATROSKA, b"RIFF", b"OggS", b"FLV", b"\x47", b"\x00\x00\x01\xba", b"\x30\x26\xb2\x75")
+# Real containers only: ffmpeg's other formats include playlists, texts that make it open further files.
+_CONTAINERS = "mov,matroska,avi,mpegts,mpeg,ogg,flv,asf"
+_STARTS = {
+    _MATROSKA: "matroska",
+    b"RIFF": "avi",
+    b"OggS": "ogg",
+    b"FLV": "flv",
+    b"\x47": "mpegts",
+    b"\x00\x00\x01\xba": "mpeg",
+    b"\x30\x26\xb2\x75": "asf",
+}
 
 
-def check_headers(handle: BinaryIO, size: int) -> None:
+def check_headers(handle: BinaryIO, size: int) -> str:
     """Refuses what cannot be a whole video, in time and memory that do not depend on what it says of itself.
 
     Args:
         handle: The file, where the video begins; its place is changed.
         size: Bytes of the video.
 
+    Returns:
+        The containers, by ffmpeg's names, that it may be read as: what is no mp4 here must not be one there.
+
     Raises:
         VideoError: Cut short, or more frames than its bytes can hold.
     """
     start = handle.tell()
     first = handle.read(64)
-    if first.startswith(_MATROSKA):
+    kind = next((name for begin, name in _STARTS.items() if first.startswith(begin)), None)
+    if first[4:5] == b"\x47":  # packets with a time before each, of Blu-ray discs and cameras (m2ts)
+        kind = kind or "mpegts"
+    if kind == "matroska":
         end = _matroska_end(first)
         if end is not None and end > size:
             raise VideoError(f"cut short: {size} bytes of {end}")
-    elif not first.startswith(_OTHERS):
+    elif kind is None:
         _check_tables(_mp4_tables(handle, start, size), size)
+    return kind or _CONTAINERS
 
 
 def _matroska_end(first: bytes) -> int | None:

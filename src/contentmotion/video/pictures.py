@@ -236,9 +236,14 @@ def _frames_merged(durations: np.ndarray) -> np.ndarray:
         durations: Seconds of each stored frame, float64 (n,), not all 0.
     """
     shown = durations[durations > 0]
+    if len(durations) == 1:
+        return np.maximum(1, np.rint(durations * DEFAULT_FPS)).astype(np.int64)
     # Frames last for whole hundredths of a second: those of a rate of 8 for 0.12 s or 0.13 s.
-    steady = shown[shown < 1.5 * shown.min()].mean() if len(durations) > 1 else 1 / DEFAULT_FPS
-    return np.maximum(1, np.rint(durations / steady)).astype(np.int64)
+    steady, usual = shown[shown < 1.5 * shown.min()], np.median(shown)
+    alike = shown[(usual / 1.5 < shown) & (shown < 1.5 * usual)]
+    if len(steady) <= max(1, len(shown) // 10) and len(alike) > max(2, len(shown) / 2):
+        steady = alike  # a few short ones are slips, and no rate
+    return np.maximum(1, np.rint(durations / steady.mean())).astype(np.int64)
 
 
 def _open_picture(handle: BinaryIO, limits: Limits) -> Image.Image:

@@ -235,11 +235,11 @@ def _open(source: VideoSource, limits: Limits) -> AnyVideo:
         is_picture = start.startswith(_PICTURE_STARTS) or (start[:4], start[8:12]) == (b"RIFF", b"WEBP")
         if not is_picture:
             file.seek(offset)
-            check_headers(file, size)
+            containers = check_headers(file, size)
     if not is_picture:
         from contentmotion.video.ffmpeg import FfmpegVideo
 
-        return FfmpegVideo(place, size, limits, deadline)
+        return FfmpegVideo(place, size, containers, limits, deadline)
     if isinstance(source, TarMember):
         source = source.read_bytes()
     return PictureVideo(BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb"), limits, deadline)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import os
+from dataclasses import dataclass, field
 
 import numpy as np
 
+READ_SECONDS = "CONTENTMOTION_READ_SECONDS"  # environment variable: it is the disk's, not the run's
 HD_LINES = 720  # from here on colours that nothing is said about are BT.709's, below BT.601's
 MAX_SLOWER = 0.01  # a video may have this much fewer frames per second than asked for (29.97 for 30)
 LATE = 0.1  # of a frame: timestamps are rounded, so a frame this little late counts as on time
@@ -23,18 +26,29 @@ class TimelineError(Exception):
     """The frames are not where the timeline says."""
 
 
+def _read_seconds() -> float:
+    text = os.environ.get(READ_SECONDS) or "30"
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{READ_SECONDS} is {text!r}: seconds above 0 are needed")
+    return seconds
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a file may cost before it is refused.
 
     Attributes:
         max_pixels: Height times width of a frame, as stored.
-        max_seconds: Seconds that reading one clip may take.
+        max_seconds: Seconds that reading one clip may take; 30, unless the environment variable says another number.
         max_bytes: Bytes of decoded frames to return at once.
     """
 
     max_pixels: int = 8192 * 4320
-    max_seconds: float = 30.0
+    max_seconds: float = field(default_factory=_read_seconds)
     max_bytes: int = 4 * 2**30
 
 

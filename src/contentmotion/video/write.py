@@ -170,7 +170,6 @@ def _ffmpeg(path: Path, fps: float, comment: str) -> Iterator[Callable[[np.ndarr
                 picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
                 if is_hd:
                     picture = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, threads=1)
-                    picture.colorspace = BT709
                 container.mux(stream.encode(picture))
 
         yield add
