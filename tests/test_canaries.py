@@ -170,6 +170,19 @@ def test_nothing_sings(
     assert status in (0, 1, 2) and "Traceback" not in said, said
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("words", [w for w in PLACES if "FILE" in w], ids=lambda w: " ".join(w[:1] + w[-2:]))
+def test_no_pipe_is_waited_for(
+    words: list[str], tiny_pipeline_dir: Path, clip_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "FILE")
+    places = {"FILE": tmp_path / "FILE", "GOOD": tiny_pipeline_dir, "EVIL": tiny_pipeline_dir, "DATA": clip_folder}
+    words = [str(places[word]) if word in places else word.replace("DATA/", f"{clip_folder}/") for word in words]
+    status = main(words if words[0] == "info" else [*words, "--output_dir", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert status in (1, 2) and str(tmp_path / "FILE") in said and "Traceback" not in said, said
+
+
 def test_every_command_that_takes_a_path_is_here() -> None:
     from contentmotion.cli import COMMANDS
 

@@ -17,12 +17,12 @@ import textwrap
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
 from contentmotion.config.common import FieldType, field_types
+from contentmotion.saving import read_text
 
 HELP_WIDTH, HELP_COLUMN = 110, 30
 ALLOWED = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
@@ -343,7 +343,7 @@ def read_yaml(file: str) -> Any:
         UsageError: No such file, or not YAML.
     """
     try:
-        return yaml.load(Path(file).read_text(encoding="utf-8"), Loader=_Yaml12Loader)
+        return yaml.load(read_text(file), Loader=_Yaml12Loader)
     except OSError as error:
         raise UsageError(f"--config {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 import socket
 import sys
@@ -32,6 +31,7 @@ from contentmotion.config import SHIPPED_MODEL, SHIPPED_STUDENT
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.models.patch_vae import PatchVAE
+from contentmotion.saving import read_json, require_regular
 
 HUB_SECONDS = 5.0  # it takes at most to be reached
 ASSETS = Path(__file__).parent / "assets"
@@ -58,9 +58,8 @@ def resolve_name(name_or_path: str) -> str:
         notice_no_network()
     if Path(name_or_path).is_file():
         raise ValueError(f"{name_or_path} is a file: a checkpoint is a folder in diffusers' layout")
-    for path in (*Path(name_or_path).glob("*"), *Path(name_or_path).glob("*/*")):
-        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
-            raise ValueError(f"{path} is no regular file")
+    for path in (Path(name_or_path), *Path(name_or_path).glob("*"), *Path(name_or_path).glob("*/*")):
+        require_regular(path)
     return name_or_path
 
 
@@ -190,7 +189,7 @@ def training_scheduler(config: Mapping[str, Any]) -> SchedulerMixin:
 
 
 def class_name(config: Path) -> str | None:
-    return json.loads(config.read_text()).get("_class_name") if config.exists() else None
+    return read_json(config).get("_class_name") if config.exists() else None
 
 
 def load_part(cls: type[Model], name_or_path: str, part: str, dtype: torch.dtype | None) -> Model:

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
-from contentmotion.saving import find_leftovers, is_alive, replacing_file
+from contentmotion.saving import find_leftovers, is_alive, read_text, replacing_file
 
 ENVIRONMENT = "environment.json"  # in a training run's folder
 LAST_BREATH = 15.0  # seconds
@@ -162,6 +162,29 @@ def join_processes(device: str = "auto", timeout: timedelta = timedelta(hours=6)
     return PartialState(cpu=cpu, timeout=timeout)
 
 
+def require_same_settings(config: Any, processes: PartialState) -> None:
+    """Compares what the processes of one run were given; all call it, before anything else that they do together.
+
+    Raises:
+        ValueError: In the first process, where settings differ (each may have a device of its own).
+        SystemExit: In the others.
+    """
+    if processes.num_processes == 1:
+        return
+    from accelerate.utils import gather_object
+
+    told = [dict(_by_name(settings)) for settings in gather_object([_as_yaml(config)])]
+    differing = [
+        f"{name} {told[0][name]} and {other[name]}"
+        for name in told[0]
+        if name != "device" and (other := next((each for each in told if each[name] != told[0][name]), None))
+    ]
+    if differing:
+        if not is_main_process():
+            raise SystemExit(1)
+        raise ValueError(f"processes of one run were given different settings: {', '.join(differing)}")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a GPU, or on a CPU torch's allocator, had not as much memory as was asked for."""
     return "OutOfMemory" in type(error).__name__ or "DefaultCPUAllocator" in str(error) or "alloc_cpu" in str(error)
@@ -178,7 +201,7 @@ def leave_processes() -> None:
 def _tell_changes(path: Path, config: Any) -> None:
     """Says which settings of a training run that goes on are not those it began with."""
     try:
-        old = yaml.safe_load(path.read_text(encoding="utf-8"))
+        old = yaml.safe_load(read_text(path))
     except (OSError, yaml.YAMLError):
         return
     old = dict(_by_name(old)) if isinstance(old, dict) else {}
@@ -234,7 +257,7 @@ def write_config(path: Path, command: str, config: Any) -> None:
 def is_recorded(path: Path, config: Any) -> bool:
     """Whether a ``config.yaml`` is there, and holds these very settings."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) == _as_yaml(config)
+        return yaml.safe_load(read_text(path)) == _as_yaml(config)
     except (OSError, ValueError, yaml.YAMLError):
         return False
 

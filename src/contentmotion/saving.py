@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
@@ -159,14 +160,32 @@ def hash_state(
     return digest.hexdigest()
 
 
+def require_regular(path: str | Path) -> None:
+    """Raises ``OSError`` where a path is neither a file nor a folder: a pipe or a device would be waited for."""
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+
+
+def read_text(path: str | Path, encoding: str = "utf-8") -> str:
+    """What a text file holds.
+
+    Raises:
+        OSError: There is none, or it cannot be read.
+        UnicodeDecodeError: It is no text.
+    """
+    require_regular(path)
+    return Path(path).read_text(encoding=encoding)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """What a JSON file holds, by name.
 
     Raises:
+        OSError: There is none.
         ValueError: It is no JSON, or holds something else.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(value, dict):

@@ -272,6 +272,7 @@ def fill_disk(model, batch):
     return line_loss(model, batch)
 
 for name, loss, settings in (
+    ("other", line_loss, {"seed": int(os.environ["RANK"]), "scale": ScaleSettings(fsdp=os.environ["RANK"] == "1")}),
     ("nan", spoil_loss, {}),
     ("full", fill_disk, {"scale": ScaleSettings(fsdp=True)}),
     ("full-later", fill_disk, {"scale": ScaleSettings(fsdp=True, async_checkpointing=True)}),
@@ -290,11 +291,13 @@ leave_processes()  # as the command line does
 
 
 def test_what_goes_wrong_in_one_process_stops_all(tmp_path: Path) -> None:
-    """A loss that is not finite; a full disk, while the checkpoint is written and while training goes on."""
+    """Settings of its own; a loss that is not finite; a full disk, while the checkpoint is written and while training
+    goes on."""
     command = [sys.executable, "-c", SPOILT_RUNS, str(Path(__file__).parent), str(tmp_path)]
     (status, _, first), (other, _, second) = finish(start([], 2, command=command))
     assert status == other == 0 and not said(second), (first, second)
-    nan, full, later = said(first)
+    other, nan, full, later = said(first)
+    assert other == "other: processes of one run were given different settings: seed 0 and 1, scale.fsdp False and True"
     assert "nan: loss is nan at step 3 (items [" in nan and "the last good checkpoint is" in nan
     for name, line, failed in (
         ("full", full, [3]),

@@ -16,6 +16,7 @@ from contentmotion.config import BenchmarkConfig, ExportConfig
 from contentmotion.cost.clip import count_systems, folder_system
 from contentmotion.evaluate.measures import columns
 from contentmotion.evaluate.summary import TITLES, cells, shown_columns
+from contentmotion.saving import read_text
 from contentmotion.tables import markdown_table, number
 
 INTENDED = """\
@@ -121,7 +122,7 @@ def find_runs(config: ExportConfig) -> dict[str, dict[str, Any]]:
             continue
         manifest = Path(str(settings.get("cache_dir"))) / "manifest.json"
         if manifest.is_file():
-            settings["cache"] = json.loads(manifest.read_text(encoding="utf-8"))
+            settings["cache"] = json.loads(read_text(manifest))
         runs[f"{command[1]}, {settings['part']}" if "part" in settings else command[1]] = settings
     return runs
 
@@ -134,7 +135,7 @@ def read_scores(file: str) -> dict[str, Any]:
         OSError: It cannot be read.
     """
     try:
-        scores = json.loads(Path(file).read_text(encoding="utf-8"))
+        scores = json.loads(read_text(file))
         if {"parts", "protocol"} <= scores.keys():
             return scores
     except (ValueError, AttributeError):

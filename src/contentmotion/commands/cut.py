@@ -16,7 +16,7 @@ from contentmotion.data.records import ClipRecord
 from contentmotion.data.streaming import is_stream
 from contentmotion.progress import progress_bar
 from contentmotion.run_dir import prepare_output_dir
-from contentmotion.saving import replacing_file, write_json
+from contentmotion.saving import read_json, replacing_file, write_json
 from contentmotion.video.reader import probe_video, read_clip
 from contentmotion.video.sources import source_name
 from contentmotion.video.timeline import VideoInfo
@@ -175,7 +175,7 @@ def _require_same(output: Path, facts: dict) -> None:
     """Raises ``ValueError`` where the folder's clips were cut otherwise."""
     path = output / FACTS
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
         changed = [name for name, value in facts.items() if before.get(name) != value]
         if changed:
             raise ValueError(

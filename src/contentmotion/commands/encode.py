@@ -31,8 +31,14 @@ from contentmotion.data.sources import ClipSource
 from contentmotion.data.streaming import open_source
 from contentmotion.loading import load_autoencoder, load_vae
 from contentmotion.progress import progress_bar
-from contentmotion.run_dir import join_processes, prepare_output_dir, resolve_device, resolve_dtype
-from contentmotion.saving import HASH_VERSION, hash_weights, replacing_file, write_json
+from contentmotion.run_dir import (
+    join_processes,
+    prepare_output_dir,
+    require_same_settings,
+    resolve_device,
+    resolve_dtype,
+)
+from contentmotion.saving import HASH_VERSION, hash_weights, read_json, replacing_file, write_json
 from contentmotion.stages.content import load_text
 from contentmotion.stages.image_vae import encode_frames
 from contentmotion.stages.text import NULL_PROMPT
@@ -52,6 +58,7 @@ def encode(config: EncodeConfig) -> None:
     # Processes finish hours apart: waiting for the last one is no failure.
     processes = join_processes(config.device, timeout=timedelta(weeks=4))
     device = processes.device if processes.num_processes > 1 else resolve_device(config.device)
+    require_same_settings(config, processes)
     encoder = Encoder(config, device)
     source = open_source(config)
     cache_dir = Path(config.output_dir)
@@ -284,7 +291,7 @@ def _manifest(config: EncodeConfig, encoder: Encoder, source: ClipSource, versio
 def _begun(cache_dir: Path) -> dict[str, Any] | None:
     """The manifest of a cache that has shards already."""
     path = cache_dir / MANIFEST
-    return json.loads(path.read_text()) if path.exists() and any(cache_dir.glob("shard-*")) else None
+    return read_json(path) if path.exists() and any(cache_dir.glob("shard-*")) else None
 
 
 def _require_same(cache_dir: Path, begun: dict[str, Any] | None, manifest: dict[str, Any]) -> None:

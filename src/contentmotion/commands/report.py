@@ -19,7 +19,7 @@ from contentmotion.commands.cut import FACTS, LIST, captions_of_clips
 from contentmotion.config import ReportConfig
 from contentmotion.data.layouts.metadata import read_metadata
 from contentmotion.run_dir import ENVIRONMENT
-from contentmotion.saving import read_json, replacing_file
+from contentmotion.saving import read_json, read_text, replacing_file
 
 STATE = "train.json"  # in the folder of all stages
 MAX_PICTURES, MAX_CAPTIONS = 6, 60
@@ -88,7 +88,7 @@ def _stage_sections(run: Path) -> list[str]:
     facts = {"steps": f"{lines[-1]['step']} of {settings.get('max_train_steps', 'an unknown number')}"}
     facts |= {name: _number(value) for name, value in latest(lines).items() if name != "step"}
     environment = run / ENVIRONMENT
-    machine = json.loads(environment.read_text(encoding="utf-8")) if environment.exists() else {}
+    machine = read_json(environment) if environment.exists() else {}
     return [
         *told,
         "<h3>Curves</h3>", draw_curves(lines),
@@ -101,7 +101,7 @@ def _stage_sections(run: Path) -> list[str]:
 
 def _whole_sections(run: Path) -> list[str]:
     """What the page says of all stages: what the model can do, how to go on, and each training run."""
-    done = json.loads((run / STATE).read_text(encoding="utf-8"))
+    done = read_json(run / STATE)
     clips = run / "clips"
     names = [Path(record.path).stem for record in read_metadata(clips, clips / LIST).records]  # NUMBER-PART
     cut, captions = read_json(clips / FACTS), captions_of_clips(clips)
@@ -280,7 +280,7 @@ def _number(value: Any) -> str:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+        settings = yaml.safe_load(read_text(path)) if path.exists() else {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: damaged") from error
     return settings if isinstance(settings, dict) else {}

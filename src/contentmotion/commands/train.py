@@ -25,7 +25,7 @@ import torch
 import yaml
 
 from contentmotion.arguments import make_config, parse_config, read_settings, read_yaml
-from contentmotion.commands.cut import FACTS, LIST, captions_of_clips, cut
+from contentmotion.commands.cut import LIST, captions_of_clips, cut
 from contentmotion.commands.encode import encode
 from contentmotion.commands.export import export
 from contentmotion.commands.generate import generate
@@ -46,7 +46,7 @@ from contentmotion.data.layouts.metadata import read_metadata
 from contentmotion.loading import require_checkpoints
 from contentmotion.progress import part_of
 from contentmotion.run_dir import owned_folder, prepare_output_dir, write_config
-from contentmotion.saving import write_json
+from contentmotion.saving import read_json, read_text, write_json
 from contentmotion.tables import print_table
 from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.content import train_content
@@ -250,7 +250,7 @@ class Whole:
         self.root, self.stages, self.minutes = root, stages, minutes
         self.done: dict[str, dict[str, Any]] = {}
         if (root / STATE).exists():
-            self.done = json.loads((root / STATE).read_text(encoding="utf-8"))
+            self.done = read_json(root / STATE)
         self.configs: dict[str, Any] = {}
         self.keys: dict[str, str] = {}
 
@@ -321,8 +321,6 @@ class Whole:
             prompts = self.root / PROMPTS
             if not prompts.exists():
                 prompts.write_text("\n".join(captions_of_clips(clips)[:SHOWN_CAPTIONS]) + "\n", encoding="utf-8")
-            if config.fps == GenerateConfig.fps:
-                return dataclasses.replace(config, fps=json.loads((clips / FACTS).read_text(encoding="utf-8"))["fps"])
         return config
 
     def _minutes_left(self, number: int) -> float:
@@ -347,7 +345,7 @@ def _require_same_run(root: Path, config: TrainPipelineConfig) -> None:
         return
     if not (root / "settings").is_dir():
         raise ValueError(f"output folder {root} holds something else already: choose another --output_dir")
-    before, now = yaml.safe_load((root / "config.yaml").read_text(encoding="utf-8")), dataclasses.asdict(config)
+    before, now = yaml.safe_load(read_text(root / "config.yaml")), dataclasses.asdict(config)
     changed = [f"--{k} {before[k]}" for k in now if k in before and k != "dry_run" and before[k] != now[k]]
     if changed:
         raise ValueError(

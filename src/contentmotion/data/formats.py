@@ -30,6 +30,7 @@ from contentmotion.data.records import (
     Records,
     sorted_classes,
 )
+from contentmotion.saving import require_regular
 from contentmotion.video.sources import StoredVideo
 
 LAYOUTS: dict[str, Layout] = {
@@ -118,6 +119,7 @@ def read_clip_folder(
     place = Place(str(root), lists, split_number, caption_column)
     if place.lists is not None and not place.lists.exists():
         raise FileNotFoundError(f"{place.lists}: no such file or folder")
+    require_regular(place.lists or "")
     row = find_layout(place) if layout == "auto" else LAYOUTS.get(layout)
     if row is None:
         raise ValueError(f"unknown layout {layout!r}: choose from auto, {', '.join(LAYOUTS)}")

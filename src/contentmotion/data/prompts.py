@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from contentmotion.saving import read_text
+
 
 def read_prompts(path: str | Path) -> list[str]:
     """The prompts of a file: one a line, or a JSON list, or JSON as `read_class_prompts` takes it.
@@ -43,7 +45,7 @@ def read_class_prompts(path: str | Path) -> dict[str, tuple[str, ...]]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_text(path, "utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file in UTF-8") from error
 

@@ -33,7 +33,14 @@ from contentmotion.pipelines.content_motion import ContentMotionPipeline
 from contentmotion.pipelines.loading import load_any_pipeline
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
 from contentmotion.progress import progress_bar
-from contentmotion.run_dir import join_processes, make_output_dir, record_settings, resolve_device, resolve_dtype
+from contentmotion.run_dir import (
+    join_processes,
+    make_output_dir,
+    record_settings,
+    require_same_settings,
+    resolve_device,
+    resolve_dtype,
+)
 from contentmotion.saving import write_json
 
 AnyPipeline = ContentMotionPipeline | VideoLatentPipeline
@@ -123,6 +130,7 @@ def score_pipeline(
         OSError: Files are missing, or the folder is not writable.
     """
     processes = join_processes(config.device)
+    require_same_settings(config, processes)
     alone = processes.num_processes == 1
     device = resolve_device(config.device if alone else str(processes.device))
     output.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from contentmotion.saving import replacing_file
+from contentmotion.saving import replacing_file, require_regular
 from contentmotion.video.sources import VideoSource
 
 
@@ -35,8 +35,7 @@ def content_digest(source: VideoSource) -> str:
     if not isinstance(source, Path):
         return hashlib.sha256(source.read_bytes()).hexdigest()
     if not source.is_dir():
-        if source.exists() and not source.is_file():  # a pipe would be waited for
-            raise OSError(f"{source}: no regular file")
+        require_regular(source)
         return file_digest(source)
     return digest([f"{file.name} {file_digest(file)}" for file in sorted(source.iterdir()) if file.is_file()])
 

@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from contentmotion.evaluate.measures import Measured, Scores, closest_pairs, columns
+from contentmotion.saving import read_text
 from contentmotion.tables import print_table
 from contentmotion.video.write import write_contact_sheet
 
@@ -146,7 +147,7 @@ def compare(files: tuple[str, ...], *, unlike: bool = False) -> None:
 
 def _load(file: str) -> dict[str, Any]:
     try:
-        scores = json.loads(Path(file).read_text(encoding="utf-8"))
+        scores = json.loads(read_text(file))
         missing = {"parts", "protocol"} - scores.keys()
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise ValueError(f"{file}: not a scores.json ({error})") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -20,6 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from contentmotion.loading import CHOSEN, kind_of, listed, resolve_name
+from contentmotion.saving import read_json
 
 INDEX = "model_index.json"
 HUB_SETTINGS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
@@ -124,12 +124,9 @@ def read_index(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"{file.parent} is not a pipeline folder: it has no {file.name}")
     try:
-        index = json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file)
     except ValueError as error:
         raise ValueError(f"{file} is not a pipeline's index: {error}") from error
-    if not isinstance(index, dict):
-        raise ValueError(f"{file} is not a pipeline's index")
-    return index
 
 
 def known_class(name: str, part: str, entry: list[str]) -> type:

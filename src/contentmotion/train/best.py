@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from contentmotion.saving import restore_folder, write_json
+from contentmotion.saving import read_json, restore_folder, write_json
 from contentmotion.train.checkpoints import latest_checkpoint, reason_of
 
 BEST = "best.json"
@@ -38,7 +37,7 @@ class Best:
         restore_folder(folder)
         if self.path.exists():
             try:
-                record = json.loads(self.path.read_text(encoding="utf-8"))
+                record = read_json(self.path)
             except ValueError:  # not ours
                 record = {}
             begun = latest_checkpoint(run_dir) is not None and folder.is_dir()

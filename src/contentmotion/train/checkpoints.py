@@ -26,6 +26,7 @@ from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 
 from contentmotion.config import TrainConfig
+from contentmotion.saving import read_json
 from contentmotion.train.processes import from_main, on_main, this_process, together
 from contentmotion.train.sharding import local_rows
 
@@ -61,7 +62,7 @@ def read_state(folder: Path) -> dict[str, Any]:
             "an earlier version wrote it, with pickles, which are never read: go on with that version, or begin anew "
             "in another --output_dir"
         )
-    return json.loads((folder / STATE).read_text(encoding="utf-8"))
+    return read_json(folder / STATE)
 
 
 def file_names(stem: str, num_parts: int) -> list[str]:

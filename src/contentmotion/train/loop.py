@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from contentmotion.config import TrainConfig
 from contentmotion.losses.player import Batch, Loss, Player
-from contentmotion.run_dir import resolve_dtype
+from contentmotion.run_dir import require_same_settings, resolve_dtype
 from contentmotion.train.batches import begin_draws, make_batches
 from contentmotion.train.checkpoints import CheckpointWriter, latest_checkpoint, read_state, resume
 from contentmotion.train.metrics import Metrics
@@ -67,13 +67,14 @@ def fit(
             the optimizer are its checkpoint's.
 
     Raises:
-        ValueError: Players that cannot be trained, a loss, a gradient or weights that are not finite, too many bad
-            files, or a checkpoint that does not fit.
+        ValueError: Players that cannot be trained, settings that are not the same in all processes, a loss, a gradient
+            or weights that are not finite, too many bad files, or a checkpoint that does not fit.
         OSError: A checkpoint cannot be written.
         SystemExit: The run was stopped before its end, by a signal or ``scale.max_train_time``; its checkpoint
             is written.
     """
     run_dir, last = Path(config.output_dir), config.max_train_steps
+    require_same_settings(config, this_process())
     run = _Run(players, config)
     first_step = resume(run.read, config, run_dir)
     if record is not None and first_step < last:

@@ -28,7 +28,7 @@ from contentmotion.data.streaming import StreamingClips
 from contentmotion.losses.player import COUNT, SUM
 from contentmotion.progress import progress_bar
 from contentmotion.run_dir import ENVIRONMENT, describe_environment
-from contentmotion.saving import read_json, replacing_file, write_json
+from contentmotion.saving import read_json, read_text, replacing_file, write_json
 from contentmotion.train.processes import on_main, this_process, union_of
 
 TRACKED = "tracker.json"  # in a run's folder: what trackers know the run by, however often it is resumed
@@ -185,7 +185,7 @@ class Metrics:
         """Drops lines that a killed run wrote after the checkpoint that is resumed."""
         if not self.path.exists():
             return
-        whole = [line for line in self.path.read_text().splitlines() if line.endswith("}")]  # the last may be torn
+        whole = [line for line in read_text(self.path).splitlines() if line.endswith("}")]  # the last may be torn
         kept = [line for line in whole if json.loads(line)["step"] <= step]
         with replacing_file(self.path) as partial:
             partial.write_text("".join(line + "\n" for line in kept))

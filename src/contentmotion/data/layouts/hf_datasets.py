@@ -14,6 +14,7 @@ import numpy as np
 
 from contentmotion.data.layouts.metadata import CAPTION_COLUMNS, find_captions
 from contentmotion.data.records import ClipRecord, ConcatenatedRecords, Layout, Listing, Place, Records
+from contentmotion.saving import require_regular
 from contentmotion.video.sources import StoredVideo
 
 SAVED_FILES = ("dataset_dict.json", "dataset_info.json")
@@ -68,8 +69,8 @@ class TableVideo(StoredVideo):
         file, content = (value, None) if isinstance(value, str) else (value.get("path"), value.get("bytes"))
         if content is None and not file:
             raise OSError(f"{self}: holds neither bytes nor a path")
-        if content is None and Path(file).exists() and not Path(file).is_file():  # a pipe would be waited for
-            raise OSError(f"{self}: {file} is no regular file")
+        if content is None:
+            require_regular(file)
         return Path(file).read_bytes() if content is None else content
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from contentmotion.data.layouts.folders import files_like
 from contentmotion.data.layouts.metadata import find_captions, parse_json
 from contentmotion.data.records import ColumnRecords, Layout, Listing, Place, sorted_classes
+from contentmotion.saving import require_regular
 from contentmotion.video.sources import VIDEO_SUFFIXES, TarMember
 
 TEXT_KINDS = ("txt", "json", "cls")
@@ -78,8 +79,7 @@ def read_shards(root: Path, tars: list[Path], caption_column: str | None = None)
     codes: dict[str, int] = {}
     for tar in tars:
         try:
-            if tar.exists() and not tar.is_file():  # a pipe would be waited for
-                raise OSError("no regular file")
+            require_regular(tar)
             for name, members in _samples(tar, problems):
                 record = _read_sample(name, members, notes, caption_column)
                 if isinstance(record, str):
