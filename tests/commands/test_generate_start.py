@@ -1,5 +1,8 @@
 """Command generate from a picture, from videos, and longer than a clip."""
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +10,9 @@ import pytest
 from PIL import Image
 
 from contentmotion.cli import main
+from contentmotion.commands.generate import read_start
+from contentmotion.config import GenerateConfig
+from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.video.reader import read_video
 from contentmotion.video.write import read_metadata, write_video, writing_video
 
@@ -59,6 +65,26 @@ def test_motion_from_a_video_and_editing_one(run, files: Path, capsys: pytest.Ca
     assert code == 0
     for other in (strided, edited, moved):
         assert np.abs(other.astype(int) - kept).mean() > 1
+
+
+def test_rates_are_those_of_the_model(
+    tiny_pipeline_dir: Path, files: Path, tmp_path: Path, make_frames: Callable[..., np.ndarray]
+) -> None:
+    folder = shutil.copytree(tiny_pipeline_dir, tmp_path / "model")
+    file = folder / "motion_transformer/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"fps": 12}))
+    words = ["generate", "a", "--pretrained_model_name_or_path", str(folder), "--num_inference_steps=1"]
+    assert main([*words, "--formats=mp4", "--output_dir", str(tmp_path / "out")]) == 0
+    assert read_video(next((tmp_path / "out").glob("*.mp4"))).fps == 12
+
+    write_video(tmp_path / "fast.mp4", make_frames(12, 16, 16), 36)
+    every = read_video(tmp_path / "fast.mp4").frames
+    pipe = load_pipeline(str(folder))
+    for motion, stride, chosen in (("fast.mp4", None, [0, 3, 6, 9]), ("fast.mp4", 2, [0, 2, 4, 6])):
+        config = GenerateConfig(prompt=["a"], motion_from=str(tmp_path / motion), frame_stride=stride)
+        assert np.array_equal(read_start(pipe, config)["motion_video"], every[chosen])
+    slow = read_start(pipe, GenerateConfig(prompt=["a"], motion_from=f"{files}/clip.mp4", height=32, width=32))
+    assert np.array_equal(slow["motion_video"], read_video(files / "clip.mp4").frames[:4]), "frames are not repeated"
 
 
 def test_a_longer_video_a_loop_and_prompts_that_change(run, capsys: pytest.CaptureFixture[str]) -> None:

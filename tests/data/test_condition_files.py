@@ -17,7 +17,9 @@ from contentmotion.data.maps import sketch_of
 from contentmotion.models.condition_encoder import ConditionEncoder
 from contentmotion.stages.image_vae import encode_frames, vae_scale_factor
 from contentmotion.video.pixels import to_float
+from contentmotion.video.reader import read_video
 from contentmotion.video.timeline import VideoError
+from contentmotion.video.write import write_video
 
 SIZE = {
     "num_frames": 4,
@@ -59,6 +61,21 @@ def test_maps_of_a_driving_video(driving: tuple[str, torch.Tensor]) -> None:
     conditions = read(driving_video=path, extract=("sketch",))
     assert set(conditions) == {"sketch"}
     assert torch.equal(conditions["sketch"][0] * 255, sketch_of(frames[:4]).float())
+
+
+def test_videos_are_read_at_the_rate_of_the_model(make_frames: Callable[..., np.ndarray], tmp_path: Path) -> None:
+    write_video(tmp_path / "fast.mp4", make_frames(12, 16, 16), fps=24)
+    frames = torch.from_numpy(read_video(tmp_path / "fast.mp4").frames).permute(0, 3, 1, 2)
+    columns = (np.eye(12, 16, dtype=np.uint8) * 255)[:, None].repeat(16, axis=1)  # one of each frame
+    settings = ConditionConfig(
+        driving_video=str(tmp_path / "fast.mp4"), extract=("sketch",), mask=write_frames(tmp_path / "mask", columns)
+    )
+    for fps, chosen in ((None, [0, 1, 2, 3]), (8, [0, 3, 6, 9]), (30, [0, 1, 2, 3])):
+        conditions = read_conditions(settings, **SIZE, fps=fps)
+        assert torch.equal(conditions["sketch"][0] * 255, sketch_of(frames[chosen]).float())
+        assert conditions["mask"][0, :, 0, 0].argmax(dim=1).tolist() == chosen, "the mask is the driving video's"
+    with pytest.raises(VideoError, match="shorter than the clip: .*fast.mp4: 0.50 s, 1.00 s needed"):
+        read_conditions(settings, **SIZE, fps=4)
 
 
 def test_sketches_in_black_and_in_white_and_of_other_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,10 +32,11 @@ from contentmotion.config import (
     TrainVideoConfig,
     VideoSizes,
 )
+from contentmotion.data.cache import LatentCache
 from contentmotion.diffusion import NoiseSchedule
 from contentmotion.losses.diffusion import split_by_time
 from contentmotion.losses.player import Player
-from contentmotion.pipelines.loading import load_video_pipeline
+from contentmotion.pipelines.loading import load_pipeline, load_video_pipeline
 from contentmotion.stages.content import load_content
 from contentmotion.train.checkpoints import checkpoints, latest_checkpoint
 from contentmotion.train.content import train_content
@@ -289,6 +290,11 @@ def base(chain: Path) -> Path:
     video = {"model": VideoSizes(**UNET), "cache_dir": f"{chain}/latents"}
     train_video(TrainVideoConfig(**STEPS, **video, output_dir=f"{chain}/video"))
     return chain
+
+
+def test_models_know_the_rate_of_their_clips(base: Path) -> None:
+    assert LatentCache(base / "cache").frame_rate == LatentCache(base / "latents").frame_rate == 8
+    assert load_pipeline(f"{base}/teacher").frame_rate == load_video_pipeline(f"{base}/video/video").frame_rate == 8
 
 
 def test_content_adapters_load_in_diffusers_and_change_the_picture(base: Path) -> None:

@@ -198,6 +198,7 @@ def _write_shard(
         "skipped": list(dict.fromkeys(skipped)),
         "weighted": bool((tensors["weight"] != 1).any()),
         "motion": _motion_sums(tensors["motion"]) if "motion" in tensors else None,
+        "frame_rate": float(np.median([item["fps"] for item in items])) if items else None,
         **({} if bucket is None else {"bucket": bucket}),
     }
     # One entry: safetensors writes several in any order, and the file would not be the same each time.
@@ -215,12 +216,14 @@ def _motion_sums(motion: Tensor) -> list[Any]:
 
 
 def _make_index(cache_dir: Path, source: ClipSource, limit: float) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The list of a whole cache's shards (a stream's broken ones are missing in it), and the motion's statistics.
+    """The list of a whole cache's shards (a stream's broken ones are missing in it), and the clips' statistics: of
+    their motion, and the median of their frame rates.
 
     Raises:
         ValueError: Too much is bad or missing.
     """
     shards, skipped, sums, weighted = [], dict.fromkeys(source.left_out), [], False
+    rates: list[float] = []
     paths = [path for path in (cache_dir / _name(k) for k in range(source.num_shards)) if path.exists()]
     for path in paths:
         header = Shard(path).header
@@ -232,6 +235,7 @@ def _make_index(cache_dir: Path, source: ClipSource, limit: float) -> tuple[dict
         weighted = weighted or header["weighted"]
         if header["motion"]:
             sums.append(header["motion"])
+        rates += [header.get("frame_rate")] * header["clips"]
     clips, lost = sum(shard["clips"] for shard in shards), source.num_shards - len(paths)
     if not clips:
         raise ValueError(f"no usable video; {next(iter(skipped), 'no shard could be read')}")
@@ -244,6 +248,8 @@ def _make_index(cache_dir: Path, source: ClipSource, limit: float) -> tuple[dict
     index: dict[str, Any] = {"shards": shards, "num_clips": clips, "weighted": weighted, "skipped": list(skipped)}
     index["files"] = source.account(index["skipped"])
     statistics = {}
+    if None not in rates:  # an earlier version did not note them
+        statistics["frame_rate"] = round(float(np.median(rates)), 3)
     if sums:
         totals, squares, counts = (np.sum(part, axis=0, dtype=np.float64) for part in zip(*sums, strict=True))
         mean = totals / counts

@@ -45,6 +45,7 @@ from contentmotion.video.timeline import Limits
 from contentmotion.video.write import read_metadata, write_contact_sheet, writing_video
 
 SHEET_COLUMNS = 8
+DEFAULT_FPS = 8.0  # of models that do not say
 MAX_SLUG = 48  # characters of the prompt in a file's name
 
 
@@ -111,7 +112,7 @@ def generate(config: GenerateConfig) -> None:
         for k in range(len(made), len(conditions), config.batch_size):
             batch, first = conditions[k : k + config.batch_size], config.number + k
             with ExitStack() as stack:
-                files = _Files(config, batch, first, _num_frames(pipe, config), stack)
+                files = _Files(config, batch, first, _num_frames(pipe, config), frame_rate(pipe, config), stack)
                 sample(
                     pipe, config, batch, first, lambda step, latents: progress.advance(task), content_frames=False,
                     follow=follow, start=start, on_frames=files.add,
@@ -199,8 +200,9 @@ class _Files:
     """
 
     def __init__(
-        self, config: GenerateConfig, batch: Sequence[str | int], first: int, num_frames: int, stack: ExitStack
-    ) -> None:
+        self, config: GenerateConfig, batch: Sequence[str | int], first: int, num_frames: int, fps: float,
+        stack: ExitStack,
+    ) -> None:  # fmt: skip
         self.paths: list[Path] = []
         self._writers: list[list[Callable[[np.ndarray], None]]] = []
         self._shown = set(_shown(num_frames))
@@ -209,7 +211,7 @@ class _Files:
         for number, condition in enumerate(batch, start=first):
             metadata, paths = provenance(config, condition, number), _paths(config, condition, number)
             self.paths += paths
-            self._writers.append([stack.enter_context(writing_video(p, config.fps, metadata)) for p in paths])
+            self._writers.append([stack.enter_context(writing_video(p, fps, metadata)) for p in paths])
 
     def add(self, frames: torch.Tensor) -> None:
         """Writes some frames more of all videos, (b, t, 3, H, W) in [0, 1]."""
@@ -232,6 +234,11 @@ def _say(line: str) -> None:
 
 def _num_frames(pipe: LatentPipeline, config: GenerateConfig) -> int:
     return config.num_frames or pipe.clip_shape[0]
+
+
+def frame_rate(pipe: LatentPipeline, config: GenerateConfig) -> float:
+    """Frames per second of the files written."""
+    return config.fps or pipe.frame_rate or DEFAULT_FPS
 
 
 def source(config: GenerateConfig) -> str:
@@ -319,8 +326,8 @@ def read_followed(pipe: LatentPipeline, config: GenerateConfig) -> dict[str, tor
     vae = pipe.vae
     place = pipe._execution_device if vae is None else vae.device  # with CPU offload it rests on the CPU
     return read_conditions(
-        config, num_frames=num_frames, height=height, width=width, encode=partial(encode_frames, vae),
-        pixels_per_latent=vae_scale_factor(vae), known=known, device=place,
+        config, num_frames=num_frames, height=height, width=width, fps=pipe.frame_rate,
+        encode=partial(encode_frames, vae), pixels_per_latent=vae_scale_factor(vae), known=known, device=place,
     )  # fmt: skip
 
 
@@ -362,7 +369,8 @@ def read_start(
         if path := getattr(config, flag):
             info = probe_video(path, limits=limits)
             start[name] = read_frames(
-                f"--{flag}", path, _num_frames(pipe, config), height, width, config.fit, config.frame_stride, limits
+                f"--{flag}", path, _num_frames(pipe, config), height, width, config.fit, pipe.frame_rate,
+                config.frame_stride, limits,
             )
             tell_of(path, info.height, info.width)
     if "motion_end" in start:

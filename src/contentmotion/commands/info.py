@@ -21,7 +21,7 @@ INDEX = "model_index.json"  # of a pipeline folder
 CACHE = "manifest.json"  # of a latent cache
 # The settings worth a place in the table, in this order, where a part's config has them.
 SHOWN = (
-    "in_channels", "sample_size", "sample_height", "sample_width", "num_frames", "latent_channels",
+    "in_channels", "sample_size", "sample_height", "sample_width", "num_frames", "fps", "latent_channels",
     "block_out_channels", "hidden_size", "depth", "num_layers", "num_hidden_layers", "num_heads",
     "patch_size", "content_patch_size", "motion_channels", "content_mode", "residual_decoding",
     "cross_attention_dim", "text_dim", "num_classes", "vocab_size", "learn_sigma", "scaling_factor",

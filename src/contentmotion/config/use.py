@@ -69,7 +69,8 @@ class SamplingConfig(HubConfig):
 class StartConfig(Settings):
     """Pictures and videos to start from, and long videos, for models of content and motion.
 
-    Videos are read frame by frame from their first frame on; what has another size or shape is fitted.
+    Videos are read from their first frame on, at the rate of the model's training clips where they have more frames a
+    second and the model says; what has another size or shape is fitted.
 
     Attributes:
         image: Picture to animate (png, jpeg, webp, gif). A prompt may say what it shows.
@@ -80,7 +81,7 @@ class StartConfig(Settings):
             not given 0.5; or 0 where the model's content frame is a real frame, and it is a picture.
         motion_strength: How much of the motion is drawn anew: 0 keeps it (so when not given), 1 forgets it.
         fit: What of another shape is fitted: "crop" cuts the middle out, "pad" adds black bars.
-        frame_stride: Take every n-th frame of the videos.
+        frame_stride: Take every n-th frame of the videos instead.
         clip_frames: Frames made at once, of longer videos; the model's training length when not given.
         loop: The last frame is followed by the first (not for models whose content frame is a clip's first frame).
         prompts_at: Prompts that change: "0: a cat" "32: a dog", instead of prompts; one video.
@@ -92,7 +93,7 @@ class StartConfig(Settings):
     strength: Share | None = None
     motion_strength: Share | None = None
     fit: Literal["crop", "pad"] = "crop"
-    frame_stride: Frames = 1
+    frame_stride: Frames | None = None
     clip_frames: Frames | None = None
     loop: bool = False
     prompts_at: tuple[str, ...] = ()
@@ -109,7 +110,7 @@ class StartConfig(Settings):
             "--motion_strength is how much of a given motion is drawn anew: it needs --motion_from or --video",
         )
         require(
-            self.frame_stride == 1 or bool(self.motion_from or self.video),
+            self.frame_stride is None or bool(self.motion_from or self.video),
             "--frame_stride is of a given video: it needs --motion_from or --video",
         )
         self.schedule  # noqa: B018  raises
@@ -159,7 +160,7 @@ class GenerateConfig(SamplingConfig, StartConfig, ConditionConfig):
         num_frames: Frames per video, any number; the model's training length when not given.
         height: Pixels; the model's training size when not given.
         width: Pixels; the model's training size when not given.
-        fps: Frames per second of the files written.
+        fps: Frames per second of the files written; the rate of the model's training clips when not given, or 8.
         formats: Kinds of file to write per video.
         interpolate: Videos on the way between two ends, both included, and `interpolation.mp4`, which plays one after
             another: between two prompts, or of one prompt, picture or video between two seeds or two motions.
@@ -185,7 +186,7 @@ class GenerateConfig(SamplingConfig, StartConfig, ConditionConfig):
     num_frames: Frames | None = None
     height: Pixels | None = None
     width: Pixels | None = None
-    fps: Rate = 8.0
+    fps: Rate | None = None
     formats: tuple[Literal["mp4", "gif", "webm"], ...] = ("mp4", "gif")
     interpolate: Annotated[int, Range(2, 1000)] | None = None
     to_seed: Seed | None = None

@@ -225,6 +225,11 @@ class LatentCache(Dataset):
         noted = self.manifest if "motion_mean" in self.manifest else self._index  # version 0.1 wrote the latter
         return (noted["motion_mean"], noted["motion_std"]) if "motion_mean" in noted else None
 
+    @property
+    def frame_rate(self) -> float | None:
+        """Frames per second of the clips, their median; None: an earlier version made the cache."""
+        return self.manifest.get("frame_rate")
+
     def use_text_features(self, components: Mapping[str, Any] | None, family: str | None = None) -> None:
         """Items have text features, where they were cached, if a run's frozen text encoders made them.
 

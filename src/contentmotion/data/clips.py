@@ -90,7 +90,8 @@ def make_clip(
 
     Returns:
         "frames" uint8 (t, 3, h, w); "caption" ("" where there is none); "captions"; "label" (-1 where there is
-        none); "index"; "path"; "weight"; "skipped", an empty list; each map read, uint8 (t, 1, h, w), by its name.
+        none); "index"; "path"; "weight"; "fps" of the clip; "skipped", an empty list; each map read, uint8
+        (t, 1, h, w), by its name.
 
     Raises:
         OSError: No such file, or not readable.
@@ -108,7 +109,7 @@ def make_clip(
         resize_mode=shape.resize_mode,
         crop=draw.crop,
     )
-    item = _item(record, clip.frames, draw, index)
+    item = _item(record, clip.frames, draw, index) | {"fps": clip.fps}
     for name, path in record.conditions:
         if name in maps:
             size = (shape.height, shape.width)

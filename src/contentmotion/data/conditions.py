@@ -18,7 +18,7 @@ from contentmotion.config import CONDITION_NAMES, MAP_NAMES, ConditionConfig
 from contentmotion.data.maps import MAX_SKEW, depth_of, load_depth_model, sharpen_lines, sketch_of, to_grey
 from contentmotion.draws import Source, rand
 from contentmotion.video.pixels import to_float
-from contentmotion.video.reader import probe_video, read_clip
+from contentmotion.video.reader import first_frames, probe_video, read_clip
 from contentmotion.video.timeline import VideoError
 
 MAX_ENLARGEMENT = 4  # a file with sides shorter than this part of the clip's shows too little
@@ -200,12 +200,14 @@ def read_conditions(
     encode: Callable[[Tensor], Tensor],
     pixels_per_latent: int,
     known: Sequence[str] | None,
+    fps: float | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, Tensor]:
     """The conditions that a command's settings name, as `ConditionEncoder.forward` takes them, with b = 1.
 
-    Of videos the first frames are taken, one after another. Pictures larger or smaller than the clip are resized, and
-    cut in the middle where the aspect ratio is another (a line on stderr says so).
+    Of videos the first frames are taken, at a rate where they have more frames a second than that. Pictures larger or
+    smaller than the clip are resized, and cut in the middle where the aspect ratio is another (a line on stderr says
+    so).
 
     Args:
         config: Names the files.
@@ -215,6 +217,7 @@ def read_conditions(
         encode: Frames in [-1, 1] (1, t, 3, H, W) to the model's latents (1, t, c, h, w).
         pixels_per_latent: Along a side.
         known: Conditions that the model was trained with.
+        fps: The rate; None: frames are taken one after another.
         device: Where `encode` works, the depth model goes, and the result comes.
 
     Returns:
@@ -232,24 +235,25 @@ def read_conditions(
     conditions: dict[str, Tensor] = {}
     for name in ("depth", "sketch"):
         if (path := getattr(config, name)) is not None:
-            conditions[name] = _read_map(name, path, *size)
+            conditions[name] = _read_map(name, path, *size, fps)
     if config.driving_video is not None:
-        driving = _read_frames("driving_video", config.driving_video, *size)
+        driving = _read_frames("driving_video", config.driving_video, *size, fps)
         for name in config.extract:
             conditions[name] = _extract(name, driving, config, device)
         if config.mask is not None:
             latents = encode(to_float(driving)[None].to(device)).float()
-            conditions["mask"] = known_latents(latents, _read_mask(config.mask, *size, pixels_per_latent).to(latents))
+            mask = _read_mask(config.mask, config.driving_video, *size, fps, pixels_per_latent)
+            conditions["mask"] = known_latents(latents, mask)
     if config.first_frame is not None:
-        first = _read_frames("first_frame", config.first_frame, 1, height, width)
+        first = _read_frames("first_frame", config.first_frame, 1, height, width, None)
         conditions["first_frame"] = encode(to_float(first)[None].to(device)).float()
     return {name: conditions[name].to(device) for name in config.condition_names}
 
 
-def _read_map(name: str, path: str, num_frames: int, height: int, width: int) -> Tensor:
+def _read_map(name: str, path: str, num_frames: int, height: int, width: int, fps: float | None) -> Tensor:
     """A ready-made map, (1, t, 1, H, W) in [0, 1]."""
     info = probe_video(path)
-    grey = to_grey(_to_numpy(_read_frames(name, path, num_frames, height, width)), path)
+    grey = to_grey(_to_numpy(_read_frames(name, path, num_frames, height, width, fps)), path)
     if name == "sketch":
         if grey.mean() > 127:
             print(f"{path}: more light than dark, so taken for dark lines on white", file=sys.stderr)
@@ -267,10 +271,14 @@ def _extract(name: str, driving: Tensor, config: ConditionConfig, device: torch.
     return depth_of(driving, load_depth_model(config.depth_model, device)).float()[None] / 255
 
 
-def _read_mask(path: str, num_frames: int, height: int, width: int, factor: int) -> Tensor:
-    """A mask at the latents' size, (1, t, 1, h, w), 1 where any pixel is to be made; a still picture for all frames."""
-    still = probe_video(path).num_frames == 1
-    frames = _read_frames("mask", path, 1 if still else num_frames, height, width)
+def _read_mask(
+    path: str, driving: str, num_frames: int, height: int, width: int, fps: float | None, factor: int
+) -> Tensor:
+    """A mask at the latents' size, (1, t, 1, h, w), 1 where any pixel is to be made; a still picture for all frames,
+    else frame by frame the driving video's where it has as many."""
+    count = probe_video(path).num_frames
+    paced = driving if count == probe_video(driving).num_frames else path
+    frames = _read_frames("mask", path, 1 if count == 1 else num_frames, height, width, fps, paced)
     marked = torch.from_numpy(to_grey(_to_numpy(frames), path)) >= 128
     if not marked.any():
         raise VideoError(f"{path}: a mask without white: nothing is to be made")
@@ -278,8 +286,11 @@ def _read_mask(path: str, num_frames: int, height: int, width: int, factor: int)
     return mask.expand(num_frames, -1, -1, -1)[None]
 
 
-def _read_frames(flag: str, path: str, num_frames: int, height: int, width: int) -> Tensor:
-    """The first frames of a file at the clip's size, uint8 (t, 3, height, width)."""
+def _read_frames(
+    flag: str, path: str, num_frames: int, height: int, width: int, fps: float | None, paced: str | None = None
+) -> Tensor:
+    """The first frames of a file at the clip's size, uint8 (t, 3, height, width); those with the numbers that another
+    one's would have, where ``paced`` names it."""
     info = probe_video(path)
     if info.height * MAX_ENLARGEMENT < height or info.width * MAX_ENLARGEMENT < width:
         raise VideoError(
@@ -289,7 +300,8 @@ def _read_frames(flag: str, path: str, num_frames: int, height: int, width: int)
     if abs(info.width * height / (info.height * width) - 1) > MAX_SKEW:
         print(f"{path}: {info.width}x{info.height} pixels, cut to the shape of {width}x{height}", file=sys.stderr)
     try:
-        clip = read_clip(path, num_frames=None, indices=np.arange(num_frames), height=height, width=width)
+        indices = first_frames(paced or path, num_frames, fps)
+        clip = read_clip(path, num_frames=None, indices=indices, height=height, width=width)
     except VideoError as error:
         if "needed" not in str(error):
             raise

@@ -18,6 +18,7 @@ from contentmotion.commands.generate import (
     Drawn,
     about_clips,
     denoising_steps,
+    frame_rate,
     load_for_sampling,
     prompts_or_labels,
     provenance,
@@ -357,7 +358,7 @@ class Studio:
         seconds = time.perf_counter() - start
         videos, gifs, contents = [], [], []
         for number, one in enumerate(drawn):
-            files = self._write(one, config, condition, number)
+            files = self._write(one, config, frame_rate(model.pipe, config), condition, number)
             for path, group in zip(files, (videos, gifs, contents), strict=True):
                 group.append(path)
         caption = f"{request.prompt.strip() or source(config)} · seed {config.seed}"
@@ -386,12 +387,12 @@ class Studio:
         write_video(path, frames, fps, {"generated": f"by an autoencoder, from a video: {name}"})
         return path
 
-    def _write(self, drawn: Drawn, config: GenerateConfig, condition: str | int, number: int) -> list[Path]:
+    def _write(self, drawn: Drawn, config: GenerateConfig, fps: float, condition: str | int, number: int) -> list[Path]:
         stem = f"{number:03d}-{slug(condition or source(config))}-seed{config.seed}"
         metadata, folder = provenance(config, condition, number), self.place()
         files = [folder / f"{stem}.mp4", folder / f"{stem}.gif", folder / f"{stem}.png"]
         for path in files[:2]:
-            write_video(path, drawn.video, config.fps, metadata)
+            write_video(path, drawn.video, fps, metadata)
         write_picture(files[2], Image.fromarray(drawn.content), metadata)
         return files
 

@@ -76,6 +76,7 @@ class MotionDiT(ModelMixin, ConfigMixin):
         motion_mean: Mean of each motion channel over the clips that it was trained on.
         motion_std: Standard deviation of each motion channel, likewise.
         overlap: Frames at a clip's ends that it was trained to be given (``known``), to go on from another clip.
+        fps: Frames per second of the clips that it was trained on; None: not known.
     """
 
     _supports_gradient_checkpointing = True
@@ -98,6 +99,7 @@ class MotionDiT(ModelMixin, ConfigMixin):
         motion_mean: list[float] | None = None,
         motion_std: list[float] | None = None,
         overlap: int = 0,
+        fps: float | None = None,
     ) -> None:
         super().__init__()
         require_multiple(hidden_size, 4, "hidden_size")

@@ -74,6 +74,7 @@ class VideoUNet(UNet3DConditionModel, ModelMixin):  # pipelines load a class onl
         num_spatial_heads: tuple[int, ...] | None = None,
         addition_embed_type: str | None = None,
         addition_embed_type_num_heads: int = 64,
+        fps: float | None = None,
     ) -> None:  # fmt: skip
         super().__init__(
             sample_size=sample_size,  # type: ignore[arg-type]

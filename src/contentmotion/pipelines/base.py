@@ -113,6 +113,12 @@ class LatentPipeline(DiffusionPipeline):
         """Frames, height and width (pixels) that the models were trained on."""
         raise NotImplementedError
 
+    @property
+    def frame_rate(self) -> float | None:
+        """Frames per second of the clips that what moves was trained on; None: it does not say."""
+        stage = self.stages.get("motion") or self.stages.get("video")
+        return None if stage is None else stage.network.config.get("fps")  # type: ignore[union-attr]
+
     def sample_shapes(
         self, num_frames: int | None = None, height: int | None = None, width: int | None = None
     ) -> dict[str, tuple[int, ...]]:

@@ -674,7 +674,7 @@ class ContentMotionPipeline(LatentPipeline):
             between = source if isinstance(source, MotionBetween) else None
             ends = []
             for end in [between.first, between.second] if between else [source]:
-                frames = as_videos(name, end, clips.num_frames, *sides, fit)
+                frames = as_videos(name, end, clips.num_frames, *sides, fit, self.frame_rate)
                 parts = [self.encode_video(frames[:, clips.frames(k)]) for k in range(len(clips))]
                 ends.append([for_each(name, motion, size) for _, motion in parts])
                 if name == "video":

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from contentmotion.video.pictures import read_picture, upright
-from contentmotion.video.reader import read_clip
+from contentmotion.video.reader import first_frames, read_clip
 from contentmotion.video.resize import fit_frame
 from contentmotion.video.timeline import Limits, VideoError
 
@@ -75,7 +75,7 @@ def as_pictures(given: Any, height: int, width: int, fit: Fit) -> Float[Tensor, 
 
 
 def as_videos(
-    name: str, given: Any, num_frames: int, height: int, width: int, fit: Fit
+    name: str, given: Any, num_frames: int, height: int, width: int, fit: Fit, fps: float | None = None
 ) -> Float[Tensor, "b {num_frames} 3 H W"]:
     """The first frames of videos, in [-1, 1].
 
@@ -87,6 +87,7 @@ def as_videos(
         height: Pixels.
         width: Pixels.
         fit: "crop": the middle that has the shape asked for; "pad": all of it, between black bars.
+        fps: Of files that have more frames a second, take those that are shown at this rate.
 
     Raises:
         ValueError: Not a video, a shorter one, or one of another size that cannot be fitted.
@@ -100,7 +101,7 @@ def as_videos(
     videos = []
     for each in given:
         if isinstance(each, (str, Path)):
-            each = read_frames(name, each, num_frames, height, width, fit)
+            each = read_frames(name, each, num_frames, height, width, fit, fps)
         if len(each) < num_frames:
             raise ValueError(f"{name}: {len(each)} frames, shorter than a clip, which has {num_frames}")
         videos.append(_as_video(name, each[:num_frames], height, width, fit))
@@ -110,8 +111,8 @@ def as_videos(
 
 
 def read_frames(
-    name: str, path: str | Path, num_frames: int, height: int, width: int, fit: Fit, stride: int = 1,
-    limits: Limits = Limits(),  # noqa: B008  it is frozen
+    name: str, path: str | Path, num_frames: int, height: int, width: int, fit: Fit, fps: float | None,
+    stride: int | None = None, limits: Limits = Limits(),  # noqa: B008  it is frozen
 ) -> np.ndarray:  # fmt: skip
     """The first frames of a video file, fitted: uint8 (num_frames, height, width, 3).
 
@@ -122,7 +123,8 @@ def read_frames(
         height: Pixels.
         width: Pixels.
         fit: See ``as_videos``.
-        stride: Take every n-th.
+        fps: See ``as_videos``.
+        stride: Take every n-th, whatever ``fps``.
         limits: What decoding may cost.
 
     Raises:
@@ -130,8 +132,8 @@ def read_frames(
         OSError: No such file.
     """
     mode = "center" if fit == "crop" else "pad"
-    indices = np.arange(num_frames) * stride
     try:
+        indices = np.arange(num_frames) * stride if stride else first_frames(path, num_frames, fps, limits)
         return read_clip(
             path, num_frames=None, indices=indices, height=height, width=width, resize_mode=mode, limits=limits
         ).frames  # fmt: skip

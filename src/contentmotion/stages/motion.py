@@ -47,7 +47,7 @@ class MotionStage(Stage):
         components: Mapping[str, Any], content_channels: int, num_classes: int | None = None,
         text_dim: int | None = None, statistics: tuple[Sequence[float], Sequence[float]] | None = None,
         prediction_type: str | None = None, flow_shift: float = 1.0, content_noise: float = 0.0,
-        overlap: int = 0,
+        overlap: int = 0, frame_rate: float | None = None,
     ) -> Self:  # fmt: skip
         """See ``Stage.make``.
 
@@ -64,6 +64,7 @@ class MotionStage(Stage):
             flow_shift: See there.
             content_noise: See the class.
             overlap: See there.
+            frame_rate: Frames per second of the clips, where it is known.
 
         Raises:
             ValueError: An overlap that is no multiple of the patch size, or more than half a clip.
@@ -87,6 +88,7 @@ class MotionStage(Stage):
             motion_mean=None if mean is None else list(mean),
             motion_std=None if deviation is None else list(deviation),
             overlap=overlap,
+            fps=frame_rate,
         )
         scheduler = make_scheduler("linear", prediction_type, flow_shift)
         own = {"motion_transformer": transformer, "motion_scheduler": scheduler}

@@ -105,12 +105,12 @@ class VideoStage(Stage):
     def side_multiple(self) -> int:
         return 2 ** (len(self.network.config.block_out_channels) - 1)
 
-    def fit_to(self, shape: tuple[int, ...]) -> None:
-        """Makes the UNet's config say the size (t, c, h, w) of the clips that it learns: previews and pipelines ask for
-        it."""
+    def fit_to(self, shape: tuple[int, ...], frame_rate: float | None = None) -> None:
+        """Makes the UNet's config say the size (t, c, h, w) and the frames per second of the clips that it learns:
+        previews and pipelines ask for them."""
         unet: Any = self.network
         frames, _, height, width = shape
-        unet.register_to_config(sample_size=(height, width))
+        unet.register_to_config(sample_size=(height, width), fps=frame_rate)
         if "num_frames" in unet.config:
             unet.register_to_config(num_frames=frames)
 

@@ -63,5 +63,5 @@ def motion_to_train(config: TrainMotionConfig, cache: LatentCache) -> MotionStag
         num_classes=None if text_dim is not None else len(names),
         text_dim=text_dim,
         statistics=statistics, prediction_type=config.prediction_type, flow_shift=config.flow_shift,
-        content_noise=config.content_noise, overlap=config.overlap,
+        content_noise=config.content_noise, overlap=config.overlap, frame_rate=cache.frame_rate,
     )  # fmt: skip

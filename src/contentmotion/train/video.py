@@ -38,7 +38,7 @@ def train_video(config: TrainVideoConfig) -> None:
         raise ValueError(f"{config.cache_dir} holds no latents of whole clips: encode with --latents_only true")
     require_conditions(config.conditions, fields)
     stage = video_to_train(config, cache)
-    stage.fit_to(cache.shapes("latents")[0])
+    stage.fit_to(cache.shapes("latents")[0], cache.frame_rate)
     cache.require_made_with(vae=stage.components["vae"])
     adapt(stage, config.lora)
     pipe = VideoLatentPipeline(**stage.components)

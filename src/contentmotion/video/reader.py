@@ -129,6 +129,30 @@ def read_clip(
     raise AssertionError("unreachable")
 
 
+def first_frames(
+    source: str | Path, num_frames: int, fps: float | None, limits: Limits = _LIMITS
+) -> np.ndarray:
+    """Numbers of a video's frames from its first on, shown at a rate, int64 (num_frames,).
+
+    One after another where it has not more frames a second than that, or no rate (a folder of frames).
+
+    Args:
+        source: Video file or folder of numbered frames.
+        num_frames: How many.
+        fps: The rate; None: one after another.
+        limits: What the file may cost.
+
+    Raises:
+        OSError: No such file, or not readable.
+        VideoError: Not a video, or too short.
+    """
+    with _opened(source, limits) as video:
+        timeline = video.timeline()
+        if fps is None or timeline.fps <= fps or os.path.isdir(source):
+            return np.arange(num_frames)
+        return choose_frames(timeline, num_frames, fps=fps, position=0.0)[0]
+
+
 @dataclass(frozen=True)
 class Video:
     """Decoded video.
