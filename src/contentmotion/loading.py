@@ -33,6 +33,7 @@ from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.models.patch_vae import PatchVAE
 from contentmotion.saving import read_json, require_regular
 
+_COUNTS, _SIZES = re.compile("depth|layers|heads|blocks"), re.compile("(size|channels|dim|frames|height|width)$")
 HUB_SECONDS = 5.0  # it takes at most to be reached
 ASSETS = Path(__file__).parent / "assets"
 SCHEDULERS = (DDIMScheduler, LCMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler)
@@ -214,6 +215,7 @@ def load_model(cls: Any, path: str, subfolder: str | None, what: str, dtype: tor
     """
     what = f"{what} from {path}"
     try:
+        require_possible_sizes(Path(path) / (subfolder or "") / "config.json")
         with quiet():
             if cls is AutoModel:  # it finds the class, but does not say what it loaded
                 cls = getattr(diffusers, AutoModel.load_config(path, subfolder=subfolder)["_class_name"])
@@ -246,6 +248,15 @@ def variant_in(part: Path, wanted: str | None = None) -> str | None:
     if wanted in kinds:
         return wanted
     return kinds.pop() if len(kinds) == 1 else None
+
+
+def require_possible_sizes(config: Path) -> None:
+    """Raises ``ValueError`` where a network's config has sizes that no network has: to make it would take for ever."""
+    for name, value in read_json(config).items() if config.exists() else ():
+        most = 1000 if _COUNTS.search(name) else 10**6 if _SIZES.search(name) else None
+        for number in value if isinstance(value, list) else [value]:
+            if most and isinstance(number, int) and abs(number) > most:
+                raise ValueError(f"{config.name} says {name} {str(number)[:40]}")
 
 
 def require_finite_weights(model: torch.nn.Module, what: str) -> None:

@@ -132,6 +132,8 @@ def test_names_cannot_command_the_terminal(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text("file,caption\n\x1b[2J\x07x.mp4,a\na.mp4,b\n")
     touch(tmp_path, "a.mp4")
     assert read_clip_folder(tmp_path).problems == ["line 2: \\x1b[2J\\x07x.mp4: no such file"]
+    (tmp_path / "metadata.csv").write_text(f"file,caption\n{'x' * 5000}.mp4,a\na.mp4,b\n")
+    assert len(read_clip_folder(tmp_path).problems) == 1, "a name that is too long for one"
 
 
 def test_a_pipe_in_place_of_a_shard_is_not_waited_for(tmp_path: Path) -> None:

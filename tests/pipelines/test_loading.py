@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoModel
 from safetensors.torch import load_file, save_file
 
-from contentmotion.loading import load_model
+from contentmotion.loading import load_autoencoder, load_model
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.stages.content import load_content
 from tiny import make_image_unet
@@ -91,10 +91,21 @@ def test_an_index_names_no_foreign_code(folder: Path, entry: list[str], message:
 
 
 def test_an_index_that_is_none(folder: Path) -> None:
-    for text in ("[1]", "{", json.dumps({"unet": 5})):
+    for text in ("[1]", "{", json.dumps({"unet": 5}), json.dumps({"unet": {"x": 1}})):
         (folder / "model_index.json").write_text(text)
         with pytest.raises(ValueError, match="not a pipeline's index|no autoencoder"):
             load_pipeline(str(folder))
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(("name", "value"), [("depth", 10**6), ("num_frames", 10**400), ("hidden_size", [10**9])])
+def test_sizes_that_no_network_has(folder: Path, name: str, value: object) -> None:
+    file = folder / "autoencoder/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    with pytest.raises(
+        ValueError, match=f"cannot load a ContentMotionAutoencoder from .*: config.json says {name} 10000"
+    ):
+        load_autoencoder(str(folder))
 
 
 def test_a_unet_that_is_told_the_guidance_is_refused(tmp_path: Path) -> None:

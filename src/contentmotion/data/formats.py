@@ -200,7 +200,7 @@ def _look_for_files(
         files = [] if isinstance(record.path, StoredVideo) else [record.path]
         files += [path for _, path in record.conditions]
         outside += [path for path in files if not os.path.abspath(path).startswith(inside)][:1]
-        if isinstance(record.path, StoredVideo) or record.path.exists():
+        if isinstance(record.path, StoredVideo) or os.path.exists(record.path):  # which a name too long is not
             good.append(index)
             continue
         line = "" if lines is None else f"line {lines[index]}: "

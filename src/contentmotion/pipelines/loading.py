@@ -126,7 +126,7 @@ def is_video_model(name_or_path: str) -> bool:
         return False
     try:
         return read_index(index).get("unet", [None, None])[1] in VIDEO_UNETS
-    except (TypeError, IndexError) as error:
+    except (TypeError, LookupError) as error:
         raise ValueError(f"{index} is not a pipeline's index: {error}") from error
 
 
