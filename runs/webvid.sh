@@ -5,6 +5,7 @@
 #   DATA=~/webvid RECIPE=webvid-sd15 bash runs/webvid.sh     # SD 1.5, 512x512
 #   DATA=~/webvid GPUS=8 bash runs/webvid.sh                 # one node of 8 GPUs
 #   DATA=/data/webvid bash runs/webvid_slurm.sh              # a Slurm cluster
+#   DATA=~/webvid MSRVTT=~/msrvtt UCF101=~/ucf101 UCF101_PROMPTS=prompts.json STAGES=finish bash runs/webvid.sh
 #
 # DATA holds the videos and metadata.csv (file_name, caption, split: train or validation). Stopped? Run it again: every
 # stage goes on where it was. The sizes are the paper's and want GPUs of 80 GB; its batch sizes are kept, on few GPUs by
@@ -18,6 +19,7 @@ cd "$(dirname "$0")/.."
 RECIPE="${RECIPE:-webvid-sd21}"
 OUT="${OUT:-outputs/$RECIPE}"
 STAGES="${STAGES:-autoencoder encode content motion finish}"
+CLIP="${CLIP:-openai/clip-vit-base-patch32}" # for CLIPSIM
 GPUS="${GPUS:-1}" # processes, on all nodes together
 AUTOENCODER="$OUT/autoencoder/autoencoder"
 
@@ -81,8 +83,13 @@ finish() {
         --num_inference_steps 50 --motion_num_inference_steps 100 --guidance_scale 7.5)
 
     # Needs the I3D network's weights: --i3d FILE, or the environment variable CONTENTMOTION_I3D.
-    launch "$GPUS" evaluate "${SAMPLING[@]}" --data_dir "$DATA" --split validation --num_videos 5000 \
+    launch "$GPUS" evaluate "${SAMPLING[@]}" --data_dir "$DATA" --split validation --num_videos 5000 --clip "$CLIP" \
         --output_dir "$OUT/evaluate"
+    # Zero-shot, where the data are (docs/data.md): MSR-VTT, and UCF-101 with prompts for its classes.
+    [ -z "${MSRVTT:-}" ] || launch "$GPUS" evaluate "${SAMPLING[@]}" --data_dir "$MSRVTT" --split test --clip "$CLIP" \
+        --output_dir "$OUT/evaluate-msrvtt"
+    [ -z "${UCF101:-}" ] || launch "$GPUS" evaluate "${SAMPLING[@]}" --data_dir "$UCF101" --preset ucf101-zero-shot \
+        --class_prompts "${UCF101_PROMPTS:?set UCF101_PROMPTS to the file of prompts}" --output_dir "$OUT/evaluate-ucf101"
 
     contentmotion generate "A Teddy Bear skating in Times Square" "Waves rolling onto a beach at sunset" \
         "${SAMPLING[@]}" --output_dir "$OUT/samples"

@@ -45,6 +45,18 @@ def run(root: Path, output: Path, *words: str) -> dict:
     return json.loads((output / "inspect.json").read_text())
 
 
+def test_captions_that_the_text_encoder_cuts_are_counted(
+    clip_folder: Path, tiny_pipeline_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(clip_folder / "videos", tmp_path / "data/videos")
+    rows = [{"file_name": f"videos/{k}.mp4", "caption": "a square " * (1 + 200 * (k == 1))} for k in range(3)]
+    (tmp_path / "data/metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ("--decode", "false", "--pretrained_model_name_or_path")
+    assert run(tmp_path / "data", tmp_path / "out", *words, str(tiny_pipeline_dir))["captions"]["cut"] == 1
+    assert "1 longer than the text encoder takes" in " ".join(capsys.readouterr().out.split())
+    assert run(tmp_path / "data", tmp_path / "out", *words, "stabilityai/no-model")["captions"]["cut"] is None
+
+
 def test_inspect(mixed_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = run(mixed_folder, tmp_path / "out")
     assert report["data"]["listed"] == 10

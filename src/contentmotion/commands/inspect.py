@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
-from contentmotion.config import InspectConfig, parse_bucket
+from contentmotion.config import SHIPPED_MODEL, InspectConfig, parse_bucket
 from contentmotion.data.accounting import account_for_files, describe_fates
 from contentmotion.data.buckets import choose_bucket
 from contentmotion.data.formats import CHECK_FILES_BELOW, ClipFolder, open_folder
@@ -281,7 +281,7 @@ def make_report(
             "rotated": sum(info.rotation != 0 for info in infos),
             "with_audio": sum(info.has_audio for info in infos),
         },
-        "captions": _captions(captions),
+        "captions": _captions(captions) | {"cut": _count_cut(captions, config.pretrained_model_name_or_path)},
         "classes": _counts("(none)" if label is None else (folder.class_names or ())[label] for label in labels),
         "bad": [{"path": one.name, "reason": one.reason} for one in facts if one.status == "bad"],
         "too_short": [{"path": one.name, "reason": one.reason} for one in facts if one.status == "short"],
@@ -323,6 +323,17 @@ def _captions(captions: Sequence[tuple[str, ...]]) -> dict[str, Any]:
         "words": _statistics([len(text.split()) for text in texts.elements()]),
         "characters": _statistics([len(text) for text in texts.elements()]),
     }
+
+
+def _count_cut(captions: Sequence[tuple[str, ...]], name: str | None) -> int | None:
+    """How many captions a recipe's text encoder takes only a part of; None where it is not on this machine."""
+    if name is None or not (name == SHIPPED_MODEL or Path(name).is_dir()):
+        return None
+    from contentmotion.loading import load_tokenizer  # it imports torch
+    from contentmotion.stages.text import cut_words
+
+    tokenizer = load_tokenizer(name)
+    return sum(bool(cut_words(tokenizer, text)) for several in captions for text in several)
 
 
 def _yield(
@@ -492,6 +503,7 @@ def _print(report: dict[str, Any], output: Path) -> None:
     seconds, classes, clip = videos["seconds"], report["classes"], recipe["clip"]
     about = "about " if recipe["estimated"] else ""
     words = f"; words {_range(captions['words'])}" if captions["words"] else ""
+    words += f"; {captions['cut']} longer than the text encoder takes" if captions["cut"] else ""
     rate = f"{clip['fps']:g} frames per second" if clip["fps"] else f"frame_stride {clip['frame_stride']}"
     sizes = f"{clip['num_frames']} frames of {clip['height']}x{clip['width']} (high x wide)"
     if "buckets" in recipe:

@@ -100,6 +100,8 @@ class InspectConfig(ClipConfig, CaptionConfig):
         decode: Decode a clip of each video, which finds damage that the header does not show; else read headers only.
         vae: Image VAE of the recipe, for the size of the cache (see train-autoencoder).
         autoencoder: Autoencoder of the recipe, for the size of the cache; else `model`.
+        pretrained_model_name_or_path: The recipe's folder with the text encoder: captions that it takes only a part of
+            are counted.
         model: What the size of a motion latent depends on.
         cache_dtype: Number format of the cache.
         num_workers: Processes; one per core when not given.
@@ -115,6 +117,7 @@ class InspectConfig(ClipConfig, CaptionConfig):
     decode: bool = True
     vae: str | None = None
     autoencoder: str | None = None
+    pretrained_model_name_or_path: str | None = None
     model: MotionLatentSizes = MotionLatentSizes()
     cache_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     num_workers: Annotated[int, Range(1, 1000)] | None = None
