@@ -13,9 +13,10 @@ from contentmotion.commands.encode import encode
 from contentmotion.config import DistillConfig, EncodeConfig, LoraSettings, TrainVideoConfig, VideoSizes
 from contentmotion.cost.plan import print_plan
 from contentmotion.pipelines.loading import load_video_pipeline
-from contentmotion.train.distill import distill
+from contentmotion.stages.video import VideoStage
+from contentmotion.train.distill import distill, make_student
 from contentmotion.train.video import train_video
-from tiny import STEPS, UNET
+from tiny import STEPS, UNET, make_ddim, make_text, make_video_unet
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 ENCODER = "condition_encoder/diffusion_pytorch_model.safetensors"
@@ -58,6 +59,7 @@ def test_student_follows_conditions_in_few_steps(root: Path, monkeypatch: pytest
     pipe = load_video_pipeline(str(folder / "video"))
     pipe.set_progress_bar_config(disable=True)
     assert isinstance(pipe.scheduler, LCMScheduler) and pipe.condition_names == ("sketch", "mask")
+    assert pipe.frame_rate == 8, "the clips'"
     sketch = torch.ones(1, 4, 1, 16, 16)
     videos: Any = pipe("a square", conditions={"sketch": sketch}, output_type="pt", generator=torch.Generator())
     assert videos.frames.shape == (1, 4, 3, 16, 16)
@@ -66,6 +68,21 @@ def test_student_follows_conditions_in_few_steps(root: Path, monkeypatch: pytest
     assert any(not torch.equal(teacher[name], student[name]) for name in teacher)
     parts = [load_file(f / "video" / ENCODER) for f in (root / "run", folder)]
     assert any(not torch.equal(parts[0][name], parts[1][name]) for name in parts[0])  # trained with it
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_student_has_no_dropout_of_its_own(rank: int) -> None:
+    tokenizer, text_encoder = make_text()
+    unet = make_video_unet()
+    teacher = VideoStage({
+        "vae": None, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet, "scheduler": make_ddim(),
+    })  # fmt: skip
+    student = make_student(teacher, distill_config(Path("x"), "x", lora=LoraSettings(rank=rank)))
+    shares = [
+        [module.p for module in stage.network.modules() if isinstance(module, torch.nn.Dropout)]
+        for stage in (teacher, student)
+    ]
+    assert max(shares[0]) > 0 == max(shares[1])
 
 
 def test_lora_leaves_the_condition_encoder_alone(root: Path) -> None:

@@ -171,7 +171,7 @@ def open_caches(config: DistillConfig, teacher: Stage) -> tuple[LatentCache, Lat
     cache = open_cache(config.cache_dir, config.max_bad_fraction)
     check_cache(cache, teacher)
     if isinstance(teacher, VideoStage):
-        teacher.fit_to(cache.shapes("latents")[0])
+        teacher.fit_to(cache.shapes("latents")[0], cache.frame_rate)
     if config.eval_cache_dir is None:
         return cache, None
     if Path(config.eval_cache_dir).resolve() == Path(config.cache_dir).resolve():
@@ -215,6 +215,9 @@ def make_student(teacher: Stage, config: DistillConfig) -> Stage:
         for name in (teacher.network_name, *teacher.besides):
             if teacher.components.get(name) is not None:
                 trained[name] = copy.deepcopy(teacher.components[name]).requires_grad_(True)
+    for module in trained[teacher.network_name].modules():
+        if isinstance(module, nn.Dropout):  # of video UNets' layers in time: the teacher answers without it
+            module.p = 0.0
     if config.gradient_checkpointing:
         enable_checkpointing(trained[teacher.network_name])
     return teacher.replace(**trained, **{teacher.scheduler_name: scheduler})
