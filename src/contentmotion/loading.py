@@ -224,7 +224,8 @@ def load_model(cls: Any, path: str, subfolder: str | None, what: str, dtype: tor
                 variant=variant_in(Path(path) / (subfolder or ""), CHOSEN.get(path, (path, None))[1]),
             )  # fmt: skip
     except Exception as error:  # torch, safetensors, json and the hub each raise their own
-        raise ValueError(explain(what, path, error)) from error
+        found = _other_weights(Path(path) / (subfolder or "")) if "no file named" in str(error) else ""
+        raise ValueError(f"cannot load {what}: {found}" if found else explain(what, path, error)) from error
     for kind, reason in (("missing_keys", "its file lacks"), ("unexpected_keys", "its file has unknown")):
         if names := sorted(info[kind]):
             raise ValueError(f"cannot load {what}: {reason} {listed(names)}: the weights are of another architecture")
@@ -257,6 +258,22 @@ def require_possible_sizes(config: Path) -> None:
         for number in value if isinstance(value, list) else [value]:
             if most and isinstance(number, int) and abs(number) > most:
                 raise ValueError(f"{config.name} says {name} {str(number)[:40]}")
+
+
+def _other_weights(folder: Path) -> str:
+    """What is said of a folder whose weights are there, but not in the file that is read; "" where none are."""
+    found = [*folder.glob("*model*.safetensors"), *folder.glob("*model*.bin")]
+    if not found:
+        return ""
+    file = found[0]
+    whole = folder / ("diffusion_pytorch_model" if file.name.startswith("diffusion") else "model")
+    if file.suffix == ".safetensors":
+        return f"only a variant of the weights is there ({file.name}): copy it to {whole}.safetensors"
+    return (
+        f"its weights are a pickle ({file.name}), which is never read. Their tensors alone, as a file that is: "
+        f'python -c \'import torch, safetensors.torch as s; s.save_file(torch.load("{file}", weights_only=True), '
+        f'"{whole}.safetensors")\''
+    )
 
 
 def require_finite_weights(model: torch.nn.Module, what: str) -> None:

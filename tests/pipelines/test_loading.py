@@ -1,6 +1,8 @@
 """A folder whose files are not what they should be is refused in one line, whichever part it is."""
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -105,6 +107,22 @@ def test_sizes_that_no_network_has(folder: Path, name: str, value: object) -> No
     with pytest.raises(
         ValueError, match=f"cannot load a ContentMotionAutoencoder from .*: config.json says {name} 10000"
     ):
+        load_autoencoder(str(folder))
+
+
+def test_weights_in_another_file_are_explained(folder: Path, tmp_path: Path) -> None:
+    """A pickle's tensors are had by the command that is named; a variant by its other name."""
+    whole = folder / "autoencoder/diffusion_pytorch_model.safetensors"
+    tensors = load_file(whole)
+    torch.save(tensors, whole.with_suffix(".bin"))
+    whole.unlink()
+    with pytest.raises(ValueError, match=r"its weights are a pickle \(diffusion_pytorch_model.bin\)") as caught:
+        load_autoencoder(str(folder))
+    exec(shlex.split(str(caught.value).partition(": python -c ")[2])[0])
+    assert load_autoencoder(str(folder)).num_parameters() > 0
+    whole.rename(variant := whole.with_suffix(".fp16.safetensors"))
+    whole.with_suffix(".bin").unlink()
+    with pytest.raises(ValueError, match=rf"only a variant .*\({variant.name}\): copy it to {re.escape(str(whole))}"):
         load_autoencoder(str(folder))
 
 
