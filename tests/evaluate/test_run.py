@@ -44,7 +44,7 @@ def make_pipeline(vae: AutoencoderKL | None = None) -> ContentMotionPipeline:
         motion_mean=[0.0] * 4, motion_std=[1.0] * 4,
     )  # fmt: skip
     torch.nn.init.normal_(autoencoder.frame_head.weight, std=0.2)  # it starts at zero: nothing would move
-    motion = make_motion_dit(motion_channels=4, content_channels=channels, text_dim=32)
+    motion = make_motion_dit(motion_channels=4, content_channels=channels, text_dim=32, fps=24.0)
     return ContentMotionPipeline(
         vae, text_encoder, tokenizer, unet, DDIMScheduler(), autoencoder, motion, DDIMScheduler()
     )
@@ -131,6 +131,7 @@ def test_scores_hold_every_part_and_the_protocol(config: EvaluateConfig, scores:
     assert len(scores["problems"]) == 1
     assert "bad.mp4" in scores["problems"][0]
     assert any("fewer than I3D's 400" in note for note in scores["notes"])
+    assert "real clips of 8 frames a second, a model trained on 24: score at --fps 24" in scores["notes"]
     with Image.open(Path(config.output_dir) / "sheet.png") as sheet:
         assert sheet.height > 4 * HEIGHT
         assert sheet.width > 4 * 3 * WIDTH

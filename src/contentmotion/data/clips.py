@@ -286,8 +286,9 @@ class ClipDataset(Dataset):
             )
         whole, draw = self._cache[index], _draw(record, shape, seed, index)
         timeline = Timeline(len(whole.frames), whole.fps, whole.times)
-        chosen, _ = choose_frames(timeline, shape.num_frames, shape.frame_stride, shape.fps, draw.position)
-        return _item(record, crop_frames(whole.frames[chosen], shape.height, shape.width, draw.crop), draw, index)
+        chosen, fps = choose_frames(timeline, shape.num_frames, shape.frame_stride, shape.fps, draw.position)
+        frames = crop_frames(whole.frames[chosen], shape.height, shape.width, draw.crop)
+        return _item(record, frames, draw, index) | {"fps": fps}
 
 
 def open_clips(

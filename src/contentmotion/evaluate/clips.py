@@ -53,6 +53,7 @@ class Clips:
         captioned: Whether anybody said what the clips show.
         heldout: Indices of the clips of the split "heldout", unless that is the one to score.
         maps: "depth", "sketch": the maps that lie beside every one of these videos.
+        fps: Frames per second of the clips read last; None: none was read.
 
     Raises:
         ValueError: The data set has splits, but not the one asked for, or fewer videos than asked for.
@@ -83,6 +84,7 @@ class Clips:
             folder, num_frames=num_frames, height=height, width=width, maps=self.maps,
             frame_stride=config.frame_stride, fps=config.fps, resize_mode=config.resize_mode,
         )  # fmt: skip
+        self.fps: float | None = None
         self._contents: dict[int, str] = {}
 
     def _draw(self, config: EvaluateConfig) -> list[int]:
@@ -134,6 +136,7 @@ class Clips:
         good = [(index, item) for index, item in zip(indices, items, strict=True) if not item["skipped"]]
         if not good:
             return None
+        self.fps = good[0][1]["fps"]
         maps = {name: torch.stack([item[name] for _, item in good]) for name in self.maps}
         return RealBatch([index for index, _ in good], collate([item for _, item in good])["frames"], maps)
 

@@ -164,6 +164,11 @@ def score_pipeline(
         return {}, {}
     rows = score(measured)
     notes = [f"{data.folder.root}: {note}" for data in (clips, generated) if data for note in data.folder.notes]
+    rate = None if pipeline is None else pipeline.frame_rate
+    if rate and clips.fps and abs(clips.fps / rate - 1) > 0.05:
+        notes.append(
+            f"real clips of {clips.fps:g} frames a second, a model trained on {rate:g}: score at --fps {rate:g}"
+        )
     scores = {"parts": rows, "protocol": protocol, "notes": notes_on(rows) + notes, "problems": problems}
     write_json(output / "scores.json", scores)
     write_sheets(output, measured)

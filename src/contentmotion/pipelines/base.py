@@ -116,8 +116,8 @@ class LatentPipeline(DiffusionPipeline):
     @property
     def frame_rate(self) -> float | None:
         """Frames per second of the clips that what moves was trained on; None: it does not say."""
-        stage = self.stages.get("motion") or self.stages.get("video")
-        return None if stage is None else stage.network.config.get("fps")  # type: ignore[union-attr]
+        network = getattr(self, "motion_transformer", None) or self.unet
+        return None if network is None else network.config.get("fps")
 
     def sample_shapes(
         self, num_frames: int | None = None, height: int | None = None, width: int | None = None
