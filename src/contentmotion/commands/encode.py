@@ -223,7 +223,7 @@ def _make_index(cache_dir: Path, source: ClipSource, limit: float) -> tuple[dict
         ValueError: Too much is bad or missing.
     """
     shards, skipped, sums, weighted = [], dict.fromkeys(source.left_out), [], False
-    rates: list[float] = []
+    rates: list[Any] = []
     paths = [path for path in (cache_dir / _name(k) for k in range(source.num_shards)) if path.exists()]
     for path in paths:
         header = Shard(path).header

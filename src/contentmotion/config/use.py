@@ -110,7 +110,7 @@ class StartConfig(Settings):
             "--motion_strength is how much of a given motion is drawn anew: it needs --motion_from or --video",
         )
         require(
-            self.frame_stride is None or bool(self.motion_from or self.video),
+            self.frame_stride in (None, 1) or bool(self.motion_from or self.video),
             "--frame_stride is of a given video: it needs --motion_from or --video",
         )
         self.schedule  # noqa: B018  raises
