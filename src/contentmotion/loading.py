@@ -262,13 +262,13 @@ def require_possible_sizes(config: Path) -> None:
 
 def _other_weights(folder: Path) -> str:
     """What is said of a folder whose weights are there, but not in the file that is read; "" where none are."""
-    found = [*folder.glob("*model*.safetensors"), *folder.glob("*model*.bin")]
-    if not found:
+    variants = sorted({str(kind_of(file.name)) for file in folder.glob("*model*.safetensors")})
+    if variants:
+        return f"its weights are there as {listed(variants)}: say which with --variant"
+    file = next(folder.glob("*model*.bin"), None)
+    if file is None:
         return ""
-    file = found[0]
     whole = folder / ("diffusion_pytorch_model" if file.name.startswith("diffusion") else "model")
-    if file.suffix == ".safetensors":
-        return f"only a variant of the weights is there ({file.name}): copy it to {whole}.safetensors"
     return (
         f"its weights are a pickle ({file.name}), which is never read. Their tensors alone, as a file that is: "
         f'python -c \'import torch, safetensors.torch as s; s.save_file(torch.load("{file}", weights_only=True), '
