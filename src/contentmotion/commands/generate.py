@@ -120,7 +120,7 @@ def generate(config: GenerateConfig) -> None:
             written += files.paths
             sheet_rows += files.sheet_rows
     if config.interpolate:
-        written += _join(config, written)
+        written += _join(config, written, frame_rate(pipe, config))
     captions = [_caption(condition) for condition in conditions]
     about = provenance(config, "; ".join(captions), config.number)
     sheet, *more = write_contact_sheet(sheet, sheet_rows, captions, metadata=about)
@@ -171,13 +171,13 @@ def on_the_way(config: GenerateConfig, conditions: list[str] | list[int]) -> lis
     return [first] * count
 
 
-def _join(config: GenerateConfig, paths: list[Path]) -> list[Path]:
+def _join(config: GenerateConfig, paths: list[Path], fps: float) -> list[Path]:
     """Writes an interpolation's videos one after another, from the first of each one's files."""
     joined, videos = [], paths[:: len(config.formats)]
     for suffix in config.formats:
         joined.append(Path(config.output_dir) / f"interpolation.{suffix}")
         about = provenance(config, "; ".join(config.prompt or []), config.number)
-        with writing_video(joined[-1], config.fps, about) as add:
+        with writing_video(joined[-1], fps, about) as add:
             for path in videos:
                 add(read_video(path).frames)
     return joined
@@ -369,8 +369,15 @@ def read_start(
         if path := getattr(config, flag):
             info = probe_video(path, limits=limits)
             start[name] = read_frames(
-                f"--{flag}", path, _num_frames(pipe, config), height, width, config.fit, pipe.frame_rate,
-                config.frame_stride, limits,
+                f"--{flag}",
+                path,
+                _num_frames(pipe, config),
+                height,
+                width,
+                config.fit,
+                pipe.frame_rate,
+                config.frame_stride,
+                limits,
             )
             tell_of(path, info.height, info.width)
     if "motion_end" in start:

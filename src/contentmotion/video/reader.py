@@ -129,9 +129,7 @@ def read_clip(
     raise AssertionError("unreachable")
 
 
-def first_frames(
-    source: str | Path, num_frames: int, fps: float | None, limits: Limits = _LIMITS
-) -> np.ndarray:
+def first_frames(source: str | Path, num_frames: int, fps: float | None, limits: Limits = _LIMITS) -> np.ndarray:
     """Numbers of a video's frames from its first on, shown at a rate, int64 (num_frames,).
 
     One after another where it has not more frames a second than that, or no rate (a folder of frames).
