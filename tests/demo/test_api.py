@@ -51,7 +51,9 @@ def fails(client: Client, endpoint: str, **inputs) -> str:
 
 
 def test_endpoints_are_named_and_explained(client: Client, page) -> None:
-    endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    found = client.view_api(return_format="dict", print_info=False)
+    assert isinstance(found, dict)
+    endpoints = found["named_endpoints"]
     assert set(endpoints) == {"/generate", "/decompose", "/swap", "/compare", "/checkpoint"}
     for name, endpoint in endpoints.items():
         assert endpoint["description"], name

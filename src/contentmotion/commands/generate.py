@@ -548,8 +548,7 @@ def sample(
         } | dict(start or {})
     numbers = [config.number if config.interpolate else first + k for k in range(len(batch))]
     generators = [seeded_generator(config.seed, number, place) for number in numbers]
-    if config.interpolate:
-        own |= _between(pipe, config, first, len(batch), place, own)
+    own |= _between(pipe, config, first, len(batch), place, own)
     asked: dict[str, Any] = {kind: batch}
     if config.schedule:
         asked = {"prompt": config.schedule, "num_videos_per_prompt": len(batch)}
@@ -587,10 +586,10 @@ def _between(
     pipe: LatentPipeline, config: GenerateConfig, first: int, size: int, place: torch.device | str,
     own: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-    """Arguments that make an interpolation's videos, from the one with this number on, of the pipeline's own."""
-    k = first - config.number
+    """Arguments that make an interpolation's videos, from the one with this number on, of the pipeline's own; none where
+    there is no interpolation."""
+    k, changed = first - config.number, {}
     shares = torch.linspace(0, 1, config.interpolate or 0)[k : k + size]
-    changed: dict[str, Any] = {}
     if isinstance(own.get("motion_video"), MotionBetween):
         changed["motion_video"] = replace(own["motion_video"], shares=shares)
     if config.to_seed is not None:
