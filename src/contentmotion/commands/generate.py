@@ -586,7 +586,7 @@ def _between(
     pipe: LatentPipeline, config: GenerateConfig, first: int, size: int, place: torch.device | str,
     own: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-    """Arguments that make an interpolation's videos, from the one with this number on, of the pipeline's own; else none."""
+    """Arguments that make an interpolation's videos, from the one with this number on; else none."""
     k, changed = first - config.number, {}
     shares = torch.linspace(0, 1, config.interpolate or 0)[k : k + size]
     if isinstance(own.get("motion_video"), MotionBetween):
