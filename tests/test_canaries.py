@@ -18,6 +18,7 @@ from tiny import CLIPS
 
 SIZES = [word for name, value in CLIPS.items() for word in (f"--{name}", str(value))]
 TRAIN = ["--max_train_steps", "1", "--train_batch_size", "1", "--report_to", "none", "--validation_steps", "0"]
+NARROW = ["--model.hidden_size", "16", "--model.depth", "1", "--model.num_heads", "2"]
 ONE_STEP = ["--num_inference_steps", "1", "--guidance_scale", "1"]
 DATA = ["--train_data_dir", "DATA", "--split", "null", *SIZES]
 VIDEOS = ["--data_dir", "DATA", "--split", "null", *SIZES]
@@ -52,8 +53,8 @@ PLACES = [
     ["encode", *DATA, "--latents_only", "true", "--conditions", "depth", "--depth_model", "EVIL"],
     ["encode", *DATA, "--latents_only", "true", "--conditions", "depth", "--depth_dir", "CLIPS"],
     ["train-vae", "--train_data_dir", "CLIPS", *SIZES, *TRAIN],
-    ["train-autoencoder", "--train_data_dir", "CLIPS", *SIZES, *TRAIN],
-    ["train-autoencoder", *DATA, "--vae", "EVIL", *TRAIN],
+    ["train-autoencoder", "--train_data_dir", "CLIPS", *SIZES, *TRAIN, *NARROW],
+    ["train-autoencoder", *DATA, "--vae", "EVIL", *TRAIN, *NARROW],
     ["train-autoencoder", "--cache_dir", "CACHE", *SIZES, *TRAIN],
     ["train-autoencoder", *DATA[:4], "--height", "32", "--width", "32", "--perceptual.weight", "1",
      "--perceptual.lpips", "FILE", *TRAIN],
@@ -61,7 +62,8 @@ PLACES = [
     ["train-content", "--cache_dir", "LATENTS", MODEL, "EVIL", *TRAIN],
     ["train-content", "--cache_dir", "LATENTS", "--vae", "EVIL", *TRAIN],
     ["train-content", "--cache_dir", "LATENTS", MODEL, "GOOD", "--eval.autoencoder", "EVIL/autoencoder", *TRAIN],
-    ["train-motion", "--cache_dir", "LATENTS", "--autoencoder", "EVIL/autoencoder", MODEL, "GOOD", *TRAIN],
+    ["train-motion", "--cache_dir", "LATENTS", "--autoencoder", "EVIL/autoencoder", MODEL, "GOOD", *TRAIN,
+     *NARROW],
     ["train-motion", "--cache_dir", "LATENTS", "--autoencoder", "GOOD/autoencoder", MODEL, "EVIL", *TRAIN],
     ["train-video", "--cache_dir", "CACHE", MODEL, "EVIL", *TRAIN],
     ["distill", "--part", "content", "--cache_dir", "LATENTS", MODEL, "EVIL", *TRAIN],

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import warm
 from contentmotion.cli import main
 from contentmotion.commands import inspect as inspect_command
 from contentmotion.commands.inspect import clip_arguments, latent_shape, look_at_all
@@ -167,6 +168,7 @@ def test_processes(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes find what one finds; a video that crashes its process is named, the others are still read."""
     monkeypatch.setattr(inspect_command, "MIN_PER_PROCESS", 1)
     monkeypatch.setattr(inspect_command, "CHUNK", 2)
+    monkeypatch.setattr("multiprocessing.get_context", lambda kind: warm.CONTEXT)  # "spawn", but for what it costs
     paths = [clip_folder / f"videos/{k}.mp4" for k in range(5)]
     records = [ClipRecord(path, (), None, None) for path in paths]
     clip = clip_arguments(InspectConfig(train_data_dir="", num_frames=8)) | {"height": None, "width": None}

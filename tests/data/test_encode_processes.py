@@ -1,20 +1,18 @@
 """Several processes encode; some are killed. The cache is always the one that a single process makes undisturbed."""
 
-import os
 import random
 import shutil
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import warm
 from contentmotion.commands.encode import encode
 from contentmotion.config import EncodeConfig
 from contentmotion.data.cache import LatentCache
+from launch import run, start
 
 NUM_SHARDS = 40
 
@@ -45,32 +43,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def start(config: dict, num_processes: int) -> list[subprocess.Popen]:
-    """What torchrun does, but with processes that we can kill one by one."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = [word for name, value in config.items() for word in (f"--{name}", str(value))]
-    shared = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "contentmotion", "encode", *words],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(num_processes)
-    ]
-
-
-def finish(processes: list[subprocess.Popen]) -> None:
-    for process in processes:
-        _, errors = process.communicate(timeout=600)
-        assert process.returncode == 0, errors
-
-
-def kill_when(processes: list[subprocess.Popen], cache: Path, num_shards: int, delay: float) -> None:
+def kill_when(processes: list[warm.Process], cache: Path, num_shards: int, delay: float) -> None:
     """Kills all processes a moment after so many shards are there."""
     deadline = time.monotonic() + 600
     while len(list(cache.glob("shard-*"))) < num_shards:
@@ -92,11 +65,11 @@ def run_with_kills(work: tuple[Path, dict[str, bytes]], clip_folder: Path, kills
     for k in range(kills):
         there = len(list(cache.glob("shard-*"))) if cache.exists() else 0
         target = there + 1 + draw.randrange(max(1, (NUM_SHARDS - there) // (kills - k) - 3))
-        kill_when(start(settings(clip_folder, root), 2), cache, target, draw.random() * 0.01)
+        kill_when(start([("encode", settings(clip_folder, root))], 2), cache, target, draw.random() * 0.01)
         left = len(list(cache.glob("shard-*")))
         assert there < left < NUM_SHARDS, "killed in the middle"
         assert not (cache / "index.json").exists()
-    finish(start(settings(clip_folder, root), 2))
+    run([("encode", settings(clip_folder, root))], 2)
     assert contents(cache).keys() == expected.keys()
     items = LatentCache(cache)
     assert sorted(int(items._shard(k).rows("item")[row]) for k in range(NUM_SHARDS) for row in range(3)) == list(

@@ -1,10 +1,6 @@
 """The order in which a cache is read: exactly the epoch, by several processes, from any step on, with workers."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,15 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from contentmotion.commands.encode import encode
 from contentmotion.config import EncodeConfig, MotionSizes, ScaleSettings, TrainMotionConfig
+from contentmotion.data.cache import LatentCache, collate_latents
 from contentmotion.data.limits import require_few_bad
 from contentmotion.data.samplers import ShardSampler
+from contentmotion.train.batches import make_batches
 from contentmotion.train.motion import train_motion
+from launch import finish, start_all
 
 
 @settings(max_examples=60, deadline=None)
@@ -150,49 +150,27 @@ def test_resume_in_the_middle_of_an_epoch_with_workers(cache_dir: Path, tmp_path
     assert all(0 <= line["data_wait"] <= 1 for line in lines)
 
 
-READ_AN_EPOCH = """
-import json, sys
-import torch
-from accelerate import Accelerator
-from contentmotion.config import ScaleSettings, TrainMotionConfig
-from contentmotion.data.cache import LatentCache, collate_latents
-from contentmotion.train.batches import make_batches
-settings = json.loads(sys.argv[1])
-for name, window in (("everything", None), ("shards", 6)):
-    config = TrainMotionConfig(**settings | {"scale": ScaleSettings(shuffle_window=window)})
-    accelerator = Accelerator(cpu=True)
-    batches = make_batches(LatentCache(config.cache_dir), config, accelerator, 0, collate_latents)
-    mine = torch.cat([next(batches)["index"] for _ in range(4)])  # 24 clips = 2 processes x 4 batches x 3
-    both = accelerator.gather(mine[None])
-    if accelerator.is_main_process:
-        print(json.dumps({name: both.tolist()}))
-accelerator.end_training()
-"""
+def read_an_epoch(settings: dict) -> None:
+    """Prints, as JSON, the items that each process reads, in either order."""
+    for name, window in (("everything", None), ("shards", 6)):
+        config = TrainMotionConfig(**settings | {"scale": ScaleSettings(shuffle_window=window)})
+        accelerator = Accelerator(cpu=True)
+        batches = make_batches(LatentCache(config.cache_dir), config, accelerator, 0, collate_latents)
+        mine = torch.cat([next(batches)["index"] for _ in range(4)])  # 24 clips = 2 processes x 4 batches x 3
+        both = accelerator.gather(mine[None])
+        if accelerator.is_main_process:
+            print(json.dumps({name: both.tolist()}))
+    accelerator.end_training()
 
 
-@pytest.mark.timeout(900)
 def test_two_processes_read_disjoint_shards_that_make_the_epoch(cache_dir: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     config = {
         "cache_dir": str(cache_dir), "output_dir": str(tmp_path), "train_batch_size": 3, "max_train_steps": 4,
         "autoencoder": "not needed here",
     }  # fmt: skip
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", READ_AN_EPOCH, json.dumps(config)],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    results = [process.communicate(timeout=600) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], results
-    read = {name: parts for line in results[0][0].splitlines() for name, parts in json.loads(line).items()}
+    (status, output, errors), (other, _, _) = finish(start_all(2, read_an_epoch, config))
+    assert status == other == 0, errors
+    read = {name: parts for line in output.splitlines() for name, parts in json.loads(line).items()}
     for parts in read.values():
         assert sorted(parts[0] + parts[1]) == list(range(24))
     one, other = ({index // 3 for index in part} for part in read["shards"])

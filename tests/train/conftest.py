@@ -12,10 +12,11 @@ from tiny import STEPS
 
 @pytest.fixture(scope="session", autouse=True)
 def short_previews() -> Iterator[None]:
-    """Pictures of tiny models need no 25 or 50 steps."""
+    """Pictures and teachers' samples of tiny models need no 25 or 50 steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("contentmotion.train.previews.PREVIEW_STEPS", 2)
         patch.setattr("contentmotion.train.distill.TEACHER_STEPS", 3)
+        patch.setattr("contentmotion.train.held_out.TEACHER_STEPS", 5)
         yield
 
 

@@ -2,7 +2,6 @@
 
 import json
 import resource
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +11,7 @@ import torch
 
 from contentmotion.config import TrainConfig
 from contentmotion.train.loop import Player, fit
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for processes of their own, which pytest gives no path
-from tiny import STEPS  # noqa: E402
+from tiny import STEPS
 
 
 class Numbers(torch.utils.data.Dataset):

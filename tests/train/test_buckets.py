@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -41,10 +40,8 @@ from contentmotion.train.held_out import HeldOut
 from contentmotion.train.motion import train_motion
 from contentmotion.train.video import train_video
 from contentmotion.video.write import write_video
+from launch import Job, run, to_words
 from tiny import NARROW, STEPS, UNET, make_autoencoder
-
-sys.path.insert(0, str(Path(__file__).parent))
-from launch import Job, run, to_words  # noqa: E402
 
 
 def job(clips: Path, folder: Path, batch_size: int) -> Job:

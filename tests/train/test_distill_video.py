@@ -47,7 +47,6 @@ def run(root: Path, name: str, **changes: Any) -> Path:
 
 def test_student_follows_conditions_in_few_steps(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("contentmotion.train.held_out.MIN_POINTS", 2)
-    monkeypatch.setattr("contentmotion.train.held_out.TEACHER_STEPS", 3)
     before = {path: path.read_bytes() for path in (root / "run/video").rglob("*") if path.is_file()}
     folder = run(root, "student", validation_steps=2, eval_cache_dir=f"{root}/unseen-latents")
     assert {path: path.read_bytes() for path in before} == before

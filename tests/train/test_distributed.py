@@ -3,9 +3,9 @@ resumed in another number of processes."""
 
 import json
 import os
+import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,14 +14,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_runs import STEPS as SMALL
+from small_runs import Numbers, collate, line_loss
 
+import warm
 from contentmotion.cli import main
+from contentmotion.config import ScaleSettings, TrainConfig
+from contentmotion.run_dir import leave_processes
 from contentmotion.train.checkpoints import checkpoint_step, checkpoints
+from contentmotion.train.loop import Player, fit
+from launch import Job, finish, run, start, start_all, to_words
 
-sys.path.insert(0, str(Path(__file__).parent))
-from launch import Job, finish, run, start, to_words  # noqa: E402
-
-pytestmark = pytest.mark.timeout(2400)  # a dozen processes start, and each imports torch
+pytestmark = pytest.mark.timeout(1200)
 # Relative; sums have another order, so rounding differs, which Adam amplifies from step to step. Seen after 4 steps:
 # losses 2e-6, gradient norms 5e-5.
 TOLERANCE = {"loss": 2e-5, "grad_norm": 5e-4}
@@ -180,7 +184,7 @@ def test_only_the_first_process_speaks(root: Path) -> None:
     assert not said(second)
 
 
-def wait_for_step(processes: list[subprocess.Popen], folder: Path, step: int) -> None:
+def wait_for_step(processes: list[warm.Process], folder: Path, step: int) -> None:
     """Until a checkpoint of this step or a later one is there."""
     deadline = time.monotonic() + 600
     while not (found := checkpoints(folder)) or checkpoint_step(found[-1]) < step:
@@ -251,50 +255,42 @@ def test_stopped_killed_and_resumed_in_another_number_of_processes(clip_folder: 
         assert values(root / folder, "loss") == pytest.approx(values(broken, "loss"), rel=TOLERANCE["loss"]), folder
 
 
-SPOILT_RUNS = """
-import os, resource, sys
-sys.path.insert(0, sys.argv[1])
-import torch
-from contentmotion.config import ScaleSettings, TrainConfig
-from contentmotion.run_dir import leave_processes
-from contentmotion.train.loop import Player, fit
-from small_runs import STEPS, Numbers, collate, line_loss
+def spoilt_runs(root: Path) -> None:
+    """A run whose processes have other settings each; three of which the second process spoils the third step."""
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    def spoil_loss(model: torch.nn.Module, batch: dict) -> dict[str, torch.Tensor]:
+        bad = batch["step"] == 3 and os.environ["RANK"] == "1"
+        return {"loss": line_loss(model, batch)["loss"] * (float("nan") if bad else 1.0)}
 
-def spoil_loss(model, batch):
-    bad = batch["step"] == 3 and os.environ["RANK"] == "1"
-    return {"loss": line_loss(model, batch)["loss"] * (float("nan") if bad else 1.0)}
+    def fill_disk(model: torch.nn.Module, batch: dict) -> dict[str, torch.Tensor]:
+        if batch["step"] == 3 and os.environ["RANK"] == "1":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (8192, unlimited[1]))
+        return line_loss(model, batch)
 
-def fill_disk(model, batch):
-    if batch["step"] == 3 and os.environ["RANK"] == "1":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, unlimited[1]))
-    return line_loss(model, batch)
-
-for name, loss, settings in (
-    ("other", line_loss, {"seed": int(os.environ["RANK"]), "scale": ScaleSettings(fsdp=os.environ["RANK"] == "1")}),
-    ("nan", spoil_loss, {}),
-    ("full", fill_disk, {"scale": ScaleSettings(fsdp=True)}),
-    ("full-later", fill_disk, {"scale": ScaleSettings(fsdp=True, async_checkpointing=True)}),
-):
-    model = torch.nn.Sequential(torch.nn.Linear(1, 4096), torch.nn.Linear(4096, 1))
-    config = TrainConfig(output_dir=f"{sys.argv[2]}/{name}", **STEPS | {"max_train_steps": 50} | settings)
-    try:
-        fit([Player(model, loss)], Numbers(), config, collate=collate)
-    except (ValueError, OSError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-    except SystemExit as stop:
-        assert stop.code == 1
-    resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-leave_processes()  # as the command line does
-"""
+    rank = int(os.environ["RANK"])
+    for name, loss, settings in (
+        ("other", line_loss, {"seed": rank, "scale": ScaleSettings(fsdp=rank == 1)}),
+        ("nan", spoil_loss, {}),
+        ("full", fill_disk, {"scale": ScaleSettings(fsdp=True)}),
+        ("full-later", fill_disk, {"scale": ScaleSettings(fsdp=True, async_checkpointing=True)}),
+    ):
+        model = torch.nn.Sequential(torch.nn.Linear(1, 4096), torch.nn.Linear(4096, 1))
+        config = TrainConfig(output_dir=f"{root}/{name}", **SMALL | {"max_train_steps": 50} | settings)
+        try:
+            fit([Player(model, loss)], Numbers(), config, collate=collate)
+        except (ValueError, OSError) as error:
+            print(f"{name}: {error}", file=sys.stderr)
+        except SystemExit as stop:
+            assert stop.code == 1
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    leave_processes()  # as the command line does
 
 
 def test_what_goes_wrong_in_one_process_stops_all(tmp_path: Path) -> None:
     """Settings of its own; a loss that is not finite; a full disk, while the checkpoint is written and while training
     goes on."""
-    command = [sys.executable, "-c", SPOILT_RUNS, str(Path(__file__).parent), str(tmp_path)]
-    (status, _, first), (other, _, second) = finish(start([], 2, command=command))
+    (status, _, first), (other, _, second) = finish(start_all(2, spoilt_runs, tmp_path))
     assert status == other == 0 and not said(second), (first, second)
     other, nan, full, later = said(first)
     assert other == "other: processes of one run were given different settings: seed 0 and 1, scale.fsdp False and True"

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,7 +20,9 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.training_utils import EMAModel, compute_snr
 from PIL import Image
 from safetensors.torch import load_file
+from small_runs import STEPS, Numbers, collate, files_no_larger_than, line_loss, lines, small_run
 
+import warm
 from contentmotion.config import (
     LoraSettings,
     MotionSizes,
@@ -46,9 +47,6 @@ from contentmotion.train.optimizers import Average
 from contentmotion.train.stopping import OUT_OF_TIME, StopRequests
 from contentmotion.train.video import train_video
 from tiny import UNET
-
-sys.path.insert(0, str(Path(__file__).parent))
-from small_runs import STEPS, Numbers, collate, files_no_larger_than, line_loss, lines, small_run  # noqa: E402
 
 
 def test_trackers_know_settings_previews_and_the_run_that_is_resumed(
@@ -199,25 +197,21 @@ def test_ctrl_c_says_what_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert re.search(f"Interrupted: .*{kept}", capsys.readouterr().err)
 
 
-STOPPED_RUN = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from pathlib import Path
-from small_runs import Numbers, small_run
-small_run(Path(sys.argv[2]), max_train_steps=10**6, dataloader_num_workers=1, checkpointing_steps=10**5,
-          checkpoints_total_limit=99, logging_steps=1)
-"""
+def stopped_run(folder: Path) -> None:
+    """Long, read by another process."""
+    small_run(
+        folder, max_train_steps=10**6, dataloader_num_workers=1, checkpointing_steps=10**5,
+        checkpoints_total_limit=99, logging_steps=1,
+    )  # fmt: skip
 
 
 def test_sigterm_to_the_readers_too_loses_nothing(tmp_path: Path) -> None:
     """A cluster signals every process of a job."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", STOPPED_RUN, str(Path(__file__).parent), str(tmp_path)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+    process = warm.Process(stopped_run, tmp_path, new_session=True)
     deadline = time.monotonic() + 200
     while not (tmp_path / "metrics.jsonl").exists():
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=60)

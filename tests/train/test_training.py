@@ -3,10 +3,7 @@ resume; checkpoints that survive a kill; bad files; losses that are not finite."
 
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import warm
 from contentmotion.commands.encode import encode
 from contentmotion.commands.export import export
 from contentmotion.config import (
@@ -404,36 +402,31 @@ def test_bad_files_are_skipped_and_named(clip_folder: Path, tmp_path: Path, caps
     assert len(named) == 1 and "broken.mp4" in named[0]
 
 
-KILLED_RUN = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts its children without
-from contentmotion.config import AutoencoderSizes, TrainAutoencoderConfig
-from contentmotion.losses.reconstruction import draw_frames
-from contentmotion.train.autoencoder import train_autoencoder
-train_autoencoder(TrainAutoencoderConfig(
-    train_data_dir=sys.argv[1], output_dir=sys.argv[2], num_frames=4, height=16, width=16,
-    model=AutoencoderSizes(hidden_size=16, depth=1, num_heads=2, head_dim=8, motion_channels=2),
-    max_train_steps=int(sys.argv[3]), train_batch_size=2,
-    checkpointing_steps=1, validation_steps=0, report_to="none", mixed_precision="no"))
-"""
+def killed_run(clips: Path, folder: Path, steps: int) -> None:
+    """A checkpoint at every step."""
+    settings = {**CLIPS, **PREVIEWED, "validation_steps": 0, "checkpointing_steps": 1, "max_train_steps": steps}
+    config = TrainAutoencoderConfig(**settings, train_data_dir=str(clips), output_dir=str(folder), model=AUTOENCODER)
+    train_autoencoder(config)
 
 
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
 def test_killed_while_it_writes_checkpoints(clip_folder: Path, tmp_path: Path, kind: signal.Signals) -> None:
     """It checkpoints at every step, so most of its time is spent writing one: whatever is left must be whole."""
-    command = [sys.executable, "-c", KILLED_RUN, str(clip_folder), str(tmp_path)]
-    process = subprocess.Popen([*command, "100000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240  # importing torch takes minutes on a machine that is busy
+    process = warm.Process(killed_run, clip_folder, tmp_path, 100000)
+    deadline = time.monotonic() + 240
     while (
         checkpoints.latest_checkpoint(tmp_path) is None
         or checkpoints.checkpoint_step(checkpoints.latest_checkpoint(tmp_path)) < 3
     ):
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(process.pid, kind)
-    assert process.wait(30) != 0
+    process.send_signal(kind)
+    process.communicate(30)
+    assert process.returncode != 0
     last = checkpoints.checkpoint_step(checkpoints.latest_checkpoint(tmp_path))
-    done = subprocess.run([*command, str(last + 1)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f"after step {last}" in done.stdout
+    again = warm.Process(killed_run, clip_folder, tmp_path, last + 1)
+    output, errors = again.communicate(240)
+    assert again.returncode == 0, errors
+    assert f"after step {last}" in output
     assert (tmp_path / "autoencoder/config.json").exists()

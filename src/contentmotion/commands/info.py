@@ -12,9 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from contentmotion.config import InfoConfig
-from contentmotion.loading import resolve_name
 from contentmotion.saving import hash_state, read_json
-from contentmotion.stages.image_vae import pixels_per_latent
 from contentmotion.tables import print_table
 
 INDEX = "model_index.json"  # of a pipeline folder
@@ -127,6 +125,8 @@ def local_folder(name_or_path: str) -> Path:
     Raises:
         ValueError: No such checkpoint.
     """
+    from contentmotion.loading import resolve_name  # with diffusers, of which `push` needs nothing
+
     path = Path(resolve_name(name_or_path))
     if path.is_dir():
         return path
@@ -270,6 +270,8 @@ def cache_rows(folder: Path) -> list[tuple[str, str]]:
 
 def _scale_factor(vae: Path | None) -> int:
     """Pixels per latent along a side, from a VAE's config."""
+    from contentmotion.stages.image_vae import pixels_per_latent
+
     return 1 if vae is None else pixels_per_latent(read_json(vae / "config.json"))
 
 

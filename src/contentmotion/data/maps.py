@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from contentmotion.data.records import ClipRecord, MappedRecords, Records
-from contentmotion.loading import quiet, resolve_name
 from contentmotion.video.reader import probe_video, read_clip
 from contentmotion.video.resize import ResizeMode
 from contentmotion.video.sources import VIDEO_SUFFIXES
@@ -92,6 +91,8 @@ def load_depth_model(name_or_path: str, device: torch.device | str = "cpu") -> D
         ValueError: There is none, or the folder holds something else; one line.
     """
     from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+
+    from contentmotion.loading import quiet, resolve_name  # with diffusers, of which readers of videos need nothing
 
     path = resolve_name(name_or_path)
     try:
