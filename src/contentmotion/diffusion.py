@@ -8,6 +8,7 @@ broadcast over samples ``(b, ...)``.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,7 +114,10 @@ class NoiseSchedule:
             ValueError: A scheduler of another kind of diffusion.
         """
         config = scheduler.config or {}
-        if type(scheduler).__name__.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction":
+        if (
+            type(scheduler).__name__.startswith(("FlowMatch", "FlowMap"))
+            or config.get("prediction_type") == "flow_prediction"
+        ):
             # Dynamic shifting depends on an image's size in sampling; other solvers of flows call the shift flow_shift.
             shift = 1.0 if config.get("use_dynamic_shifting") else config.get("shift", config.get("flow_shift", 1.0))
             return cls(FLOW, None, config.num_train_timesteps, shift)
@@ -223,12 +227,37 @@ def pseudo_huber(a: Tensor, b: Tensor, c: float) -> Tensor:
     return ((a - b).square() + c**2).sqrt().mean() - c
 
 
-def guide(null: Tensor, conditional: Tensor, guidance_scale: float) -> Tensor:
+def guide(null: Tensor, conditional: Tensor, guidance_scale: float | Tensor, rescale: float = 0.0) -> Tensor:
     """Classifier-free guidance (Ho & Salimans 2022) in diffusers' convention: 1 is no guidance.
 
     The papers' ``w`` is ``guidance_scale - 1``.
+
+    Args:
+        null: What the network says of the null condition (b, ...).
+        conditional: What it says of the condition.
+        guidance_scale: One for all, or to broadcast over the items.
+        rescale: How far each item's deviation, which guidance makes larger, is brought back to that of
+            ``conditional``: 0 not, 1 wholly (Lin et al. 2024, arXiv 2305.08891, Eq. 15-16).
     """
-    return null + guidance_scale * (conditional - null)
+    guided = null + guidance_scale * (conditional - null)
+    if rescale == 0:
+        return guided
+    axes = tuple(range(1, guided.dim()))
+    tamed = guided * (conditional.std(axes, keepdim=True) / guided.std(axes, keepdim=True))
+    return rescale * tamed + (1 - rescale) * guided
+
+
+Interval = Sequence[float]  # two times, the one nearer to the sample first; both belong to it
+
+
+def within(times: Any, interval: Interval | None) -> Any:
+    """Whether guidance is applied at a time, or at each of several; at all of them without an interval.
+
+    Source: Kynkaanniemi et al. 2024 (arXiv 2404.07724): near the noise it narrows what is drawn, near the sample it
+    does nothing.
+    """
+    low, high = interval or (-math.inf, math.inf)
+    return (times >= low) & (times <= high)
 
 
 def slerp(first: Float[Tensor, "b ..."], second: Float[Tensor, "b ..."], shares: Float[Tensor, " b"]) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from diffusers import (
     AutoModel,
     DDIMScheduler,
+    FlowMapEulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchLCMScheduler,
     LCMScheduler,
@@ -36,7 +37,9 @@ from contentmotion.saving import read_json, require_regular
 _COUNTS, _SIZES = re.compile("depth|layers|heads|blocks"), re.compile("(size|channels|dim|frames|height|width)$")
 HUB_SECONDS = 5.0  # it takes at most to be reached
 ASSETS = Path(__file__).parent / "assets"
-SCHEDULERS = (DDIMScheduler, LCMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler)
+SCHEDULERS = (
+    DDIMScheduler, LCMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler, FlowMapEulerDiscreteScheduler,
+)  # fmt: skip
 Model = TypeVar("Model", bound=ModelMixin)
 # Models that this process was told more of than their names (``pipelines.folder.chosen``): by name and by folder, the
 # folder and the variant of the weights.
@@ -229,7 +232,8 @@ def load_model(cls: Any, path: str, subfolder: str | None, what: str, dtype: tor
     for kind, reason in (("missing_keys", "its file lacks"), ("unexpected_keys", "its file has unknown")):
         if names := sorted(info[kind]):
             raise ValueError(f"cannot load {what}: {reason} {listed(names)}: the weights are of another architecture")
-    if getattr(model.config, "time_cond_proj_dim", None):  # some LCMs: sampled without, they draw something else
+    # Some LCMs: sampled without, they draw something else.
+    if getattr(model.config, "time_cond_proj_dim", None) and type(model).__name__ != "UNet2DConditionModel":
         raise ValueError(
             f"cannot load {what}: it is told the guidance scale (time_cond_proj_dim), which is not done here"
         )

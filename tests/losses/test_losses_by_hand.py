@@ -8,16 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from contentmotion.config import DistillConfig, PerceptualLoss, TrainContentConfig
-from contentmotion.losses import consistency, diffusion
+from contentmotion.losses import consistency, diffusion, flow_map
+from contentmotion.losses import distribution_matching as matching
 from contentmotion.losses.consistency import consistency_loss
 from contentmotion.losses.diffusion import diffusion_loss
 from contentmotion.losses.reconstruction import autoencoder_loss, image_vae_loss
+from contentmotion.pipelines.sampling import denoise
 from contentmotion.stages.stage import Stage
+from tiny import make_image_unet, make_motion_dit, make_pipeline, randomize
 
 KINDS = ("epsilon", "v_prediction", "sample")
 
@@ -221,6 +224,201 @@ def test_consistency_loss(kind: str, guidance: float) -> None:
     assert target.network.slope.grad is None and teacher.network.slope.grad is None
     deviations = sample.detach().flatten(2).std(2) / x0.flatten(2).std(2)
     assert losses["x0_std_ratio"].item() == pytest.approx(deviations.log().mean().exp().item(), rel=1e-3)
+
+
+def test_the_teacher_is_guided_between_times_and_its_contrast_taken_back() -> None:
+    """Item by item, as sampling does it."""
+    config = DistillConfig(
+        cache_dir="x", output_dir="x", part="content", guidance_scale=3.0, guidance_interval=(300.0, 700.0),
+        guidance_rescale=0.6,
+    )  # fmt: skip
+    stage, batch = LineStage(make_scheduler("epsilon"), slope=0.3, spread=0.4), make_batch(5)
+    noisy, times = to_clean(batch), torch.tensor([299, 300, 512, 700, 701])
+    output = consistency.guided_output(stage, noisy, times, batch, config)
+    for i, time in enumerate(times.tolist()):
+        conditional, null = 0.3 * noisy[i] + batch["number"][i], 0.3 * noisy[i]
+        guided = 3 * conditional - 2 * null
+        guided = 0.6 * conditional.std() / guided.std() * guided + 0.4 * guided
+        torch.testing.assert_close(output[i], guided if 300 <= time <= 700 else conditional)
+
+
+def test_the_student_is_told_the_scale_that_the_teacher_is_guided_by() -> None:
+    """Luo et al. 2023, Algorithm 1: drawn anew for every item."""
+    seen: dict[str, Tensor] = {}
+
+    class Told(LineStage):
+        def encode(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> dict[str, Tensor]:
+            seen[str(self.network.slope.item())] = batch["guidance"]
+            return super().encode(batch, dropped)
+
+    def loss(kind: type[LineStage], **guidance: Any) -> float:
+        stages = [kind(make_scheduler("epsilon"), slope) for slope in (0.25, 0.5, -0.25)]
+        config = DistillConfig(cache_dir="x", output_dir="x", part="content", **guidance)
+        return consistency_loss(*stages, make_batch(200), config)["loss"].item()
+
+    assert loss(Told, guidance_scale=3.0, guidance_range=(3.0, 3.0)) == pytest.approx(
+        loss(LineStage, guidance_scale=3.0)
+    )
+    loss(Told, guidance_scale=3.0, guidance_range=(2.0, 6.0))
+    scales = seen["0.25"]
+    assert torch.equal(scales, seen["0.5"]) and torch.equal(scales, seen["-0.25"])
+    assert 2 <= scales.min() < 2.2 and 5.8 < scales.max() <= 6 and scales.mean().item() == pytest.approx(4, abs=0.3)
+
+    stage, batch = (
+        LineStage(make_scheduler("epsilon"), slope=0.3),
+        make_batch(3) | {"guidance": torch.tensor([1.0, 2.0, 5.0])},
+    )
+    noisy, times = to_clean(batch), torch.tensor([5, 500, 900])
+    output = consistency.guided_output(
+        stage, noisy, times, batch, config=DistillConfig(cache_dir="x", output_dir="x", part="content")
+    )
+    expected = 0.3 * noisy + (batch["guidance"] * batch["number"])[:, None, None]
+    torch.testing.assert_close(output, expected)
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_distribution_matching(place: int) -> None:
+    """Yin et al. 2024: the samples' gradient is the critic's clean sample less the guided teacher's, over its distance;
+    the critic learns to denoise them. Of two steps, the second begins as the scheduler's first ends."""
+    lcm = consistency.student_scheduler(make_scheduler("epsilon"), 50)
+    student, critic, teacher = (
+        LineStage(scheduler, slope)
+        for scheduler, slope in ((lcm, 0.3), (make_scheduler("epsilon"), 0.5), (make_scheduler("epsilon"), -0.2))
+    )
+    config = DistillConfig(cache_dir="x", output_dir="x", part="content", guidance_scale=3.0, student_every=2)
+    batch = make_batch(400) | {"step": 2 * place}
+    losses = matching.matching_loss(student, critic, teacher, batch, config)
+    losses["loss"].backward()
+    alphas, number = teacher.scheduler.alphas_cumprod, batch["number"][:, None, None]
+    lcm.set_timesteps(2 if place else 1)
+
+    def consistent(call: tuple[Tensor, Tensor, Tensor], slope: Any) -> Tensor:
+        noisy, time, _ = call
+        a, scaled = alphas[time].view(-1, 1, 1), 10.0 * time.view(-1, 1, 1)
+        clean = (noisy - (1 - a).sqrt() * (slope * noisy + number)) / a.sqrt()
+        return 0.25 / (scaled**2 + 0.25) * noisy + scaled / (scaled**2 + 0.25).sqrt() * clean
+
+    assert [int(call[1][0]) for call in student.calls] == lcm.timesteps.tolist()
+    assert student.calls[0][0].std().item() == pytest.approx(1, abs=0.05)
+    if place:
+        a = alphas[student.calls[1][1][0]]
+        fresh = (student.calls[1][0] - a.sqrt() * consistent(student.calls[0], 0.3)) / (1 - a).sqrt()
+        assert fresh.std().item() == pytest.approx(1, abs=0.05)
+    slope = torch.tensor(0.3, requires_grad=True)
+    sample = consistent(student.calls[-1], slope)
+    noisy, times = critic.calls[-1][:2]
+    assert times.min() >= 20 and times.max() <= 980 and len(set(times.tolist())) > 200
+    a = alphas[times].view(-1, 1, 1)
+    noise = (noisy - a.sqrt() * sample.detach()) / (1 - a).sqrt()
+    assert noise.std().item() == pytest.approx(1, abs=0.05)
+    true = (noisy - (1 - a).sqrt() * (-0.2 * noisy + 3 * number)) / a.sqrt()
+    false = (noisy - (1 - a).sqrt() * (0.5 * noisy + number)) / a.sqrt()
+    wanted = (false - true) / (sample.detach() - true).abs().mean((1, 2), keepdim=True)
+    (gradient,) = torch.autograd.grad(sample, slope, wanted / sample.numel())
+    assert student.network.slope.grad is not None and student.network.slope.grad.item() == pytest.approx(
+        gradient.item(), rel=1e-3
+    )
+    assert critic.network.slope.grad is None and teacher.network.slope.grad is None
+
+    student.network.slope.grad = None
+    loss = matching.critic_loss(critic, student, batch, config)["loss"]
+    loss.backward()
+    noisy, times = critic.calls[-1][:2]
+    a = alphas[times].view(-1, 1, 1)
+    noise = (noisy - a.sqrt() * consistent(student.calls[-1], 0.3)) / (1 - a).sqrt()
+    assert loss.item() == pytest.approx((0.5 * noisy + number - noise).square().mean().item(), rel=1e-3)
+    assert student.network.slope.grad is None and critic.network.slope.grad is not None
+
+
+class Swell(nn.Module):
+    """The mean velocity of ``dx/ds = rate x`` from one level of noise to another, ``wrong`` times."""
+
+    def __init__(self, rate: float, wrong: float = 1.0) -> None:
+        super().__init__()
+        self.rate, self.wrong = rate, nn.Parameter(torch.tensor(wrong))
+
+    def forward(self, x: Tensor, way: Tensor) -> Tensor:
+        same = way.abs() < 1e-6
+        way = torch.where(same, 1.0, way)
+        return self.wrong * torch.where(same, self.rate, -torch.expm1(-self.rate * way) / way) * x
+
+
+class SwellStage(LineStage):
+    """Of a teacher without a target, the velocity itself; remembers its times."""
+
+    def __init__(self, scheduler: Any, rate: float, wrong: float = 1.0) -> None:
+        super().__init__(scheduler)
+        self.components["unet"] = self.unet = Swell(rate, wrong)
+
+    def forward(
+        self, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor], target_timesteps: Tensor | None = None
+    ) -> Tensor:
+        target = timesteps if target_timesteps is None else target_timesteps
+        self.calls.append((noisy.detach(), timesteps, target))
+        way = ((timesteps - target) / 1000).float().expand(len(noisy)).view(-1, 1, 1)
+        return self.network(noisy, way)
+
+
+def test_an_exact_flow_map_has_no_loss_and_is_sampled_alike_in_any_steps() -> None:
+    """Geng et al. 2025: the mean velocity, and no other, obeys the identity that is trained; at one time it is the
+    teacher's velocity."""
+    flow = FlowMatchEulerDiscreteScheduler(shift=2.0)
+    euler = flow_map.student_scheduler(flow, 50)
+    teacher, config = (
+        SwellStage(flow, 0.7),
+        DistillConfig(cache_dir="x", output_dir="x", part="content", guidance_scale=1.0),
+    )
+    exact, wrong = SwellStage(euler, 0.7), SwellStage(euler, 0.7, wrong=1.1)
+    losses = [flow_map.flow_map_loss(stage, teacher, make_batch(300), config) for stage in (exact, wrong)]
+    assert losses[0]["loss"] < 1e-3 < losses[1]["loss"] / 50
+    _, start, end = exact.calls[-1]
+    assert (end <= start).all() and 0.15 < (end == start).float().mean() < 0.35
+
+    losses[1]["loss"].backward()  # by hand: what is aimed at has no gradient
+    noisy, start, end = wrong.calls[-1]
+    way = ((start - end) / 1000).view(-1, 1, 1)
+    factor = torch.where(way > 0, -torch.expm1(-0.7 * way) / way.clamp(min=1e-9), 0.7)  # u = factor x
+    change = torch.where(way > 0, (0.7 * torch.exp(-0.7 * way) - factor) / way.clamp(min=1e-9), -0.245)  # of it by t
+    aim = 0.7 * noisy - way * 1.1 * (factor * 0.7 + change) * noisy
+    size = torch.tensor(1.1, requires_grad=True)
+    errors = (size * factor * noisy - aim).square().mean((1, 2))
+    expected = ((errors + config.huber_c**2).sqrt() - config.huber_c).mean()
+    assert losses[1]["loss"].item() == pytest.approx(expected.item(), rel=1e-3)
+    (gradient,) = torch.autograd.grad(expected, size)
+    assert wrong.network.wrong.grad is not None and teacher.network.wrong.grad is None
+    assert wrong.network.wrong.grad.item() == pytest.approx(gradient.item(), rel=1e-3)
+
+    noise, told = torch.randn(2, 2, 3), {"number": torch.zeros(2)}
+    for steps in (1, 2, 5):
+        exact.set_timesteps(steps, noise.shape, noise.device)
+        exact.calls.clear()
+        sample = denoise(exact, noise, told, None, 1.0)
+        torch.testing.assert_close(sample, noise * math.exp(-0.7), atol=1e-5, rtol=1e-4)
+        times = [(float(t), float(r)) for _, t, r in exact.calls]
+        assert times[0][0] == 1000 and times[-1][1] == 0 and [r for _, r in times[:-1]] == [t for t, _ in times[1:]]
+
+
+@pytest.mark.parametrize("part", ["content", "motion"])
+def test_the_change_of_a_mean_velocity_is_that_of_finite_differences(part: str) -> None:
+    """Of the real networks, along the path."""
+    flow = flow_map.student_scheduler(FlowMatchEulerDiscreteScheduler(), 50)
+    transformer = make_motion_dit(0.1, hidden_size=32, depth=3, motion_channels=4, text_dim=32)
+    pipe = make_pipeline(unet=make_image_unet(), motion_transformer=transformer, scheduler=flow, motion_scheduler=flow)
+    plain = pipe.stages[part]
+    stage = plain.replace(**{plain.network_name: randomize(plain.telling_target(plain.network), 0.08)})
+    batch = {"caption": ["a cat", "rocket"], "content": torch.randn(2, 3, 16, 16)}
+    noisy = torch.randn(2, 3, 16, 16) if part == "content" else torch.randn(2, 4, 4, 16)
+    told, velocity = stage.encode(batch), torch.randn_like(noisy)
+    start, end, h = torch.tensor([900.0, 400.0]), torch.tensor([300.0, 400.0]), 5e-5  # of a tick in 20
+    with torch.no_grad():
+        change = flow_map.velocity_change(stage, noisy, start, end, told, velocity)
+        later, earlier = (stage(noisy + s * velocity, start + 1000 * s, told, end) for s in (h, -h))
+        other = stage(noisy, start, told, end - 100)
+    expected = (later - earlier) / (2 * h)
+    torch.testing.assert_close(change, expected, atol=0.02 * expected.abs().max().item(), rtol=0)
+    assert expected.abs().max() > 0.1 and not torch.allclose(stage(noisy, start, told, end), other, atol=1e-4)
+    with pytest.raises(ValueError, match="target_timesteps|class_labels"):
+        stage(noisy, start, told)
 
 
 def root(levels: Tensor, t: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from diffusers import (
     ControlNetModel,
     DiffusionPipeline,
     EulerDiscreteScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
@@ -26,21 +28,25 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 from contentmotion import ContentMotionPipeline
 from contentmotion.commands.generate import sample_motions
 from contentmotion.config import GenerateConfig
+from contentmotion.losses.diffusion import diffusion_loss
 from contentmotion.pipelines.loading import load_pipeline
-from contentmotion.pipelines.sampling import resolve_sampling
+from contentmotion.pipelines.sampling import denoise, resolve_sampling
 from contentmotion.stages.content import content_stage, load_content
 from contentmotion.stages.image_vae import encode_frames, vae_latent_channels, vae_scale_factor
 from families import FAMILIES, PROMPTS
 from tiny import (
     make_autoencoder,
     make_ddim,
+    make_image_unet,
     make_motion_dit,
     make_stable_diffusion,
     make_stable_diffusion_xl,
+    randomize,
 )
 
 SETTINGS: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent"}
 PICTURE = Image.effect_noise((16, 16), 80).convert("RGB")
+UNET: dict[str, Any] = {"sample_size": 8, "in_channels": 4, "out_channels": 4}
 MASK = Image.new("L", (16, 16))
 MASK.paste(255, (0, 0, 8, 16))
 
@@ -233,6 +239,115 @@ def test_a_distilled_klein_is_sampled_in_few_steps() -> None:
     stock.register_to_config(is_distilled=True)
     few = resolve_sampling(wrap(stock, 24, 4), None, None, None, 1.0)
     assert (few.steps, few.motion_steps, few.guidance_scale) == (4, 50, 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+@pytest.mark.parametrize("name", ["sd", "sdxl", "stable_diffusion_3", "sana"])
+def test_guidance_between_times_in_stock_pipelines(name: str) -> None:
+    """As where the stock pipeline is told a guidance of next to nothing for the other steps, at half their cost."""
+    made: dict[str, tuple[Callable[[], Any], int]] = {
+        "sd": (make_stable_diffusion, 32), "sdxl": (make_stable_diffusion_xl, 24),
+    }  # fmt: skip
+    pipe = wrap(made[name][0](), made[name][1]) if name in made else make_family(name)
+    stock: Any = pipe.image_pipeline
+    size = 8 if name in made else 4 * vae_scale_factor(stock.vae)
+    asked: dict[str, Any] = {"num_inference_steps": 4, "height": size, "width": size, "output_type": "latent"}
+    low, high = 300.0, 700.0
+    none = 1 + 1e-9  # guided, in two passes, by next to nothing
+    batches, said = [], []
+
+    def switch(pipe: Any, step: int, timestep: Any, tensors: dict) -> dict:
+        times = [*pipe.scheduler.timesteps.tolist(), 0]
+        said.append(times[step])
+        pipe._guidance_scale = 4.0 if low <= times[step + 1] <= high else none
+        return tensors
+
+    network = pipe._network
+    hook = network.register_forward_hook(lambda module, args, output: batches.append(len(output[0])))
+    try:
+        expected = run_stock(stock, PROMPTS, guidance_scale=none, callback_on_step_end=switch, **asked)
+        assert batches == [4] * 4
+        batches.clear()
+        ours = pipe(
+            PROMPTS, guidance_scale=4.0, guidance_interval=(low, high), generator=seeded(), **asked,
+            motion_num_inference_steps=1,
+        ).content_frame  # fmt: skip
+    finally:
+        hook.remove()
+    assert batches == [4 if low <= time <= high else 2 for time in said] and len(set(batches)) == 2 and said[0] > high
+    assert not network._forward_hooks and not network._forward_pre_hooks
+    plain = pipe(PROMPTS, guidance_scale=4.0, generator=seeded(), **asked, motion_num_inference_steps=1).content_frame
+    assert not torch.allclose(ours, plain, atol=1e-3)
+    if name != "sana":  # whose pipeline does not look at its guidance again
+        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-3)
+    unguided = pipe(
+        PROMPTS, guidance_scale=1.0, generator=seeded(), **asked, motion_num_inference_steps=1
+    ).content_frame
+    outside = pipe(
+        PROMPTS, guidance_scale=4.0, guidance_interval=(0, 0), generator=seeded(), **asked, motion_num_inference_steps=1
+    ).content_frame
+    torch.testing.assert_close(outside, unguided, atol=1e-4, rtol=1e-3)
+
+
+def test_guidance_that_a_stock_pipeline_does_not_have(ours: ContentMotionPipeline) -> None:
+    with pytest.raises(ValueError, match=r"^guidance_interval: Flux2KleinPipeline guides by a call of its own"):
+        make_family("flux2_klein")("a cat", guidance_interval=(400, 900))
+    with pytest.raises(ValueError, match=r"^guidance_interval: ZImagePipeline guides"):
+        make_family("z_image")("a cat", guidance_interval=(400, 900))
+    with pytest.raises(ValueError, match=r"^guidance_rescale: StableDiffusion3Pipeline has no such argument"):
+        make_family("stable_diffusion_3")("a cat", guidance_rescale=0.7)
+    if not is_xl(ours):
+        with pytest.raises(ValueError, match=r"^guidance_rescale: StableDiffusionPipeline has no such argument for"):
+            ours("a cat", image=PICTURE, strength=0.5, guidance_rescale=0.7)
+
+
+@pytest.mark.parametrize("kind", ["lcm", "sdxl"])
+def test_a_unet_that_is_told_the_guidance_scale(kind: str, tmp_path: Path) -> None:
+    """As LCM_Dreamshaper's and LCM-SDXL's: as the stock pipeline makes them, and by our own loop the same."""
+    told = {"time_cond_proj_dim": 16}
+    if kind == "lcm":
+        plain = make_stable_diffusion()
+        parts = {n: plain.components[n] for n in plain.components} | {"unet": make_image_unet(0.1, **UNET, **told)}
+        parts["scheduler"] = LCMScheduler.from_config(plain.scheduler.config)
+        theirs: Any = LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
+    else:
+        theirs = make_stable_diffusion_xl()
+        unet = type(theirs.unet).from_config(theirs.unet.config, **told)
+        theirs.register_modules(unet=randomize(unet, 0.1), scheduler=LCMScheduler.from_config(theirs.scheduler.config))
+    wrap(theirs, 32 if kind == "lcm" else 24).save_pretrained(tmp_path)
+    pipe = load_pipeline(str(tmp_path))
+    pipe.set_progress_bar_config(disable=True)
+    assert type(pipe.image_pipeline) is type(theirs)
+    sizes = {"height": 16, "width": 16}
+    seen: list[int] = []
+    pipe.unet.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    frames = {}
+    for guidance in (1.0, 8.5):
+        expected = run_stock(theirs, "a cat", guidance_scale=guidance, **sizes)
+        seen.clear()
+        frames[guidance] = pipe(
+            "a cat", guidance_scale=guidance, negative_prompt="a rocket", motion_guidance_scale=2.0, **SETTINGS,
+            generator=seeded(), motion_num_inference_steps=1,
+        ).content_frame  # fmt: skip
+        torch.testing.assert_close(frames[guidance], expected, atol=1e-4, rtol=1e-4)
+        assert seen == [1, 1]
+    assert not torch.allclose(frames[1.0], frames[8.5], atol=1e-3)
+    sampling = resolve_sampling(pipe, 2, 1, None, 2.0)
+    assert (sampling.guidance_scale, sampling.passes) == (4.0, 2 + 2)
+
+    stage, generator = pipe.stages["content"], seeded()
+    told_of = stage.encode(stage.text_features(["a cat"]))
+    stage.set_timesteps(2, (1, 4, 8, 8), torch.device("cpu"))
+    noise = torch.randn(1, 4, 8, 8, generator=generator)
+    with torch.no_grad():
+        own = denoise(stage, noise, told_of, None, 8.5, generator=generator)
+    torch.testing.assert_close(own, frames[8.5], atol=1e-4, rtol=1e-3)
+    for name, value in (("guidance_interval", (400, 900)), ("guidance_rescale", 0.5)):
+        with pytest.raises(ValueError, match=f"^{name}: "):
+            pipe("a cat", **{name: value})
+    batch = {"content": noise, "caption": ["a cat"], "generator": generator}
+    with pytest.raises(ValueError, match="told the guidance scale .* sampled, not trained"):
+        diffusion_loss(stage, batch)
 
 
 def test_a_generator_for_each_video(ours: ContentMotionPipeline, stock: DiffusionPipeline) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoModel
+from diffusers import UNet3DConditionModel
 from safetensors.torch import load_file, save_file
 
 from contentmotion.loading import load_autoencoder, load_model
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.stages.content import load_content
-from tiny import make_image_unet
+from tiny import make_video_unet
 
 PARTS = ("text_encoder", "unet", "autoencoder", "motion_transformer")
 
@@ -126,7 +126,7 @@ def test_weights_in_another_file_are_explained(folder: Path, tmp_path: Path) -> 
         load_autoencoder(str(folder))
 
 
-def test_a_unet_that_is_told_the_guidance_is_refused(tmp_path: Path) -> None:
-    make_image_unet(time_cond_proj_dim=8).save_pretrained(tmp_path / "unet")
-    with pytest.raises(ValueError, match=r"a content model .*it is told the guidance scale \(time_cond_proj_dim\)"):
-        load_model(AutoModel, str(tmp_path), "unet", "a content model")
+def test_a_video_unet_that_is_told_the_guidance_is_refused(tmp_path: Path) -> None:
+    make_video_unet(time_cond_proj_dim=8).save_pretrained(tmp_path / "unet")
+    with pytest.raises(ValueError, match=r"a video UNet .*it is told the guidance scale \(time_cond_proj_dim\)"):
+        load_model(UNet3DConditionModel, str(tmp_path), "unet", "a video UNet")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from contentmotion import ContentMotionPipeline
 from contentmotion.models.condition_encoder import ConditionEncoder
+from contentmotion.pipelines.sampling import resolve_sampling
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
 from tiny import (
     make_autoencoder,
@@ -27,7 +28,10 @@ STEPS, STRIDE = 4, 250
 
 
 @torch.no_grad()
-def ddim(scheduler: Any, x: Tensor, guidance: float, predict: Callable[[Tensor, int, bool], Tensor]) -> Tensor:
+def ddim(
+    scheduler: Any, x: Tensor, guidance: float, predict: Callable[[Tensor, int, bool], Tensor],
+    interval: tuple[int, int] = (0, 999), rescale: float = 0.0,
+) -> Tensor:  # fmt: skip
     """Song et al. 2021, Eq. 12 with sigma = 0, of v (Salimans & Ho 2022) or the noise, at 999, 749, 499, 249.
 
     ``predict(x, t, null)`` is the network's output under the prompt or under the null condition.
@@ -37,6 +41,11 @@ def ddim(scheduler: Any, x: Tensor, guidance: float, predict: Callable[[Tensor, 
         then = scheduler.alphas_cumprod[t - STRIDE] if t >= STRIDE else torch.tensor(1.0)
         null, conditional = (predict(x, t, is_null)[:, : x.shape[1]] for is_null in (True, False))
         output = (1 - guidance) * null + guidance * conditional
+        if rescale:  # Lin et al. 2024, Eq. 15-16, item by item
+            factors = [c.flatten().std() / g.flatten().std() for c, g in zip(conditional, output, strict=True)]
+            output = torch.stack([(rescale * f + 1 - rescale) * g for f, g in zip(factors, output, strict=True)])
+        if not interval[0] <= t <= interval[1]:
+            output = conditional
         if scheduler.config.prediction_type == "v_prediction":
             x0, noise = now.sqrt() * x - (1 - now).sqrt() * output, now.sqrt() * output + (1 - now).sqrt() * x
         else:
@@ -83,6 +92,63 @@ def test_text_to_video(guidance: float, motion_guidance: float) -> None:
     )  # fmt: skip
     torch.testing.assert_close(out.content_frame, content, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(out.frames, frames, atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("interval", "rescale", "motion_interval", "motion_rescale", "batches"),
+    [
+        ((300, 800), 0.0, None, 0.7, [2, 4, 4, 2] + [4] * 4),
+        ((249, 749), 0.6, (900, 1000), 0.0, [2, 4, 4, 4] + [4, 2, 2, 2]),
+    ],
+)
+def test_guidance_between_times_and_its_contrast_taken_back(
+    interval: Any, rescale: float, motion_interval: Any, motion_rescale: float, batches: list[int]
+) -> None:
+    """Kynkaanniemi et al. 2024 and Lin et al. 2024, for both stages; a step without guidance is one pass."""
+    pipe = make_pipeline(
+        unet=make_image_unet(0.05), scheduler=make_ddim(prediction_type="v_prediction"),
+        autoencoder=make_autoencoder(0.2, **STATISTICS), motion_transformer=make_motion_dit(0.1, text_dim=32),
+        motion_scheduler=make_ddim("linear", prediction_type="v_prediction"),
+    )  # fmt: skip
+    noise, motion_noise = torch.randn(2, 3, 16, 16), torch.randn(2, 2, 4, 16)
+    given, null = (read(pipe.tokenizer, pipe.text_encoder, texts) for texts in (PROMPTS, ["", ""]))
+
+    def content_model(x: Tensor, t: int, is_null: bool) -> Tensor:
+        return pipe.unet(x, t, encoder_hidden_states=null[0] if is_null else given[0]).sample
+
+    def motion_model(x: Tensor, t: int, is_null: bool) -> Tensor:
+        return pipe.motion_transformer(x, times(x, t), content, pooled_text=null[1] if is_null else given[1])
+
+    content = ddim(pipe.scheduler, noise, 6.0, content_model, interval, rescale)
+    own = motion_interval or (0, 999)
+    motion = ddim(pipe.motion_scheduler, motion_noise, 5.0, motion_model, own, motion_rescale)
+    asked = {
+        "guidance_scale": 6.0, "guidance_interval": interval, "guidance_rescale": rescale,
+        "motion_guidance_scale": 5.0, "motion_guidance_interval": motion_interval,
+        "motion_guidance_rescale": motion_rescale,
+    }  # fmt: skip
+    seen: list[int] = []
+    for network in (pipe.unet, pipe.motion_transformer):
+        network.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    out = pipe(
+        PROMPTS, num_inference_steps=STEPS, output_type="latent", latents=noise, motion_latents=motion_noise, **asked
+    )
+    assert seen == batches
+    assert resolve_sampling(pipe, STEPS, None, **asked).passes == sum(batches) // 2
+    torch.testing.assert_close(out.content_frame, content, atol=1e-4, rtol=1e-3)
+    frames = pipe.autoencoder.decode(content, unstandardised(motion))
+    torch.testing.assert_close(out.frames, frames, atol=1e-3, rtol=1e-3)
+
+
+def test_intervals_and_shares_that_are_none() -> None:
+    pipe = make_pipeline()
+    for name in ("guidance", "motion_guidance"):
+        for interval in ((900, 400), (400,), (-1, 4)):
+            with pytest.raises(ValueError, match=f"^{name}_interval must be two times"):
+                pipe("a cat", **{f"{name}_interval": interval})
+        with pytest.raises(ValueError, match=f"^{name}_rescale must be from 0 to 1, got 1.5"):
+            pipe("a cat", **{f"{name}_rescale": 1.5})
 
 
 def unstandardised(motion: Tensor) -> Tensor:

@@ -13,14 +13,16 @@ from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from contentmotion import diffusion
-from contentmotion.config import DistillConfig, ScheduledEvaluation, TrainMotionConfig
+from contentmotion.config import DistillConfig, LoraSettings, ScheduledEvaluation, TrainMotionConfig
 from contentmotion.losses import consistency
 from contentmotion.losses.consistency import consistency_loss, student_scheduler
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.pipelines.sampling import resolve_sampling, warn_once
+from contentmotion.stages.content.dit import DiTContent
 from contentmotion.stages.stage import Stage
 from contentmotion.train.distill import distill
 from contentmotion.train.motion import train_motion
+from tiny import make_content_dit, make_ddim
 
 Configure = Callable[..., DistillConfig]
 SEED = 12  # of a batch whose times include both ends of the schedule
@@ -149,6 +151,42 @@ def test_student_samples_in_few_steps(root: Path, distill_config: Configure, par
     assert len(passes) == 4
 
 
+def test_a_student_that_is_told_the_guidance_scale(root: Path, distill_config: Configure) -> None:
+    """It begins as its teacher, and is sampled with any scale in one pass a step."""
+    teacher = load_pipeline(f"{root}/teacher").stages["content"]
+    told, noisy = teacher.telling_guidance(teacher.network), torch.randn(1, 3, 16, 16)
+    condition = teacher.encode(teacher.text_features(["a square"]))
+    with torch.no_grad():
+        expected = teacher(noisy, torch.tensor(500), condition)
+        own = teacher.replace(unet=told)(noisy, torch.tensor(500), condition | {"guidance": torch.tensor([7.0])})
+    torch.testing.assert_close(own, expected)
+    settings = {"guidance_range": (1.0, 6.0), "validation_steps": 2, "learning_rate": 1e-2}
+    distill(distill_config("told", "content", **settings))
+    assert (root / "told/preview-000002.png").exists()
+    pipe = load_pipeline(f"{root}/told/content", f"{root}/ae/autoencoder", f"{root}/motion/motion_transformer")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.unet.config.time_cond_proj_dim == 256
+    passes: list[int] = []
+    pipe.unet.register_forward_pre_hook(lambda module, args: passes.append(len(args[0])))
+    frames = [
+        pipe("square", num_inference_steps=2, guidance_scale=guidance, generator=torch.Generator().manual_seed(0),
+             motion_num_inference_steps=1, output_type="latent").content_frame
+        for guidance in (1.0, 5.0)
+    ]  # fmt: skip
+    assert passes == [1] * 4 and not torch.equal(*frames)
+
+
+def test_what_cannot_be_told_the_guidance_scale(root: Path, distill_config: Configure) -> None:
+    for changes in ({"part": "motion"}, {"lora": LoraSettings(rank=4)}):
+        with pytest.raises(ValueError, match="--guidance_range is for --part content with all weights trained"):
+            distill_config("bad", **{"part": "content"} | changes, guidance_range=(1.0, 6.0))
+    with pytest.raises(ValueError, match="--guidance_range takes two guidance scales with --guidance_scale between"):
+        distill_config("bad", "content", guidance_range=(4.0, 6.0))
+    dit = DiTContent({"vae": None, "unet": make_content_dit(), "scheduler": make_ddim()})
+    with pytest.raises(ValueError, match="no DiTTransformer2DModel is told the guidance scale"):
+        dit.telling_guidance(dit.network)
+
+
 def test_teacher_is_frozen_and_target_is_the_average(
     root: Path, distill_config: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +224,32 @@ def test_resume_is_exact(root: Path, distill_config: Configure) -> None:
     assert all(torch.equal(again[key], expected[key]) for key in expected)
 
 
+def test_two_players_distil_and_resume_exactly(root: Path, distill_config: Configure) -> None:
+    """The critic at every step, the student at every second one; both optimizers come back."""
+    settings = {
+        "objective": "distribution_matching",
+        "student_every": 2,
+        "max_train_steps": 4,
+        "checkpoints_total_limit": 9,
+    }
+    distill(distill_config("matched", "motion", **settings))
+    out = root / "matched"
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [("model/loss" in line, "critic/loss" in line) for line in lines] == [(False, True), (True, True)] * 2
+    pipe = load_pipeline(f"{root}/teacher", motion_transformer=f"{out}/motion_transformer")
+    assert isinstance(pipe.motion_scheduler, LCMScheduler)
+    expected = load_file(out / "motion_transformer" / WEIGHTS)
+    teacher = load_pipeline(f"{root}/teacher").motion_transformer.state_dict()
+    assert any(not torch.equal(teacher[key], expected[key]) for key in expected)
+    for step in (3, 4):
+        (out / f"checkpoint-{step:06d}").rename(out / f"gone-{step}")
+    distill(distill_config("matched", "motion", **settings))
+    again = load_file(out / "motion_transformer" / WEIGHTS)
+    assert all(torch.equal(again[key], expected[key]) for key in expected)
+    with pytest.raises(ValueError, match="--student_every is more than --max_train_steps"):
+        distill_config("bad", "motion", **settings | {"student_every": 5})
+
+
 def test_lcm_sampling_equals_diffusers(root: Path) -> None:
     """The distilled content model in diffusers' own Stable Diffusion pipeline gives the same latents."""
     pipe = load_pipeline(f"{root}/teacher")
@@ -209,6 +273,8 @@ def test_defaults_and_one_warning(root: Path, caplog: pytest.LogCaptureFixture) 
     pipe = load_pipeline(f"{root}/teacher")
     assert resolve_sampling(pipe, None, None, None, 1.0).__dict__ == {
         "steps": 50, "motion_steps": 50, "guidance_scale": 4.0, "motion_guidance_scale": 1.0,
+        "guidance_interval": None, "motion_guidance_interval": None, "guidance_rescale": 0.0,
+        "motion_guidance_rescale": 0.0, "unguided_steps": 0, "told_guidance": False,
     }  # fmt: skip
     assert resolve_sampling(pipe, 7, None, None, 1.0).motion_steps == 7
     pipe.scheduler = student_scheduler(pipe.scheduler, 50)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
+from diffusers import FlowMapEulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
 
 import tiny
 from contentmotion.commands.encode import encode
@@ -14,6 +14,7 @@ from contentmotion.config import (
     ContentSizes,
     DistillConfig,
     EncodeConfig,
+    LoraSettings,
     MotionSizes,
     TrainAutoencoderConfig,
     TrainContentConfig,
@@ -21,6 +22,7 @@ from contentmotion.config import (
     TrainVideoConfig,
     VideoSizes,
 )
+from contentmotion.losses import flow_map
 from contentmotion.pipelines.loading import load_pipeline, load_video_pipeline
 from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.content import train_content
@@ -48,7 +50,7 @@ def root(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_content(TrainContentConfig(**cached, model=ContentSizes(**UNET), output_dir=f"{root}/content"))
     train_motion(
         TrainMotionConfig(
-            **cached, model=MotionSizes(**SMALL, content_patch_size=2), output_dir=f"{root}/motion",
+            **cached, model=MotionSizes(**SMALL | {"depth": 2}, content_patch_size=2), output_dir=f"{root}/motion",
             pretrained_model_name_or_path=f"{root}/content/content", autoencoder=f"{root}/ae/autoencoder",
         )
     )  # fmt: skip
@@ -125,6 +127,50 @@ def test_a_flow_teacher_is_distilled(root: Path, part: str) -> None:
         frames = pipe("a square", output_type="np", **steps).frames
     assert isinstance(scheduler, FlowMatchLCMScheduler) and scheduler.config.shift == 3.0
     assert frames.shape == (1, 4, 16, 16, 3) and frames.std() > 0
+
+
+@pytest.mark.parametrize("part", ["content", "motion"])
+def test_a_flow_map(root: Path, part: str) -> None:
+    """It begins as its teacher, is told where each step leads, and takes any number of them."""
+    teacher, settings = root / "teacher", STEPS | {"max_train_steps": 2, "validation_steps": 0}
+    if not teacher.exists():
+        load(root).save_pretrained(teacher)
+    plain = load_pipeline(str(teacher)).stages[part]
+    batch = {"caption": ["a square"], "content": torch.randn(1, 3, 16, 16)}
+    noisy = (
+        torch.randn(1, 3, 16, 16) if part == "content" else torch.randn(1, plain.network.config.motion_channels, 4, 16)
+    )
+    time, told = torch.tensor([700.0]), plain.encode(batch)
+    with torch.no_grad():
+        expected = plain(noisy, time, told)
+        untrained = plain.replace(**{plain.network_name: plain.telling_target(plain.network)})
+        torch.testing.assert_close(untrained(noisy, time, told, time), expected)
+    distill(
+        DistillConfig(
+            **settings, part=part, objective="flow_map", pretrained_model_name_or_path=str(teacher),
+            cache_dir=f"{root}/cache", output_dir=f"{root}/map-{part}", guidance_scale=2.0,
+        )
+    )  # fmt: skip
+    pipe = load(root, **{part: f"map-{part}"})
+    scheduler = pipe.scheduler if part == "content" else pipe.motion_scheduler
+    assert isinstance(scheduler, FlowMapEulerDiscreteScheduler) and scheduler.config.shift == 3.0
+    calls: list[Any] = []
+    pipe.stages[part].network.register_forward_pre_hook(lambda module, args: calls.append(args))
+    steps = {"num_inference_steps": 3, "motion_num_inference_steps": 3}
+    frames = pipe("a square", output_type="np", **steps).frames
+    assert len(calls) == 3 and frames.shape == (1, 4, 16, 16, 3) and frames.std() > 0
+
+
+def test_what_is_no_flow_map(root: Path) -> None:
+    settings = STEPS | {"objective": "flow_map", "cache_dir": f"{root}/latents", "output_dir": f"{root}/bad"}
+    with pytest.raises(ValueError, match="no VideoUNet can be made a flow map: take another --objective"):
+        distill(DistillConfig(**settings, part="video", pretrained_model_name_or_path=f"{root}/video/video"))
+    with pytest.raises(ValueError, match="--objective flow_map trains a new embedding of a UNet"):
+        DistillConfig(**settings, part="content", lora=LoraSettings(rank=4))
+    with pytest.raises(ValueError, match="--guidance_range is for --objective consistency"):
+        DistillConfig(**settings, part="content", guidance_range=(1.0, 20.0))
+    with pytest.raises(ValueError, match="has a DDIMScheduler; a flow map is distilled from a model of flow matching"):
+        flow_map.require_teacher(tiny.make_pipeline().stages["motion"], "x: its motion model", 50)
 
 
 @pytest.mark.parametrize("setting", ["flow_shift", "logit_mean", "logit_std"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import sys
@@ -92,8 +93,7 @@ def generate(config: GenerateConfig) -> None:
         pipe,
         config.num_inference_steps,
         config.motion_num_inference_steps,
-        config.guidance_scale,
-        config.motion_guidance_scale,
+        **config.guidance(),
     )
     output_dir, sheet = Path(config.output_dir), Path(config.output_dir) / "sheet.png"
     made = _made_before(config, conditions)
@@ -389,7 +389,8 @@ def read_start(
 def _require_video_settings(config: SamplingConfig) -> None:
     """Raises ``ValueError`` where settings are for models of content and motion."""
     name = config.pretrained_model_name_or_path
-    if config.motion_num_inference_steps is not None or config.motion_guidance_scale != 1:
+    usual = {f.name: f.default for f in dataclasses.fields(SamplingConfig) if f.name.startswith("motion_")}
+    if any(getattr(config, name) != value for name, value in usual.items() if name != "motion_transformer"):
         raise ValueError(f"{name} is a video model: it has no motion model for motion_... settings to act on")
     if isinstance(config, GenerateConfig) and config.starts_from:
         raise ValueError(f"--{config.starts_from[0]}: {name} is a video model, without content frame and motion")
@@ -536,16 +537,16 @@ def sample(
         return tensors
 
     if isinstance(pipe, VideoLatentPipeline):
-        own: dict[str, Any] = {"conditions": follow}
+        own: dict[str, Any] = {"conditions": follow} | config.guidance(motion=False)
     else:
-        own = {
+        own = config.guidance() | {
             "motion_num_inference_steps": config.motion_num_inference_steps,
-            "motion_guidance_scale": config.motion_guidance_scale,
             "content_latents": content_latents,
             "decode_content_frame": content_frames,
             "motion_callback_on_step_end": callback,
             "callback_on_frames": on_frames,
-        } | dict(start or {})
+        }
+        own |= dict(start or {})
     numbers = [config.number if config.interpolate else first + k for k in range(len(batch))]
     generators = [seeded_generator(config.seed, number, place) for number in numbers]
     own |= _between(pipe, config, first, len(batch), place, own)
@@ -560,7 +561,6 @@ def sample(
             **own,
             negative_prompt=config.negative_prompt,
             num_inference_steps=config.num_inference_steps,
-            guidance_scale=config.guidance_scale,
             num_frames=config.num_frames,
             height=config.height,
             width=config.width,

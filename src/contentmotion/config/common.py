@@ -69,6 +69,7 @@ Rate = Annotated[float, Range(0, 1000, above=True)]  # frames per second, learni
 Positive = Annotated[float, Range(0, 10**6, above=True)]
 Weight = Annotated[float, Range(0, 10**6)]  # 0: off
 Guidance = Annotated[float, Range(0, 1000)]
+Time = Annotated[float, Range(0, 10**6)]  # of a noise schedule, 0 being the sample
 Share = Annotated[float, Range(0, 1)]
 Decay = Annotated[float, Range(0, 1, below=True)]
 
@@ -158,6 +159,14 @@ def require(condition: bool, message: str) -> None:
     """Raise ``ValueError(message)`` unless the condition holds (configs check their settings with it)."""
     if not condition:
         raise ValueError(message)
+
+
+def require_interval(name: str, interval: tuple[float, ...] | None) -> None:
+    """Raises ``ValueError`` where a setting is no two times, the lower one first."""
+    require(
+        interval is None or (len(interval) == 2 and interval[0] <= interval[1]),
+        f"{name} takes two times of the schedule, the lower one first, such as 400 900",
+    )
 
 
 def parse_bucket(text: str) -> tuple[int, int, int]:

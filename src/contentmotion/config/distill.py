@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from contentmotion.config.blocks import LoraSettings
 from contentmotion.config.common import (
@@ -16,8 +16,10 @@ from contentmotion.config.common import (
     Rate,
     Share,
     Steps,
+    Time,
     Weight,
     require,
+    require_interval,
 )
 from contentmotion.config.train import ScoredTrainConfig
 
@@ -35,8 +37,17 @@ class DistillConfig(HubConfig, ScoredTrainConfig):
         part: Which of its models; "video" of a video model (train-video, ModelScope's folder).
         cache_dir: Latent cache, made by encode with the teacher's image VAE and autoencoder; for a video model with
             `--latents_only true`, and with the maps that the model follows.
+        objective: "consistency" (VideoLCM's); "flow_map", which more steps make better, from a teacher of flow matching
+            (content models that are a UNet, motion models); "distribution_matching" (DMD2), with a critic of its own.
+        student_every: Of distribution_matching: the student's turn is every n-th step, the critic's every one.
         guidance_scale: Guidance of the teacher that the student learns to do without, `null + g * (cond - null)`;
             VideoLCM's w of 9 is 10. Take what the teacher is sampled with.
+        guidance_interval: Two times of the noise schedule, such as 400 900: the teacher is guided between them alone,
+            as `generate` does.
+        guidance_rescale: See `generate`.
+        guidance_range: Two scales, such as 1 10: the student is told the scale, drawn between them in training, and is
+            sampled with any of them, as LCM's UNets are (content model, all weights trained). It is scored and shown at
+            guidance_scale.
         num_ddim_steps: Steps of the teacher's solver over the whole schedule; 8 (the most steps that a student is shown
             with) to 1000.
         huber_c: Below this, the loss is quadratic.
@@ -53,7 +64,12 @@ class DistillConfig(HubConfig, ScoredTrainConfig):
     pretrained_model_name_or_path: str = SHIPPED_MODEL
     part: Literal["content", "motion", "video"]
     cache_dir: str
+    objective: Literal["consistency", "flow_map", "distribution_matching"] = "consistency"
+    student_every: Batch = 5
     guidance_scale: Guidance = 10.0
+    guidance_interval: tuple[Time, ...] | None = None
+    guidance_rescale: Share = 0.0
+    guidance_range: tuple[Guidance, ...] | None = None
     num_ddim_steps: Annotated[int, Range(8, 1000)] = 50
     huber_c: Positive = 0.001
     content_noise: Weight = 0.0
@@ -68,8 +84,40 @@ class DistillConfig(HubConfig, ScoredTrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_interval("--guidance_interval", self.guidance_interval)
+        require(
+            self.objective == "consistency" or self.guidance_range is None,
+            f"--guidance_range is for --objective consistency, not {self.objective}",
+        )
+        require(
+            self.objective != "flow_map" or not self.lora.rank or self.part == "motion",
+            "--objective flow_map trains a new embedding of a UNet, which an adapter does not hold: leave --lora.rank",
+        )
+        require(
+            self.objective != "distribution_matching" or self.max_train_steps >= self.student_every,
+            "--student_every is more than --max_train_steps: the student would never be trained",
+        )
+        bounds = self.guidance_range
+        require(
+            bounds is None or (len(bounds) == 2 and bounds[0] <= self.guidance_scale <= bounds[1]),
+            "--guidance_range takes two guidance scales with --guidance_scale between them",
+        )
+        require(
+            bounds is None or (self.part == "content" and not self.lora.rank),
+            "--guidance_range is for --part content with all weights trained: an adapter is not told its scale",
+        )
         require(self.heldout_steps is None or self.eval_cache_dir is not None, "heldout_steps needs --eval_cache_dir")
         require(
             self.eval_cache_dir is None or bool(self.heldout_steps or self.validation_steps),
             "eval_cache_dir needs --heldout_steps where validation_steps is 0",
         )
+
+    @property
+    def guidance(self) -> dict[str, Any]:
+        """How the teacher is guided, as a pipeline takes it."""
+        return {name: getattr(self, name) for name in ("guidance_scale", "guidance_interval", "guidance_rescale")}
+
+    @property
+    def student_guidance(self) -> float:
+        """The scale that the student is sampled with: 1 where guidance is built in."""
+        return 1.0 if self.guidance_range is None else self.guidance_scale

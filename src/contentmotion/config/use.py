@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
 
 from contentmotion.config.common import (
     SHIPPED_MODEL,
@@ -21,8 +21,10 @@ from contentmotion.config.common import (
     Settings,
     Share,
     Steps,
+    Time,
     Weight,
     require,
+    require_interval,
 )
 from contentmotion.config.conditions import ConditionConfig
 from contentmotion.config.data import CaptionConfig
@@ -44,6 +46,11 @@ class SamplingConfig(HubConfig):
         guidance_scale: Classifier-free guidance of the content frame, `null + g * (cond - null)`; 1 turns it off. When
             not given 4, or 1 for a distilled model.
         motion_guidance_scale: The same for the motion latent.
+        guidance_interval: Guide the content frame between these two times of its noise schedule alone, such as 400 900
+            of 0 (the picture) to 1000 (noise): the other steps cost one network pass.
+        motion_guidance_interval: The same for the motion latent.
+        guidance_rescale: How far contrast that guidance adds to the content frame is taken back, from 0 (not) to 1.
+        motion_guidance_rescale: The same for the motion latent.
         seed: Seed of the initial noise: same seed, same machine, same videos.
         batch_size: Videos generated at once.
         mixed_precision: Precision of the networks; "auto" takes bf16 where the processor or the GPU has it.
@@ -58,11 +65,25 @@ class SamplingConfig(HubConfig):
     motion_num_inference_steps: Steps | None = None
     guidance_scale: Guidance | None = None
     motion_guidance_scale: Guidance = 1.0
+    guidance_interval: tuple[Time, ...] | None = None
+    motion_guidance_interval: tuple[Time, ...] | None = None
+    guidance_rescale: Share = 0.0
+    motion_guidance_rescale: Share = 0.0
     seed: Seed = 0
     batch_size: Batch = 4
     mixed_precision: MixedPrecision = "auto"
     device: str = "auto"
     enable_model_cpu_offload: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_interval("--guidance_interval", self.guidance_interval)
+        require_interval("--motion_guidance_interval", self.motion_guidance_interval)
+
+    def guidance(self, motion: bool = True) -> dict[str, Any]:
+        """The settings of guidance as a pipeline takes them, with or without those of a motion model."""
+        names = (field.name for field in fields(SamplingConfig) if "guidance" in field.name)
+        return {name: getattr(self, name) for name in names if motion or not name.startswith("motion_")}
 
 
 @dataclass(frozen=True, kw_only=True)

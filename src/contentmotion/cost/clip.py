@@ -168,10 +168,10 @@ def pipeline_passes(
         title = name.replace("text_encoder", "text").replace("_", " ")
         passes.append(text_pass(getattr(pipe, name), tokens, 1 + sampling.guided, device, title))
     for name, stage in pipe.stages.items():
-        steps, scale = sampling.steps, sampling.guidance_scale
+        steps, guided = sampling.steps, sampling.content_guided
         if name == "motion":
-            steps, scale = sampling.motion_steps, sampling.motion_guidance_scale
-        batch = 2 if scale > 1 else 1
+            steps, guided = sampling.motion_steps, sampling.motion_guidance_scale > 1
+        batch = 1 + guided
         noisy, times, condition = stage.example(shapes[name], batch, device)
         if "content" in condition:  # the example's is of the size that the autoencoder was trained on
             condition["content"] = torch.empty((batch, *shapes["content"]), device=device, dtype=stage.dtype)

@@ -298,13 +298,20 @@ def _plan_distillation(
     config: DistillConfig, student: Stage, forward: Callable[[], Any], frozen: dict[nn.Module, int],
     shape: tuple[int, ...] | None,
 ) -> Plan:  # fmt: skip
-    """With all weights trained, target and teacher are copies; with LoRA the three share all but the adapters."""
-    # The target, and the teacher, with guidance twice a step.
-    passes = 2 if config.guidance_scale == 1 else 3
+    """With all weights trained, teacher and target (a flow map has none) are copies; with LoRA they share all but the
+    adapters."""
+    if config.objective == "distribution_matching":
+        raise ValueError("--dry_run does not count --objective distribution_matching: its critic is trained, too")
+    # The target, or of a flow map the derivative, which costs two; and the teacher, with guidance twice a step.
+    flow_map = config.objective == "flow_map"
+    passes = (1 if config.guidance_scale == 1 else 2) + (2 if flow_map else 1)
     after = count_cost(forward).flops
     plan = _plan(student, forward, frozen, config)
     if not config.lora.rank:
-        return replace(plan, frozen=plan.frozen + 2 * plan.trained, flops_per_item=plan.flops_per_item + passes * after)
+        copies = 1 if flow_map else 2
+        return replace(
+            plan, frozen=plan.frozen + copies * plan.trained, flops_per_item=plan.flops_per_item + passes * after
+        )
     with META:
         teacher = STAGES[config.part](parts(config.pretrained_model_name_or_path))
     once = count_cost(network_call(teacher, shape or _sample_shape(teacher, config))).flops

@@ -102,8 +102,7 @@ class Model:
             self.pipe,
             config.num_inference_steps,
             config.motion_num_inference_steps,
-            config.guidance_scale,
-            config.motion_guidance_scale,
+            **config.guidance(),
         )
 
 

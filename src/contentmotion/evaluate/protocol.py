@@ -233,14 +233,16 @@ def _describe_sampling(pipeline: LatentPipeline, config: EvaluateConfig) -> dict
         pipeline,
         config.num_inference_steps,
         config.motion_num_inference_steps,
-        config.guidance_scale,
-        config.motion_guidance_scale,
+        **config.guidance(),
     )
+    # Nothing is said of what is not given: what older versions have measured counts.
+    extra = {name: value for name, value in config.guidance().items() if value and not name.endswith("guidance_scale")}
     return {
         "num_inference_steps": sampling.steps,
         "motion_num_inference_steps": sampling.motion_steps,
         "guidance_scale": sampling.guidance_scale,
         "motion_guidance_scale": sampling.motion_guidance_scale,
+        **extra,
         "schedulers": [
             f"{type(s).__name__} {digest(dict(s.config))[:16]}" for s in _schedulers(pipeline) if s is not None
         ],

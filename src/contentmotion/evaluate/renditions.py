@@ -300,7 +300,6 @@ class Renderer:
         if not isinstance(self.pipeline, VideoLatentPipeline):
             inputs |= {
                 "motion_num_inference_steps": self.config.motion_num_inference_steps,
-                "motion_guidance_scale": self.config.motion_guidance_scale,
                 "decode_content_frame": pipeline is not None,
             }
         with self.autocast():
@@ -310,7 +309,7 @@ class Renderer:
                 height=batch.frames.shape[3],
                 width=batch.frames.shape[4],
                 num_inference_steps=self.config.num_inference_steps,
-                guidance_scale=self.config.guidance_scale,
+                **self.config.guidance(motion=not isinstance(self.pipeline, VideoLatentPipeline)),
                 generator=[seeded_generator(seed, i) for i in batch.indices],
                 output_type="pt",
             )

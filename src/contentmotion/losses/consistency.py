@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contentmotion import diffusion
 from contentmotion.config import DistillConfig
-from contentmotion.draws import randint, randn
+from contentmotion.draws import rand, randint, randn
 from contentmotion.losses.player import Player
 from contentmotion.stages.stage import Stage, join_conditions
 
@@ -40,8 +40,8 @@ def consistency_loss(
     Returns:
         "loss", and the student's clean samples over the batch's at the same points (``compare_samples``).
 
-    Source: VideoLCM Eq. 4-5; Luo et al. 2023 (LCM), Algorithm 1 with a fixed guidance scale. For flow matching the
-    solver's step is Euler's.
+    Source: VideoLCM Eq. 4-5; Luo et al. 2023 (LCM), Algorithm 1, with a fixed guidance scale or with one that the
+    student is told. For flow matching the solver's step is Euler's.
     """
     generator, schedule = batch["generator"], teacher.schedule
     x0 = teacher.clean_sample(batch)
@@ -51,8 +51,11 @@ def consistency_loss(
     start, end = times[interval + 1], times[interval]
     noisy = schedule.add_noise(x0, noise, start)
     batch = teacher.with_text_features(batch)
+    if config.guidance_range is not None:
+        low, high = config.guidance_range
+        batch = batch | {"guidance": low + (high - low) * rand((len(x0),), generator).to(x0.device)}
     with torch.no_grad():
-        output = guided_output(teacher, noisy, start, batch, config.guidance_scale)
+        output = guided_output(teacher, noisy, start, batch, config)
         clean = schedule.predict_x0(output, noisy, start)
         earlier = schedule.add_noise(clean, schedule.predict_noise(output, noisy, start), end)
         target_sample = consistency_sample(target, earlier, end, batch)
@@ -76,15 +79,20 @@ def consistency_sample(stage: Stage, noisy: Tensor, timesteps: Tensor, batch: di
 
 
 def guided_output(
-    stage: Stage, noisy: Tensor, timesteps: Tensor, batch: dict[str, Any], guidance_scale: float
+    stage: Stage, noisy: Tensor, timesteps: Tensor, batch: dict[str, Any], config: DistillConfig
 ) -> Tensor:
-    """The network's output under classifier-free guidance, without a learned variance."""
+    """The network's output under classifier-free guidance, by the batch's "guidance" (b,) or else the config's, without
+    a learned variance."""
     condition, channels = stage.encode(batch), noisy.shape[1]
-    if guidance_scale == 1:
+    scale = diffusion.expand_to(batch["guidance"], noisy) if "guidance" in batch else config.guidance_scale
+    if not isinstance(scale, Tensor) and scale == 1:
         return stage(noisy, timesteps, condition).float()[:, :channels]
     null = stage.encode(batch, torch.ones(len(noisy), dtype=torch.bool, device=noisy.device))
     twice = torch.cat([noisy, noisy]), torch.cat([timesteps, timesteps]), join_conditions(null, condition)
-    return diffusion.guide(*stage(*twice).float()[:, :channels].chunk(2), guidance_scale)
+    unguided, conditional = stage(*twice).float()[:, :channels].chunk(2)
+    guided = diffusion.guide(unguided, conditional, scale, config.guidance_rescale)
+    applied = diffusion.within(timesteps, config.guidance_interval)
+    return torch.where(diffusion.expand_to(applied.float(), noisy) > 0, guided, conditional)
 
 
 def compare_samples(samples: Tensor, true: Tensor, time_axis: int | None) -> dict[str, Tensor]:

@@ -77,6 +77,8 @@ class MotionDiT(ModelMixin, ConfigMixin):
         motion_std: Standard deviation of each motion channel, likewise.
         overlap: Frames at a clip's ends that it was trained to be given (``known``), to go on from another clip.
         fps: Frames per second of the clips that it was trained on; None: not known.
+        target_blocks: Of a flow map: so many of the last blocks, and the output's layer, are told the time that a step
+            leads to in place of its own (Lee et al. 2025, Decoupled MeanFlow, arXiv 2510.24474). No weight is new.
     """
 
     _supports_gradient_checkpointing = True
@@ -100,6 +102,7 @@ class MotionDiT(ModelMixin, ConfigMixin):
         motion_std: list[float] | None = None,
         overlap: int = 0,
         fps: float | None = None,
+        target_blocks: int = 0,
     ) -> None:
         super().__init__()
         require_multiple(hidden_size, 4, "hidden_size")
@@ -167,6 +170,7 @@ class MotionDiT(ModelMixin, ConfigMixin):
         class_labels: Int[Tensor, " b"] | None = None,
         pooled_text: Float[Tensor, "b text_dim"] | None = None,
         known: Bool[Tensor, "b t"] | None = None,
+        target_timesteps: Real[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b out t s"]:
         """Denoises one step.
 
@@ -177,13 +181,16 @@ class MotionDiT(ModelMixin, ConfigMixin):
             class_labels: Class ids; ``num_classes`` is the null class.
             pooled_text: Pooled text features.
             known: Frames whose motion is clean: their tokens have time 0. Whole patches.
+            target_timesteps: Of a flow map: the times that the step leads to.
 
         Returns:
             The prediction, ``out = D``, or ``2 D`` with ``learn_sigma``.
 
         Raises:
-            ValueError: The sizes do not fit the patches, or the condition is missing.
+            ValueError: The sizes do not fit the patches, or the condition or a flow map's target is missing.
         """
+        if (target_timesteps is None) != (self.config.target_blocks == 0):
+            raise ValueError("target_timesteps are for flow maps (target_blocks), and those need them")
         _, _, t, s = motion.shape
         h, w = content.shape[-2:]
         p = self.config.patch_size
@@ -203,13 +210,15 @@ class MotionDiT(ModelMixin, ConfigMixin):
             is_clean = torch.cat([rows_known.expand(-1, -1, n // p).flatten(1) for n in (rows, columns)], dim=1)
             is_clean = F.pad(is_clean, (0, x.shape[1] - num_motion_tokens))  # the content frame goes with the noise
             condition = torch.where(is_clean[..., None], clean[:, None], condition[:, None])  # (b, n, d)
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
+            if target_timesteps is not None and number == len(self.blocks) - self.config.target_blocks:
+                condition = self._condition(target_timesteps, class_labels, pooled_text).to(x.dtype)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = self._gradient_checkpointing_func(block, x, condition)
             else:
                 x = block(x, condition)
         x = x[:, :num_motion_tokens]
-        if known is not None:
+        if condition.dim() == 3:
             condition = condition[:, :num_motion_tokens]
         shift, scale = split_parts(self.modulation_out(condition), 2)
         x = self.proj_out(modulate(self.norm_out(x), shift, scale))  # (b, n_motion, p p out)

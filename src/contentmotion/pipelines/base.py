@@ -15,6 +15,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
+from contentmotion.diffusion import Interval
 from contentmotion.loading import variant_in
 from contentmotion.pipelines.folder import HUB_SETTINGS, INDEX, fetch, known_class, read_index
 from contentmotion.pipelines.interpolation import features_between
@@ -262,6 +263,8 @@ class LatentPipeline(DiffusionPipeline):
         *,
         steps: int,
         guidance_scale: float,
+        guidance_interval: Interval | None,
+        guidance_rescale: float,
         eta: float,
         generator: Generators,
         call_back: Callable[[int, Tensor, Tensor], Tensor],
@@ -301,8 +304,9 @@ class LatentPipeline(DiffusionPipeline):
                     return call_back(step, timestep, latents)
 
                 latents = denoise(
-                    stage, latents, condition, null, guidance_scale, first=first, eta=eta, generator=generator,
-                    on_step=on_step, interrupted=lambda: self._interrupt, check=self._finite.require,
+                    stage, latents, condition, null, guidance_scale, guidance_interval=guidance_interval,
+                    guidance_rescale=guidance_rescale, first=first, eta=eta, generator=generator, on_step=on_step,
+                    interrupted=lambda: self._interrupt, check=self._finite.require,
                 )  # fmt: skip
         return latents.to(self._dtype)
 

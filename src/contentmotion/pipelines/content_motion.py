@@ -19,12 +19,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from contentmotion.diffusion import slerp
+from contentmotion.diffusion import Interval, slerp
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.pipelines.base import Generators, LatentPipeline, OutputType, StepCallback, check_inputs
 from contentmotion.pipelines.image import (
     arguments_of,
+    guided_between,
     make_stock,
     pipeline_for,
     resized,
@@ -301,6 +302,10 @@ class ContentMotionPipeline(LatentPipeline):
         motion_num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         motion_guidance_scale: float = 1.0,
+        guidance_interval: Interval | None = None,
+        motion_guidance_interval: Interval | None = None,
+        guidance_rescale: float = 0.0,
+        motion_guidance_rescale: float = 0.0,
         num_videos_per_prompt: int = 1,
         num_frames: int | None = None,
         height: int | None = None,
@@ -342,6 +347,12 @@ class ContentMotionPipeline(LatentPipeline):
             guidance_scale: Guidance of the content frame; 1 is none. The papers' w is ``guidance_scale - 1``. When None
                 4, or 1 of a distilled model.
             motion_guidance_scale: Guidance of the motion.
+            guidance_interval: Two times of the noise schedule, 0 being the picture, such as ``(400, 900)``: the
+                content frame is guided between them alone; the other steps cost one network pass.
+            motion_guidance_interval: The same of the motion.
+            guidance_rescale: How far contrast that guidance adds to the content frame is taken back, from 0 to 1; of
+                stock pipelines, where they have it.
+            motion_guidance_rescale: The same of the motion.
             num_videos_per_prompt: Videos per prompt.
             num_frames: Frames; the autoencoder's training length when None. A longer video is made clip by clip: where
                 the content frame is a clip's first one, each clip goes on from the last frame of the one before; else
@@ -404,7 +415,7 @@ class ContentMotionPipeline(LatentPipeline):
             image_arguments |= {"image": image, "strength": strength}
         kept = "" if strength == 1 or redraws else "where the content frame is given"
         kept = "with content_latents" if content_latents is not None and kept else kept
-        stock = self._image_pipeline_for(image_arguments, kept, eta, latents)
+        stock = self._image_pipeline_for(image_arguments, kept, eta, latents, guidance_rescale, guidance_interval)
         call_back, names = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         on_motion_step, _ = self._step_callback(motion_callback_on_step_end, ("latents",))
         changes, texts = read_schedule(prompt)
@@ -413,8 +424,9 @@ class ContentMotionPipeline(LatentPipeline):
             output_type, generator, names, getattr(stock, "_callback_tensor_inputs", ("latents",)),
         )  # fmt: skip
         sampling = resolve_sampling(
-            self, num_inference_steps, motion_num_inference_steps, guidance_scale, motion_guidance_scale
-        )
+            self, num_inference_steps, motion_num_inference_steps, guidance_scale, motion_guidance_scale,
+            guidance_interval, motion_guidance_interval, guidance_rescale, motion_guidance_rescale,
+        )  # fmt: skip
         size = len(prompts or labels) * num_videos_per_prompt
         clips = self.clips(num_frames, clip_frames, loop)
         start = self._start(
@@ -516,13 +528,15 @@ class ContentMotionPipeline(LatentPipeline):
         ]
 
     def _image_pipeline_for(
-        self, arguments: Mapping[str, Any], kept: str, eta: float, noise: Tensor | None
-    ) -> DiffusionPipeline | None:
+        self, arguments: Mapping[str, Any], kept: str, eta: float, noise: Tensor | None, rescale: float,
+        interval: Interval | None,
+    ) -> DiffusionPipeline | None:  # fmt: skip
         """The stock pipeline that makes the content frames of such a call; None where none does, as of given ones
         (``kept`` says how, or is empty).
 
         Raises:
             TypeError: An argument that it does not take, or that there is no use for.
+            ValueError: Guidance that it does not have.
         """
         stock = None if kept else self.image_pipeline
         if "num_images_per_prompt" in arguments:
@@ -533,7 +547,13 @@ class ContentMotionPipeline(LatentPipeline):
         if stock is None:
             return None
         own = {"eta": eta or None, "latents": noise}
-        return pipeline_for(stock, set(arguments) | {name for name, value in own.items() if value is not None})
+        names = set(arguments) | {name for name, value in own.items() if value is not None}
+        kind = type(stock).__name__
+        if interval is not None and not content_stage(self.components).guided_in_one_call:
+            raise ValueError(f"guidance_interval: {kind} guides by a call of its own, which cannot be left out")
+        if rescale and not takes(stock, names | {"guidance_rescale"}):
+            raise ValueError(f"guidance_rescale: {kind} has no such argument for what it is asked here")
+        return pipeline_for(stock, names | ({"guidance_rescale"} if rescale else set()))
 
     def _stock_content(
         self, stock: DiffusionPipeline, told: dict[str, Tensor], null: dict[str, Tensor] | None,
@@ -575,6 +595,8 @@ class ContentMotionPipeline(LatentPipeline):
             "callback_on_step_end_tensor_inputs": list(names),
         }  # fmt: skip
         optional = {"height": height, "width": width, "eta": eta, **stage.stock_arguments}
+        if sampling.guidance_rescale:
+            optional["guidance_rescale"] = sampling.guidance_rescale
         if noise is not None:
             optional["latents"] = noise.to(self._execution_device, self._dtype)
         call |= {name: value for name, value in optional.items() if name in taken}
@@ -586,7 +608,7 @@ class ContentMotionPipeline(LatentPipeline):
             left_out = [name for name in ("prompt", "negative_prompt") if f"{name}_embeds" in arguments]
             text = {n: value for n, value in said.items() if value is not None and n not in left_out}
         else:
-            text = stage.stock_text(told, null if sampling.guidance_scale > 1 else None)
+            text = stage.stock_text(told, null if sampling.content_guided else None)
             text = {name: value for name, value in text.items() if value is not None or name in taken}
         if foreign := sorted(text.keys() - taken):
             raise TypeError(f"a {type(stock).__name__} takes no {foreign[0]}")
@@ -596,7 +618,8 @@ class ContentMotionPipeline(LatentPipeline):
                 for name, value in arguments.items()
             }
         stock.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}) | {"desc": stage.name})
-        with times_at_hand(stock.scheduler, self._execution_device):
+        times, between = times_at_hand(stock.scheduler, self._execution_device), sampling.guidance_interval
+        with times, guided_between(stage.network, between, shape[0]):
             latents = stage.from_stock(stock(**call | text | dict(arguments)).images).to(self._dtype)
         if tuple(latents.shape) != shape:
             raise ValueError(f"the image pipeline made latents of shape {tuple(latents.shape)}, {shape} needed")
@@ -732,9 +755,8 @@ class ContentMotionPipeline(LatentPipeline):
             raise ValueError("strength: this pipeline has no content model, it can only keep what is given (0)")
         stage = content_stage(self.components)
         return self._sample(
-            stage, shape, noise, stage.encode(told), null and stage.encode(null), steps=sampling.steps,
-            guidance_scale=sampling.guidance_scale, eta=eta, generator=generator, call_back=call_back, start=start,
-            strength=strength,
+            stage, shape, noise, stage.encode(told), null and stage.encode(null), **sampling.of("content"), eta=eta,
+            generator=generator, call_back=call_back, start=start, strength=strength,
         )  # fmt: skip
 
     def _frames(
@@ -824,9 +846,8 @@ class ContentMotionPipeline(LatentPipeline):
                 return start
             start = stage.standardize(start)
         motion = self._sample(
-            stage, shape, noise, told, null, steps=sampling.motion_steps,
-            guidance_scale=sampling.motion_guidance_scale, eta=eta, generator=generator, call_back=call_back,
-            start=start, strength=strength,
+            stage, shape, noise, told, null, **sampling.of("motion"), eta=eta, generator=generator,
+            call_back=call_back, start=start, strength=strength,
         )  # fmt: skip
         return stage.standardize(motion, inverse=True)
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import diffusers
+import torch
 from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, DiffusionPipeline
 from PIL import Image
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
+from contentmotion.diffusion import Interval, within
 from contentmotion.loading import quiet
 
 CLASS = "class"  # in the settings of a stock pipeline that model_index.json has
@@ -106,6 +111,43 @@ def takes(pipe: DiffusionPipeline | None, names: Iterable[str]) -> bool:
         return pipe is not None and pipeline_for(pipe, names) is not None
     except TypeError:
         return False
+
+
+@contextmanager
+def guided_between(network: nn.Module, interval: Interval | None, size: int) -> Iterator[None]:
+    """Leaves guidance out of a stock pipeline's steps at times outside an interval.
+
+    It asks its network about null conditions and prompts in one call, and guides by the difference. Here the network
+    is called for the prompts alone, and says the same of both: the difference is none, and the step costs one pass.
+
+    Args:
+        network: The pipeline's.
+        interval: See ``diffusion.within``; None: every step is guided.
+        size: Pictures.
+    """
+    alone = False
+
+    def before(network: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        nonlocal alone
+        noisy = args[0] if args else kwargs["hidden_states"]
+        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        time = float(timestep.flatten()[0]) / network.config.get("timestep_scale", 1.0)
+        alone = len(noisy) == 2 * size and not within(time, interval)
+        both = lambda x: isinstance(x, Tensor) and x.dim() > 0 and len(x) == 2 * size  # noqa: E731
+        return tree_map(lambda x: x[size:] if both(x) else x, (args, kwargs)) if alone else None
+
+    def after(network: Any, args: tuple, output: Any) -> Any:
+        return tree_map(lambda x: torch.cat([x, x]), output) if alone else None
+
+    hooks = []
+    if interval is not None:
+        hooks.append(network.register_forward_pre_hook(before, with_kwargs=True))
+        hooks.append(network.register_forward_hook(after))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def resized(pipe: DiffusionPipeline, image: Any, height: int, width: int) -> Any:

@@ -147,7 +147,7 @@ class LongMotionStage(MotionStage):
         def part(k: int) -> Tensor:
             told = {name: value[:, k] for name, value in condition.items()}
             piece = noisy.index_select(2, self.clips.frames(k).to(noisy.device))
-            return super(LongMotionStage, self).forward(piece, timesteps, told).float()
+            return super(LongMotionStage, self).forward(piece, timesteps, told, target_timesteps).float()
 
         return self.clips.average(part, axis=2)
 

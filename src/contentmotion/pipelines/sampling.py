@@ -6,15 +6,15 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, wraps
 from typing import Any
 
 import torch
-from diffusers import FlowMatchLCMScheduler, LCMScheduler
+from diffusers import FlowMapEulerDiscreteScheduler, FlowMatchLCMScheduler, LCMScheduler
 from torch import Tensor
 
-from contentmotion.diffusion import guide
+from contentmotion.diffusion import Interval, guide, within
 from contentmotion.stages.stage import Condition, Stage, join_conditions
 
 logger = logging.getLogger(__name__)
@@ -31,23 +31,45 @@ class Sampling:
         motion_steps: Denoising steps of the motion; 0 without a motion model.
         guidance_scale: Guidance of the content frame.
         motion_guidance_scale: Guidance of the motion.
+        guidance_interval: Times between which the content frame is guided; None: all.
+        motion_guidance_interval: The same of the motion.
+        guidance_rescale: See ``diffusion.guide``; of the content frame.
+        motion_guidance_rescale: The same of the motion.
+        unguided_steps: Steps of the two outside of these intervals.
+        told_guidance: Whether the content model is told its guidance scale: such steps are one pass, too.
     """
 
     steps: int
     motion_steps: int
     guidance_scale: float
     motion_guidance_scale: float
+    guidance_interval: Interval | None = None
+    motion_guidance_interval: Interval | None = None
+    guidance_rescale: float = 0.0
+    motion_guidance_rescale: float = 0.0
+    unguided_steps: int = 0
+    told_guidance: bool = False
+
+    def of(self, stage: str) -> dict[str, Any]:
+        """Steps and guidance of the stage with this name, as ``LatentPipeline._sample`` takes them."""
+        names = ("steps", "guidance_scale", "guidance_interval", "guidance_rescale")
+        return {name: getattr(self, f"motion_{name}" if stage == "motion" else name) for name in names}
+
+    @property
+    def content_guided(self) -> bool:
+        """Whether the content frame needs null conditions."""
+        return self.guidance_scale > 1 and not self.told_guidance
 
     @property
     def guided(self) -> bool:
         """Whether null conditions are needed."""
-        return self.guidance_scale > 1 or self.motion_guidance_scale > 1
+        return self.content_guided or self.motion_guidance_scale > 1
 
     @property
     def passes(self) -> int:
         """Network passes of one video, content and motion together; a guided step takes two."""
-        guided, motion_guided = self.guidance_scale > 1, self.motion_guidance_scale > 1
-        return self.steps * (1 + guided) + self.motion_steps * (1 + motion_guided)
+        guided, motion_guided = self.content_guided, self.motion_guidance_scale > 1
+        return self.steps * (1 + guided) + self.motion_steps * (1 + motion_guided) - self.unguided_steps
 
 
 def resolve_sampling(
@@ -56,6 +78,10 @@ def resolve_sampling(
     motion_num_inference_steps: int | None,
     guidance_scale: float | None,
     motion_guidance_scale: float,
+    guidance_interval: Interval | None = None,
+    motion_guidance_interval: Interval | None = None,
+    guidance_rescale: float = 0.0,
+    motion_guidance_rescale: float = 0.0,
 ) -> Sampling:
     """Fills in what the caller left open, by what the two models are: ordinary ones or distilled ones.
 
@@ -63,13 +89,26 @@ def resolve_sampling(
         pipe: Its ``scheduler`` and ``motion_scheduler`` (a video model has none) say what the models are.
         num_inference_steps: 50 when None, or 4 of a distilled model, which takes no more than its solver had.
         motion_num_inference_steps: The content frame's when None, where both models are of one kind.
-        guidance_scale: The pipeline's ``default_guidance_scale`` when None, or 1 of a distilled model, whose guidance
+        guidance_scale: The pipeline's ``default_guidance_scale`` when None, or 1 of a distilled model whose guidance
             is inside.
         motion_guidance_scale: As it is.
+        guidance_interval: As it is.
+        motion_guidance_interval: As it is.
+        guidance_rescale: As it is.
+        motion_guidance_rescale: As it is.
 
     Raises:
-        ValueError: Steps that are not positive.
+        ValueError: Steps that are not positive, an interval that is none, shares that are not from 0 to 1, or an
+            interval or a share for a model that is told the guidance scale.
     """
+    intervals = {"guidance_interval": guidance_interval, "motion_guidance_interval": motion_guidance_interval}
+    for name, interval in intervals.items():
+        if interval is not None and not (len(interval) == 2 and 0 <= interval[0] <= interval[1]):
+            raise ValueError(f"{name} must be two times of the schedule, the lower one first, got {interval}")
+    rescales = {"guidance_rescale": guidance_rescale, "motion_guidance_rescale": motion_guidance_rescale}
+    for name, share in rescales.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} must be from 0 to 1, got {share}")
     for name, given in (
         ("num_inference_steps", num_inference_steps),
         ("motion_num_inference_steps", motion_num_inference_steps),
@@ -77,6 +116,10 @@ def resolve_sampling(
         if given is not None and given < 1:
             raise ValueError(f"{name} must be positive, got {given}")
     motion_scheduler = getattr(pipe, "motion_scheduler", None)
+    told = any(stage.told_guidance for stage in pipe.stages.values())
+    if told and (guidance_interval is not None or guidance_rescale):
+        name = "guidance_rescale" if guidance_interval is None else "guidance_interval"
+        raise ValueError(f"{name}: this content model is told the guidance scale, and is not guided by a null prompt")
     distilled, motion_distilled = draws_in_few_steps(pipe), is_distilled(motion_scheduler)
     steps = num_inference_steps or (DISTILLED_STEPS if distilled else DEFAULT_STEPS)
     same_kind = distilled == motion_distilled or motion_scheduler is None
@@ -85,19 +128,35 @@ def resolve_sampling(
     if motion_scheduler is None:
         motion_steps = 0
     if guidance_scale is None:
-        guidance_scale = 1.0 if distilled else pipe.default_guidance_scale
+        guidance_scale = 1.0 if distilled and not told else pipe.default_guidance_scale
     first = "content" if hasattr(pipe, "motion_scheduler") else "video"
     if distilled:
-        steps = _check_distilled(first, pipe.scheduler, steps, guidance_scale)
+        steps = _check_distilled(first, pipe.scheduler, steps, 1.0 if told else guidance_scale)
     if motion_distilled:
         motion_steps = _check_distilled("motion", motion_scheduler, motion_steps, motion_guidance_scale)
-    return Sampling(steps, motion_steps, guidance_scale, motion_guidance_scale)
+    sampling = Sampling(
+        steps, motion_steps, guidance_scale, motion_guidance_scale, **intervals, **rescales, told_guidance=told
+    )
+    unguided = _steps_outside(pipe.scheduler, steps, guidance_interval) if sampling.content_guided else 0
+    if motion_guidance_scale > 1:
+        unguided += _steps_outside(motion_scheduler, motion_steps, motion_guidance_interval)
+    return replace(sampling, unguided_steps=unguided)
+
+
+def _steps_outside(scheduler: Any, steps: int, interval: Interval | None) -> int:
+    """Steps of a scheduler at times outside an interval; 0 where they depend on the picture's size, too."""
+    if interval is None or not steps or scheduler.config.get("use_dynamic_shifting"):
+        return 0
+    own = type(scheduler).from_config(scheduler.config)
+    own.set_timesteps(steps)
+    return sum(not within(time, interval) for time in own.timesteps.tolist())
 
 
 def _check_distilled(what: str, scheduler: Any, steps: int, guidance_scale: float) -> int:
     """The steps that a distilled model takes of those asked for; says once where it is asked for too much."""
     most = scheduler.config.get("original_inference_steps", steps)  # it has learned no other times
-    if steps > MOST_DISTILLED_STEPS or guidance_scale > 1:
+    many = steps > MOST_DISTILLED_STEPS and not isinstance(scheduler, FlowMapEulerDiscreteScheduler)
+    if many or guidance_scale > 1:
         taken = f"; it takes {most}" if steps > most else ""
         warn_once(
             f"the {what} model was distilled to sample in 1 to {MOST_DISTILLED_STEPS} steps, its guidance built in: "
@@ -125,8 +184,8 @@ def noise_to(scheduler: Any, sample: Tensor, noise: Tensor, first: int) -> Tenso
 
 
 def is_distilled(scheduler: Any) -> bool:
-    """Whether a model with this scheduler is a consistency model (``contentmotion distill``)."""
-    return isinstance(scheduler, (LCMScheduler, FlowMatchLCMScheduler))
+    """Whether a model with this scheduler is a student of few steps (``contentmotion distill``)."""
+    return isinstance(scheduler, (LCMScheduler, FlowMatchLCMScheduler, FlowMapEulerDiscreteScheduler))
 
 
 def draws_in_few_steps(pipe: Any) -> bool:
@@ -198,6 +257,8 @@ def denoise(
     null: Condition | None,
     guidance_scale: float,
     *,
+    guidance_interval: Interval | None = None,
+    guidance_rescale: float = 0.0,
     scheduler: Any = None,
     first: int = 0,
     eta: float = 0.0,
@@ -214,6 +275,8 @@ def denoise(
         condition: See ``Stage.encode``.
         null: The same of null (or negative) prompts; None where nothing is guided.
         guidance_scale: Above 1 guides; 1 or less is no guidance, and one network pass a step.
+        guidance_interval: Times between which it does; None: at all of them.
+        guidance_rescale: See ``diffusion.guide``.
         scheduler: With its timesteps set; the stage's own when None.
         first: Number of the step to begin with: the latents are as noisy as they are before it.
         eta: For schedulers that know it.
@@ -226,22 +289,30 @@ def denoise(
         ValueError: The network's numbers are not finite.
     """
     scheduler = scheduler or stage.scheduler
-    guided = guidance_scale > 1 and null is not None
-    both = join_conditions(null, condition) if guided and null is not None else condition
+    times = scheduler.timesteps[first:]
+    both = condition if null is None else join_conditions(null, condition)
+    guides = guidance_scale > 1 and null is not None and not stage.told_guidance
+    # A flow map is told where a step leads.
+    nexts = [*times[1:], torch.zeros_like(times[0])] if isinstance(scheduler, FlowMapEulerDiscreteScheduler) else None
+    if stage.told_guidance:
+        condition = condition | {"guidance": torch.full((len(latents),), guidance_scale, device=latents.device)}
+    where = [guides] * len(times)
+    if guides and guidance_interval is not None:  # a GPU is asked for its times only then
+        where = [within(t, guidance_interval) for t in times.tolist()]
     accepted = inspect.signature(scheduler.step).parameters
     extra = {k: v for k, v in (("eta", eta), ("generator", generator)) if k in accepted}
     scale_input = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)  # flow matching's have none
     channels = latents.shape[1]
-    for i, t in enumerate(scheduler.timesteps[first:]):
+    for i, (t, guided) in enumerate(zip(times, where, strict=True)):
         if interrupted():
             break
         noisy = torch.cat([latents, latents]) if guided else latents
-        output = stage(scale_input(noisy, t), t, both)
+        output = stage(scale_input(noisy, t), t, both if guided else condition, nexts and nexts[i])
         # Without a learned variance; float32, for guidance is a difference of nearly equal numbers; a copy, for a
         # compiled network writes its next output to the same place.
         output = output[:, :channels].to(torch.float32, copy=True)
         if guided:
-            output = guide(*output.chunk(2), guidance_scale)
+            output = guide(*output.chunk(2), guidance_scale, guidance_rescale)
         latents = on_step(i, t, scheduler.step(output, t, latents, **extra).prev_sample)
     (check or require_finite)(f"the {stage.name} model", latents)
     return latents

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from contentmotion.diffusion import Interval
 from contentmotion.models.condition_encoder import ConditionEncoder
 from contentmotion.models.patch_vae import PatchVAE
 from contentmotion.pipelines.base import Generators, LatentPipeline, OutputType, StepCallback, check_inputs
@@ -115,6 +116,8 @@ class VideoLatentPipeline(LatentPipeline):
         conditions: Mapping[str, Float[Tensor, "_ _ _ _ _"]] | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_interval: Interval | None = None,
+        guidance_rescale: float = 0.0,
         num_videos_per_prompt: int = 1,
         num_frames: int | None = None,
         height: int | None = None,
@@ -136,6 +139,8 @@ class VideoLatentPipeline(LatentPipeline):
                 for all. Guidance leaves them in both of its passes: it strengthens the prompt alone.
             num_inference_steps: When None 50, or 4 of a distilled model.
             guidance_scale: 1 is none. VideoLCM's w is ``guidance_scale - 1``. When None 9, or 1 of a distilled model.
+            guidance_interval: Two times of the noise schedule, 0 being the video: guidance between them alone.
+            guidance_rescale: How far contrast that guidance adds is taken back, from 0 to 1.
             num_videos_per_prompt: Videos per prompt.
             num_frames: Frames; the training length when None.
             height: Pixels; the training size when None.
@@ -156,7 +161,9 @@ class VideoLatentPipeline(LatentPipeline):
         prompts, _ = check_inputs(
             self, prompt, None, negative_prompt, num_videos_per_prompt, output_type, generator, names
         )
-        sampling = resolve_sampling(self, num_inference_steps, None, guidance_scale, 1.0)
+        sampling = resolve_sampling(
+            self, num_inference_steps, None, guidance_scale, 1.0, guidance_interval, None, guidance_rescale
+        )
         shape = self._latent_shape(len(prompts) * num_videos_per_prompt, num_frames, height, width)
         given, null = self._encode_prompts(prompts, negative_prompt, num_videos_per_prompt, sampling.guided)
         # Guidance leaves the conditions in both of its passes.
@@ -164,8 +171,7 @@ class VideoLatentPipeline(LatentPipeline):
         stage = self.stages["video"]
         x = self._sample(
             stage, shape, latents, stage.encode(given | followed), null and stage.encode(null | followed),
-            steps=sampling.steps, guidance_scale=sampling.guidance_scale, eta=eta, generator=generator,
-            call_back=call_back,
+            **sampling.of("video"), eta=eta, generator=generator, call_back=call_back,
         )  # fmt: skip
         if output_type != "latent":
             x = decode_frames(self.vae, x, self._frames_per_chunk)

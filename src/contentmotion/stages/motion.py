@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from contentmotion.config import MotionSizes
 from contentmotion.draws import channel_std, rand, randn
@@ -157,10 +157,19 @@ class MotionStage(Stage):
         target_timesteps: Tensor | None = None,
     ) -> Float[Tensor, "b out t s"]:  # fmt: skip
         times = timesteps.to(noisy.device).expand(len(noisy))
+        if target_timesteps is not None:
+            condition = condition | {"target_timesteps": target_timesteps.to(noisy.device).expand(len(noisy))}
         if "known" in condition:
             condition = dict(condition)
             noisy = torch.where(condition["known"][:, None, :, None], condition.pop("known_motion").to(noisy), noisy)
         return self.network(noisy.to(self.dtype), times, **condition)
+
+    def telling_target(self, network: nn.Module) -> nn.Module:
+        config: Any = self.network.config
+        if config.depth < 2 or config.learn_sigma:
+            raise ValueError("a flow map needs a motion model of two blocks or more, without a learned variance")
+        network.register_to_config(target_blocks=max(1, config.depth // 3))  # type: ignore[reportCallIssue]
+        return network
 
     def example(self, shape: tuple[int, ...], batch_size: int = 1, device: torch.device = META) -> tuple[Any, ...]:
         config, place = self.network.config, {"device": device, "dtype": self.dtype}
@@ -173,4 +182,6 @@ class MotionStage(Stage):
             condition["class_labels"] = ones
         else:
             condition["pooled_text"] = torch.zeros((batch_size, config.text_dim), **place)
+        if config.target_blocks:
+            condition["target_timesteps"] = ones
         return torch.zeros((batch_size, *shape), **place), ones, condition

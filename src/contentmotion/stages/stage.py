@@ -142,6 +142,29 @@ class Stage(nn.Module):
         """What height and width of a sample must be multiples of."""
         return 1
 
+    @property
+    def told_guidance(self) -> bool:
+        """Whether the network is told the guidance scale, ``condition["guidance"]`` (b,), and guided in one pass."""
+        return False
+
+    def telling_guidance(self, network: nn.Module) -> nn.Module:
+        """Makes of a copy of this stage's network one that is told the guidance scale, too: at first in vain.
+
+        Raises:
+            ValueError: There is no such network.
+        """
+        raise ValueError(
+            f"no {type(self.network).__name__} is told the guidance scale: only a Stable Diffusion UNet is"
+        )
+
+    def telling_target(self, network: nn.Module) -> nn.Module:
+        """Makes of a copy of this stage's network one that is told where a step leads, too: an untrained flow map.
+
+        Raises:
+            ValueError: There is no such network.
+        """
+        raise ValueError(f"no {type(self.network).__name__} can be made a flow map: take another --objective")
+
     def set_timesteps(self, steps: int, shape: Sequence[int], device: torch.device) -> None:
         """Sets the scheduler's times to sample samples of a shape (b, ...)."""
         self.scheduler.set_timesteps(steps, device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,19 +11,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import LCMScheduler
+from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from contentmotion.config import DistillConfig
 from contentmotion.data.cache import LatentCache, collate_latents, open_cache
 from contentmotion.data.conditions import require_conditions
-from contentmotion.loading import require_checkpoints, resolve_name
-from contentmotion.losses import consistency
+from contentmotion.loading import SCHEDULERS, require_checkpoints, resolve_name
+from contentmotion.losses import consistency, distribution_matching, flow_map
 from contentmotion.losses.player import Player
 from contentmotion.models.video_unet import enable_checkpointing
 from contentmotion.pipelines.base import LatentPipeline
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
 from contentmotion.pipelines.loading import is_video_model, load_pipeline, load_video_pipeline
+from contentmotion.pipelines.sampling import is_distilled
 from contentmotion.pipelines.saving import FOLDERS
 from contentmotion.run_dir import make_output_dir, record_settings
 from contentmotion.stages.content import content_stage, load_content
@@ -41,12 +43,10 @@ from contentmotion.video.write import write_contact_sheet
 
 # Steps of the teacher and of the student in previews.
 TEACHER_STEPS, STUDENT_STEPS = 50, (1, 2, 4, 8)
+OBJECTIVES: dict[str, Any] = {
+    "consistency": consistency, "flow_map": flow_map, "distribution_matching": distribution_matching,
+}  # fmt: skip
 COMPONENTS = {"content": "content", "motion": "motion", "video": "full"}  # of a stage, what `evaluate` scores
-SAMPLING = {  # the pipeline's arguments for a stage's steps and guidance
-    "content": ("num_inference_steps", "guidance_scale"),
-    "motion": ("motion_num_inference_steps", "motion_guidance_scale"),
-    "video": ("num_inference_steps", "guidance_scale"),
-}
 
 
 def distill(config: DistillConfig) -> None:
@@ -63,13 +63,14 @@ def distill(config: DistillConfig) -> None:
     pipe.set_progress_bar_config(disable=True)
     teacher = teacher_stage(pipe, config)
     what = f"{config.pretrained_model_name_or_path}: its {config.part} model"
-    consistency.require_teacher(teacher, what, config.num_ddim_steps)
+    objective = OBJECTIVES[config.objective]
+    objective.require_teacher(teacher, what, config.num_ddim_steps)
     cache, unseen = open_caches(config, teacher)
     for component in pipe.components.values():
         if isinstance(component, nn.Module):
             component.requires_grad_(False).to(this_process().device)
     student = make_student(teacher, config)
-    [player] = consistency.players(student, teacher, config)
+    player, *others = objective.players(student, teacher, config)
     is_main = this_process().is_main_process
 
     def preview(step: int) -> None:
@@ -94,7 +95,7 @@ def distill(config: DistillConfig) -> None:
         return scores
 
     fit(
-        [watched(player) if is_main else player], cache, config, collate=collate_latents,
+        [watched(player) if is_main else player, *others], cache, config, collate=collate_latents,
         save=None if unseen is not None else save,
         at=[
             (config.validation_steps, main_only(preview)),
@@ -148,8 +149,10 @@ def open_teacher(config: DistillConfig) -> Any:
     if config.eval.steps:
         raise ValueError(f"eval.steps needs an autoencoder, and {name} has none: give a whole pipeline (export)")
     components = load_content(name).components
-    if index.get("scheduler", [None, None])[1] == LCMScheduler.__name__:
-        components["scheduler"] = LCMScheduler()  # what it is, and no teacher
+    kinds = {kind.__name__: kind for kind in SCHEDULERS}
+    own = kinds.get(index.get("scheduler", [None, None])[1], DDIMScheduler)()
+    if is_distilled(own):
+        components["scheduler"] = own  # what it is, and no teacher
     return ContentMotionPipeline(**components)
 
 
@@ -203,24 +206,34 @@ def check_cache(cache: LatentCache, teacher: Stage) -> None:
 
 def make_student(teacher: Stage, config: DistillConfig) -> Stage:
     """A stage that starts as the teacher, to be trained; with LoRA it shares all weights but the adapters."""
-    scheduler = consistency.student_scheduler(teacher.scheduler, config.num_ddim_steps)
+    scheduler = OBJECTIVES[config.objective].student_scheduler(teacher.scheduler, config.num_ddim_steps)
     trained: dict[str, Any] = {}
     if config.lora.rank:
         torch.manual_seed(config.seed)
         network = copy.deepcopy(teacher.network, {id(p): p for p in teacher.network.parameters()})
+        network = told(network, teacher, config)
         targets = config.lora.target_modules or teacher.lora_targets
         add_adapters(network, config.lora.rank, config.lora.alpha, targets)
         trained[teacher.network_name] = network
     else:
         for name in (teacher.network_name, *teacher.besides):
             if teacher.components.get(name) is not None:
-                trained[name] = copy.deepcopy(teacher.components[name]).requires_grad_(True)
+                part = copy.deepcopy(teacher.components[name])
+                part = told(part, teacher, config) if name == teacher.network_name else part
+                trained[name] = part.requires_grad_(True)
     for module in trained[teacher.network_name].modules():
         if isinstance(module, nn.Dropout):  # of video UNets' layers in time: the teacher answers without it
             module.p = 0.0
     if config.gradient_checkpointing:
         enable_checkpointing(trained[teacher.network_name])
     return teacher.replace(**trained, **{teacher.scheduler_name: scheduler})
+
+
+def told(network: nn.Module, teacher: Stage, config: DistillConfig) -> nn.Module:
+    """The student's network, of a copy of its teacher's: with what a student is told that its teacher is not."""
+    if config.objective == "flow_map":
+        return teacher.telling_target(network)
+    return network if config.guidance_range is None else teacher.telling_guidance(network)
 
 
 def compare_steps(
@@ -237,16 +250,17 @@ def compare_steps(
     """
     # Previews of a content model are content frames.
     hidden = ("autoencoder", "motion_transformer", "motion_scheduler") if teacher.name == "content" else ()
-    steps_name, guidance_name = SAMPLING[teacher.name]
+    prefix = "motion_" if teacher.name == "motion" else ""
 
-    def make(stage: Stage, steps: int, guidance: float) -> tuple[list[np.ndarray], list[str]]:
+    def make(stage: Stage, steps: int, guidance: Mapping[str, Any]) -> tuple[list[np.ndarray], list[str]]:
         pipe: Any = pipeline(**(stage.components | dict.fromkeys(hidden)))
-        sampling = {steps_name: steps, guidance_name: guidance}
+        sampling = {f"{prefix}{name}": value for name, value in {"num_inference_steps": steps, **guidance}.items()}
         return make_previews(pipe, cache, config.validation_prompts, config.seed, **sampling)
 
-    teachers, captions = make(teacher, TEACHER_STEPS, config.guidance_scale)
+    teachers, captions = make(teacher, TEACHER_STEPS, config.guidance)
+    own = {"guidance_scale": config.student_guidance}
     runs = [(f"teacher, {TEACHER_STEPS} steps", teachers)]
-    runs += [(f"student, {n} step{'s' * (n > 1)}", make(student, n, 1.0)[0]) for n in STUDENT_STEPS]
+    runs += [(f"student, {n} step{'s' * (n > 1)}", make(student, n, own)[0]) for n in STUDENT_STEPS]
     if len(teachers[0]) == 1:
         order = f"teacher, {TEACHER_STEPS} steps | student, {', '.join(map(str, STUDENT_STEPS))} steps"
         rows = [np.concatenate([videos[i] for _, videos in runs]) for i in range(len(captions))]

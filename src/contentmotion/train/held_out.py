@@ -67,19 +67,20 @@ class HeldOut:
         return {"heldout_loss": means.pop("loss"), **means, "student_error": self._student_error()}
 
     def _student_error(self) -> float:
-        numbers, guidance = range(len(self.batches)), self.config.guidance_scale
+        numbers, guidance = range(len(self.batches)), self.config.guidance
         if not self._teachers:
             self._teachers = [self._sample(self.teacher, TEACHER_STEPS, guidance, k).cpu() for k in numbers]
-        students = [self._sample(self.student, STUDENT_STEPS, 1.0, k).cpu() for k in numbers]
+        own = {"guidance_scale": self.config.student_guidance}
+        students = [self._sample(self.student, STUDENT_STEPS, own, k).cpu() for k in numbers]
         both = ([x.transpose(0, 1).flatten(1) for x in of] for of in (students, self._teachers))
         student, teacher = (torch.cat(channels, dim=1) for channels in both)  # each (c, n)
         return ((student - teacher).square().mean(dim=1) / teacher.var(dim=1)).mean().sqrt().item()
 
-    def _sample(self, stage: Stage, steps: int, guidance_scale: float, number: int) -> Tensor:
+    def _sample(self, stage: Stage, steps: int, guidance: dict[str, Any], number: int) -> Tensor:
         batch = self.teacher.prepare(self._batch(number, 0))
         x0 = self.teacher.clean_sample(batch)
         noise = torch.randn(x0.shape, generator=batch["generator"]).to(x0)
-        return sample(stage, batch, noise, steps, guidance_scale)
+        return sample(stage, batch, noise, steps, **guidance)
 
     def _batch(self, number: int, draw: int) -> dict[str, Any]:
         """A batch whose generator depends on the seed, its number and the draw alone."""
@@ -90,7 +91,7 @@ class HeldOut:
 
 @torch.no_grad()
 def sample(
-    stage: Stage, batch: dict[str, Any], noise: Tensor, num_inference_steps: int, guidance_scale: float
+    stage: Stage, batch: dict[str, Any], noise: Tensor, num_inference_steps: int, guidance_scale: float, **guidance: Any
 ) -> Tensor:
     """Clean samples, by the loop that the pipelines have.
 
@@ -100,12 +101,14 @@ def sample(
         noise: Initial noise (b, ...).
         num_inference_steps: Steps.
         guidance_scale: 1 is none.
+        **guidance: See ``denoise``.
     """
     null = stage.encode(batch, torch.ones(len(noise), dtype=torch.bool)) if guidance_scale > 1 else None
     with times_at_hand(stage.scheduler, noise.device):
         stage.set_timesteps(num_inference_steps, noise.shape, noise.device)
         latents = noise * getattr(stage.scheduler, "init_noise_sigma", 1.0)
-        return denoise(stage, latents, stage.encode(batch), null, guidance_scale, generator=batch["generator"])
+        told = stage.encode(batch)
+        return denoise(stage, latents, told, null, guidance_scale, generator=batch["generator"], **guidance)
 
 
 def _shapes(item: dict[str, Any]) -> list[torch.Size]:
@@ -119,6 +122,7 @@ def what_scores_depend_on(cache: LatentCache, config: DistillConfig) -> dict[str
         "heldout_items": config.heldout_items,
         "seed": config.seed,
         "guidance_scale": config.guidance_scale,
+        **{name: value for name, value in config.guidance.items() if value and name != "guidance_scale"},
     }
 
 

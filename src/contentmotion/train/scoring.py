@@ -49,6 +49,7 @@ class Scorer:
             num_videos=config.eval.num_videos,
             num_inference_steps=config.eval.num_inference_steps,
             motion_num_inference_steps=config.eval.num_inference_steps if component == "motion" else None,
+            guidance_scale=config.student_guidance if getattr(config, "guidance_range", None) else None,  # type: ignore[attr-defined]
             components=(component,),
             i3d=config.eval.i3d,
             seed=config.seed,

@@ -25,6 +25,8 @@ class ContentStage(Stage):
         same_negatives: Whether negative prompts become features as prompts do; if not, the stock pipeline reads them.
         empty_is_null: Whether an empty negative prompt is to the stock pipeline what none is.
         takes_references: Whether its ``image`` is pictures to imitate, of which the prompt says what becomes.
+        guided_in_one_call: Whether the stock pipeline asks the network about null conditions and prompts in one call,
+            in this order.
         stock_arguments: What the stock pipeline is always called with, unless the caller says otherwise.
     """
 
@@ -36,6 +38,7 @@ class ContentStage(Stage):
     same_negatives: ClassVar[bool] = True
     empty_is_null: ClassVar[bool] = True
     takes_references: ClassVar[bool] = False
+    guided_in_one_call: ClassVar[bool] = True
     stock_arguments: ClassVar[Mapping[str, Any]] = {}
 
     @property

@@ -29,6 +29,7 @@ class Flux2KleinContent(TransformerContent):
     title = "FLUX.2 [klein]"
     stock = Flux2KleinPipeline
     takes_references = True
+    guided_in_one_call = False
     text_needs = ("tokens",)
     text_classes = {"text_encoder": "Qwen3ForCausalLM", "tokenizer": "Qwen2TokenizerFast"}
     max_tokens = 512

@@ -8,8 +8,9 @@ from typing import Any, Self
 
 import torch
 from diffusers import AutoModel, DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.embeddings import get_timestep_embedding
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from contentmotion.config import ContentSizes
 from contentmotion.loading import (
@@ -24,6 +25,7 @@ from contentmotion.stages.content.family import ContentStage
 from contentmotion.stages.stage import META, Condition, example_tokens, make_scheduler
 from contentmotion.stages.text import make_text_encoder
 
+GUIDANCE_WIDTH = 256  # of what a UNet is told the guidance scale by; LCM's
 ATTENTION_AND_FEED_FORWARD = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
 
@@ -112,16 +114,80 @@ class StableDiffusionContent(ContentStage):
     def side_multiple(self) -> int:
         return 2 ** (len(self.network.config.block_out_channels) - 1)
 
+    @property
+    def told_guidance(self) -> bool:
+        return self.network.config.get("time_cond_proj_dim") is not None  # type: ignore[reportAttributeAccessIssue]
+
+    def telling_guidance(self, network: nn.Module) -> nn.Module:
+        told = _with_more(network, time_cond_proj_dim=GUIDANCE_WIDTH)
+        torch.nn.init.zeros_(told.time_embedding.cond_proj.weight)
+        return told
+
+    def telling_target(self, network: nn.Module) -> nn.Module:
+        """By a second embedding, of the step's length, that adds nothing before it is trained."""
+        if network.config.class_embed_type is not None:  # type: ignore[reportAttributeAccessIssue]
+            raise ValueError("a UNet with an embedding of classes cannot be made a flow map")
+        told = _with_more(network, class_embed_type="timestep")
+        for parameter in told.class_embedding.linear_2.parameters():
+            torch.nn.init.zeros_(parameter)
+        return told
+
+    def guidance(self, batch: Mapping[str, Any]) -> Condition:
+        """The guidance scales of a batch, where the network is told them."""
+        return {"guidance": batch["guidance"]} if self.told_guidance and "guidance" in batch else {}
+
+    def guidance_embedding(self, condition: Condition) -> Float[Tensor, "b d"] | None:
+        """What a network that is told the guidance scale gets of it, as ``StableDiffusionPipeline`` makes it.
+
+        Raises:
+            ValueError: The scale is not given.
+
+        Source: Luo et al. 2023 (LCM, arXiv 2310.04378), section 4.2.
+        """
+        if not self.told_guidance:
+            return None
+        if "guidance" not in condition:
+            raise ValueError(
+                "this content model is told the guidance scale (time_cond_proj_dim): it was distilled, and can be "
+                "sampled, not trained"
+            )
+        w, width = condition["guidance"].float() - 1, self.network.config.time_cond_proj_dim
+        return get_timestep_embedding(w * 1000, width, downscale_freq_shift=1).to(self.dtype)  # type: ignore[arg-type]
+
+    def step_length(
+        self, noisy: Tensor, timesteps: Tensor, condition: Condition, target: Tensor | None
+    ) -> dict[str, Tensor]:
+        """What a flow map is told besides the time; without it the UNet says that its labels are missing."""
+        target = condition.get("target_timesteps") if target is None else target
+        return {} if target is None else {"class_labels": (timesteps - target).to(noisy.device).expand(len(noisy))}
+
     def encode(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None = None) -> Condition:
-        return {"encoder_hidden_states": self.text(batch, dropped)["tokens"]}
+        return {"encoder_hidden_states": self.text(batch, dropped)["tokens"]} | self.guidance(batch)
 
     def forward(
         self, noisy: Float[Tensor, "b c h w"], timesteps: Tensor, condition: Condition,
         target_timesteps: Tensor | None = None,
     ) -> Float[Tensor, "b c h w"]:  # fmt: skip
-        return self.network(noisy.to(self.dtype), timesteps, **condition).sample
+        return self.network(
+            noisy.to(self.dtype), timesteps, encoder_hidden_states=condition["encoder_hidden_states"],
+            timestep_cond=self.guidance_embedding(condition),
+            **self.step_length(noisy, timesteps, condition, target_timesteps),
+        ).sample  # fmt: skip
 
     def example(self, shape: tuple[int, ...], batch_size: int = 1, device: torch.device = META) -> tuple[Any, ...]:
         noisy = torch.zeros((batch_size, *shape), device=device, dtype=self.dtype)
         tokens = example_tokens(self.components["text_encoder"], batch_size, device)
-        return noisy, torch.ones(batch_size, dtype=torch.long, device=device), {"encoder_hidden_states": tokens}
+        ones = torch.ones(batch_size, dtype=torch.long, device=device)
+        return noisy, ones, {"encoder_hidden_states": tokens} | self.example_told(ones)
+
+    def example_told(self, ones: Tensor) -> Condition:
+        """What distilled networks are told besides."""
+        is_map = self.network.config.class_embed_type == "timestep"  # type: ignore[reportAttributeAccessIssue]
+        return self.guidance({"guidance": ones}) | ({"target_timesteps": ones} if is_map else {})
+
+
+def _with_more(network: Any, **settings: Any) -> Any:
+    """A network with the same weights, and those that some settings add."""
+    more = type(network).from_config(network.config, **settings)
+    more.load_state_dict(network.state_dict(), strict=False)
+    return more.to(network.device)

@@ -76,7 +76,8 @@ class StableDiffusionXLContent(StableDiffusionContent):
 
     def encode(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None = None) -> Condition:
         text = self.text(batch, dropped)
-        return {"encoder_hidden_states": text["tokens"], "text_embeds": text["pooled"]}
+        told = {"encoder_hidden_states": text["tokens"], "text_embeds": text["pooled"]}
+        return told | self.guidance(batch)
 
     def forward(
         self, noisy: Float[Tensor, "b c h w"], timesteps: Tensor, condition: Condition,
@@ -88,6 +89,8 @@ class StableDiffusionXLContent(StableDiffusionContent):
         sizes = torch.tensor([*size, 0, 0, *size], device=noisy.device, dtype=pooled.dtype)  # original, crop, target
         return self.network(
             noisy.to(self.dtype), timesteps, encoder_hidden_states=condition["encoder_hidden_states"],
+            timestep_cond=self.guidance_embedding(condition),
+            **self.step_length(noisy, timesteps, condition, target_timesteps),
             added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes.expand(len(noisy), -1)},
         ).sample  # fmt: skip
 
@@ -99,8 +102,5 @@ class StableDiffusionXLContent(StableDiffusionContent):
             "encoder_hidden_states": torch.zeros((batch_size, encoder.max_position_embeddings, width), **place),
             "text_embeds": torch.zeros((batch_size, encoder.projection_dim), **place),
         }
-        return (
-            torch.zeros((batch_size, *shape), **place),
-            torch.ones(batch_size, dtype=torch.long, device=device),
-            condition,
-        )
+        ones = torch.ones(batch_size, dtype=torch.long, device=device)
+        return torch.zeros((batch_size, *shape), **place), ones, condition | self.example_told(ones)

@@ -22,6 +22,7 @@ class ZImageContent(TransformerContent):
 
     title = "Z-Image"
     stock = ZImagePipeline
+    guided_in_one_call = False
     text_classes = {"text_encoder": "Qwen3Model", "tokenizer": "Qwen2Tokenizer"}
     max_tokens = 512
     lora_targets = CROSS_ATTENTION

@@ -1,0 +1,115 @@
+"""Distribution matching: a student whose samples are where a teacher's are, by a second network that learns where the
+student's are (DMD2)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from contentmotion import diffusion
+from contentmotion.config import DistillConfig
+from contentmotion.draws import rand, randn
+from contentmotion.losses.consistency import compare_samples, consistency_sample, guided_output
+from contentmotion.losses.consistency import require_teacher as require_teacher
+from contentmotion.losses.consistency import student_scheduler as student_scheduler
+from contentmotion.losses.player import Player
+from contentmotion.stages.stage import Stage
+
+# (steps, number): the student learns at each place of a sampling in one, two or four steps, one place after the other.
+PLACES = ((1, 0), (2, 0), (2, 1), (4, 0), (4, 1), (4, 2), (4, 3))
+LEAST_TIME, MOST_TIME = 0.02, 0.98  # of the schedule, where teacher and critic are compared
+
+
+def players(student: Stage, teacher: Stage, config: DistillConfig) -> list[Player]:
+    """The student, on every ``student_every``-th step, and a critic that starts as the teacher, on every step."""
+    network = copy.deepcopy(teacher.network).requires_grad_(True)
+    critic = teacher.replace(**{teacher.network_name: network})
+
+    def student_loss(student: Stage, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return matching_loss(student, critic, teacher, teacher.prepare(batch), config)
+
+    def learn(critic: Stage, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return critic_loss(critic, student, teacher.prepare(batch), config)
+
+    return [
+        Player(student, student_loss, every=config.student_every),
+        Player(critic, learn, name="critic", ema_decay=0),
+    ]
+
+
+def matching_loss(
+    student: Stage, critic: Stage, teacher: Stage, batch: dict[str, Any], config: DistillConfig
+) -> dict[str, Tensor]:
+    """Moves the student's samples from where the critic sees many of them to where the guided teacher does.
+
+    Args:
+        student: What is trained.
+        critic: Denoises the student's samples.
+        teacher: Frozen.
+        batch: What ``prepare`` gave: its conditions, and its clean samples to compare with.
+        config: Guidance of the teacher.
+
+    Returns:
+        "loss", whose gradient by the samples is ``(critic's - teacher's clean sample) / |sample - teacher's|``; and the
+        samples over the batch's (``compare_samples``).
+
+    Source: Yin et al. 2024 (DMD, arXiv 2311.18828), Eq. 7-8; DMD2 (arXiv 2405.14867), sections 4.2 and 4.5.
+    """
+    generator, schedule = batch["generator"], teacher.schedule
+    x0 = teacher.clean_sample(batch)
+    batch = teacher.with_text_features(batch)
+    sample = student_sample(student, batch, x0, config)
+    with torch.no_grad():
+        share = LEAST_TIME + (MOST_TIME - LEAST_TIME) * rand((len(x0),), generator).to(x0.device)
+        times = share * schedule.num_train_timesteps
+        times = times if schedule.is_flow else times.long()
+        noisy = schedule.add_noise(sample, randn(x0.shape, generator).to(x0), times)
+        true = schedule.predict_x0(guided_output(teacher, noisy, times, batch, config), noisy, times)
+        false = schedule.predict_x0(output_of(critic, noisy, times, batch), noisy, times)
+        size = (sample - true).abs().flatten(1).mean(dim=1).clamp(min=1e-6)
+        direction = (false - true) / diffusion.expand_to(size, sample)
+    loss = 0.5 * F.mse_loss(sample, (sample - direction).detach())
+    return {"loss": loss} | compare_samples(sample.detach(), x0, teacher.time_axis)
+
+
+def critic_loss(critic: Stage, student: Stage, batch: dict[str, Any], config: DistillConfig) -> dict[str, Tensor]:
+    """The critic learns to denoise what the student makes (DMD2, Eq. 5), as teachers are trained."""
+    generator, schedule = batch["generator"], critic.schedule
+    x0 = critic.clean_sample(batch)
+    batch = critic.with_text_features(batch)
+    with torch.no_grad():
+        sample = student_sample(student, batch, x0, config)
+    noise = randn(x0.shape, generator).to(x0)
+    times = schedule.draw_times(len(x0), generator).to(x0.device)
+    noisy = schedule.add_noise(sample, noise, times)
+    return {"loss": F.mse_loss(output_of(critic, noisy, times, batch), schedule.target(sample, noise, times))}
+
+
+def student_sample(student: Stage, batch: dict[str, Any], like: Tensor, config: DistillConfig) -> Tensor:
+    """What the student makes of noise in some of its steps, as its scheduler samples; the last step has a gradient.
+
+    Args:
+        student: A consistency model.
+        batch: Conditions; its "step" says which of ``PLACES`` it is.
+        like: Of the samples' shape.
+        config: How often the student's turn is.
+    """
+    steps, number = PLACES[batch.get("step", 0) // config.student_every % len(PLACES)]
+    scheduler, generator = copy.deepcopy(student.scheduler), batch["generator"]
+    scheduler.set_timesteps(steps)
+    times = scheduler.timesteps.to(like.device)
+    noisy = randn(like.shape, generator).to(like)
+    for i in range(number):
+        with torch.no_grad():
+            clean = consistency_sample(student, noisy, times[i].expand(len(like)), batch)
+        noisy = student.schedule.add_noise(clean, randn(like.shape, generator).to(like), times[i + 1].expand(len(like)))
+    return consistency_sample(student, noisy, times[number].expand(len(like)), batch)
+
+
+def output_of(stage: Stage, noisy: Tensor, times: Tensor, batch: dict[str, Any]) -> Tensor:
+    """The network's output under the condition, without a learned variance."""
+    return stage(noisy, times, stage.encode(batch)).float()[:, : noisy.shape[1]]
