@@ -359,6 +359,7 @@ class SwellStage(LineStage):
         return self.network(noisy, way)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch.func.jvp's own
 def test_an_exact_flow_map_has_no_loss_and_is_sampled_alike_in_any_steps() -> None:
     """Geng et al. 2025: the mean velocity, and no other, obeys the identity that is trained; at one time it is the
     teacher's velocity."""
@@ -398,6 +399,7 @@ def test_an_exact_flow_map_has_no_loss_and_is_sampled_alike_in_any_steps() -> No
         assert times[0][0] == 1000 and times[-1][1] == 0 and [r for _, r in times[:-1]] == [t for t, _ in times[1:]]
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch.func.jvp's own
 @pytest.mark.parametrize("part", ["content", "motion"])
 def test_the_change_of_a_mean_velocity_is_that_of_finite_differences(part: str) -> None:
     """Of the real networks, along the path."""

@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from contentmotion.loading import load_autoencoder, load_model
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.stages.content import load_content
-from tiny import make_video_unet
 
 PARTS = ("text_encoder", "unet", "autoencoder", "motion_transformer")
 
@@ -127,6 +127,9 @@ def test_weights_in_another_file_are_explained(folder: Path, tmp_path: Path) -> 
 
 
 def test_a_video_unet_that_is_told_the_guidance_is_refused(tmp_path: Path) -> None:
-    make_video_unet(time_cond_proj_dim=8).save_pretrained(tmp_path / "unet")
+    sizes: dict[str, Any] = {"block_out_channels": (32, 32), "layers_per_block": 1, "cross_attention_dim": 32}
+    down, up = ("CrossAttnDownBlock3D", "DownBlock3D"), ("UpBlock3D", "CrossAttnUpBlock3D")
+    unet = UNet3DConditionModel(**sizes, down_block_types=down, up_block_types=up, time_cond_proj_dim=8)
+    unet.save_pretrained(tmp_path / "unet")
     with pytest.raises(ValueError, match=r"a video UNet .*it is told the guidance scale \(time_cond_proj_dim\)"):
         load_model(UNet3DConditionModel, str(tmp_path), "unet", "a video UNet")

@@ -129,6 +129,7 @@ def test_a_flow_teacher_is_distilled(root: Path, part: str) -> None:
     assert frames.shape == (1, 4, 16, 16, 3) and frames.std() > 0
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch.func.jvp's own
 @pytest.mark.parametrize("part", ["content", "motion"])
 def test_a_flow_map(root: Path, part: str) -> None:
     """It begins as its teacher, is told where each step leads, and takes any number of them."""

@@ -171,7 +171,7 @@ class GenerateConfig(SamplingConfig, StartConfig, ConditionConfig):
     Example: contentmotion generate "in watercolour" --video in.mp4 --strength 0.6
 
     Attributes:
-        prompt: What to show, one video per prompt. Prompts can also simply follow the command's name.
+        prompt: What to show, one video per prompt; they may also follow the command's name.
         prompt_file: Text file with one prompt a line (empty lines are skipped).
         class_labels: Class ids, for class-conditional models (instead of prompts).
         negative_prompt: What to steer away from (used when guidance is on).
