@@ -127,7 +127,7 @@ def test_weights_in_another_file_are_explained(folder: Path, tmp_path: Path) -> 
 
 
 def test_a_video_unet_that_is_told_the_guidance_is_refused(tmp_path: Path) -> None:
-    sizes: dict[str, Any] = {"block_out_channels": (32, 32), "layers_per_block": 1, "cross_attention_dim": 32}
+    sizes: dict[str, Any] = {"block_out_channels": (32, 32), "layers_per_block": 1, "attention_head_dim": 8}
     down, up = ("CrossAttnDownBlock3D", "DownBlock3D"), ("UpBlock3D", "CrossAttnUpBlock3D")
     unet = UNet3DConditionModel(**sizes, down_block_types=down, up_block_types=up, time_cond_proj_dim=8)
     unet.save_pretrained(tmp_path / "unet")

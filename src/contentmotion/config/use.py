@@ -36,7 +36,7 @@ class SamplingConfig(HubConfig):
 
     Attributes:
         pretrained_model_name_or_path: Pipeline folder or hub id; "emoji" is the model shipped with the package,
-            "emoji-lcm" its distilled student, which samples in 1 to 8 steps.
+            "emoji-lcm" its distilled student of few steps.
         autoencoder: Folder of a ContentMotionAutoencoder that replaces the pipeline's (or completes a Stable
             Diffusion folder).
         motion_transformer: Folder of a MotionDiT that replaces the pipeline's (or completes a Stable Diffusion folder).
@@ -171,7 +171,7 @@ class GenerateConfig(SamplingConfig, StartConfig, ConditionConfig):
     Example: contentmotion generate "in watercolour" --video in.mp4 --strength 0.6
 
     Attributes:
-        prompt: What to show, one video per prompt; they may also follow the command's name.
+        prompt: What to show, one video per prompt; also without the flag.
         prompt_file: Text file with one prompt a line (empty lines are skipped).
         class_labels: Class ids, for class-conditional models (instead of prompts).
         negative_prompt: What to steer away from (used when guidance is on).
