@@ -4,7 +4,7 @@
 
 The map, new latent = A old latent + b, is fitted by least squares on the clips' frames and goes into the weights that
 read latents and the ones that write them, so the moved autoencoder computes what the old one did. It starts the
-training on the new latents (``train-autoencoder --pretrained_autoencoder MOVED``).
+training on the new latents (``train-autoencoder --model.pretrained MOVED``).
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ def move(autoencoder: ContentMotionAutoencoder, matrix: Tensor, shift: Tensor) -
     """Rewrites, in place, the convolutions that read latents and the last one, which writes them."""
     inverse = torch.linalg.inv(matrix)
     for conv in (autoencoder.patch_embed, autoencoder.content_embed):
+        assert conv.bias is not None
         conv.weight.copy_(torch.einsum("ojhw,ji->oihw", conv.weight, inverse))
         conv.bias.sub_(torch.einsum("oihw,i->o", conv.weight, shift))
     last = [module for module in autoencoder.refine_head if isinstance(module, nn.Conv2d)][-1]
+    assert last.bias is not None
     last.weight.copy_(torch.einsum("ij,jkhw->ikhw", matrix, last.weight))
     last.bias.copy_(matrix @ last.bias)
 

@@ -265,7 +265,7 @@ def read_words(
     rest = list(words[start:])
     while rest:
         flag, equals, value = rest.pop(0).partition("=")
-        name = flag.removeprefix("--")
+        name = whole_name(flag.removeprefix("--"), settings)
         if not flag.startswith("-"):
             raise UsageError(f"unexpected word {flag!r}: settings are given as --name value")
         if not flag.startswith("--") or name != "config" and name not in settings:
@@ -379,6 +379,7 @@ def read_settings(content: dict[str, Any], config_class: type, file: str) -> dic
     settings = settings_of(config_class)
     values, unknown = {}, []
     for name, value in flatten(content, {name.partition(".")[0] for name in settings if "." in name}):
+        name = whole_name(name, settings)
         if name in settings:
             values[name] = settings[name].convert(value, f"{file}: {name}")
         elif not config_class.takes_any_recipe:
@@ -395,6 +396,22 @@ def flatten(content: dict[Any, Any], blocks: set[str]) -> Iterator[tuple[str, An
             yield from ((f"{name}.{inner}", inner_value) for inner, inner_value in (value or {}).items())
         else:
             yield str(name), value
+
+
+# Settings of blocks that have their names from diffusers' training scripts go without the block's name, too.
+PLAIN_NAMES = {
+    name: f"{block}.{name}"
+    for block, names in {
+        "hub": ("revision", "variant", "push_to_hub", "hub_model_id"),
+        "scale": ("use_8bit_adam",),
+    }.items()
+    for name in names
+}
+
+
+def whole_name(name: str, settings: Collection[str]) -> str:
+    """A setting's name, with the block's where it was left out as diffusers does."""
+    return name if name in settings or PLAIN_NAMES.get(name) not in settings else PLAIN_NAMES[name]
 
 
 # Settings of version 0.1 that have no other name now, and what to do.

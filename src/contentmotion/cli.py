@@ -12,7 +12,7 @@ from importlib import import_module
 import contentmotion
 from contentmotion import config
 from contentmotion.arguments import Command, UsageError, did_you_mean, help_text, parse_config
-from contentmotion.config.common import printable
+from contentmotion.config.common import named_model, printable
 from contentmotion.run_dir import is_main_process, is_out_of_memory, leave_processes, owned_folder
 
 DEBUG_VARIABLE = "CONTENTMOTION_DEBUG"
@@ -169,22 +169,21 @@ def run(words: list[str]) -> int:
         return 0
     settings = parse_config(name, command.config_class, command.positional, words[1:])
     choice = nullcontext()
-    if getattr(settings, "revision", None) or getattr(settings, "variant", None):
+    hub = getattr(settings, "hub", settings)
+    if getattr(hub, "revision", None) or getattr(hub, "variant", None):
         chosen = import_module("contentmotion.pipelines.folder").chosen
-        choice = chosen(settings.named_model, settings.variant, settings.revision)
+        choice = chosen(named_model(settings), hub.variant, hub.revision)
     target = command.dry_run if command.dry_run and settings.dry_run else command.function
-    publishes = target == command.function and getattr(settings, "push_to_hub", False)
+    publishes = target == command.function and getattr(hub, "push_to_hub", False)
     if publishes:  # what would be refused at the end is refused now
-        import_module("contentmotion.commands.push").require_access(settings.hub_model_id)
+        import_module("contentmotion.commands.push").require_access(hub.hub_model_id)
     module, _, function = target.partition(":")
     writes = target == command.function and hasattr(settings, "output_dir") and not getattr(settings, "compare", None)
     with choice, owned_folder(settings.output_dir) if writes else nullcontext():
         getattr(import_module(module), function)(settings)
     if publishes and is_main_process():
         result = f"{settings.output_dir}/{RESULTS.get(name) or RESULTS[f'train-{settings.part}']}"
-        import_module("contentmotion.commands.push").push(
-            config.PushConfig(folder=result, repo_id=settings.hub_model_id)
-        )
+        import_module("contentmotion.commands.push").push(config.PushConfig(folder=result, repo_id=hub.hub_model_id))
     leave_processes()
     return 0
 

@@ -100,7 +100,7 @@ def test_what_saves_memory() -> None:
         for changes in ({}, {"lora": LoraSettings(rank=4)}, {"trainable_modules": ("attn2",)})
     )
     assert adapted.trained < some.trained < plain.trained
-    lean = TrainContentConfig(**settings, use_8bit_adam=True, scale=ScaleSettings(offload_ema=True))
+    lean = TrainContentConfig(**settings, scale=ScaleSettings(use_8bit_adam=True, offload_ema=True))
     before, after = plain.memory(TrainContentConfig(**settings), half=True), plain.memory(lean, half=True)
     assert after["optimizer"] == before["optimizer"] / 4 and before["moving average"] > after["moving average"] == 0
 

@@ -217,8 +217,8 @@ def test_fine_tuning_keeps_parameters_and_text_encoder(run: Path) -> None:
 
 def test_an_autoencoder_goes_on_from_another(run: Path, clip_folder: Path, tmp_path: Path) -> None:
     settings = {"train_data_dir": str(clip_folder), **CLIPS, **STEPS, "vae": f"{run}/vae/vae"}
-    start = {"pretrained_autoencoder": f"{run}/ae/autoencoder", "learning_rate": 1e-9, "ema_decay": 0.0}
-    sizes = replace(AUTOENCODER, content_mode="frame")
+    start = {"learning_rate": 1e-9, "ema_decay": 0.0}
+    sizes = replace(AUTOENCODER, content_mode="frame", pretrained=f"{run}/ae/autoencoder")
     train_autoencoder(TrainAutoencoderConfig(**settings, **start, model=sizes, output_dir=f"{tmp_path}/on"))
     before, after = (
         load_file(folder / "autoencoder/diffusion_pytorch_model.safetensors")
@@ -228,7 +228,7 @@ def test_an_autoencoder_goes_on_from_another(run: Path, clip_folder: Path, tmp_p
     for name, weight in after.items():
         torch.testing.assert_close(weight, before[name], atol=1e-7, rtol=0)
     with pytest.raises(ValueError, match="other sizes: motion_channels is 2, not 3"):
-        sizes = replace(AUTOENCODER, motion_channels=3)
+        sizes = replace(sizes, motion_channels=3)
         train_autoencoder(TrainAutoencoderConfig(**settings, **start, model=sizes, output_dir=f"{tmp_path}/other"))
 
 

@@ -13,6 +13,7 @@ from contentmotion.config.common import (
     Depth,
     Every,
     Frames,
+    ModelWeights,
     Positive,
     Range,
     Settings,
@@ -76,6 +77,7 @@ class AutoencoderSizes(MotionLatentSizes):
         refine_channels: Width of a convolutional head behind the decoder's patches; 0: none, as in the paper.
         attention_window: Side, in patches, of the windows inside which two of three decoder blocks attend: cheaper
             where frames are large; 0: none, as in the paper.
+        pretrained: Autoencoder of these sizes to go on from; its content_mode may differ.
     """
 
     hidden_size: Width = 384
@@ -88,6 +90,7 @@ class AutoencoderSizes(MotionLatentSizes):
     residual_decoding: bool = True
     refine_channels: Annotated[int, Range(0, 16_384)] = 0
     attention_window: Annotated[int, Range(0, 16_384)] = 0
+    pretrained: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,10 +252,30 @@ class PerceptualLoss(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HubSettings(ModelWeights):
+    """What training takes from the hub, and what goes there; on the command line without the block's name, too.
+
+    Attributes:
+        push_to_hub: Upload the trained model to the hub at the end (see push).
+        hub_model_id: Where to: owner/name.
+    """
+
+    block = "hub"
+
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(not self.push_to_hub or self.hub_model_id is not None, "--push_to_hub needs --hub_model_id owner/name")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScaleSettings(Settings):
     """What long runs, large models and many processes need (docs/scaling.md).
 
     Attributes:
+        use_8bit_adam: Adam's moments in 8 bits (bitsandbytes): a quarter of their memory.
         fsdp: Share weights, gradients, Adam's moments and the average out among the processes (FSDP2), instead of a
             copy of all in each.
         torch_compile: Compile the networks' blocks; the first step takes minutes.
@@ -269,6 +292,7 @@ class ScaleSettings(Settings):
 
     block = "scale"
 
+    use_8bit_adam: bool = False
     fsdp: bool = False
     torch_compile: bool = False
     offload_ema: bool = False

@@ -130,7 +130,7 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HubConfig(Settings):
+class ModelWeights(Settings):
     """Which of a model's weights are loaded.
 
     Attributes:
@@ -142,17 +142,27 @@ class HubConfig(Settings):
     revision: str | None = None
     variant: str | None = None
 
+
+@dataclass(frozen=True, kw_only=True)
+class HubConfig(ModelWeights):
+    """What commands share that load a model."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.named_model is not None or not (self.revision or self.variant),
-            "--revision and --variant are of a model that is named: give --pretrained_model_name_or_path or --vae",
-        )
+        require_named_model(self, self)
 
-    @property
-    def named_model(self) -> str | None:
-        """What they are of."""
-        return getattr(self, "pretrained_model_name_or_path", None) or getattr(self, "vae", None)
+
+def named_model(config: Any) -> str | None:
+    """What a config's revision and variant are of."""
+    return getattr(config, "pretrained_model_name_or_path", None) or getattr(config, "vae", None)
+
+
+def require_named_model(config: Any, weights: Any) -> None:
+    """Raises ``ValueError`` where a revision or a variant is given, and nothing that it is of."""
+    require(
+        named_model(config) is not None or not (weights.revision or weights.variant),
+        "--revision and --variant are of a model that is named: give --pretrained_model_name_or_path or --vae",
+    )
 
 
 def require(condition: bool, message: str) -> None:

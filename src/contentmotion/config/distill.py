@@ -10,7 +10,6 @@ from contentmotion.config.common import (
     SHIPPED_MODEL,
     Batch,
     Guidance,
-    HubConfig,
     Positive,
     Range,
     Rate,
@@ -25,7 +24,7 @@ from contentmotion.config.train import ScoredTrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig(HubConfig, ScoredTrainConfig):
+class DistillConfig(ScoredTrainConfig):
     """Distil a model of a pipeline into one that samples in 1 to 8 steps (consistency distillation, VideoLCM;
     docs/distillation.md). `export` and `generate` take the result in the teacher's place.
 

@@ -9,6 +9,7 @@ from contentmotion.config.blocks import (
     AutoencoderSizes,
     ContentEvaluation,
     ContentSizes,
+    HubSettings,
     ImageVAESizes,
     LoraSettings,
     MotionSizes,
@@ -21,7 +22,6 @@ from contentmotion.config.common import (
     Count,
     Decay,
     Every,
-    HubConfig,
     MixedPrecision,
     Positive,
     PredictionType,
@@ -35,6 +35,7 @@ from contentmotion.config.common import (
     Workers,
     parse_bucket,
     require,
+    require_named_model,
 )
 from contentmotion.config.data import ClipConfig
 
@@ -55,7 +56,6 @@ class TrainConfig(Settings):
         adam_beta2: Adam's second decay rate.
         adam_weight_decay: Decoupled weight decay.
         max_grad_norm: Clip the gradient's norm to this; 0 does not clip.
-        use_8bit_adam: Adam's moments in 8 bits (bitsandbytes): a quarter of their memory.
         ema_decay: Decay of the weights' moving average, which is what gets saved at the end; 0 turns it off.
         mixed_precision: "auto" takes bf16 where the processor or the GPU has it, else full precision.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third slower.
@@ -70,8 +70,7 @@ class TrainConfig(Settings):
         seed: Seed of the initial weights, the batches and the noise.
         max_bad_fraction: Stop when more than this share of the data turns out bad; less is skipped and named.
         scale: What long runs, large models and many processes need (docs/scaling.md).
-        push_to_hub: Upload the trained model to the hub at the end (see push).
-        hub_model_id: Where to: owner/name.
+        hub: What is taken from the hub, and what goes there.
         dry_run: Print parameters, memory and FLOPs of the run, and do nothing else.
     """
 
@@ -86,7 +85,6 @@ class TrainConfig(Settings):
     adam_beta2: Decay = 0.999
     adam_weight_decay: Weight = 0.0
     max_grad_norm: Weight = 1.0
-    use_8bit_adam: bool = False
     ema_decay: Decay = 0.999
     mixed_precision: MixedPrecision = "auto"
     gradient_checkpointing: bool = False
@@ -96,8 +94,7 @@ class TrainConfig(Settings):
     validation_steps: Every = 500
     logging_steps: Steps = 10
     report_to: str = "tensorboard"
-    push_to_hub: bool = False
-    hub_model_id: str | None = None
+    hub: HubSettings = HubSettings()
     dataloader_num_workers: Workers = 0
     seed: Seed = 0
     max_bad_fraction: Decay = 0.01
@@ -106,7 +103,7 @@ class TrainConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(not self.push_to_hub or self.hub_model_id is not None, "--push_to_hub needs --hub_model_id owner/name")
+        require_named_model(self, self.hub)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +137,7 @@ class TrainVAEConfig(ClipConfig, TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainAutoencoderConfig(HubConfig, ClipConfig, ScoredTrainConfig):
+class TrainAutoencoderConfig(ClipConfig, ScoredTrainConfig):
     """Train the autoencoder that splits a video into a content frame and a motion latent (CMD Eq. 3-6).
 
     Example: contentmotion train-autoencoder --config configs/emoji/autoencoder.yaml
@@ -153,7 +150,6 @@ class TrainAutoencoderConfig(HubConfig, ClipConfig, ScoredTrainConfig):
         cache_latents: Keep the clips' VAE latents in memory (small data sets): encodes each clip once.
         cache_dir: Cache that `encode --latents_only` filled: trains on its latents, and decodes no video. One with
             buckets trains on all their sizes; num_frames, height and width are one of them.
-        pretrained_autoencoder: Autoencoder to go on from, of the sizes in `model`; its content_mode may differ.
         model: Sizes of the autoencoder.
         perceptual: What is weighed beside the squared error (ours; the paper has the squared error alone).
     """
@@ -163,7 +159,6 @@ class TrainAutoencoderConfig(HubConfig, ClipConfig, ScoredTrainConfig):
     buckets: tuple[str, ...] = ()
     cache_latents: bool = False
     cache_dir: str | None = None
-    pretrained_autoencoder: str | None = None
     model: AutoencoderSizes = AutoencoderSizes()
     perceptual: PerceptualLoss = PerceptualLoss()
     adam_beta1: Decay = 0.5
@@ -185,7 +180,7 @@ class TrainAutoencoderConfig(HubConfig, ClipConfig, ScoredTrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainDenoiserConfig(HubConfig, ScoredTrainConfig):
+class TrainDenoiserConfig(ScoredTrainConfig):
     """What training the content model and the motion model share.
 
     Attributes:

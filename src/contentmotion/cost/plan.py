@@ -85,7 +85,7 @@ class Plan:
         return {
             "weights": weights,
             "gradients": weights,
-            "optimizer": weights / 2 if config.use_8bit_adam else 2 * weights,
+            "optimizer": weights / 2 if config.scale.use_8bit_adam else 2 * weights,
             "moving average": weights if config.ema_decay and not config.scale.offload_ema else 0.0,
             "frozen networks": 4 * self.frozen / GIB,
             "16-bit copies": weights / 2 if half else 0.0,

@@ -19,21 +19,22 @@ def make_autoencoder(config: TrainAutoencoderConfig, vae: ModelMixin | None) -> 
     Raises:
         ValueError: The clip's size does not fit the VAE's and the autoencoder's patches.
     """
-    factor, sizes = vae_scale_factor(vae), config.model
+    factor, sizes = vae_scale_factor(vae), asdict(config.model)
+    pretrained = sizes.pop("pretrained")
     for name in ("height", "width"):
         size = getattr(config, name)
-        if size % (factor * sizes.patch_size):
-            raise ValueError(f"{name} must be a multiple of {factor * sizes.patch_size}, got {size}")
+        if size % (factor * sizes["patch_size"]):
+            raise ValueError(f"{name} must be a multiple of {factor * sizes['patch_size']}, got {size}")
     torch.manual_seed(config.seed)
     model = ContentMotionAutoencoder(
         in_channels=vae_latent_channels(vae),
         num_frames=config.num_frames,
         sample_height=config.height // factor,
         sample_width=config.width // factor,
-        **asdict(sizes),
+        **sizes,
     )
-    if config.pretrained_autoencoder is not None:
-        start_from(model, config.pretrained_autoencoder)
+    if pretrained is not None:
+        start_from(model, pretrained)
     return model
 
 
@@ -45,9 +46,12 @@ def start_from(model: ContentMotionAutoencoder, name_or_path: str) -> None:
     """
     start = load_autoencoder(name_or_path)
     there, here = start.config, model.config
-    sizes = ("in_channels", *(name for name in asdict(AutoencoderSizes()) if not name.startswith("content_")))
+    sizes = (
+        "in_channels",
+        *(name for name in asdict(AutoencoderSizes()) if not name.startswith(("content_", "pretrained"))),
+    )
     differ = [f"{name} is {there[name]}, not {here[name]}" for name in sizes if there[name] != here[name]]
     if differ:
-        raise ValueError(f"pretrained_autoencoder {name_or_path} has other sizes: {', '.join(differ)}")
+        raise ValueError(f"model.pretrained {name_or_path} has other sizes: {', '.join(differ)}")
     own, weights = model.state_dict(), start.state_dict()
     model.load_state_dict(own | {name: weight for name, weight in weights.items() if name in own})

@@ -28,7 +28,7 @@ def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> Optim
         "betas": (config.adam_beta1, config.adam_beta2),
         "weight_decay": config.adam_weight_decay,
     }
-    if not config.use_8bit_adam:
+    if not config.scale.use_8bit_adam:
         return torch.optim.AdamW(parameters, fused=True, **settings)
     try:
         from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]
