@@ -339,7 +339,7 @@ def test_overview_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "a", "--help"]) == 0
     shown = capsys.readouterr().out
     assert 'Example: contentmotion generate "red heart"' in shown
-    assert "(default: 8.0)" in shown
+    assert "(default: 0)" in shown
     assert max(map(len, shown.splitlines())) <= 110
 
 

@@ -255,22 +255,21 @@ def test_uploads_and_results_stay_in_one_folder_that_goes(
 
 
 def test_load(page, tmp_path: Path) -> None:
-    """20 requests from 4 clients: each is answered, or told that the queue is full or of its other job; the memory
-    comes back."""
-    clients = [connect(page, tmp_path) for _ in range(4)]
+    """20 visitors at once: each is answered, or told that the queue is full; the memory comes back."""
+    clients = [connect(page, tmp_path) for _ in range(20)]
     generate(clients[0])  # what is loaded once is loaded
     server = psutil.Process(page.process.pid)
     before = server.memory_info().rss
 
     def ask(number: int) -> str:
         try:
-            return generate(clients[number % 4], seed=number, steps=4)[0]
+            return generate(clients[number], seed=number, steps=4)[0]
         except Exception as error:
-            return str(error)
+            return repr(error)
 
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(ask, range(20)))
-    refused = [answer for answer in answers if "queue is full" in answer.lower() or "400 Bad Request" in answer]
+    refused = [answer for answer in answers if "queue is full" in answer.lower()]
     made = [answer for answer in answers if answer.endswith(".mp4")]
     assert len(made) + len(refused) == 20, json.dumps(answers, indent=1)
     assert len(made) >= 4 and refused
