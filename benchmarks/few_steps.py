@@ -111,7 +111,9 @@ def distilled(arguments: argparse.Namespace, teacher: str, objective: str, folde
         for name in ("cache_dir", "max_train_steps", "train_batch_size", "learning_rate", "num_ddim_steps")
     }
     settings |= {"validation_steps": 0, "report_to": "none", "pretrained_model_name_or_path": teacher}
-    if arguments.eval_cache_dir:
+    if objective == "flow_map":
+        del settings["num_ddim_steps"]  # it has no solver
+    if arguments.eval_cache_dir and objective != "distribution_matching":
         settings |= {"eval_cache_dir": arguments.eval_cache_dir, "heldout_steps": arguments.max_train_steps // 4}
     guidance = {
         "content": {"guidance_scale": arguments.guidance_scale, "guidance_interval": tuple(arguments.guidance_interval),

@@ -80,6 +80,8 @@ class Generate:
         if model.text_encoder is None:
             asked = {"class_labels": int(prompt)}
         if image is not None:
+            if len(image) > 1:
+                raise ValueError(f"one image is animated, got a batch of {len(image)}")
             asked |= {"image": pictures(image)[0], "strength": strength}
         output: Any = model(
             **asked, num_inference_steps=steps or None, guidance_scale=guidance_scale or None,

@@ -92,6 +92,23 @@ def test_settings_can_be_surveyed(command: str) -> None:
     assert ["." in name for name in names] == sorted("." in name for name in names)
 
 
+def test_settings_of_the_hub(tmp_path: Path) -> None:
+    """By diffusers' names, without their block's; of one model, and not half of them."""
+    words = ["--cache_dir=c", "--output_dir=o", "--pretrained_model_name_or_path=a/b", "--use_8bit_adam"]
+    config = parse("train-content", *words, "--revision=v2", "--push_to_hub", "--hub_model_id=me/m")
+    assert (config.hub.revision, config.hub.push_to_hub, config.hub.hub_model_id) == ("v2", True, "me/m")
+    assert config.scale.use_8bit_adam
+    for more, message in (
+        (["--revision=v2", "--vae=c/d"], "of the one model that is named, .* here are 2: "),
+        (["--hub_model_id=me/m"], "--push_to_hub needs --hub_model_id owner/name, and that goes with it"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            parse("train-content", *words, *more)
+    (tmp_path / "a.yaml").write_text("revision: v1\nhub:\n  revision: v2\n")
+    with pytest.raises(UsageError, match="hub.revision is there twice, with and without its block's name"):
+        parse("train-content", *words, f"--config={tmp_path}/a.yaml")
+
+
 def test_numbers_are_checked_where_a_config_is_made() -> None:
     with pytest.raises(ValueError, match="^model.depth must be from 1 to 1,000, got 0$"):
         MotionSizes(depth=0)

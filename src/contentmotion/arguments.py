@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from contentmotion.config.common import FieldType, field_types
+from contentmotion.config.common import FieldType, field_types, whole_name
 from contentmotion.saving import read_text
 
 HELP_WIDTH, HELP_COLUMN = 110, 30
@@ -380,6 +380,8 @@ def read_settings(content: dict[str, Any], config_class: type, file: str) -> dic
     values, unknown = {}, []
     for name, value in flatten(content, {name.partition(".")[0] for name in settings if "." in name}):
         name = whole_name(name, settings)
+        if name in values:
+            raise UsageError(f"{file}: {name} is there twice, with and without its block's name")
         if name in settings:
             values[name] = settings[name].convert(value, f"{file}: {name}")
         elif not config_class.takes_any_recipe:
@@ -396,22 +398,6 @@ def flatten(content: dict[Any, Any], blocks: set[str]) -> Iterator[tuple[str, An
             yield from ((f"{name}.{inner}", inner_value) for inner, inner_value in (value or {}).items())
         else:
             yield str(name), value
-
-
-# Settings of blocks that have their names from diffusers' training scripts go without the block's name, too.
-PLAIN_NAMES = {
-    name: f"{block}.{name}"
-    for block, names in {
-        "hub": ("revision", "variant", "push_to_hub", "hub_model_id"),
-        "scale": ("use_8bit_adam",),
-    }.items()
-    for name in names
-}
-
-
-def whole_name(name: str, settings: Collection[str]) -> str:
-    """A setting's name, with the block's where it was left out as diffusers does."""
-    return name if name in settings or PLAIN_NAMES.get(name) not in settings else PLAIN_NAMES[name]
 
 
 # Settings of version 0.1 that have no other name now, and what to do.

@@ -12,7 +12,7 @@ from importlib import import_module
 import contentmotion
 from contentmotion import config
 from contentmotion.arguments import Command, UsageError, did_you_mean, help_text, parse_config
-from contentmotion.config.common import named_model, printable
+from contentmotion.config.common import printable
 from contentmotion.run_dir import is_main_process, is_out_of_memory, leave_processes, owned_folder
 
 DEBUG_VARIABLE = "CONTENTMOTION_DEBUG"
@@ -168,12 +168,10 @@ def run(words: list[str]) -> int:
         print(help_text(name, command.config_class, command.positional, "--help_all" in words))
         return 0
     settings = parse_config(name, command.config_class, command.positional, words[1:])
-    choice = nullcontext()
-    hub = getattr(settings, "hub", settings)
-    if getattr(hub, "revision", None) or getattr(hub, "variant", None):
-        chosen = import_module("contentmotion.pipelines.folder").chosen
-        choice = chosen(named_model(settings), hub.variant, hub.revision)
     target = command.dry_run if command.dry_run and settings.dry_run else command.function
+    hub, choice = getattr(settings, "hub", settings), nullcontext()
+    if target == command.function and (getattr(hub, "revision", None) or getattr(hub, "variant", None)):
+        choice = import_module("contentmotion.pipelines.folder").chosen_by(settings)  # it imports diffusers
     publishes = target == command.function and getattr(hub, "push_to_hub", False)
     if publishes:  # what would be refused at the end is refused now
         import_module("contentmotion.commands.push").require_access(hub.hub_model_id)

@@ -249,10 +249,12 @@ def kind_of(file: str) -> str | None:
 
 def variant_in(part: Path, wanted: str | None = None) -> str | None:
     """The variant to load of a part's weights: the one wanted, where the part has it, or the only one that it has."""
-    kinds = {kind_of(file.name) for file in part.glob("*.safetensors")}
-    if wanted in kinds:
-        return wanted
-    return kinds.pop() if len(kinds) == 1 else None
+    return kind_to_load({kind_of(file.name) for file in part.glob("*.safetensors")}, wanted)
+
+
+def kind_to_load(kinds: set[str | None], wanted: str | None) -> str | None:
+    """Of the kinds that a part's weights are there as (None: no variant), the one wanted, or else the only one."""
+    return next(iter(kinds)) if len(kinds) == 1 else wanted if wanted in kinds else None
 
 
 def require_possible_sizes(config: Path) -> None:

@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
+from contentmotion.config.common import whole_name
 from contentmotion.saving import find_leftovers, is_alive, read_text, replacing_file
 
 ENVIRONMENT = "environment.json"  # in a training run's folder
@@ -204,8 +205,9 @@ def _tell_changes(path: Path, config: Any) -> None:
         old = yaml.safe_load(read_text(path))
     except (OSError, yaml.YAMLError):
         return
-    old = dict(_by_name(old)) if isinstance(old, dict) else {}
-    changed = [f"{k} {old[k]} -> {v}" for k, v in _by_name(_as_yaml(config)) if k in old and old[k] != v]
+    new = dict(_by_name(_as_yaml(config)))
+    old = {whole_name(k, new): v for k, v in _by_name(old)} if isinstance(old, dict) else {}
+    changed = [f"{k} {old[k]} -> {v}" for k, v in new.items() if k in old and old[k] != v]
     if changed:
         print(
             f"{path.parent} goes on with other settings than before: {', '.join(changed)}. The learning rate, and what "

@@ -170,6 +170,7 @@ def test_interpolation_between_prompts_seeds_and_motions(run, files: Path, tmp_p
             assert name == "motions" or np.abs(middle - alone).mean() > 0.05, name  # those of tiny models hardly show
     (file,) = (tmp_path / "prompts").glob("001-*.gif")
     assert file.name == "001-rocket-a-crying-cat-0-50-seed0.gif"
+    assert read_metadata(tmp_path / "seeds/interpolation.gif")["prompt"].startswith("rocket")
     (file,) = (tmp_path / "seeds").glob("001-*.gif")
     about = read_metadata(file)
     assert (about["seed"], about["to_seed"], about["interpolate"], about["number"]) == ("0", "5", "3", "1")

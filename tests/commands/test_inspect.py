@@ -56,6 +56,8 @@ def test_captions_that_the_text_encoder_cuts_are_counted(
     assert run(tmp_path / "data", tmp_path / "out", *words, str(tiny_pipeline_dir))["captions"]["cut"] == 1
     assert "1 longer than the text encoder takes" in " ".join(capsys.readouterr().out.split())
     assert run(tmp_path / "data", tmp_path / "out", *words, "stabilityai/no-model")["captions"]["cut"] is None
+    line = "captions that stabilityai/no-model cuts are not counted: it is no folder on this machine"
+    assert line in capsys.readouterr().err
 
 
 def test_inspect(mixed_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,7 +50,7 @@ def test_refusals(
     damaged = Path(shutil.copytree(tiny_pipeline_dir, tmp_path / "damaged"))
     (damaged / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"half a file")
     assert "damaged file" in fails(capsys, str(damaged), "--repo_id=me/m", "--dry_run")
-    assert "--repo_id a b" in fails(capsys, pipe, "--repo_id", "a b")
+    assert "repository a b" in fails(capsys, pipe, "--repo_id", "a b")
     assert "owner/model" in fails(capsys, pipe, "--repo_id=model")
     assert "HF_HUB_OFFLINE is set" in fails(capsys, pipe, "--repo_id=me/m")  # as all tests have it
 

@@ -126,6 +126,11 @@ def test_a_change_below_is_refused_with_advice_that_works(
 ) -> None:
     state = json.loads((made / "train.json").read_text())
     settings = made / "settings/3-autoencoder.yaml"
+    asked = settings.read_text()
+    settings.write_text(asked.replace("push_to_hub: false", "push_to_hub: true").replace("id: null", "id: me/x"))
+    assert give(phone, made) == 1
+    assert f"{settings}: train pushes no single stages" in capsys.readouterr().err
+    settings.write_text(asked)
     settings.write_text(settings.read_text().replace("max_train_steps: 2", "max_train_steps: 3"))
     assert give(phone, made) == 1
     folders = [str(made / name) for name in ("cache", "content", "motion")]

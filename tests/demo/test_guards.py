@@ -12,7 +12,7 @@ import pytest
 from gradio.data_classes import PredictBodyInternal
 
 from contentmotion.config import DemoConfig
-from contentmotion.demo import checkpoint_tab, visitors
+from contentmotion.demo import checkpoint_tab, guards, visitors
 from contentmotion.demo.generate_tab import Runs
 from contentmotion.demo.guards import Gate, reported
 from contentmotion.demo.studio import Model, Request
@@ -43,17 +43,41 @@ def ask(folder: Path, method: str, path: str, body=None, config: DemoConfig | No
 
 
 def test_other_names_and_other_pages_are_refused(tmp_path: Path) -> None:
-    named = DemoConfig(allowed_hosts=("demo.lab.org",))
+    named = DemoConfig(allowed_hosts=("Demo.lab.org",))
     for host in ("127.0.0.1:7860", "localhost:7860", "[::1]:7860", "192.168.0.7"):
         assert ask(tmp_path, "GET", "/", host=host).status_code == 200, host
     answer = ask(tmp_path, "GET", "/", host="evil.example:7860")
     assert (answer.status_code, "evil.example" in answer.json()["detail"]) == (403, True)
     assert ask(tmp_path, "GET", "/", config=named, host="demo.lab.org").status_code == 200
+    for host in ("[", "evil.gradio.live"):
+        assert ask(tmp_path, "GET", "/", host=host).status_code == 403, host
+    for path in ("/gradio_api/file=https://evil.example/x", "/gradio_api/file/https://evil.example/x"):
+        assert ask(tmp_path, "GET", path).status_code == 403, path
     upload = {"method": "POST", "path": "/gradio_api/upload", "body": b"x"}
     origins = {"http://127.0.0.1:7860": 200, "http://127.0.0.1:8000": 403, "https://evil.example": 403, "null": 403}
     origins["https://demo.lab.org"] = 403
     assert {origin: ask(tmp_path, **upload, origin=origin).status_code for origin in origins} == origins
     assert ask(tmp_path, **upload, config=named, origin="https://demo.lab.org").status_code == 200
+    shared = DemoConfig(share=True)
+    assert ask(tmp_path, "GET", "/", config=shared, host="mine.gradio.live").status_code == 200
+    assert ask(tmp_path, **upload, config=shared, origin="https://evil.gradio.live").status_code == 403
+
+
+def test_an_upload_that_stalls_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guards, "STALLED", 0.05)
+    seen: list[str] = []
+
+    async def app(scope, receive, send) -> None:
+        seen.append((await receive())["type"])
+
+    async def silence():
+        await asyncio.sleep(30)
+
+    scope = {"type": "http", "path": "/gradio_api/upload", "query_string": b""}
+    scope["headers"] = [(b"host", b"localhost"), (b"content-length", b"9")]
+    gate = Gate(app, DemoConfig(), tmp_path, Visitors())
+    asyncio.run(asyncio.wait_for(gate(scope, silence, silence), 5))  # type: ignore[arg-type]
+    assert (seen, gate.arriving) == (["http.disconnect"], 0)
 
 
 def test_uploads_have_a_length_a_limit_and_a_sum(tmp_path: Path) -> None:

@@ -285,7 +285,10 @@ def test_distribution_matching(place: int) -> None:
         LineStage(scheduler, slope)
         for scheduler, slope in ((lcm, 0.3), (make_scheduler("epsilon"), 0.5), (make_scheduler("epsilon"), -0.2))
     )
-    config = DistillConfig(cache_dir="x", output_dir="x", part="content", guidance_scale=3.0, student_every=2)
+    config = DistillConfig(
+        cache_dir="x", output_dir="x", part="content", objective="distribution_matching", guidance_scale=3.0,
+        student_every=2,
+    )  # fmt: skip
     batch = make_batch(400) | {"step": 2 * place}
     losses = matching.matching_loss(student, critic, teacher, batch, config)
     losses["loss"].backward()

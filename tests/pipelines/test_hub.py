@@ -1,6 +1,7 @@
 """Pipelines by hub id, from a hub whose answers are made here: the hub's own client asks, caches and complains."""
 
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from huggingface_hub import constants, set_client_factory
 from huggingface_hub.utils import get_session
+from huggingface_hub.utils._http import default_client_factory
 
 from contentmotion import ContentMotionPipeline
 from contentmotion.cli import main
@@ -69,6 +71,21 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_halves_alone_need_no_variant(hub: Hub, tmp_path: Path) -> None:
+    """As `export` in 16 bits and `push` leave them."""
+    shutil.copytree(hub.folder, tmp_path / "halves")
+    hub.folder = tmp_path / "halves"
+    for weights in hub.folder.rglob("*.safetensors"):
+        if "fp16" not in weights.name:
+            weights.unlink()
+    pipe = ContentMotionPipeline.from_pretrained("me/model", cache_dir=tmp_path / "cache")
+    assert {part.dtype for part in (pipe.unet, pipe.autoencoder, pipe.motion_transformer)} == {torch.float32}
+    here = ContentMotionPipeline.from_pretrained(hub.folder)
+    for name in ("unet", "text_encoder", "motion_transformer"):
+        weights = getattr(here, name).state_dict()
+        assert all(torch.equal(weights[key], value) for key, value in getattr(pipe, name).state_dict().items()), name
+
+
 @pytest.fixture
 def hub(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     http = sys.modules[type(get_session()).__module__.partition(".")[0]]  # httpx or httpx2, by the client's version
@@ -78,7 +95,7 @@ def hub(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     transport = http.MockTransport(lambda request: one.answer(request, http))
     set_client_factory(lambda: http.Client(transport=transport, follow_redirects=True))
     yield one
-    set_client_factory(lambda: http.Client(follow_redirects=True))
+    set_client_factory(default_client_factory)
 
 
 def test_by_id(hub: Hub, tmp_path: Path) -> None:

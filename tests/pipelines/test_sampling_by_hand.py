@@ -66,25 +66,33 @@ def times(x: Tensor, t: int) -> Tensor:
     return torch.full((len(x),), t)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize(("guidance", "motion_guidance"), [(6.0, 1.0), (1.0, 5.0), (4.0, 3.0)])
-def test_text_to_video(guidance: float, motion_guidance: float) -> None:
+def text_models(negatives: list[str]) -> tuple[Any, Callable, Callable[[Tensor], Callable]]:
+    """A text-to-video pipeline; its content model of (x, t, is_null); and of a content frame such a motion model."""
     pipe = make_pipeline(
         unet=make_image_unet(0.05), scheduler=make_ddim(prediction_type="v_prediction"),
         autoencoder=make_autoencoder(0.2, **STATISTICS), motion_transformer=make_motion_dit(0.1, text_dim=32),
         motion_scheduler=make_ddim("linear", prediction_type="v_prediction"),
     )  # fmt: skip
-    noise, motion_noise = torch.randn(2, 3, 16, 16), torch.randn(2, 2, 4, 16)
-    given, null = (read(pipe.tokenizer, pipe.text_encoder, texts) for texts in (PROMPTS, ["blurry", "blurry"]))
+    given, null = (read(pipe.tokenizer, pipe.text_encoder, texts) for texts in (PROMPTS, negatives))
 
     def content_model(x: Tensor, t: int, is_null: bool) -> Tensor:
         return pipe.unet(x, t, encoder_hidden_states=null[0] if is_null else given[0]).sample
 
-    def motion_model(x: Tensor, t: int, is_null: bool) -> Tensor:
-        return pipe.motion_transformer(x, times(x, t), content, pooled_text=null[1] if is_null else given[1])
+    def motion_model(content: Tensor) -> Callable[[Tensor, int, bool], Tensor]:
+        return lambda x, t, is_null: pipe.motion_transformer(
+            x, times(x, t), content, pooled_text=null[1] if is_null else given[1]
+        )
 
+    return pipe, content_model, motion_model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("guidance", "motion_guidance"), [(6.0, 1.0), (1.0, 5.0), (4.0, 3.0)])
+def test_text_to_video(guidance: float, motion_guidance: float) -> None:
+    pipe, content_model, motion_model = text_models(negatives=["blurry", "blurry"])
+    noise, motion_noise = torch.randn(2, 3, 16, 16), torch.randn(2, 2, 4, 16)
     content = ddim(pipe.scheduler, noise, guidance, content_model)
-    motion = ddim(pipe.motion_scheduler, motion_noise, motion_guidance, motion_model)
+    motion = ddim(pipe.motion_scheduler, motion_noise, motion_guidance, motion_model(content))
     frames = pipe.autoencoder.decode(content, unstandardised(motion))
     out = pipe(
         PROMPTS, negative_prompt="blurry", num_inference_steps=STEPS, guidance_scale=guidance, output_type="latent",
@@ -106,23 +114,11 @@ def test_guidance_between_times_and_its_contrast_taken_back(
     interval: Any, rescale: float, motion_interval: Any, motion_rescale: float, batches: list[int]
 ) -> None:
     """Kynkaanniemi et al. 2024 and Lin et al. 2024, for both stages; a step without guidance is one pass."""
-    pipe = make_pipeline(
-        unet=make_image_unet(0.05), scheduler=make_ddim(prediction_type="v_prediction"),
-        autoencoder=make_autoencoder(0.2, **STATISTICS), motion_transformer=make_motion_dit(0.1, text_dim=32),
-        motion_scheduler=make_ddim("linear", prediction_type="v_prediction"),
-    )  # fmt: skip
+    pipe, content_model, motion_model = text_models(negatives=["", ""])
     noise, motion_noise = torch.randn(2, 3, 16, 16), torch.randn(2, 2, 4, 16)
-    given, null = (read(pipe.tokenizer, pipe.text_encoder, texts) for texts in (PROMPTS, ["", ""]))
-
-    def content_model(x: Tensor, t: int, is_null: bool) -> Tensor:
-        return pipe.unet(x, t, encoder_hidden_states=null[0] if is_null else given[0]).sample
-
-    def motion_model(x: Tensor, t: int, is_null: bool) -> Tensor:
-        return pipe.motion_transformer(x, times(x, t), content, pooled_text=null[1] if is_null else given[1])
-
     content = ddim(pipe.scheduler, noise, 6.0, content_model, interval, rescale)
     own = motion_interval or (0, 999)
-    motion = ddim(pipe.motion_scheduler, motion_noise, 5.0, motion_model, own, motion_rescale)
+    motion = ddim(pipe.motion_scheduler, motion_noise, 5.0, motion_model(content), own, motion_rescale)
     asked = {
         "guidance_scale": 6.0, "guidance_interval": interval, "guidance_rescale": rescale,
         "motion_guidance_scale": 5.0, "motion_guidance_interval": motion_interval,

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from contentmotion.commands.encode import encode
 from contentmotion.config import DistillConfig, EncodeConfig, LoraSettings, TrainVideoConfig, VideoSizes
 from contentmotion.cost.plan import print_plan
+from contentmotion.losses import distribution_matching
 from contentmotion.pipelines.loading import load_video_pipeline
 from contentmotion.stages.video import VideoStage
 from contentmotion.train.distill import distill, make_student
@@ -82,6 +83,8 @@ def test_a_student_has_no_dropout_of_its_own(rank: int) -> None:
         for stage in (teacher, student)
     ]
     assert max(shares[0]) > 0 == max(shares[1])
+    critic = distribution_matching.players(student, teacher, distill_config(Path("x"), "x"))[1].module.network
+    assert max(module.p for module in critic.modules() if isinstance(module, torch.nn.Dropout)) == 0
 
 
 def test_lora_leaves_the_condition_encoder_alone(root: Path) -> None:

@@ -22,13 +22,15 @@ from contentmotion.config import (
     TrainVideoConfig,
     VideoSizes,
 )
-from contentmotion.losses import flow_map
+from contentmotion.losses import consistency, distribution_matching, flow_map
 from contentmotion.pipelines.loading import load_pipeline, load_video_pipeline
+from contentmotion.stages.content import content_stage
 from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.content import train_content
 from contentmotion.train.distill import distill
 from contentmotion.train.motion import train_motion
 from contentmotion.train.video import train_video
+from families import FAMILIES
 
 STEPS: dict[str, Any] = tiny.STEPS | {"checkpointing_steps": 2, "validation_steps": 2, "learning_rate": 1e-3}
 FLOW: dict[str, Any] = {"prediction_type": "flow", "flow_shift": 3.0, "logit_mean": 0.5}
@@ -146,6 +148,10 @@ def test_a_flow_map(root: Path, part: str) -> None:
         expected = plain(noisy, time, told)
         untrained = plain.replace(**{plain.network_name: plain.telling_target(plain.network)})
         torch.testing.assert_close(untrained(noisy, time, told, time), expected)
+        for parameter in untrained.network.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        near, far = (untrained(noisy, time, told, torch.tensor([target])) for target in (600.0, 100.0))
+        assert not torch.equal(near, far), "it hears where the step leads"
     distill(
         DistillConfig(
             **settings, part=part, objective="flow_map", pretrained_model_name_or_path=str(teacher),
@@ -162,12 +168,43 @@ def test_a_flow_map(root: Path, part: str) -> None:
     assert len(calls) == 3 and frames.shape == (1, 4, 16, 16, 3) and frames.std() > 0
 
 
+def test_distribution_matching_of_flow_teachers(root: Path) -> None:
+    """Times are no whole numbers; the students' are those that their family samples with."""
+    teacher, settings = root / "teacher", STEPS | {"max_train_steps": 2, "validation_steps": 0, "student_every": 1}
+    if not teacher.exists():
+        load(root).save_pretrained(teacher)
+    distill(
+        DistillConfig(
+            **settings, part="motion", objective="distribution_matching", pretrained_model_name_or_path=str(teacher),
+            cache_dir=f"{root}/cache", output_dir=f"{root}/matched", guidance_scale=2.0,
+        )
+    )  # fmt: skip
+    assert isinstance(load(root, motion="matched").motion_scheduler, FlowMatchLCMScheduler)
+    stage = content_stage(FAMILIES["flux2_klein"]().components)
+    student = stage.replace(scheduler=consistency.student_scheduler(stage.scheduler, 50))
+    batch = {"caption": ["a", "b"], "generator": torch.Generator().manual_seed(0), "step": 2 * 5}
+    config = DistillConfig(
+        part="content", objective="distribution_matching", cache_dir="c", output_dir="o", max_train_steps=10
+    )
+    like = torch.zeros(2, stage.network.config.in_channels, 4, 4)
+    sample = distribution_matching.student_sample(student, student.with_text_features(batch), like, config)
+    assert sample.shape == like.shape and sample.isfinite().all() and sample.requires_grad
+
+
 def test_what_is_no_flow_map(root: Path) -> None:
     settings = STEPS | {"objective": "flow_map", "cache_dir": f"{root}/latents", "output_dir": f"{root}/bad"}
     with pytest.raises(ValueError, match="no VideoUNet can be made a flow map: take another --objective"):
         distill(DistillConfig(**settings, part="video", pretrained_model_name_or_path=f"{root}/video/video"))
     with pytest.raises(ValueError, match="--objective flow_map trains a new embedding of a UNet"):
         DistillConfig(**settings, part="content", lora=LoraSettings(rank=4))
+    with pytest.raises(ValueError, match="--objective flow_map has no use for --num_ddim_steps"):
+        DistillConfig(**settings, part="content", num_ddim_steps=20)
+    with pytest.raises(ValueError, match="matches no single samples, which held-out clips would score"):
+        DistillConfig(
+            **settings | {"objective": "distribution_matching", "max_train_steps": 9},
+            part="content",
+            eval_cache_dir="e",
+        )
     with pytest.raises(ValueError, match="--guidance_range is for --objective consistency"):
         DistillConfig(**settings, part="content", guidance_range=(1.0, 20.0))
     with pytest.raises(ValueError, match="has a DDIMScheduler; a flow map is distilled from a model of flow matching"):

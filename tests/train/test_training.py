@@ -159,9 +159,12 @@ def test_changed_settings_are_told_on_resume(run: Path, capsys: pytest.CaptureFi
     config = motion_config(run, "changed", max_train_steps=1)
     train_motion(config)
     assert "other settings" not in capsys.readouterr().err
+    settings = run / "changed/config.yaml"
+    settings.write_text(settings.read_text() + "use_8bit_adam: true\n")  # as it was before there was a block for it
     train_motion(replace(config, max_train_steps=2, learning_rate=0.5))
     told = capsys.readouterr().err
     assert "max_train_steps 1 -> 2, learning_rate 0.0001 -> 0.5" in told
+    assert "scale.use_8bit_adam True -> False" in told
     recorded = yaml.safe_load((run / "changed/config.yaml").read_text())
     assert (recorded["learning_rate"], recorded["max_train_steps"]) == (1e-4, 2), "what is recorded is what is used"
     with pytest.raises(ValueError, match="does not fit"):  # a refused run leaves the settings of the one before

@@ -119,10 +119,10 @@ def generate(config: GenerateConfig) -> None:
                 )  # fmt: skip
             written += files.paths
             sheet_rows += files.sheet_rows
-    if config.interpolate:
-        written += _join(config, written, frame_rate(pipe, config))
     captions = [_caption(condition) for condition in conditions]
     about = provenance(config, "; ".join(captions), config.number)
+    if config.interpolate:
+        written += _join(config, written, frame_rate(pipe, config), about)
     sheet, *more = write_contact_sheet(sheet, sheet_rows, captions, metadata=about)
     print(*written, f"{sheet} (all of them in one picture)", *more, sep="\n")
 
@@ -171,12 +171,12 @@ def on_the_way(config: GenerateConfig, conditions: list[str] | list[int]) -> lis
     return [first] * count
 
 
-def _join(config: GenerateConfig, paths: list[Path], fps: float) -> list[Path]:
-    """Writes an interpolation's videos one after another, from the first of each one's files."""
-    joined, videos = [], paths[:: len(config.formats)]
+def _join(config: GenerateConfig, paths: list[Path], fps: float, about: dict[str, str]) -> list[Path]:
+    """Writes an interpolation's videos one after another, from one file of each: no gif, where there is another."""
+    best = min(range(len(config.formats)), key=lambda k: config.formats[k] == "gif")
+    joined, videos = [], paths[best :: len(config.formats)]
     for suffix in config.formats:
         joined.append(Path(config.output_dir) / f"interpolation.{suffix}")
-        about = provenance(config, "; ".join(config.prompt or []), config.number)
         with writing_video(joined[-1], fps, about) as add:
             for path in videos:
                 add(read_video(path).frames)

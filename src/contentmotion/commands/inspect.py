@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -17,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
-from contentmotion.config import SHIPPED_MODEL, InspectConfig, parse_bucket
+from contentmotion.config import InspectConfig, parse_bucket
 from contentmotion.data.accounting import account_for_files, describe_fates
 from contentmotion.data.buckets import choose_bucket
 from contentmotion.data.formats import CHECK_FILES_BELOW, ClipFolder, open_folder
@@ -75,6 +76,7 @@ def inspect(config: InspectConfig) -> None:
     """
     folder = open_folder(config.train_data_dir, config)
     output = prepare_output_dir(config.output_dir, "inspect", config)
+    tokenizer = _tokenizer_of(config.pretrained_model_name_or_path)
     num_all = len(folder.records)
     num = min(num_all, config.num_videos or num_all)
     indices = np.unique(np.linspace(0, num_all - 1, num).round().astype(np.int64)).tolist()
@@ -86,7 +88,7 @@ def inspect(config: InspectConfig) -> None:
             progress.track(found, total=len(indices), description="looking at videos"), key=lambda one: one.index
         )
     captions = [folder.records[index].captions for index in indices]
-    report = make_report(config, folder, facts, captions)
+    report = make_report(config, folder, facts, captions, tokenizer)
     write_json(output / "inspect.json", report)
     write_picture(output / "inspect.png", _draw(report, folder, facts, captions, clip))
     if config.json:
@@ -245,8 +247,9 @@ def _look_at_chunk(indices: list[int]) -> list[VideoFacts]:
 
 
 def make_report(
-    config: InspectConfig, folder: ClipFolder, facts: Sequence[VideoFacts], captions: Sequence[tuple[str, ...]]
-) -> dict[str, Any]:
+    config: InspectConfig, folder: ClipFolder, facts: Sequence[VideoFacts], captions: Sequence[tuple[str, ...]],
+    tokenizer: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Everything that `inspect.json` holds.
 
     Args:
@@ -254,6 +257,7 @@ def make_report(
         folder: The data set.
         facts: The videos looked at.
         captions: Their captions.
+        tokenizer: What cuts them, or None.
     """
     infos = [one.info for one in facts if one.info is not None and one.status != "bad"]
     labels = () if folder.class_names is None else (folder.records[one.index].label for one in facts)
@@ -281,7 +285,7 @@ def make_report(
             "rotated": sum(info.rotation != 0 for info in infos),
             "with_audio": sum(info.has_audio for info in infos),
         },
-        "captions": _captions(captions) | {"cut": _count_cut(captions, config.pretrained_model_name_or_path)},
+        "captions": _captions(captions) | {"cut": _count_cut(captions, tokenizer)},
         "classes": _counts("(none)" if label is None else (folder.class_names or ())[label] for label in labels),
         "bad": [{"path": one.name, "reason": one.reason} for one in facts if one.status == "bad"],
         "too_short": [{"path": one.name, "reason": one.reason} for one in facts if one.status == "short"],
@@ -325,14 +329,28 @@ def _captions(captions: Sequence[tuple[str, ...]]) -> dict[str, Any]:
     }
 
 
-def _count_cut(captions: Sequence[tuple[str, ...]], name: str | None) -> int | None:
-    """How many captions a recipe's text encoder takes only a part of; None where it is not on this machine."""
-    if name is None or not (name == SHIPPED_MODEL or Path(name).is_dir()):
+def _tokenizer_of(name: str | None) -> Any:
+    """What cuts a recipe's captions; None, which is said, where it is not on this machine or has none."""
+    if name is None:
         return None
-    from contentmotion.loading import load_tokenizer  # it imports torch
-    from contentmotion.stages.text import cut_words
+    from contentmotion.loading import load_tokenizer, resolve_name  # they import torch
 
-    tokenizer = load_tokenizer(name)
+    reason = "it is no folder on this machine"
+    if Path(resolve_name(name)).is_dir():
+        try:
+            return load_tokenizer(name)
+        except (ValueError, OSError) as error:
+            reason = " ".join(str(error).split())
+    print(f"captions that {name} cuts are not counted: {reason}", file=sys.stderr)
+    return None
+
+
+def _count_cut(captions: Sequence[tuple[str, ...]], tokenizer: Any) -> int | None:
+    """How many captions a recipe's text encoder takes only a part of; None where there is no tokenizer."""
+    if tokenizer is None:
+        return None
+    from contentmotion.stages.text import cut_words  # it imports torch
+
     return sum(bool(cut_words(tokenizer, text)) for several in captions for text in several)
 
 

@@ -62,9 +62,9 @@ def require_name(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"--repo_id {repo_id}: {error}") from None
+        raise ValueError(f"repository {repo_id}: {error}") from None
     if "/" not in repo_id:
-        raise ValueError(f"--repo_id {repo_id}: say whose it is, as owner/{repo_id}")
+        raise ValueError(f"repository {repo_id}: say whose it is, as owner/{repo_id}")
 
 
 def require_access(repo_id: str) -> None:

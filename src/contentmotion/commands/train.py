@@ -44,6 +44,7 @@ from contentmotion.config import (
 )
 from contentmotion.data.layouts.metadata import read_metadata
 from contentmotion.loading import require_checkpoints
+from contentmotion.pipelines.folder import chosen_by
 from contentmotion.progress import part_of
 from contentmotion.run_dir import owned_folder, prepare_output_dir, write_config
 from contentmotion.saving import read_json, read_text, write_json
@@ -265,6 +266,8 @@ class Whole:
             self.configs[stage.name] = parse_config(stage.command, stage.config_class, None, ["--config", str(path)])
             settings = dataclasses.asdict(self.configs[stage.name])
             self.keys[stage.name] = _hash([settings, *(self.keys[name] for name in stage.needs)])
+            if getattr(self.configs[stage.name], "hub", None) and self.configs[stage.name].hub.push_to_hub:
+                raise ValueError(f"{path}: train pushes no single stages; contentmotion push uploads what it made")
         self._require_unchanged()
         if (
             "content" in self.configs and self.configs["content"].lora.rank and find_spec("peft") is None
@@ -287,7 +290,7 @@ class Whole:
             self._note(stage, started=inputs)
             started = time.monotonic()
             whole = f"stage {number} of {len(self.stages)}, then {then:.0f} min"
-            with owned_folder(self.root / stage.name), part_of(whole):
+            with owned_folder(self.root / stage.name), part_of(whole), chosen_by(self.configs[stage.name]):
                 stage.run(self._complete(stage))
             self._note(stage, key=self.keys[stage.name], minutes=(time.monotonic() - started) / 60)
             gc.collect()

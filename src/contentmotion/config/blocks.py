@@ -267,7 +267,10 @@ class HubSettings(ModelWeights):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(not self.push_to_hub or self.hub_model_id is not None, "--push_to_hub needs --hub_model_id owner/name")
+        require(
+            self.push_to_hub == (self.hub_model_id is not None),
+            "--push_to_hub needs --hub_model_id owner/name, and that goes with it",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import types
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -152,6 +153,21 @@ class HubConfig(ModelWeights):
         require_named_model(self, self)
 
 
+# Settings of blocks that have their names from diffusers' training scripts go without the block's name, too.
+PLAIN_NAMES = {
+    "revision": "hub.revision",
+    "variant": "hub.variant",
+    "push_to_hub": "hub.push_to_hub",
+    "hub_model_id": "hub.hub_model_id",
+    "use_8bit_adam": "scale.use_8bit_adam",
+}
+
+
+def whole_name(name: str, settings: Collection[str]) -> str:
+    """A setting's name, with the block's where it was left out as diffusers does."""
+    return name if name in settings or PLAIN_NAMES.get(name) not in settings else PLAIN_NAMES[name]
+
+
 def named_model(config: Any) -> str | None:
     """What a config's revision and variant are of."""
     return getattr(config, "pretrained_model_name_or_path", None) or getattr(config, "vae", None)
@@ -159,9 +175,13 @@ def named_model(config: Any) -> str | None:
 
 def require_named_model(config: Any, weights: Any) -> None:
     """Raises ``ValueError`` where a revision or a variant is given, and nothing that it is of."""
+    if not (weights.revision or weights.variant):
+        return
+    named = {getattr(config, name, None) for name in ("pretrained_model_name_or_path", "vae")} - {None}
     require(
-        named_model(config) is not None or not (weights.revision or weights.variant),
-        "--revision and --variant are of a model that is named: give --pretrained_model_name_or_path or --vae",
+        len(named) == 1,
+        "--revision and --variant are of the one model that is named, by --pretrained_model_name_or_path or --vae, and "
+        f"here are {len(named)}: of several, download what you want (hf download) and name the folders",
     )
 
 

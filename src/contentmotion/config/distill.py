@@ -38,7 +38,7 @@ class DistillConfig(ScoredTrainConfig):
             `--latents_only true`, and with the maps that the model follows.
         objective: "consistency" (VideoLCM's); "flow_map", which more steps make better, from a teacher of flow matching
             (content models that are a UNet, motion models); "distribution_matching" (DMD2), with a critic of its own.
-        student_every: Of distribution_matching: the student's turn is every n-th step, the critic's every one.
+        student_every: Of distribution_matching alone: the student's turn is every n-th step, the critic's every one.
         guidance_scale: Guidance of the teacher that the student learns to do without, `null + g * (cond - null)`;
             VideoLCM's w of 9 is 10. Take what the teacher is sampled with.
         guidance_interval: Two times of the noise schedule, such as 400 900: the teacher is guided between them alone,
@@ -95,6 +95,15 @@ class DistillConfig(ScoredTrainConfig):
         require(
             self.objective != "distribution_matching" or self.max_train_steps >= self.student_every,
             "--student_every is more than --max_train_steps: the student would never be trained",
+        )
+        unused = {"consistency": ("student_every",), "flow_map": ("student_every", "num_ddim_steps")}
+        for name in unused.get(self.objective, ("huber_c",)):
+            usual = type(self).__dataclass_fields__[name].default
+            require(getattr(self, name) == usual, f"--objective {self.objective} has no use for --{name}")
+        require(
+            self.objective != "distribution_matching" or self.eval_cache_dir is None,
+            "--objective distribution_matching matches no single samples, which held-out clips would score: score it "
+            "with --eval.steps",
         )
         bounds = self.guidance_range
         require(

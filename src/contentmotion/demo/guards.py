@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import ipaddress
+import re
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +26,7 @@ from contentmotion.run_dir import is_out_of_memory
 
 MAX_BODY = 2**20  # bytes of a request that is no upload
 OVERHEAD = 2**16  # bytes around an upload
+STALLED = 60.0  # seconds without a byte of an upload, after which its sender has gone
 # Whatever a page's text names, a visitor's browser asks no other server for it.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 
@@ -73,7 +77,8 @@ class Gate:
         self.folder = folder
         self.visitors = visitors
         self.upload_bytes = int(config.max_upload_mb * 1e6) + OVERHEAD
-        self.names = {"localhost", config.server_name, socket.gethostname().lower()}
+        self.names = {"localhost", config.server_name.lower(), socket.gethostname().lower()}
+        self.allowed = {name.lower() for name in config.allowed_hosts}
         self.arriving = 0  # bytes of the uploads that are under way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,7 +96,10 @@ class Gate:
 
         async def counted() -> Message:
             nonlocal received
-            message = await receive()
+            try:
+                message = await asyncio.wait_for(receive(), STALLED if received < expected else None)
+            except TimeoutError:
+                return {"type": "http.disconnect"}
             received += len(message.get("body", b""))
             # A body that does not say how long it is: cut off as if its sender had gone.
             return {"type": "http.disconnect"} if received > limit else message
@@ -110,26 +118,21 @@ class Gate:
 
     def _foreign(self, path: str, headers: Headers) -> tuple[str, int] | None:
         host, origin = headers.get("host", ""), headers.get("origin")
-        if not self._is_known(host):
-            name = urlsplit(f"//{host}").hostname
+        if not self._is_known(name := _name_in(f"//{host}")):
             return f"this page is not called {name}: contentmotion demo --allowed_hosts says what else it is", 403
-        if origin is not None and urlsplit(origin).netloc != host and not self._is_named(origin):
+        if origin is not None and origin.partition("//")[2] != host and _name_in(origin) not in self.allowed:
             return "a request from another page", 403
-        if "/file=http" in path.lower():
+        if re.search("/file[=/]https?:", path.lower()):
             return "addresses are not fetched", 403
         return None
 
-    def _is_known(self, host: str) -> bool:
+    def _is_known(self, name: str) -> bool:
         """Whether a Host header means this machine. Addresses of numbers do: it is names that others can point here."""
-        name = urlsplit(f"//{host}").hostname or ""
         try:
             return bool(ipaddress.ip_address(name))
         except ValueError:
-            return name in self.names or self._is_named(f"//{host}")
-
-    def _is_named(self, url: str) -> bool:
-        name = urlsplit(url).hostname or ""
-        return name in self.config.allowed_hosts or (self.config.share and name.endswith(".gradio.live"))
+            shared = self.config.share and name.endswith(".gradio.live")
+            return shared or name in self.names | self.allowed
 
     def _too_large(self, is_upload: bool, headers: Headers) -> tuple[str, int] | None:
         declared = headers.get("content-length", "" if is_upload else "0")
@@ -149,8 +152,17 @@ class Gate:
     def _remove_leftovers(self) -> None:
         """Deletes uploads that were broken off: nobody else knows of them."""
         for path in self.folder.glob("tmp*"):
-            if path.is_file() and time.time() - path.stat().st_mtime > self.config.keep_minutes * 60:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another request's, done just now
+                if path.is_file() and time.time() - path.stat().st_mtime > self.config.keep_minutes * 60:
+                    path.unlink()
+
+
+def _name_in(url: str) -> str:
+    """The host that an address names, in lower case; "" where it names none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 def reported(function: Callable[..., Any]) -> Callable[..., Any]:

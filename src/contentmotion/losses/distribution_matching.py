@@ -17,6 +17,7 @@ from contentmotion.losses.consistency import compare_samples, consistency_sample
 from contentmotion.losses.consistency import require_teacher as require_teacher
 from contentmotion.losses.consistency import student_scheduler as student_scheduler
 from contentmotion.losses.player import Player
+from contentmotion.models.video_unet import enable_checkpointing, without_dropout
 from contentmotion.stages.stage import Stage
 
 # (steps, number): the student learns at each place of a sampling in one, two or four steps, one place after the other.
@@ -26,7 +27,9 @@ LEAST_TIME, MOST_TIME = 0.02, 0.98  # of the schedule, where teacher and critic 
 
 def players(student: Stage, teacher: Stage, config: DistillConfig) -> list[Player]:
     """The student, on every ``student_every``-th step, and a critic that starts as the teacher, on every step."""
-    network = copy.deepcopy(teacher.network).requires_grad_(True)
+    network = without_dropout(copy.deepcopy(teacher.network)).requires_grad_(True)
+    if config.gradient_checkpointing:
+        enable_checkpointing(network)
     critic = teacher.replace(**{teacher.network_name: network})
 
     def student_loss(student: Stage, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -98,15 +101,15 @@ def student_sample(student: Stage, batch: dict[str, Any], like: Tensor, config: 
         like: Of the samples' shape.
         config: How often the student's turn is.
     """
-    steps, number = PLACES[batch.get("step", 0) // config.student_every % len(PLACES)]
-    scheduler, generator = copy.deepcopy(student.scheduler), batch["generator"]
-    scheduler.set_timesteps(steps)
-    times = scheduler.timesteps.to(like.device)
+    steps, number = PLACES[batch["step"] // config.student_every % len(PLACES)]
+    student.set_timesteps(steps, like.shape, like.device)
+    times, generator = student.scheduler.timesteps.to(like.device), batch["generator"]
     noisy = randn(like.shape, generator).to(like)
     for i in range(number):
         with torch.no_grad():
             clean = consistency_sample(student, noisy, times[i].expand(len(like)), batch)
         noisy = student.schedule.add_noise(clean, randn(like.shape, generator).to(like), times[i + 1].expand(len(like)))
+    torch.clear_autocast_cache()  # torch before 2.10 keeps weights there that it has cast without gradients
     return consistency_sample(student, noisy, times[number].expand(len(like)), batch)
 
 

@@ -57,6 +57,7 @@ def flow_map_loss(student: Stage, teacher: Stage, batch: dict[str, Any], config:
         velocity = guided_output(teacher, noisy, start, batch, config)
         slope = velocity_change(student, noisy, start, end, told, velocity)
     interval = diffusion.expand_to((start - end) / schedule.num_train_timesteps, noisy)
+    torch.clear_autocast_cache()  # torch before 2.10 keeps weights there that it has cast without gradients
     mean = student(noisy, start, told, end).float()
     error = (mean - (velocity - interval * slope)).square().flatten(1).mean(dim=1)
     loss = ((error + config.huber_c**2).sqrt() - config.huber_c).mean()
@@ -94,4 +95,5 @@ def require_teacher(stage: Stage, what: str, num_ddim_steps: int) -> None:
 
 def student_scheduler(scheduler: Any, num_ddim_steps: int) -> FlowMapEulerDiscreteScheduler:
     """The student's scheduler: Euler's steps from one time to the next, both of which the network is told."""
-    return FlowMapEulerDiscreteScheduler(scheduler.config.num_train_timesteps, scheduler.config.shift)
+    schedule = diffusion.NoiseSchedule.of(scheduler)
+    return FlowMapEulerDiscreteScheduler(schedule.num_train_timesteps, schedule.shift)

@@ -143,6 +143,15 @@ def enable_checkpointing(network: Any) -> None:
         network.enable_gradient_checkpointing()
 
 
+def without_dropout(network: nn.Module) -> nn.Module:
+    """The network, whose layers drop nothing any more, as the layers in time of video UNets do in training: it is
+    compared with one that answers without."""
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return network
+
+
 def checkpoint_blocks(unet: UNet3DConditionModel) -> None:
     """Recomputes each block's activations in the backward pass; diffusers' own network has no such switch."""
     for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):

@@ -18,7 +18,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from contentmotion.loading import CHOSEN, kind_of, listed, resolve_name
+from contentmotion.config.common import named_model
+from contentmotion.loading import CHOSEN, kind_of, kind_to_load, listed, resolve_name
 from contentmotion.saving import read_json
 
 INDEX = "model_index.json"
@@ -87,14 +88,28 @@ def chosen(name_or_path: str, variant: str | None = None, revision: str | None =
         CHOSEN.clear()
 
 
+@contextmanager
+def chosen_by(config: Any) -> Iterator[None]:
+    """``chosen`` as a command's settings say it, of training in their block ``hub``; nothing where they do not."""
+    weights = getattr(config, "hub", config)
+    if not (getattr(weights, "revision", None) or getattr(weights, "variant", None)):
+        yield
+        return
+    with chosen(str(named_model(config)), weights.variant, weights.revision):
+        yield
+
+
 def _wanted(name: str, files: list[str], variant: str | None) -> list[str]:
     """Of a repository's files those that a pipeline is loaded from: no pickles, of each part one kind of weights."""
     kinds = {file: kind_of(file) for file in files if file.endswith(".safetensors")}
     if variant and variant not in kinds.values():
         there = sorted({kind for kind in kinds.values() if kind}) or ["none"]
         raise ValueError(f"{name} has no variant {variant}: there is {listed(there)}")
-    has_variant = {file.rpartition("/")[0] for file, kind in kinds.items() if variant and kind == variant}
-    weights = [f for f, kind in kinds.items() if kind == (variant if f.rpartition("/")[0] in has_variant else None)]
+    parts: dict[str, set[str | None]] = {}
+    for file, kind in kinds.items():
+        parts.setdefault(file.rpartition("/")[0], set()).add(kind)
+    loaded = {part: kind_to_load(there, variant) for part, there in parts.items()}
+    weights = [file for file, kind in kinds.items() if kind == loaded[file.rpartition("/")[0]]]
     return weights + [file for file in files if file.endswith((".json", ".txt", ".model", ".jinja"))]
 
 

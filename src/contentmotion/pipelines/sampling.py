@@ -214,7 +214,9 @@ def times_at_hand(scheduler: Any, device: torch.device) -> Iterator[None]:
     set_on = scheduler.set_timesteps
 
     def set_timesteps(*args: Any, **settings: Any) -> None:
-        set_on(*args, **settings | {"device": "cpu"})
+        asked = inspect.signature(set_on).bind(*args, **settings)
+        asked.arguments["device"] = "cpu"
+        set_on(*asked.args, **asked.kwargs)
         times[:] = scheduler.timesteps, scheduler.timesteps.to(device)
         scheduler.timesteps = times[1]
 

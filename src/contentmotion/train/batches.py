@@ -71,8 +71,8 @@ def _keep_there(dataset: Dataset, config: TrainConfig, device: torch.device) -> 
 def begin_draws(config: TrainConfig, step: int, part: int, process: PartialState, player: int) -> BatchGenerator:
     """The randomness of one of a step's forward passes; also seeds what modules draw by themselves, such as dropout.
 
-    What comes from the generator depends on the seed, the step, the player and the item's place in the step alone, not
-    on how many processes and forward passes share the step.
+    What comes from the generator depends on the seed, the step, the player, the item's place in the step and the kind
+    of device it is drawn on (``scale.noise_on_device``), not on how many processes and forward passes share the step.
 
     Args:
         config: Seed, forward passes a step.

@@ -20,7 +20,7 @@ from contentmotion.data.conditions import require_conditions
 from contentmotion.loading import SCHEDULERS, require_checkpoints, resolve_name
 from contentmotion.losses import consistency, distribution_matching, flow_map
 from contentmotion.losses.player import Player
-from contentmotion.models.video_unet import enable_checkpointing
+from contentmotion.models.video_unet import enable_checkpointing, without_dropout
 from contentmotion.pipelines.base import LatentPipeline
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
 from contentmotion.pipelines.loading import is_video_model, load_pipeline, load_video_pipeline
@@ -221,9 +221,7 @@ def make_student(teacher: Stage, config: DistillConfig) -> Stage:
                 part = copy.deepcopy(teacher.components[name])
                 part = told(part, teacher, config) if name == teacher.network_name else part
                 trained[name] = part.requires_grad_(True)
-    for module in trained[teacher.network_name].modules():
-        if isinstance(module, nn.Dropout):  # of video UNets' layers in time: the teacher answers without it
-            module.p = 0.0
+    without_dropout(trained[teacher.network_name])
     if config.gradient_checkpointing:
         enable_checkpointing(trained[teacher.network_name])
     return teacher.replace(**trained, **{teacher.scheduler_name: scheduler})

@@ -123,17 +123,21 @@ def what_scores_depend_on(cache: LatentCache, config: DistillConfig) -> dict[str
         "seed": config.seed,
         "guidance_scale": config.guidance_scale,
         **{name: value for name, value in config.guidance.items() if value and name != "guidance_scale"},
+        **({"guidance_range": list(config.guidance_range)} if config.guidance_range else {}),
+        **({"objective": config.objective} if config.objective != "consistency" else {}),
     }
 
 
 class Alarms:
     """One line on stderr when a ratio that should be about 1 leaves [0.5, 2], another when it has come back and leaves
-    again. Ratios are averaged over about 50 calls (geometrically), and not judged before 20.
+    again. Ratios are averaged over about 50 calls (geometrically), and not judged before 20. Those on a GPU are looked
+    at some calls later, all at once, for each look waits for it.
     """
 
     LIMITS = (0.5, 2.0)
     WARM_UP = 20
     DECAY = 0.98
+    LATER = 20
     MEANINGS = {
         "x0_std_ratio": (
             "the student's predictions are flatter than the teacher's (collapse, blur): lower --learning_rate or "
@@ -151,11 +155,17 @@ class Alarms:
         self._sums: dict[str, float] = {}
         self._count: dict[str, int] = {}
         self._outside: dict[str, bool] = {}
+        self._noted: list[tuple[int, str, Tensor]] = []
 
     def watch(self, step: int, values: dict[str, Tensor]) -> None:
         """Looks at the ratios among the values that a loss gave."""
-        for name in self.MEANINGS.keys() & values.keys():
-            log = math.log(max(values[name].item(), 1e-30))
+        self._noted += [(step, name, values[name].detach()) for name in self.MEANINGS if name in values]
+        if not self._noted or self._noted[-1][2].device.type != "cpu" and len(self._noted) < self.LATER:
+            return
+        noted, self._noted = self._noted, []
+        ratios = torch.stack([value.float() for _, _, value in noted]).tolist()
+        for (step, name, _), value in zip(noted, ratios, strict=True):
+            log = math.log(max(value, 1e-30))
             count = self._count[name] = self._count.get(name, 0) + 1
             total = self._sums[name] = self.DECAY * self._sums.get(name, 0.0) + (1 - self.DECAY) * log
             if count < self.WARM_UP:

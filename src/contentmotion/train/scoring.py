@@ -66,6 +66,8 @@ class Scorer:
             names = ("data_dir", "split", "num_videos", "num_inference_steps", "i3d", "seed", "mixed_precision")
             names += ("frame_stride", "fps", "resize_mode")
             scored_on = {"component": component} | {name: getattr(self.settings, name) for name in names}
+            if getattr(config, "guidance_range", None):
+                scored_on["guidance_scale"] = self.settings.guidance_scale
 
             def keep() -> None:
                 with replacing_folder(run_dir / BEST_FOLDER) as folder:
