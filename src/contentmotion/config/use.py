@@ -104,7 +104,7 @@ class StartConfig(Settings):
         fit: What of another shape is fitted: "crop" cuts the middle out, "pad" adds black bars.
         frame_stride: Take every n-th frame of the videos instead.
         clip_frames: Frames made at once, of longer videos; the model's training length when not given.
-        loop: The last frame is followed by the first (not for models whose content frame is a clip's first frame).
+        loop: The last frame is followed by the first.
         prompts_at: Prompts that change: "0: a cat" "32: a dog", instead of prompts; one video.
     """
 

@@ -86,8 +86,7 @@ def _how_many(studio: Studio) -> dict[str, Any]:
             step, max(step, most // step * step), min(usual, most), step=step, label="Frames", min_width=130,
             info=f"Beyond {usual}: clip by clip",
         )  # fmt: skip
-        note = "The end leads to the beginning" if model.can_loop else "Not for clips that go on from their last frame"
-        loop = gr.Checkbox(False, label="Loop", info=note, interactive=model.can_loop, min_width=130)
+        loop = gr.Checkbox(False, label="Loop", info="The end leads to the beginning", min_width=130)
     return {"num_videos": num_videos, "same_content": same, "num_frames": num_frames, "loop": loop}
 
 

@@ -88,14 +88,6 @@ class Model:
         """What a video's frames are a multiple of."""
         return self.pipe.motion_transformer.config.patch_size
 
-    @property
-    def can_loop(self) -> bool:
-        """Whether it can lead a video's end back to its beginning."""
-        try:
-            return bool(self.pipe.clips(None, loop=True))
-        except ValueError:
-            return False
-
     def sampling(self, config: SamplingConfig) -> Sampling:
         """Steps and guidance of this model under some settings."""
         return resolve_sampling(

@@ -644,7 +644,7 @@ class ContentMotionPipeline(LatentPipeline):
         """The clips that a video is made of; without a motion model one of no frames.
 
         Raises:
-            ValueError: A loop that this model cannot close, or clips of one frame.
+            ValueError: A loop that is shorter than a clip, or clips of one frame.
         """
         if self.motion_transformer is None:
             return Clips(0, 0)
@@ -653,9 +653,8 @@ class ContentMotionPipeline(LatentPipeline):
         frames: int = own.num_frames if num_frames is None else num_frames
         if length < 2 and frames > length:
             raise ValueError(f"clip_frames must be 2 or more, got {length}")
-        chained = own.content_mode == "frame" and own.content_index == 0
-        if loop and chained:
-            raise ValueError("loop: this model goes on from a clip's last frame, and nothing leads back to the first")
+        # Nothing would lead from the last frame of a chain to its first: clips of a loop share a content frame.
+        chained = own.content_mode == "frame" and own.content_index == 0 and not loop
         if loop and frames < length:
             raise ValueError(f"loop: it needs {length} frames or more, got num_frames {frames}")
         if frames <= length and not loop:
