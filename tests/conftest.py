@@ -24,6 +24,12 @@ from contentmotion.video.write import write_video  # noqa: E402
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+def pytest_collection_finish() -> None:
+    """What is imported by then stays: whoever collects garbage need not look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def no_garbage() -> Iterator[None]:
     """Garbage with temporary files in it, forked into a reader, would be removed there, and then missed here."""
@@ -120,19 +126,19 @@ def chain(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shutil.copytree(trained_once, tmp_path_factory.mktemp("chain") / "copy")
 
 
-@pytest.fixture(scope="session")
-def i3d_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """I3D with random weights: the plumbing is the same, and no download is needed."""
+@pytest.fixture(scope="module")
+def i3d_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A thin I3D with random weights, which is what ``load_i3d`` makes in a module that uses this."""
     import torch
     from safetensors.torch import save_file
 
-    from contentmotion.evaluate.i3d import InceptionI3d
-
     torch.manual_seed(0)
-    model = InceptionI3d()
+    model = tiny.thin_i3d()()
     for module in model.modules():
         if isinstance(module, torch.nn.Conv3d):
             torch.nn.init.kaiming_normal_(module.weight)
     file = tmp_path_factory.mktemp("i3d") / "i3d.safetensors"
     save_file(model.state_dict(), file)
-    return file
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("contentmotion.evaluate.i3d.InceptionI3d", tiny.thin_i3d())
+        yield file

@@ -8,6 +8,7 @@ without.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     )
 
     from contentmotion import ContentMotionAutoencoder, ContentMotionPipeline, MotionDiT
+    from contentmotion.evaluate.i3d import InceptionI3d
     from contentmotion.models.patch_vae import PatchVAE
     from contentmotion.models.video_unet import VideoUNet
 
@@ -173,6 +175,27 @@ def make_stable_diffusion() -> StableDiffusionPipeline:
     scheduler = make_ddim(set_alpha_to_one=False, steps_offset=1)
     parts = (make_image_vae(levels=2), text_encoder, tokenizer, unet, scheduler, None, None)
     return StableDiffusionPipeline(*parts, requires_safety_checker=False)
+
+
+@functools.cache
+def thin_i3d() -> type[InceptionI3d]:
+    """A class: the Kinetics-400 I3D, of an eighth of its channels, with its 400 logits, on its 224x224 pixels."""
+    import torch
+
+    from contentmotion.evaluate.i3d import MIXED_CHANNELS, NUM_CLASSES, InceptionI3d, Mixed, Unit3d
+
+    class ThinI3d(InceptionI3d):
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+            self.Conv3d_1a_7x7 = Unit3d(3, 8, 7, stride=2)
+            self.Conv3d_2b_1x1 = Unit3d(8, 8)
+            self.Conv3d_2c_3x3 = Unit3d(8, 24, 3)
+            for name, channels in MIXED_CHANNELS.items():
+                self.add_module(name, Mixed(*(count // 8 for count in channels)))
+            self.logits = torch.nn.Module()
+            self.logits.conv3d = torch.nn.Conv3d(128, NUM_CLASSES, 1)
+
+    return ThinI3d
 
 
 def save_stable_diffusion(folder: Path) -> Path:

@@ -72,6 +72,10 @@ class Process:
         """SIGTERM."""
         self.send_signal(signal.SIGTERM)
 
+    def output(self) -> str:
+        """What it wrote on standard output so far."""
+        return (self._folder / "out").read_text() if (self._folder / "out").exists() else ""
+
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """Waits; what it wrote on standard output and standard error."""
         self.wait(timeout)
@@ -85,6 +89,23 @@ class Process:
 def command(words: Sequence[str], env: Mapping[str, str] | None = None) -> Process:
     """``contentmotion WORDS``."""
     return Process(_contentmotion, list(words), env=env)
+
+
+def python(code: str, *arguments: str, env: Mapping[str, str] | None = None) -> Process:
+    """``python -c CODE ARGUMENTS``, where of contentmotion nothing is imported yet."""
+    return Process(_python, code, arguments, env=env)
+
+
+def forget(*packages: str) -> None:
+    """Has packages imported anew, with the settings that the environment has by now."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
+        del sys.modules[name]
+
+
+def _python(code: str, arguments: Sequence[str]) -> None:
+    forget("contentmotion")
+    sys.argv = ["-c", *arguments]
+    exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
 
 
 def _contentmotion(words: Sequence[str]) -> None:
@@ -105,5 +126,6 @@ def _enter(
         os.close(file)
     os.environ.clear()
     os.environ.update(env)
+    tempfile.tempdir = None
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts what it starts without
     function(*arguments)

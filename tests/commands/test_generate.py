@@ -2,7 +2,6 @@
 
 import dataclasses
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from PIL import Image
 
 import contentmotion.commands.generate as module
+import warm
 from contentmotion.cli import main
 from contentmotion.commands.generate import prompts_or_labels, sample_all, sample_motions, slug
 from contentmotion.config import GenerateConfig
@@ -189,13 +189,7 @@ def test_devices_and_precisions() -> None:
 def test_ctrl_c_ends_with_one_line(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
     words = ["generate", "rocket", "--num_inference_steps=1000"]
     paths = [f"--pretrained_model_name_or_path={tiny_pipeline_dir}", f"--output_dir={tmp_path / 'out'}"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "contentmotion", *words, *paths],
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell that runs the tests in the background has them, and what they start, ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = warm.command([*words, *paths])
     while not (tmp_path / "out" / "config.yaml").exists():  # written right before the model is loaded
         assert process.poll() is None
         time.sleep(0.05)

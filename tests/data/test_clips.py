@@ -1,8 +1,5 @@
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import warm
 from contentmotion.config import ClipConfig, EncodeConfig
 from contentmotion.data import clips
 from contentmotion.data.clips import ClipDataset, collate, open_clips
@@ -341,8 +339,6 @@ def test_a_disk_that_stalls_once_makes_no_file_bad(clip_folder: Path, monkeypatc
 )
 def test_how_long_reading_may_take_is_a_setting(clip_folder: Path, seconds: str, said: str) -> None:
     code = "import sys; from contentmotion.video.reader import probe_video; probe_video(sys.argv[1])"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(clip_folder / "videos/0.mp4")], capture_output=True, text=True,
-        env=os.environ | {"CONTENTMOTION_READ_SECONDS": seconds},
-    )  # fmt: skip
-    assert said in done.stderr.splitlines()[-1]
+    file = str(clip_folder / "videos/0.mp4")
+    _, errors = warm.python(code, file, env={"CONTENTMOTION_READ_SECONDS": seconds}).communicate(120)
+    assert said in errors.splitlines()[-1]

@@ -1,15 +1,15 @@
 """A served page over the tiny pipeline."""
 
-import os
 import re
-import subprocess
-import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+import warm
 
 pytest.importorskip("gradio", reason="needs Gradio: pip install contentmotion[demo]")
 
@@ -27,7 +27,7 @@ class Page:
     """
 
     url: str
-    process: subprocess.Popen
+    process: warm.Process
     temp: Path
 
 
@@ -35,26 +35,19 @@ class Page:
 def serve(temp: Path, *words: str) -> Iterator[Page]:
     """`contentmotion demo` as a process of its own, at a free port; ended by SIGTERM."""
     flags = [f"--{key}={value}" for key, value in LIMITS.items()]
-    command = [sys.executable, "-m", "contentmotion", "demo", "--server_port=0", "--device=cpu", "--mixed_precision=no"]
-    process = subprocess.Popen(
-        [*command, *flags, *words],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"TMPDIR": str(temp), "HF_HUB_OFFLINE": "1"},
-    )
+    command = ["demo", "--server_port=0", "--device=cpu", "--mixed_precision=no", *flags, *words]
+    process = warm.command(command, env={"TMPDIR": str(temp), "HF_HUB_OFFLINE": "1"})
     try:
-        assert process.stdout is not None
-        line = process.stdout.readline()  # the first that it prints
+        while not (said := process.output()).endswith("\n") and process.poll() is None:
+            time.sleep(0.05)
         found = re.fullmatch(
-            r"contentmotion demo listens on (http://127\.0\.0\.1:\d+/) for this machine alone; Ctrl-C ends it\n", line
+            r"contentmotion demo listens on (http://127\.0\.0\.1:\d+/) for this machine alone; Ctrl-C ends it\n", said
         )
-        assert found, line
+        assert found, (said, process.poll())
         yield Page(found[1], process, temp)
     finally:
         process.terminate()
-        process.wait(60)
-        if process.stdout is not None:
-            process.stdout.close()
+        process.communicate(60)
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 
+import warm
 from contentmotion import ContentMotionPipeline
 from contentmotion.loading import ASSETS
 from contentmotion.pipelines.loading import load_pipeline
@@ -257,9 +256,10 @@ def test_parts_that_do_not_belong_together(folders: dict[str, Path], tmp_path: P
 def test_the_shipped_model_loads_in_a_fresh_process(load: str) -> None:
     """Where nothing else was imported: diffusers loads a part's class only from a module that is there already."""
     code = f"import sys, contentmotion; assert {load}.vae is not None"
-    done = subprocess.run([sys.executable, "-c", code, str(ASSETS / "emoji")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "Expected types" not in done.stderr
+    process = warm.python(code, str(ASSETS / "emoji"))
+    _, errors = process.communicate(240)
+    assert process.returncode == 0, errors
+    assert "Expected types" not in errors
 
 
 def test_a_folder_of_some_parts_is_named() -> None:

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
+import warm
 from contentmotion.commands.encode import encode
 from contentmotion.config import DistillConfig, EncodeConfig, TrainVideoConfig, VideoSizes
 from contentmotion.cost.plan import print_plan
@@ -48,7 +47,8 @@ def test_from_scratch_with_conditions(cache: Path, tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [1, 2]
     # In a process that has trained nothing, too: diffusers loads no class whose module is not imported.
     code = "import sys; from contentmotion.pipelines.loading import load_any_pipeline; load_any_pipeline(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "run/video")], check=True)
+    process = warm.python(code, str(tmp_path / "run/video"))
+    assert process.wait(240) == 0, process.communicate()
     # and on from there: the condition encoder is trained on, not made anew
     again = settings(
         cache, tmp_path / "again", conditions=("mask", "first_frame"), max_train_steps=1, learning_rate=1e-9,

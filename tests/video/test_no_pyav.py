@@ -12,8 +12,7 @@ import warm
 
 def do_without_pyav(picture: Path) -> None:
     """Imports the package's modules anew where PyAV cannot be, and writes and reads frames."""
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("contentmotion", "av")]:
-        del sys.modules[name]
+    warm.forget("contentmotion", "av")
     sys.modules["av"] = None  # type: ignore[assignment]  # importing it fails
     root = Path(next(iter(contentmotion.__path__)))
     for path in sorted(root.rglob("*.py")):
