@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import tiny
 import warm
 
 Job = tuple[str, dict[str, Any]]
@@ -69,10 +70,12 @@ def do_all(lines: Sequence[Sequence[str]], ports: Sequence[int]) -> None:
     from torch import distributed
 
     from contentmotion.cli import main
+    from contentmotion.models import video_unet
     from contentmotion.train import previews
 
     torch.nn.Dropout.forward = lambda layer, x: x  # what it draws depends on how a batch is shared out
     previews.PREVIEW_STEPS = 2
+    video_unet._temporal_head_dim = tiny.NARROW_HEADS[1]
     for words, port in zip(lines, ports, strict=True):
         os.environ["MASTER_PORT"] = str(port)
         status = main(words)

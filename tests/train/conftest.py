@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from contentmotion.config import DistillConfig
-from tiny import STEPS
+from tiny import NARROW_HEADS, STEPS
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,6 +17,7 @@ def short_previews() -> Iterator[None]:
         patch.setattr("contentmotion.train.previews.PREVIEW_STEPS", 2)
         patch.setattr("contentmotion.train.distill.TEACHER_STEPS", 3)
         patch.setattr("contentmotion.train.held_out.TEACHER_STEPS", 5)
+        patch.setattr(*NARROW_HEADS)
         yield
 
 
