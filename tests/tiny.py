@@ -38,7 +38,7 @@ NARROW: dict[str, Any] = {"hidden_size": 16, "depth": 1, "num_heads": 2}
 UNET: dict[str, Any] = {
     "block_out_channels": (32, 32), "text_hidden_size": 32, "text_num_layers": 1, "vocab_size": 600,
 }  # fmt: skip
-# The first temporal layer of a video UNet has 8 heads, whatever its widths: of 32 channels each it takes most of the time.
+# The first temporal layer of a video UNet has 8 heads, whatever its widths: of 32 channels each it takes the longest.
 NARROW_HEADS = ("contentmotion.models.video_unet._temporal_head_dim", lambda widths: 8)
 CAPTIONS = ("a crying cat", "rocket", "a moving square")
 
