@@ -88,6 +88,16 @@ def make_sana() -> Any:
     )  # fmt: skip
 
 
+def make_sana_sprint() -> Any:
+    """The same with a transformer that is told the guidance scale."""
+    from diffusers import SanaSprintPipeline, SanaTransformer2DModel, SCMScheduler
+
+    parts = make_sana().components
+    told = {"guidance_embeds": True, "qk_norm": "rms_norm_across_heads"}
+    transformer = SanaTransformer2DModel.from_config(parts["transformer"].config, **told)
+    return _pipeline(SanaSprintPipeline, **parts | {"transformer": transformer, "scheduler": SCMScheduler()})
+
+
 def make_flux2_klein() -> Any:
     """4 VAE channels that are packed to 16, with a batch norm that has statistics; Qwen3 of 27 layers of width 8."""
     import torch

@@ -23,6 +23,8 @@ from diffusers import (
     FlowMatchLCMScheduler,
     LCMScheduler,
     SchedulerMixin,
+    SCMScheduler,
+    TCDScheduler,
 )
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import logging as diffusers_logging
@@ -38,7 +40,8 @@ _COUNTS, _SIZES = re.compile("depth|layers|heads|blocks"), re.compile("(size|cha
 HUB_SECONDS = 5.0  # it takes at most to be reached
 ASSETS = Path(__file__).parent / "assets"
 SCHEDULERS = (
-    DDIMScheduler, LCMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler, FlowMapEulerDiscreteScheduler,
+    DDIMScheduler, LCMScheduler, TCDScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler,
+    FlowMapEulerDiscreteScheduler, SCMScheduler,
 )  # fmt: skip
 Model = TypeVar("Model", bound=ModelMixin)
 # Models that this process was told more of than their names (``pipelines.folder.chosen``): by name and by folder, the

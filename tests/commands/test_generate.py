@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import contentmotion.commands.generate as module
+import launch
 import warm
 from contentmotion.cli import main
 from contentmotion.commands.generate import prompts_or_labels, sample_all, sample_motions, slug
@@ -101,6 +102,19 @@ def test_videos_differ_by_seed_number_and_prompt_but_not_by_batch(run) -> None:
     other = gifs(run(*words[:4], "--seed=4", name="c"))
     for a, b in ((one[0], one[1]), (one[0], other[0]), (one[1], one[2])):
         assert np.abs(a.astype(int) - b.astype(int)).mean() > 5
+
+
+def test_two_processes_make_the_files_of_one(run, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    """Byte for byte, the sheet among them; the processes share the batches."""
+    words = {"prompt": ["rocket", "a crying cat", "rocket"], "batch_size": 2, "num_inference_steps": 2}
+    settings = words | {"pretrained_model_name_or_path": tiny_pipeline_dir, "mixed_precision": "no", "device": "cpu"}
+    launched = launch.start([("generate", settings | {"output_dir": tmp_path / "two"})], 2)
+    folders = run(*launch.to_words("", words)[1:], name="one"), tmp_path / "two"
+    ended = launch.finish(launched)
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    one, two = ({p.name: p.read_bytes() for p in f.iterdir() if p.name != "config.yaml"} for f in folders)
+    assert len(one) == 3 * 2 + 1 and one == two
+    assert [len(printed.splitlines()) for _, printed, _ in ended] == [3 * 2 + 1, 0]
 
 
 def test_batches_come_one_after_another(tiny_pipeline_dir: Path) -> None:

@@ -9,15 +9,18 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
+    TCDScheduler,
 )
 
 import warm
 from contentmotion import ContentMotionPipeline
 from contentmotion.loading import ASSETS
 from contentmotion.pipelines.loading import load_pipeline
+from contentmotion.pipelines.sampling import resolve_sampling
 from contentmotion.pipelines.saving import save_stage
 from contentmotion.stages.motion import MotionStage
 from contentmotion.stages.stage import make_scheduler
@@ -158,6 +161,26 @@ def test_completed_stable_diffusion_samples_with_ddim(folders: dict[str, Path], 
     loaded = load_pipeline(str(tmp_path / "sd"), str(folders["autoencoder"]), str(folders["motion"])).scheduler
     assert isinstance(loaded, DDIMScheduler) and not loaded.config.clip_sample
     torch.testing.assert_close(loaded.alphas_cumprod, DDIMScheduler(**schedule).alphas_cumprod)
+
+
+@pytest.mark.parametrize("kind", [EulerAncestralDiscreteScheduler, TCDScheduler])
+def test_models_of_few_steps_are_sampled_as_their_folders_say(
+    folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: type
+) -> None:
+    """SDXL-Turbo's scheduler stays and its name gets a line; TCD's is known for what it is."""
+    folder = shutil.copytree(folders["sd"], tmp_path / "models--owner--some-turbo/snapshots/a1")
+    kind(timestep_spacing="trailing").save_pretrained(folder / "scheduler")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", kind.__name__]}))
+    pipe = load_pipeline(str(folder), str(folders["autoencoder"]), str(folders["motion"]))
+    assert type(pipe.scheduler) is kind
+    few = kind is TCDScheduler
+    sampling = resolve_sampling(pipe, None, 50, None, 1.0)
+    assert (sampling.steps, sampling.guidance_scale) == ((4, 1.0) if few else (50, 4.0))
+    assert ("owner/some-turbo is called as models are that sample in few steps" in caplog.text) is not few
+    assert caplog.text.count("\n") == (not few)
+    caplog.clear()
+    assert resolve_sampling(pipe, 4, 50, 1.0, 1.0).steps == 4 and not caplog.text
 
 
 def test_text_features_must_fit(folders: dict[str, Path]) -> None:

@@ -4,6 +4,7 @@ round trips of folders, and folders of families that are not known."""
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,13 +28,14 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from contentmotion import ContentMotionPipeline
 from contentmotion.commands.generate import sample_motions
-from contentmotion.config import GenerateConfig
+from contentmotion.config import GenerateConfig, TrainContentConfig
 from contentmotion.losses.diffusion import diffusion_loss
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.pipelines.sampling import denoise, resolve_sampling
 from contentmotion.stages.content import content_stage, load_content
 from contentmotion.stages.image_vae import encode_frames, vae_latent_channels, vae_scale_factor
-from families import FAMILIES, PROMPTS
+from contentmotion.train.content import content_to_train
+from families import FAMILIES, PROMPTS, make_sana_sprint
 from tiny import (
     make_autoencoder,
     make_ddim,
@@ -350,6 +352,37 @@ def test_a_unet_that_is_told_the_guidance_scale(kind: str, tmp_path: Path) -> No
         diffusion_loss(stage, batch)
 
 
+def test_sana_sprint_is_sampled_as_stock(tmp_path: Path) -> None:
+    """Bit for bit, from a folder; told its guidance, in one pass a step; what it cannot do is said in a line."""
+    theirs = make_sana_sprint()
+    wrap(theirs, 16, 4).save_pretrained(tmp_path)
+    pipe = load_pipeline(str(tmp_path))
+    pipe.set_progress_bar_config(disable=True)
+    stage, side = content_stage(pipe.components), 4 * vae_scale_factor(theirs.vae)
+    sizes, seen, frames = {"height": side, "width": 2 * side}, [], {}
+    pipe.transformer.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    for steps, guidance in ((1, 4.5), (2, 4.5), (2, 1.0), (4, 4.5)):
+        asked = {"num_inference_steps": steps, "guidance_scale": guidance}
+        between = {} if steps == 2 else {"intermediate_timesteps": None}
+        expected = run_stock(theirs, PROMPTS, **sizes, **asked, **between, **stage.stock_arguments)
+        seen.clear()
+        frames[steps, guidance] = pipe(
+            PROMPTS, negative_prompt="a rocket", motion_guidance_scale=2.0, **sizes, **SETTINGS | asked,
+            generator=seeded(), motion_num_inference_steps=1,
+        ).content_frame  # fmt: skip
+        assert torch.equal(frames[steps, guidance], expected) and seen == [2] * steps
+    assert not torch.allclose(frames[2, 4.5], frames[2, 1.0], atol=1e-3)
+    sampling = resolve_sampling(pipe, None, None, None, 1.0)
+    assert (sampling.steps, sampling.motion_steps, sampling.guidance_scale, sampling.passes) == (2, 50, 4.0, 52)
+    assert stage(*stage.example((8, 4, 4), 1, torch.device("cpu"))).shape == (1, 8, 4, 4)
+    with pytest.raises(ValueError, match="^strength: SANA-Sprint draws no given content frame anew"):
+        pipe("a cat", image=PICTURE, strength=0.5, **SETTINGS)
+    theirs.save_pretrained(tmp_path / "stock")
+    config = TrainContentConfig(cache_dir="", pretrained_model_name_or_path=str(tmp_path / "stock"), output_dir="")
+    with pytest.raises(ValueError, match="told the guidance scale: it was distilled, and can be sampled, not trained"):
+        content_to_train(config, SimpleNamespace(shapes=lambda field: [(8, 4, 4)]))  # type: ignore[arg-type]
+
+
 def test_a_generator_for_each_video(ours: ContentMotionPipeline, stock: DiffusionPipeline) -> None:
     sizes = {"height": 16, "width": 16}
     expected = run_stock(stock, "a cat", generator=[seeded(1), seeded(2)], num_images_per_prompt=2, **sizes)
@@ -477,7 +510,7 @@ def test_what_is_replaced_here_is_replaced_there(ours: ContentMotionPipeline) ->
 
 @pytest.mark.parametrize(
     "kind",
-    ["FluxTransformer2DModel", "PixArtTransformer2DModel", "SanaTransformer2DModel with guidance_embeds"],
+    ["FluxTransformer2DModel", "PixArtTransformer2DModel", "Flux2Transformer2DModel with guidance_embeds"],
 )
 def test_unknown_families_are_named(kind: str, tmp_path: Path) -> None:
     (tmp_path / "transformer").mkdir()

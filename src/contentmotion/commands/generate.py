@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 
 import contentmotion
 from contentmotion.config import GenerateConfig, SamplingConfig
@@ -37,7 +37,16 @@ from contentmotion.pipelines.speed import (
 )
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
 from contentmotion.progress import progress_bar
-from contentmotion.run_dir import is_recorded, prepare_output_dir, resolve_device, resolve_dtype, seeded_generator
+from contentmotion.run_dir import (
+    is_main_process,
+    is_recorded,
+    join_processes,
+    prepare_output_dir,
+    require_same_settings,
+    resolve_device,
+    resolve_dtype,
+    seeded_generator,
+)
 from contentmotion.stages.image_vae import encode_frames, vae_scale_factor
 from contentmotion.stages.text import NULL_PROMPT
 from contentmotion.video.pixels import to_bytes
@@ -69,14 +78,17 @@ def generate(config: GenerateConfig) -> None:
     """Writes ``NUMBER-prompt-seedN.mp4`` (and other formats) per video, and ``sheet.png``; prints the paths.
 
     Video k of a run is drawn from (seed, k) alone: ``batch_size`` changes the speed, not the videos, and ``number``
-    makes one of them again. A run that was stopped goes on with the next video.
+    makes one of them again. A run that was stopped goes on with the next video. Under torchrun or
+    ``accelerate launch`` the processes share the batches.
 
     Raises:
         ValueError: No prompts, a checkpoint that is missing or damaged, or sizes that do not fit it.
         OSError: The output folder is not writable.
     """
     conditions = prompts_or_labels(config)
-    device = resolve_device(config.device)
+    processes = join_processes(config.device)
+    require_same_settings(config, processes)
+    device = resolve_device(config.device if processes.num_processes == 1 else str(processes.device))
     require_checkpoints(
         pretrained_model_name_or_path=config.pretrained_model_name_or_path,
         autoencoder=config.autoencoder,
@@ -97,19 +109,20 @@ def generate(config: GenerateConfig) -> None:
     )
     output_dir, sheet = Path(config.output_dir), Path(config.output_dir) / "sheet.png"
     made = _made_before(config, conditions)
+    processes.wait_for_everyone()  # all have listed what is there before one writes
     if made:
-        print(f"{output_dir} has {len(made)} of {len(conditions)} videos: goes on with the next", file=sys.stderr)
+        _say(f"{output_dir} has {len(made)} of {len(conditions)} videos: goes on with the next")
     else:
         prepare_output_dir(output_dir, "generate", config)
         sheet.unlink(missing_ok=True)  # what has settings and no sheet was stopped
-    sheet_rows = [_on_sheet(read_video(paths[0]).frames) for paths in made]
-    written = [path for paths in made for path in paths]
+    processes.wait_for_everyone()  # no video is older than the settings
     if line := about_clips(pipe, config):
         _say(line)
-    with progress_bar(transient=True) as progress:
-        batches = math.ceil((len(conditions) - len(made)) / config.batch_size)
-        task = progress.add_task("generating", total=sum(denoising_steps(pipe, config, sampling)) * batches)
-        for k in range(len(made), len(conditions), config.batch_size):
+    mine = range(len(made), len(conditions), config.batch_size)[processes.process_index :: processes.num_processes]
+    rows = []
+    with progress_bar(transient=True, shown=processes.is_main_process) as progress:
+        task = progress.add_task("generating", total=sum(denoising_steps(pipe, config, sampling)) * len(mine))
+        for k in mine:
             batch, first = conditions[k : k + config.batch_size], config.number + k
             with ExitStack() as stack:
                 files = _Files(config, batch, first, _num_frames(pipe, config), frame_rate(pipe, config), stack)
@@ -117,8 +130,13 @@ def generate(config: GenerateConfig) -> None:
                     pipe, config, batch, first, lambda step, latents: progress.advance(task), content_frames=False,
                     follow=follow, start=start, on_frames=files.add,
                 )  # fmt: skip
-            written += files.paths
-            sheet_rows += files.sheet_rows
+            rows += enumerate(files.sheet_rows, k)
+    rows = gather_object(rows)  # once all are done
+    if not processes.is_main_process:
+        return
+    sheet_rows = [_on_sheet(read_video(paths[0]).frames) for paths in made]
+    sheet_rows += [frames for _, frames in sorted(rows, key=lambda row: row[0])]
+    written = [path for k, about in enumerate(conditions, config.number) for path in _paths(config, about, k)]
     captions = [_caption(condition) for condition in conditions]
     about = provenance(config, "; ".join(captions), config.number)
     if config.interpolate:
@@ -193,24 +211,18 @@ def _on_sheet(frames: np.ndarray) -> np.ndarray:
 
 
 class _Files:
-    """The files of one batch of videos, which grow as frames are drawn, and what of them is on the sheet.
-
-    Attributes:
-        paths: The files.
-    """
+    """The files of one batch of videos, which grow as frames are drawn, and what of them is on the sheet."""
 
     def __init__(
         self, config: GenerateConfig, batch: Sequence[str | int], first: int, num_frames: int, fps: float,
         stack: ExitStack,
     ) -> None:  # fmt: skip
-        self.paths: list[Path] = []
         self._writers: list[list[Callable[[np.ndarray], None]]] = []
         self._shown = set(_shown(num_frames))
         self._rows: list[list[np.ndarray]] = [[] for _ in batch]
         self._count = 0
         for number, condition in enumerate(batch, start=first):
             metadata, paths = provenance(config, condition, number), _paths(config, condition, number)
-            self.paths += paths
             self._writers.append([stack.enter_context(writing_video(p, fps, metadata)) for p in paths])
 
     def add(self, frames: torch.Tensor) -> None:
@@ -229,7 +241,8 @@ class _Files:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    if is_main_process():
+        print(line, file=sys.stderr)
 
 
 def _num_frames(pipe: LatentPipeline, config: GenerateConfig) -> int:

@@ -589,7 +589,7 @@ class ContentMotionPipeline(LatentPipeline):
             return changed
 
         call = {
-            "num_inference_steps": sampling.steps, "generator": generator,
+            **stage.stock_steps(sampling.steps), "generator": generator,
             "guidance_scale": stage.stock_guidance(sampling.guidance_scale),
             "output_type": "latent", "callback_on_step_end": on_step,
             "callback_on_step_end_tensor_inputs": list(names),

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, wraps
+from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FlowMapEulerDiscreteScheduler, FlowMatchLCMScheduler, LCMScheduler
+from diffusers import FlowMapEulerDiscreteScheduler, FlowMatchLCMScheduler, LCMScheduler, SCMScheduler, TCDScheduler
 from torch import Tensor
 
 from contentmotion.diffusion import Interval, guide, within
 from contentmotion.stages.stage import Condition, Stage, join_conditions
 
 logger = logging.getLogger(__name__)
-DEFAULT_STEPS, DISTILLED_STEPS = 50, 4
+DEFAULT_STEPS, DISTILLED_STEPS, SPRINT_STEPS = 50, 4, 2
+FEW_STEP_SCHEDULERS = (LCMScheduler, TCDScheduler, FlowMatchLCMScheduler, FlowMapEulerDiscreteScheduler, SCMScheduler)
+MOST_TURBO_STEPS = 9
 MOST_DISTILLED_STEPS = 8  # beyond these, a consistency model only adds noise and removes it again
 
 
@@ -87,7 +91,8 @@ def resolve_sampling(
 
     Args:
         pipe: Its ``scheduler`` and ``motion_scheduler`` (a video model has none) say what the models are.
-        num_inference_steps: 50 when None, or 4 of a distilled model, which takes no more than its solver had.
+        num_inference_steps: 50 when None, or 4 of a distilled model (SANA-Sprint: 2), which takes no more than its
+            solver had.
         motion_num_inference_steps: The content frame's when None, where both models are of one kind.
         guidance_scale: The pipeline's ``default_guidance_scale`` when None, or 1 of a distilled model whose guidance
             is inside.
@@ -121,17 +126,23 @@ def resolve_sampling(
         name = "guidance_rescale" if guidance_interval is None else "guidance_interval"
         raise ValueError(f"{name}: this content model is told the guidance scale, and is not guided by a null prompt")
     distilled, motion_distilled = draws_in_few_steps(pipe), is_distilled(motion_scheduler)
-    steps = num_inference_steps or (DISTILLED_STEPS if distilled else DEFAULT_STEPS)
-    same_kind = distilled == motion_distilled or motion_scheduler is None
-    own_steps = steps if same_kind else DISTILLED_STEPS if motion_distilled else DEFAULT_STEPS
-    motion_steps = motion_num_inference_steps or own_steps
-    if motion_scheduler is None:
-        motion_steps = 0
+    default, motion_default = (DISTILLED_STEPS if few else DEFAULT_STEPS for few in (distilled, motion_distilled))
+    if isinstance(pipe.scheduler, SCMScheduler):
+        default = SPRINT_STEPS
+    steps = num_inference_steps or default
+    own_steps = (num_inference_steps if distilled == motion_distilled else None) or motion_default
+    motion_steps = 0 if motion_scheduler is None else motion_num_inference_steps or own_steps
     if guidance_scale is None:
         guidance_scale = 1.0 if distilled and not told else pipe.default_guidance_scale
     first = "content" if hasattr(pipe, "motion_scheduler") else "video"
     if distilled:
         steps = _check_distilled(first, pipe.scheduler, steps, 1.0 if told else guidance_scale)
+    elif (steps > MOST_TURBO_STEPS or guidance_scale > 1) and (name := _called_turbo(pipe)):
+        warn_once(
+            f"{name} is called as models are that sample in few steps without guidance (SDXL-Turbo in 1 to 4, "
+            f"Z-Image-Turbo in 9); its folder does not say whether it is one. If so, {steps} steps at guidance "
+            f"{guidance_scale:g} look worse than --num_inference_steps 4 --guidance_scale 1"
+        )
     if motion_distilled:
         motion_steps = _check_distilled("motion", motion_scheduler, motion_steps, motion_guidance_scale)
     sampling = Sampling(
@@ -165,6 +176,13 @@ def _check_distilled(what: str, scheduler: Any, steps: int, guidance_scale: floa
     return min(steps, most)
 
 
+def _called_turbo(pipe: Any) -> str:
+    """The name of a pipeline's folder or repository, where it has a word in it that such models go by; else ""."""
+    parts = Path(str(getattr(pipe, "config", {}).get("_name_or_path") or "")).parts
+    name = next((part for part in parts if part.startswith("models--")), parts[-1] if parts else "")
+    return name.removeprefix("models--").replace("--", "/") if re.search("turbo|lightning", name.lower()) else ""
+
+
 def steps_taken(steps: int, strength: float) -> int:
     """Denoising steps, of so many for a whole sample, that a given one takes which is re-drawn with this strength.
 
@@ -184,8 +202,9 @@ def noise_to(scheduler: Any, sample: Tensor, noise: Tensor, first: int) -> Tenso
 
 
 def is_distilled(scheduler: Any) -> bool:
-    """Whether a model with this scheduler is a student of few steps (``contentmotion distill``)."""
-    return isinstance(scheduler, (LCMScheduler, FlowMatchLCMScheduler, FlowMapEulerDiscreteScheduler))
+    """Whether a model with this scheduler is a student of few steps: of ``contentmotion distill``, with an LCM- or
+    TCD-LoRA fused, or SANA-Sprint."""
+    return isinstance(scheduler, FEW_STEP_SCHEDULERS)
 
 
 def draws_in_few_steps(pipe: Any) -> bool:

@@ -65,6 +65,11 @@ def content_to_train(config: TrainContentConfig, cache: LatentCache) -> Stage:
             vae=load_vae(config.vae) if config.vae else None, class_names=cache.manifest["class_names"] or (),
             prediction_type=config.prediction_type, flow_shift=config.flow_shift,
         )  # fmt: skip
+        if stage.told_guidance:
+            raise ValueError(
+                f"{config.pretrained_model_name_or_path} is told the guidance scale: it was distilled, and can be "
+                "sampled, not trained"
+            )
     channels = stage.network.config.in_channels
     if channels != shapes[0][0]:
         raise ValueError(

@@ -23,7 +23,7 @@ from contentmotion.loading import quiet, resolve_name
 from contentmotion.stages.content.dit import DiTContent
 from contentmotion.stages.content.family import ContentStage
 from contentmotion.stages.content.flux2 import Flux2KleinContent
-from contentmotion.stages.content.sana import SanaContent
+from contentmotion.stages.content.sana import SanaContent, SanaSprintContent
 from contentmotion.stages.content.stable_diffusion import StableDiffusionContent
 from contentmotion.stages.content.stable_diffusion_3 import StableDiffusion3Content
 from contentmotion.stages.content.stable_diffusion_xl import StableDiffusionXLContent
@@ -36,6 +36,7 @@ FAMILIES: dict[str, type[ContentStage]] = {
     "DiTTransformer2DModel": DiTContent,
     "SD3Transformer2DModel": StableDiffusion3Content,
     "SanaTransformer2DModel": SanaContent,
+    "SanaTransformer2DModel with guidance_embeds": SanaSprintContent,
     "Flux2Transformer2DModel": Flux2KleinContent,
     "ZImageTransformer2DModel": ZImageContent,
 }

@@ -64,6 +64,10 @@ class ContentStage(Stage):
         """A guidance scale, 1 being none, as the stock pipeline says it."""
         return guidance_scale
 
+    def stock_steps(self, steps: int) -> dict[str, Any]:
+        """A number of steps as arguments of the stock pipeline's call."""
+        return {"num_inference_steps": steps}
+
     def hears_as_stock(self, settings: Mapping[str, Any]) -> bool:
         """Whether a stock pipeline with these settings encodes text as this stage does; if not, it does so itself."""
         return True

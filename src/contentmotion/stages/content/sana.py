@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 import torch
-from diffusers import SanaPipeline
+from diffusers import SanaPipeline, SanaSprintPipeline
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -31,6 +31,7 @@ class SanaContent(TransformerContent):
     text_classes = {"text_encoder": "Gemma2Model", "tokenizer": "GemmaTokenizerFast"}
     max_tokens = 300
     lora_targets = CROSS_ATTENTION
+    _unguided: ClassVar[Mapping[str, Any]] = {"do_classifier_free_guidance": False}  # of ``encode_prompt``
 
     def text_features(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         parts = [self._encode([prompt for prompt in prompts if (prompt == NULL_PROMPT) == null], null)
@@ -44,9 +45,9 @@ class SanaContent(TransformerContent):
         """Tokens and mask of each prompt."""
         if not prompts:
             return []
-        tokens, mask, _, _ = self.text_pipeline.encode_prompt(
-            prompts, do_classifier_free_guidance=False, device=self.text_device(),
-            complex_human_instruction=None if null else INSTRUCTION,
+        tokens, mask, *_ = self.text_pipeline.encode_prompt(
+            prompts, device=self.text_device(), complex_human_instruction=None if null else INSTRUCTION,
+            **self._unguided,
         )  # fmt: skip
         return list(zip(tokens, mask, strict=True))
 
@@ -69,7 +70,7 @@ class SanaContent(TransformerContent):
         return self.network(
             noisy.to(self.dtype), timestep=times,
             encoder_hidden_states=condition["encoder_hidden_states"].to(self.dtype),
-            encoder_attention_mask=condition["encoder_attention_mask"],
+            encoder_attention_mask=condition["encoder_attention_mask"], guidance=condition.get("guidance"),
         ).sample  # fmt: skip
 
     def stock_text(self, text: Mapping[str, Tensor], null: Mapping[str, Tensor] | None) -> dict[str, Any]:
@@ -78,3 +79,32 @@ class SanaContent(TransformerContent):
             "negative_prompt": None, "negative_prompt_embeds": null and null["tokens"],
             "negative_prompt_attention_mask": null and null["tokens_mask"],
         }  # fmt: skip
+
+
+class SanaSprintContent(SanaContent):
+    """SANA-Sprint: SANA distilled to one to four steps, told the guidance scale. Its stock pipeline alone samples it,
+    in TrigFlow's times; it is not trained.
+
+    Source: Chen et al. 2025 (SANA-Sprint, arXiv 2503.09641).
+    """
+
+    title = "SANA-Sprint"
+    stock = SanaSprintPipeline
+    same_negatives = True  # for the motion model: the stock pipeline takes none
+    _unguided = {}
+
+    @property
+    def told_guidance(self) -> bool:
+        return True
+
+    def set_timesteps(self, steps: int, shape: Sequence[int], device: torch.device) -> NoReturn:
+        raise ValueError("strength: SANA-Sprint draws no given content frame anew: give 0 or 1")
+
+    def encode(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None = None) -> Condition:
+        condition = super().encode(batch, dropped)
+        guidance = torch.ones(len(condition["encoder_hidden_states"]), device=condition["encoder_hidden_states"].device)
+        return condition | {"guidance": guidance}
+
+    def stock_steps(self, steps: int) -> dict[str, Any]:
+        """The time between two steps is given, others are spread evenly."""
+        return super().stock_steps(steps) | ({} if steps == 2 else {"intermediate_timesteps": None})
