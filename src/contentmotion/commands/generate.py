@@ -136,7 +136,7 @@ def generate(config: GenerateConfig) -> None:
         return
     sheet_rows = [_on_sheet(read_video(paths[0]).frames) for paths in made]
     sheet_rows += [frames for _, frames in sorted(rows, key=lambda row: row[0])]
-    written = [path for k, about in enumerate(conditions, config.number) for path in _paths(config, about, k)]
+    written = [path for k, condition in enumerate(conditions, config.number) for path in _paths(config, condition, k)]
     captions = [_caption(condition) for condition in conditions]
     about = provenance(config, "; ".join(captions), config.number)
     if config.interpolate:
