@@ -163,6 +163,7 @@ def test_completed_stable_diffusion_samples_with_ddim(folders: dict[str, Path], 
     torch.testing.assert_close(loaded.alphas_cumprod, DDIMScheduler(**schedule).alphas_cumprod)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
 @pytest.mark.parametrize("kind", [EulerAncestralDiscreteScheduler, TCDScheduler])
 def test_models_of_few_steps_are_sampled_as_their_folders_say(
     folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: type

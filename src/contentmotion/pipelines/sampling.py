@@ -133,7 +133,7 @@ def resolve_sampling(
     own_steps = (num_inference_steps if distilled == motion_distilled else None) or motion_default
     motion_steps = 0 if motion_scheduler is None else motion_num_inference_steps or own_steps
     if guidance_scale is None:
-        guidance_scale = 1.0 if distilled and not told else pipe.default_guidance_scale
+        guidance_scale = 1.0 if distilled and not told else float(pipe.default_guidance_scale)
     first = "content" if hasattr(pipe, "motion_scheduler") else "video"
     if distilled:
         steps = _check_distilled(first, pipe.scheduler, steps, 1.0 if told else guidance_scale)

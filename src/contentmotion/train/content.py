@@ -59,17 +59,17 @@ def content_to_train(config: TrainContentConfig, cache: LatentCache) -> Stage:
     shapes = cache.shapes("content")
     if config.pretrained_model_name_or_path:
         stage = load_content(config.pretrained_model_name_or_path)
+        if stage.told_guidance:
+            raise ValueError(
+                f"{config.pretrained_model_name_or_path} is told the guidance scale: it was distilled, and can be "
+                "sampled, not trained"
+            )
     else:
         stage = ARCHITECTURES[config.model.architecture].make(
             config.model, shapes, chain.from_iterable(cache.captions()),
             vae=load_vae(config.vae) if config.vae else None, class_names=cache.manifest["class_names"] or (),
             prediction_type=config.prediction_type, flow_shift=config.flow_shift,
         )  # fmt: skip
-        if stage.told_guidance:
-            raise ValueError(
-                f"{config.pretrained_model_name_or_path} is told the guidance scale: it was distilled, and can be "
-                "sampled, not trained"
-            )
     channels = stage.network.config.in_channels
     if channels != shapes[0][0]:
         raise ValueError(
