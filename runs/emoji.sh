@@ -27,8 +27,16 @@ if [ -z "${CONTENTMOTION_LPIPS:-}" ]; then
 fi
 
 contentmotion train-vae --config configs/emoji/vae.yaml --train_data_dir "$DATA" --output_dir "$OUT/vae"
+# The autoencoder goes on from the first model's (2,500 x 8 clips; its recipe is at the same commit), moved to these latents.
+FIRST=$OUT/first/src/contentmotion/assets/emoji
+if [ ! -d "$OUT/autoencoder-start" ]; then
+    mkdir -p "$OUT/first"
+    git archive 14ada2b src/contentmotion/assets/emoji | tar -x -C "$OUT/first"
+    python runs/move_autoencoder.py "$DATA" --old_vae "$FIRST/vae" --autoencoder "$FIRST/autoencoder" \
+        --new_vae "$OUT/vae/vae" --output_dir "$OUT/autoencoder-start"
+fi
 contentmotion train-autoencoder --config configs/emoji/autoencoder.yaml --train_data_dir "$DATA" \
-    --vae "$OUT/vae/vae" --output_dir "$OUT/autoencoder"
+    --vae "$OUT/vae/vae" --model.pretrained "$OUT/autoencoder-start" --output_dir "$OUT/autoencoder"
 contentmotion encode --config configs/emoji/encode.yaml --train_data_dir "$DATA" \
     --vae "$OUT/vae/vae" --autoencoder "$OUT/autoencoder/autoencoder" --output_dir "$OUT/cache"
 contentmotion train-content --config configs/emoji/content.yaml --cache_dir "$OUT/cache" \

@@ -11,8 +11,8 @@ Writes OUT/videos/CODEPOINTS.mp4 and OUT/metadata.jsonl, about 750 captioned cli
 
 An emoji in six skin tones counts as three in training (each of its clips has the weight 1/2).
 
-Captions are what a person would type: the emoji's name, the name with its skin tone, and the keywords of
-Unicode's CLDR (npm package emojibase-data) where a keyword points at one emoji only. Every fifth of the emoji
+Captions are what a person would type: the emoji's name (CLDR's, from the npm package emojibase-data), oftenest as it
+is, the name with its skin tone, and everyday words for names that nobody types. Every fifth of the emoji
 that have skin tones is held out in medium-dark (12 clips, split "heldout"): a test of putting a known emoji
 and a known tone together.
 """
@@ -42,23 +42,55 @@ PACKAGES = [f"@lobehub/fluent-emoji-anim-{i}@1.0.0" for i in (1, 2, 3, 4)]
 KEYWORDS = "emojibase-data@17.0.0"
 TONE = re.compile(r"(?:[:,] )?(light|medium-light|medium|medium-dark|dark) skin tone")
 TONE_CODE = re.compile(r"1f3f[b-f]")
-MAX_CAPTIONS = 12
+MAX_CAPTIONS = 16
 X264_OPTIONS = {"crf": "10", "preset": "slow", "mbtree": "0"}
 SMILEYS, PEOPLE, ANIMALS = 0, 1, 3  # groups of emojibase
 CLOCK_FACE = re.compile(r"o’clock|-thirty")
 TONED_WEIGHT = 0.5
-# Keywords that would blur what the words mean elsewhere: skin tones on stars, "man" on persons.
-VAGUE_TAGS = {"light", "medium", "dark", "man", "men", "woman", "women"}
+# What people type for emoji whose CLDR name they do not know. CLDR's keywords mislead more often ("job" for
+# clapping hands, "litaf" for fire), so they are left out.
+ALIASES = {
+    "automobile": ("car", "a red car"),
+    "backhand index pointing up": ("finger pointing up",),
+    "backhand index pointing down": ("finger pointing down",),
+    "backhand index pointing left": ("finger pointing left",),
+    "backhand index pointing right": ("finger pointing right",),
+    "bottle with popping cork": ("champagne bottle", "champagne"),
+    "bust in silhouette": ("silhouette of a person",),
+    "droplet": ("water drop", "drop of water"),
+    "ewe": ("sheep", "a sheep"),
+    "face with tears of joy": ("laughing face with tears", "tears of joy"),
+    "fire engine": ("fire truck",),
+    "flying saucer": ("UFO", "a UFO"),
+    "full moon face": ("moon", "full moon"),
+    "high voltage": ("lightning bolt", "a lightning bolt"),
+    "honeybee": ("bee", "a bee"),
+    "hot beverage": ("cup of coffee", "coffee"),
+    "jack-o-lantern": ("pumpkin", "halloween pumpkin"),
+    "lady beetle": ("ladybug", "a ladybug"),
+    "locomotive": ("steam train", "train"),
+    "loudly crying face": ("crying loudly",),
+    "man cook": ("chef", "man chef"),
+    "man health worker": ("doctor", "man doctor"),
+    "pile of poo": ("poop", "pile of poop"),
+    "ringed planet": ("planet", "saturn"),
+    "smiling face with heart-eyes": ("face in love",),
+    "smiling face with sunglasses": ("cool face with sunglasses",),
+    "spiral shell": ("shell", "sea shell"),
+    "sport utility vehicle": ("SUV", "blue car"),
+    "spouting whale": ("whale spouting water",),
+    "T-Rex": ("dinosaur", "tyrannosaurus rex"),
+    "water wave": ("wave", "ocean wave"),
+}
 NOT_PLURAL = ("bus", "octopus", "rhinoceros", "hippopotamus", "ss")
 
 
 @dataclass(frozen=True)
 class Emoji:
-    """One clip: code points such as "1f3c3-1f3fb", and CLDR's label, keywords and group of the emoji."""
+    """One clip: code points such as "1f3c3-1f3fb", and CLDR's label and group of the emoji."""
 
     codepoints: str
     label: str
-    tags: tuple[str, ...]
     group: int | None
 
     @property
@@ -93,8 +125,8 @@ def npm_tarball(package: str, download_dir: Path) -> Path:
     return tarball
 
 
-def read_labels(tarball: Path) -> dict[str, tuple[str, tuple[str, ...], int | None]]:
-    """Code points without variation selectors -> (English label, keywords, group)."""
+def read_labels(tarball: Path) -> dict[str, tuple[str, int | None]]:
+    """Code points without variation selectors -> (English label, group)."""
     with tarfile.open(tarball) as tar:
         member = tar.extractfile("package/en/data.json")
         assert member is not None
@@ -103,7 +135,7 @@ def read_labels(tarball: Path) -> dict[str, tuple[str, tuple[str, ...], int | No
     for entry in entries:
         for variant in [entry, *entry.get("skins", [])]:
             key = label_key(variant["hexcode"])
-            labels[key] = (variant["label"], tuple(entry.get("tags", ())), entry.get("group"))
+            labels[key] = (variant["label"], entry.get("group"))
     return labels
 
 
@@ -170,53 +202,41 @@ def with_article(name: str) -> str | None:
     return f"{'an' if vowel or name.startswith('hour') else 'a'} {name}"
 
 
-def captions_of(emoji: Emoji, own_tags: list[str]) -> list[str | None]:
-    """Candidate captions, most natural first. `own_tags`: keywords that no other emoji has."""
+def captions_of(emoji: Emoji) -> list[str | None]:
+    """Candidate captions, most natural first; one that comes several times is drawn that much oftener."""
     name, base, tone = emoji.name, emoji.base, emoji.tone
+    article, turned = with_article(name), turned_around(name)
+    others = [*ALIASES.get(base, ()), *([turned] if turned else [])]
     if tone:
         skin = f"with {tone} skin"
-        article = with_article(name)
         return [
+            f"{name} {skin}",
+            f"{name}, {tone} skin tone",
             f"{name} {skin}",
             f"{name}, {tone} skin tone",
             f"{article} {skin}" if article else None,
             f"{tone}-skinned {name}",
-            f"{name}: {tone} skin tone",
-            f"an animated 3D emoji of {name} {skin}",
             f"an animated 3D emoji of {base} {skin}",
-            *(f"{tag} {skin}" for tag in own_tags),
+            *(f"{other} {skin}" for other in others),
         ]
-    words = name.replace(",", "").split()
-    tags = [tag for tag in emoji.tags if tag not in words and tag not in VAGUE_TAGS]
     plain = None
-    if "face" in words and emoji.group == SMILEYS:
+    if "face" in name.split() and emoji.group == SMILEYS:
         plain = name.replace("face", "smiley")
     elif name.endswith(" face") and emoji.group == ANIMALS:
         plain = f"face of a {name.removesuffix(' face')}"
-    return [
-        name,
-        with_article(name),
-        f"an animated 3D emoji of {name}",
-        f"an animated 3D emoji of {base}",
-        f"{name} emoji",
-        plain,
-        ", ".join([name, *tags[:2]]),
-        ", ".join([name, *tags[2:5]]),
-        *own_tags,
-    ]
+    return [name, name, name, article, article, f"{name} emoji", f"an animated 3D emoji of {base}", plain, *others]
+
+
+def turned_around(name: str) -> str | None:
+    """ "man running" -> "running man"; None for other names."""
+    match = re.fullmatch(r"(man|woman|person) (\w+ing)", name)
+    return f"{match[2]} {match[1]}" if match else None
 
 
 def all_captions(emojis: list[Emoji]) -> list[list[str]]:
     """Captions of every emoji; one that fits several emoji is dropped unless it is this one's own name."""
-    # Toned versions share the keywords of their base, so keywords are counted once per base.
-    tag_count = Counter(tag for tags in {e.base: e.tags for e in emojis}.values() for tag in set(tags))
-    names = {e.name.lower() for e in emojis}
-    candidates = []
-    for emoji in emojis:
-        taken = names | VAGUE_TAGS
-        own_tags = [t for t in emoji.tags if tag_count[t] == 1 and len(t) > 2 and t.lower() not in taken]
-        candidates.append(list(dict.fromkeys(c for c in captions_of(emoji, own_tags) if c)))
-    uses = Counter(caption.lower() for captions in candidates for caption in captions)
+    candidates = [[caption for caption in captions_of(emoji) if caption] for emoji in emojis]
+    uses = Counter(caption.lower() for captions in candidates for caption in set(captions))
     return [
         [c for c in captions if uses[c.lower()] == 1 or c == emoji.name][:MAX_CAPTIONS]
         for emoji, captions in zip(emojis, candidates, strict=True)
