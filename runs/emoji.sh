@@ -36,11 +36,15 @@ if [ ! -d "$OUT/autoencoder-start" ]; then
         --new_vae "$OUT/vae/vae" --output_dir "$OUT/autoencoder-start"
 fi
 contentmotion train-autoencoder --config configs/emoji/autoencoder.yaml --train_data_dir "$DATA" \
-    --vae "$OUT/vae/vae" --model.pretrained "$OUT/autoencoder-start" --output_dir "$OUT/autoencoder"
+    --vae "$OUT/vae/vae" --model.pretrained "$OUT/autoencoder-start" --output_dir "$OUT/autoencoder-first"
+contentmotion train-autoencoder --config configs/emoji/autoencoder-long.yaml --train_data_dir "$DATA" \
+    --vae "$OUT/vae/vae" --model.pretrained "$OUT/autoencoder-first/autoencoder" --output_dir "$OUT/autoencoder"
 contentmotion encode --config configs/emoji/encode.yaml --train_data_dir "$DATA" \
     --vae "$OUT/vae/vae" --autoencoder "$OUT/autoencoder/autoencoder" --output_dir "$OUT/cache"
 contentmotion train-content --config configs/emoji/content.yaml --cache_dir "$OUT/cache" \
-    --vae "$OUT/vae/vae" --output_dir "$OUT/content"
+    --vae "$OUT/vae/vae" --output_dir "$OUT/content-first"
+contentmotion train-content --config configs/emoji/content-long.yaml --cache_dir "$OUT/cache" \
+    --pretrained_model_name_or_path "$OUT/content-first/content" --output_dir "$OUT/content"
 contentmotion train-motion --config configs/emoji/motion.yaml --cache_dir "$OUT/cache" \
     --pretrained_model_name_or_path "$OUT/content/content" --autoencoder "$OUT/autoencoder/autoencoder" \
     --output_dir "$OUT/motion"

@@ -10,6 +10,7 @@ import torch
 
 from contentmotion import ContentMotionPipeline
 from contentmotion.cli import main
+from contentmotion.pipelines.sampling import resolve_sampling
 from contentmotion.saving import hash_weights
 
 
@@ -168,7 +169,7 @@ def test_export_assembles_parts(tiny_pipeline_dir: Path, tmp_path: Path, capsys:
     (half / "model_index.json").write_text(json.dumps(index))
     output = tmp_path / "whole"
     words = [f"--pretrained_model_name_or_path={half}", f"--output_dir={output}"]
-    words += [f"--autoencoder={tiny_pipeline_dir}", f"--motion_transformer={tiny_pipeline_dir}"]
+    words += [f"--autoencoder={tiny_pipeline_dir}", f"--motion_transformer={tiny_pipeline_dir}", "--guidance_scale=2.5"]
     assert main(["export", *words]) == 0
     assert capsys.readouterr() == (f"{output}\n", "")
 
@@ -180,6 +181,9 @@ def test_export_assembles_parts(tiny_pipeline_dir: Path, tmp_path: Path, capsys:
         for key, tensor in found.items():
             assert torch.equal(tensor, wanted[key].to(tensor.dtype)), (name, key)
     assert exported.unet.dtype == torch.float16
+    assert (original.default_guidance_scale, exported.default_guidance_scale) == (4.0, 2.5)
+    ways = [resolve_sampling(exported, 2, None, given, 1.0).guidance_scale for given in (None, 7.0)]
+    assert ways == [2.5, 7.0], "what a call says goes before what the folder says"
     assert exported.motion_scheduler.config.beta_schedule == "linear"
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], "nothing temporary is left"
     assert not [path for path in output.rglob("*.json") if str(tmp_path) in path.read_text()], "no path of this machine"

@@ -34,6 +34,8 @@ def export(config: ExportConfig) -> None:
         config.motion_transformer,
         dtype=DTYPES[config.dtype],
     )
+    if config.guidance_scale is not None:
+        pipe.register_to_config(guidance_scale=config.guidance_scale)
     try:
         with replacing_folder(output_dir) as folder, quiet():
             pipe.save_pretrained(folder, variant=None if config.dtype == "fp32" else config.dtype)

@@ -44,7 +44,7 @@ class SamplingConfig(HubConfig):
         motion_num_inference_steps: Denoising steps of the motion latent; when not given the content frame's number, or
             50 or 4 where only one of the two is distilled.
         guidance_scale: Classifier-free guidance of the content frame, `null + g * (cond - null)`; 1 turns it off. When
-            not given 4, or 1 for a distilled model.
+            not given what the folder says (2 of the shipped model), else 4; 1 for a distilled model.
         motion_guidance_scale: The same for the motion latent.
         guidance_interval: Guide the content frame between these two times of its noise schedule alone, such as 400 900
             of 0 (the picture) to 1000 (noise): the other steps cost one network pass.
@@ -449,12 +449,14 @@ class ExportConfig(HubConfig):
         dtype: Precision of the saved weights; in 16 bits their files carry its name, as variants do on the hub.
         scores: scores.json of `evaluate` for the model card.
         license: Licence for the model card, as the hub writes it ("apache-2.0", "openrail++", ...).
+        guidance_scale: What the folder's content frames are guided with where nobody says it; 4 when not given.
     """
 
     pretrained_model_name_or_path: str
     autoencoder: str | None = None
     motion_transformer: str | None = None
     output_dir: str
+    guidance_scale: Guidance | None = None
     dtype: Literal["fp32", "fp16", "bf16"] = "fp16"
     scores: str | None = None
     license: str | None = None

@@ -123,6 +123,7 @@ class ContentMotionPipeline(LatentPipeline):
         motion_scheduler: Its scheduler.
         image_pipeline: The image pipeline's class and settings, see ``pipelines.image.stock_settings``; the family's
             own when None.
+        guidance_scale: What its content frames are guided with where a call says nothing; 4 when None.
     """
 
     model_cpu_offload_seq = (
@@ -155,11 +156,14 @@ class ContentMotionPipeline(LatentPipeline):
         image_encoder: PreTrainedModel | None = None,
         feature_extractor: object | None = None,
         image_pipeline: dict[str, Any] | None = None,
+        guidance_scale: float | None = None,
     ) -> None:
         super().__init__()
         values = locals()
         self.register_modules(**{name: values[name] for name in self._optional_components})
-        self.register_to_config(image_pipeline=image_pipeline)
+        if guidance_scale is not None and not (isinstance(guidance_scale, int | float) and 0 <= guidance_scale < 1e6):
+            raise ValueError(f"guidance_scale must be a number from 0, got {guidance_scale!r}")
+        self.register_to_config(image_pipeline=image_pipeline, guidance_scale=guidance_scale)
 
     @classmethod
     def from_image_pipeline(
@@ -199,6 +203,12 @@ class ContentMotionPipeline(LatentPipeline):
         if any((index.get(name) or [None])[0] and name not in given for name in NETWORKS):
             family_in(str(folder))
         return {} if index.get("_class_name") == cls.__name__ else {"image_pipeline": settings_in(index)}
+
+    @property
+    def default_guidance_scale(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """See ``guidance_scale`` of the class."""
+        own = self.config.get("guidance_scale")
+        return super().default_guidance_scale if own is None else own
 
     @property
     def image_pipeline(self) -> DiffusionPipeline | None:
