@@ -21,8 +21,8 @@ WANTS_CPU_TORCH := $(shell test "$$(uname -s)" = Linux && ! nvidia-smi -L >/dev/
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
-	$(BIN)/python -m contentmotion generate "woman lifting weights, dark skin tone" \
-		"running man" "red heart" "man cook, medium-dark skin tone" --output_dir outputs/demo
+	$(BIN)/python -m contentmotion generate "a cat" "clown face" "red heart" "thumbs up" \
+		--output_dir outputs/demo
 	@echo "The videos (mp4, gif) and their sheet (sheet.png) are in $(CURDIR)/outputs/demo"
 
 test: .venv/installed-dev

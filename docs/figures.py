@@ -38,7 +38,8 @@ COUNTED = ROOT / "benchmarks/results/2026-11-21-benchmark-counted.json"
 SHOWN_FRAMES = (0, 3, 6, 9, 12, 15)
 CONTENT, MOTION, BOTH, FROZEN = "#d5e8f7", "#fbe3cd", "#e4e0f3", "#e8e8e8"
 LOGS = {
-    "content, 8 solver steps (shipped)": "content.jsonl", "content, 50 solver steps": "content-50-solver-steps.jsonl",
+    "content, 8 solver steps (shipped)": "content.jsonl",
+    "content, 50 solver steps (second version)": "content-50-solver-steps.jsonl",
     "motion, 50 solver steps (shipped)": "motion.jsonl",
 }  # fmt: skip
 STAGES = {

@@ -18,7 +18,7 @@ from playwright.sync_api import Page, sync_playwright
 
 IMAGES = Path(__file__).parent / "images"
 WIDTHS = (1280, 390)
-PROMPT, SEED = "woman lifting weights, dark skin tone", 7
+PROMPT, SEED = "woman surfing, dark skin tone", 7
 MAX_BYTES = 200_000
 
 

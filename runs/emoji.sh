@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The shipped model and its student, from nothing: text to video, 16 frames of 64x64, from Microsoft's Fluent animated
-# emoji (MIT). About two and a half hours on two CPU cores with bfloat16. Stopped, it goes on when started again.
+# emoji (MIT). About seven hours of one CPU core in float32. Stopped, it goes on when started again.
 #
 #   OUT     where everything is written           (outputs/emoji)
 #   CLIPS   ready clips of the first npm package  (../shared/data/fluent-emoji-anim; without it, all come through npm)

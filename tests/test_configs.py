@@ -113,9 +113,10 @@ def name_of(path: Path) -> str:
 
 
 def command_of(path: Path) -> str:
-    """The command that a recipe's file is for: `motion.yaml` -> "train-motion", `distill-motion.yaml` -> "distill"."""
+    """The command that a recipe's file is for: `motion.yaml` -> "train-motion", `distill-motion.yaml` -> "distill";
+    `motion-long.yaml` is what goes on from it."""
     command = path.stem.split("-")[0]
-    return command if command in COMMANDS else f"train-{path.stem}"
+    return command if command in COMMANDS else f"train-{path.stem.removesuffix('-long')}"
 
 
 def by_name(settings: dict[str, Any]) -> dict[str, Any]:

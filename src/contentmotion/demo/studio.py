@@ -46,11 +46,11 @@ MAX_PIXELS = 3840 * 2160  # of an uploaded frame
 READING_SECONDS = 20.0
 RANGES = {"guidance_scale": MAX_GUIDANCE, "motion_guidance_scale": MAX_GUIDANCE, "strength": 1, "motion_strength": 1}
 SHIPPED_EXAMPLES = (
+    "clown face",
     "red heart",
-    "woman lifting weights, dark skin tone",
-    "man cook, medium-dark skin tone",
-    "face with tears of joy",
-    "woman running, medium skin tone",
+    "woman surfing, dark skin tone",
+    "thumbs up",
+    "a cat",
 )
 
 

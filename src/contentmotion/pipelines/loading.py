@@ -77,7 +77,8 @@ def load_pipeline(
         raise ValueError(
             f"{name_or_path} has no {' and no '.join(absent)}: give --autoencoder and --motion_transformer"
         )
-    few = pipe.scheduler.config.get("timestep_spacing") == "trailing"  # such as SDXL-Turbo's Euler, made for few steps
+    # Trailing steps: such as SDXL-Turbo's Euler, made for few steps.
+    few = getattr(pipe.scheduler, "config", {}).get("timestep_spacing") == "trailing"
     if motion_transformer and not few and not isinstance(pipe.scheduler, SCHEDULERS):
         # A stock Stable Diffusion folder names PNDM or Euler; the paper samples with DDIM.
         pipe.scheduler = training_scheduler(pipe.scheduler.config)
