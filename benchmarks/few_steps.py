@@ -80,7 +80,7 @@ def parse() -> argparse.Namespace:
     add("--train_batch_size", type=int, default=16)
     add("--learning_rate", type=float, default=1e-4)
     add("--num_ddim_steps", type=int, default=10, help="of a consistency model's teacher (default 10)")
-    add("--guidance_scale", type=float, default=4.0, help="of the teachers' content models (default 4)")
+    add("--guidance_scale", type=float, default=2.0, help="of the teachers' content models (default 2)")
     add("--guidance_interval", type=float, nargs=2, default=[400.0, 900.0], help="of the teachers' best sampling")
     add("--guidance_rescale", type=float, default=0.0, help="likewise")
     add("--best_steps", type=int, default=50, help="steps of the teachers' best sampling (default 50)")

@@ -27,7 +27,7 @@ if [ -z "${CONTENTMOTION_LPIPS:-}" ]; then
 fi
 
 contentmotion train-vae --config configs/emoji/vae.yaml --train_data_dir "$DATA" --output_dir "$OUT/vae"
-# The autoencoder goes on from the first model's (2,500 x 8 clips; its recipe is at the same commit), moved to these latents.
+# The autoencoder goes on from the second version's (2,500 x 8 clips; its recipe is at the same commit), moved to these latents.
 FIRST=$OUT/first/src/contentmotion/assets/emoji
 if [ ! -d "$OUT/autoencoder-start" ]; then
     mkdir -p "$OUT/first"
@@ -50,7 +50,7 @@ contentmotion train-motion --config configs/emoji/motion.yaml --cache_dir "$OUT/
     --output_dir "$OUT/motion"
 [ -f "$OUT/pipeline/model_index.json" ] || contentmotion export --pretrained_model_name_or_path "$OUT/content/content" \
     --autoencoder "$OUT/autoencoder/autoencoder" --motion_transformer "$OUT/motion/motion_transformer" \
-    --output_dir "$OUT/pipeline"
+    --guidance_scale 2 --output_dir "$OUT/pipeline"
 
 # The student, judged by the held-out clips: 4 steps of each model in place of 50.
 contentmotion encode --config configs/emoji/encode.yaml --train_data_dir "$DATA" --split heldout \
@@ -70,6 +70,6 @@ if [ -n "${CONTENTMOTION_I3D:-}" ]; then
     [ -d "$SCORED" ] || SCORED=$DATA
     contentmotion evaluate --pretrained_model_name_or_path "$OUT/pipeline" --data_dir "$SCORED" \
         --batch_size 16 --output_dir "$OUT/scores"
-    python benchmarks/few_steps.py --teacher "$OUT/pipeline" --student "$OUT/few-step" --data_dir "$SCORED" \
+    python benchmarks/few_steps.py --teachers teacher="$OUT/pipeline" --students student="$OUT/few-step" --data_dir "$SCORED" \
         --i3d "$CONTENTMOTION_I3D" --output_dir "$OUT/few_steps"
 fi
