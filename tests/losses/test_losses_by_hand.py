@@ -20,7 +20,8 @@ from contentmotion.losses.diffusion import diffusion_loss
 from contentmotion.losses.reconstruction import autoencoder_loss, image_vae_loss
 from contentmotion.pipelines.sampling import denoise
 from contentmotion.stages.stage import Stage
-from tiny import make_image_unet, make_motion_dit, make_pipeline, randomize
+from contentmotion.stages.video import VideoStage
+from tiny import make_image_unet, make_motion_dit, make_pipeline, make_video_unet, randomize
 
 KINDS = ("epsilon", "v_prediction", "sample")
 
@@ -403,16 +404,17 @@ def test_an_exact_flow_map_has_no_loss_and_is_sampled_alike_in_any_steps() -> No
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch.func.jvp's own
-@pytest.mark.parametrize("part", ["content", "motion"])
+@pytest.mark.parametrize("part", ["content", "motion", "video"])
 def test_the_change_of_a_mean_velocity_is_that_of_finite_differences(part: str) -> None:
     """Of the real networks, along the path."""
     flow = flow_map.student_scheduler(FlowMatchEulerDiscreteScheduler(), 50)
     transformer = make_motion_dit(0.1, hidden_size=32, depth=3, motion_channels=4, text_dim=32)
     pipe = make_pipeline(unet=make_image_unet(), motion_transformer=transformer, scheduler=flow, motion_scheduler=flow)
-    plain = pipe.stages[part]
+    plain = VideoStage(pipe.components | {"unet": make_video_unet()}) if part == "video" else pipe.stages[part]
     stage = plain.replace(**{plain.network_name: randomize(plain.telling_target(plain.network), 0.08)})
     batch = {"caption": ["a cat", "rocket"], "content": torch.randn(2, 3, 16, 16)}
-    noisy = torch.randn(2, 3, 16, 16) if part == "content" else torch.randn(2, 4, 4, 16)
+    noisy = torch.randn(2, *{"content": (3, 16, 16), "motion": (4, 4, 16), "video": (4, 3, 16, 16)}[part])
+    batch |= {"latents": noisy}
     told, velocity = stage.encode(batch), torch.randn_like(noisy)
     start, end, h = torch.tensor([900.0, 400.0]), torch.tensor([300.0, 400.0]), 5e-5  # of a tick in 20
     with torch.no_grad():
@@ -422,7 +424,7 @@ def test_the_change_of_a_mean_velocity_is_that_of_finite_differences(part: str) 
     expected = (later - earlier) / (2 * h)
     torch.testing.assert_close(change, expected, atol=0.02 * expected.abs().max().item(), rtol=0)
     assert expected.abs().max() > 0.1 and not torch.allclose(stage(noisy, start, told, end), other, atol=1e-4)
-    with pytest.raises(ValueError, match="target_timesteps|class_labels"):
+    with pytest.raises(ValueError, match="target_timesteps|class_labels|step_length"):
         stage(noisy, start, told)
 
 
