@@ -39,6 +39,10 @@ class DistillConfig(ScoredTrainConfig):
         objective: "consistency" (VideoLCM's); "flow_map", which more steps make better, from a teacher of flow matching
             (content models that are a UNet, motion models); "distribution_matching" (DMD2), with a critic of its own.
         student_every: Of distribution_matching alone: the student's turn is every n-th step, the critic's every one.
+        gan_weight: Of distribution_matching alone, for UNets: the critic also learns to tell the student's samples from
+            the cache's, and the student to pass for those; how much this counts for the student. 0: not at all; DMD2's
+            is 0.001 to 0.005.
+        critic_gan_weight: How much it counts for the critic.
         guidance_scale: Guidance of the teacher that the student learns to do without, `null + g * (cond - null)`;
             VideoLCM's w of 9 is 10. Take what the teacher is sampled with.
         guidance_interval: Two times of the noise schedule, such as 400 900: the teacher is guided between them alone,
@@ -47,6 +51,8 @@ class DistillConfig(ScoredTrainConfig):
         guidance_range: Two scales, such as 1 10: the student is told the scale, drawn between them in training, and is
             sampled with any of them, as LCM's UNets are (content model, all weights trained). It is scored and shown at
             guidance_scale.
+        solver: Of consistency alone: how the teacher gets a step further: "ddim" (of a flow, Euler's), or "heun", of
+            second order, for twice the teacher's passes.
         num_ddim_steps: Steps of the teacher's solver over the whole schedule; 8 (the most steps that a student is shown
             with) to 1000.
         huber_c: Below this, the loss is quadratic.
@@ -65,10 +71,13 @@ class DistillConfig(ScoredTrainConfig):
     cache_dir: str
     objective: Literal["consistency", "flow_map", "distribution_matching"] = "consistency"
     student_every: Batch = 5
+    gan_weight: Weight = 0.0
+    critic_gan_weight: Weight = 0.01
     guidance_scale: Guidance = 10.0
     guidance_interval: tuple[Time, ...] | None = None
     guidance_rescale: Share = 0.0
     guidance_range: tuple[Guidance, ...] | None = None
+    solver: Literal["ddim", "heun"] = "ddim"
     num_ddim_steps: Annotated[int, Range(8, 1000)] = 50
     huber_c: Positive = 0.001
     content_noise: Weight = 0.0
@@ -96,8 +105,9 @@ class DistillConfig(ScoredTrainConfig):
             self.objective != "distribution_matching" or self.max_train_steps >= self.student_every,
             "--student_every is more than --max_train_steps: the student would never be trained",
         )
-        unused = {"consistency": ("student_every",), "flow_map": ("student_every", "num_ddim_steps")}
-        for name in unused.get(self.objective, ("huber_c",)):
+        matching = ("student_every", "gan_weight", "critic_gan_weight")
+        unused = {"consistency": matching, "flow_map": (*matching, "solver", "num_ddim_steps")}
+        for name in unused.get(self.objective, ("solver", "huber_c")):
             usual = type(self).__dataclass_fields__[name].default
             require(getattr(self, name) == usual, f"--objective {self.objective} has no use for --{name}")
         require(

@@ -156,7 +156,8 @@ class VideoStage(Stage):
         if encoder is not None:
             t, _, h, w = shape
             condition["joined"] = torch.zeros((batch_size, t, encoder.config.out_channels, h, w), **place)
-        noisy, ones = torch.zeros((batch_size, *shape), **place), torch.ones(batch_size, dtype=torch.long, device=device)
+        noisy = torch.zeros((batch_size, *shape), **place)
+        ones = torch.ones(batch_size, dtype=torch.long, device=device)
         if self.network.config.get("step_embed"):  # type: ignore[reportAttributeAccessIssue]
             condition["target_timesteps"] = ones
         return noisy, ones, condition

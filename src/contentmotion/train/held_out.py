@@ -64,9 +64,10 @@ class HeldOut:
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + value.item() * size
         means = {name: total / points for name, total in sums.items()}
-        return {"heldout_loss": means.pop("loss"), **means, "student_error": self._student_error()}
+        return {"heldout_loss": means.pop("loss"), **means, "student_error": self.student_error()}
 
-    def _student_error(self) -> float:
+    def student_error(self) -> float:
+        """The last of ``score``'s numbers alone."""
         numbers, guidance = range(len(self.batches)), self.config.guidance
         if not self._teachers:
             self._teachers = [self._sample(self.teacher, TEACHER_STEPS, guidance, k).cpu() for k in numbers]
