@@ -37,7 +37,7 @@ class DistillConfig(ScoredTrainConfig):
         cache_dir: Latent cache, made by encode with the teacher's image VAE and autoencoder; for a video model with
             `--latents_only true`, and with the maps that the model follows.
         objective: "consistency" (VideoLCM's); "flow_map", which more steps make better, from a teacher of flow matching
-            (content models that are a UNet, motion models); "distribution_matching" (DMD2), with a critic of its own.
+            (UNets, motion models); "distribution_matching" (DMD2), with a critic of its own.
         student_every: Of distribution_matching alone: the student's turn is every n-th step, the critic's every one.
         gan_weight: Of distribution_matching alone, for UNets: the critic also learns to tell the student's samples from
             the cache's, and the student to pass for those; how much this counts for the student. 0: not at all; DMD2's

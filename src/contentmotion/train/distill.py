@@ -38,7 +38,7 @@ from contentmotion.train.held_out import Alarms, HeldOut, what_scores_depend_on
 from contentmotion.train.loop import fit
 from contentmotion.train.previews import make_previews
 from contentmotion.train.processes import on_main, this_process
-from contentmotion.train.scoring import BEST_FOLDER, Scorer, make_scorer, student_score, whole
+from contentmotion.train.scoring import BEST_FOLDER, Scorer, make_scorer, student_score, write_best
 from contentmotion.video.write import write_contact_sheet
 
 # Steps of the teacher and of the student in previews.
@@ -82,7 +82,7 @@ def distill(config: DistillConfig) -> None:
 
     scored = type(pipe)(**student.components)
     # Captions can be found again in whole videos alone; a motion model's true content frames would tell them.
-    whole_videos = config.part == "video" or config.part == "content" and scored.components["motion_transformer"]
+    whole_videos = config.part == "video" or config.part == "content" and scored.components.get("motion_transformer")
     component = "full" if whole_videos else config.part
     score = make_scorer(scored, config, component, run_dir)
     best = keep_best(run_dir, save, unseen, score, config) if is_main else None
@@ -128,7 +128,7 @@ def keep_best(
     """The keeper of the best student: with held-out clips of the result, with ``eval.steps`` alone beside it."""
     scored_on: dict[str, Any] = {} if score is None else score.scored_on
     if unseen is None:
-        return score and Best(run_dir, run_dir / BEST_FOLDER, whole(run_dir, save), "score", scored_on)
+        return score and Best(run_dir, run_dir / BEST_FOLDER, partial(write_best, run_dir, save), "score", scored_on)
     scored_on = scored_on | what_scores_depend_on(unseen, config)
     name = "student_error" if score is None else "score"
     return Best(run_dir, run_dir / FOLDERS[config.part], partial(save, run_dir), name, scored_on)

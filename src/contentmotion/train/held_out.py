@@ -141,12 +141,12 @@ class Alarms:
     LATER = 20
     MEANINGS = {
         "x0_std_ratio": (
-            "the student's predictions are flatter than the teacher's (collapse, blur): lower --learning_rate or "
+            "the student's predictions are flatter than the clips (collapse, blur): lower --learning_rate or "
             "raise --ema_decay; early in training wait, it has the guidance to learn",
-            "the student's predictions are harsher than the teacher's: lower --learning_rate or --guidance_scale",
+            "the student's predictions are harsher than the clips: lower --learning_rate or --guidance_scale",
         ),
         "motion_ratio": (
-            "the student moves less than the teacher: train longer at a lower --learning_rate, with more clips that "
+            "the student moves less than the clips: train longer at a lower --learning_rate, with more clips that "
             "move, or lower --guidance_scale",
             "the student flickers: lower --learning_rate or raise --ema_decay",
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from contentmotion.config import EvaluateConfig, ScoredTrainConfig
@@ -77,7 +78,7 @@ class Scorer:
         self.parts: Mapping[str, dict[str, float]] = {}
         self.best: Best | None = None
         if save is not None and this_process().is_main_process:
-            self.best = Best(run_dir, run_dir / BEST_FOLDER, whole(run_dir, save), SCORE, self.scored_on)
+            self.best = Best(run_dir, run_dir / BEST_FOLDER, partial(write_best, run_dir, save), SCORE, self.scored_on)
 
     def __call__(self, step: int) -> dict[str, float]:
         """The component's numbers after a step, by name; none in all processes but the first."""
@@ -100,14 +101,10 @@ def make_scorer(
     return Scorer(pipe, config, component, run_dir, save) if config.eval.steps else None
 
 
-def whole(run_dir: Path, save: Callable[[Path], None]) -> Callable[[], None]:
+def write_best(run_dir: Path, save: Callable[[Path], None]) -> None:
     """Writes what is trained into ``best``, whole or not at all."""
-
-    def keep() -> None:
-        with replacing_folder(run_dir / BEST_FOLDER) as folder:
-            save(folder)
-
-    return keep
+    with replacing_folder(run_dir / BEST_FOLDER) as folder:
+        save(folder)
 
 
 def student_score(parts: Mapping[str, dict[str, float]], component: str, **distance: float) -> dict[str, float]:
