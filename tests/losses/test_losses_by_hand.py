@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from contentmotion.config import DistillConfig, PerceptualLoss, TrainContentConfig
+from contentmotion.config import DistillConfig, MethodSettings, PerceptualLoss, TrainContentConfig
 from contentmotion.losses import consistency, diffusion, flow_map
 from contentmotion.losses import distribution_matching as matching
 from contentmotion.losses.consistency import consistency_loss
@@ -287,7 +287,12 @@ def test_heuns_step_of_the_teacher(kind: str) -> None:
         scheduler = DDIMScheduler(beta_schedule="linear", prediction_type=prediction, clip_sample=False, **zero)
     student, target, teacher = (LineStage(scheduler, slope) for slope in (0.3, 0.5, -0.2))
     config = DistillConfig(
-        cache_dir="x", output_dir="x", part="content", guidance_scale=3.0, num_ddim_steps=10, solver="heun"
+        cache_dir="x",
+        output_dir="x",
+        part="content",
+        guidance_scale=3.0,
+        num_ddim_steps=10,
+        method=MethodSettings(solver="heun"),
     )
     consistency_loss(student, target, teacher, make_batch(200), config)
     (x, start, number), (reached, end, _) = student.calls[-1], target.calls[-1]
@@ -339,7 +344,7 @@ def test_distribution_matching(place: int) -> None:
     )
     config = DistillConfig(
         cache_dir="x", output_dir="x", part="content", objective="distribution_matching", guidance_scale=3.0,
-        student_every=2,
+        method=MethodSettings(student_every=2),
     )  # fmt: skip
     batch = make_batch(400) | {"step": 2 * place}
     losses = matching.matching_loss(student, critic, teacher, batch, config)
@@ -404,7 +409,7 @@ def test_a_critic_that_tells_samples_from_clips() -> None:
     for weight in (0.0, 0.3):
         config = DistillConfig(
             cache_dir="x", output_dir="x", part="content", objective="distribution_matching", guidance_scale=1.0,
-            gan_weight=weight, critic_gan_weight=0.7,
+            method=MethodSettings(gan_weight=weight, critic_gan_weight=0.7),
         )  # fmt: skip
         student.network.slope.grad = None
         losses = matching.matching_loss(student, critic, teacher, make_batch(300) | {"step": 0}, config)
@@ -437,7 +442,7 @@ def test_a_critic_that_tells_samples_from_clips() -> None:
     assert losses["loss"].item() == pytest.approx((denoised + 0.7 * told).item(), rel=1e-3)
     assert student.network.slope.grad is None and judge.weight.grad is not None
 
-    with pytest.raises(ValueError, match="--gan_weight: a MotionDiT has no bottleneck"):
+    with pytest.raises(ValueError, match="--method.gan_weight: a MotionDiT has no bottleneck"):
         matching.make_classifier(make_motion_dit(), 0)
     unet = make_image_unet()
     logits = matching.make_classifier(unet, 0)(torch.randn(2, 32, 4, 4))

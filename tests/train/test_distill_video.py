@@ -11,7 +11,7 @@ from diffusers import LCMScheduler
 from safetensors.torch import load_file
 
 from contentmotion.commands.encode import encode
-from contentmotion.config import DistillConfig, EncodeConfig, LoraSettings, TrainVideoConfig, VideoSizes
+from contentmotion.config import DistillConfig, EncodeConfig, LoraSettings, MethodSettings, TrainVideoConfig, VideoSizes
 from contentmotion.cost.plan import print_plan
 from contentmotion.losses import distribution_matching
 from contentmotion.pipelines.loading import load_video_pipeline
@@ -102,11 +102,11 @@ def test_resumed_is_the_same_as_not_stopped(root: Path, objective: str) -> None:
     """The critic's classifier, too, which tells nothing from anything at first."""
     settings: dict[str, Any] = {"objective": objective}
     if objective == "distribution_matching":
-        settings |= {"student_every": 1, "gan_weight": 0.1}
+        settings |= {"method": MethodSettings(student_every=1, gan_weight=0.1)}
     whole = run(root, f"whole-{objective}", **settings)
     run(root, f"parts-{objective}", **settings, max_train_steps=1)
     parts = run(root, f"parts-{objective}", **settings)
-    if "gan_weight" in settings:
+    if "method" in settings:
         lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
         assert lines[0]["critic/gan_loss"] == pytest.approx(2 * math.log(2)) != lines[1]["critic/gan_loss"]
     one, other = (load_file(folder / "video" / WEIGHTS) for folder in (whole, parts))

@@ -15,6 +15,7 @@ from contentmotion.config import (
     DistillConfig,
     EncodeConfig,
     LoraSettings,
+    MethodSettings,
     MotionSizes,
     TrainAutoencoderConfig,
     TrainContentConfig,
@@ -171,7 +172,10 @@ def test_a_flow_map(root: Path, part: str) -> None:
 
 def test_distribution_matching_of_flow_teachers(root: Path) -> None:
     """Times are no whole numbers; the students' are those that their family samples with."""
-    teacher, settings = root / "teacher", STEPS | {"max_train_steps": 2, "validation_steps": 0, "student_every": 1}
+    teacher, settings = (
+        root / "teacher",
+        STEPS | {"max_train_steps": 2, "validation_steps": 0, "method": MethodSettings(student_every=1)},
+    )
     if not teacher.exists():
         load(root).save_pretrained(teacher)
     distill(
@@ -202,8 +206,8 @@ def test_what_is_no_flow_map(root: Path) -> None:
     with pytest.raises(ValueError, match="--objective flow_map has no use for --num_ddim_steps"):
         DistillConfig(**settings, part="content", num_ddim_steps=20)
     for name, value in {"solver": "heun", "gan_weight": 0.1}.items():
-        with pytest.raises(ValueError, match=f"--objective flow_map has no use for --{name}"):
-            DistillConfig(**settings, part="content", **{name: value})
+        with pytest.raises(ValueError, match=f"--objective flow_map has no use for --method.{name}"):
+            DistillConfig(**settings, part="content", method=MethodSettings(**{name: value}))
     with pytest.raises(ValueError, match="matches no single samples, which held-out clips would score"):
         DistillConfig(
             **settings | {"objective": "distribution_matching", "max_train_steps": 9},

@@ -58,7 +58,7 @@ def consistency_loss(
         output = guided_output(teacher, noisy, start, batch, config)
         said = schedule.predict_noise(output, noisy, start)
         earlier = schedule.add_noise(schedule.predict_x0(output, noisy, start), said, end)
-        if config.solver == "heun":
+        if config.method.solver == "heun":
             then = schedule.predict_noise(guided_output(teacher, earlier, end, batch, config), earlier, end)
             earlier = earlier + schedule.heun_weight(start, end, earlier) * (then - said)
         target_sample = consistency_sample(target, earlier, end, batch)

@@ -32,7 +32,7 @@ def players(student: Stage, teacher: Stage, config: DistillConfig) -> list[Playe
     if config.gradient_checkpointing:
         enable_checkpointing(network)
     critic = teacher.replace(**{teacher.network_name: network})
-    if config.gan_weight:
+    if config.method.gan_weight:
         critic.add_module("classifier", make_classifier(network, config.seed))
 
     def student_loss(student: Stage, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -42,7 +42,7 @@ def players(student: Stage, teacher: Stage, config: DistillConfig) -> list[Playe
         return critic_loss(critic, student, teacher.prepare(batch), config)
 
     return [
-        Player(student, student_loss, every=config.student_every),
+        Player(student, student_loss, every=config.method.student_every),
         Player(critic, learn, name="critic", ema_decay=0),
     ]
 
@@ -74,7 +74,7 @@ def matching_loss(
     times = share * schedule.num_train_timesteps
     times = times if schedule.is_flow else times.long()
     noisy = schedule.add_noise(sample, randn(x0.shape, generator).to(x0), times)
-    with torch.set_grad_enabled(config.gan_weight > 0):
+    with torch.set_grad_enabled(config.method.gan_weight > 0):
         output, judged = output_and_logits(critic, noisy, times, batch)
     with torch.no_grad():
         true = schedule.predict_x0(guided_output(teacher, noisy, times, batch, config), noisy, times)
@@ -84,7 +84,7 @@ def matching_loss(
     losses = {"loss": 0.5 * F.mse_loss(sample, (sample - direction).detach())}
     if judged is not None:
         losses["gan_loss"] = F.softplus(-judged).mean()
-        losses["loss"] = losses["loss"] + config.gan_weight * losses["gan_loss"]
+        losses["loss"] = losses["loss"] + config.method.gan_weight * losses["gan_loss"]
     return losses | compare_samples(sample.detach(), x0, teacher.time_axis)
 
 
@@ -105,7 +105,7 @@ def critic_loss(critic: Stage, student: Stage, batch: dict[str, Any], config: Di
         real = schedule.add_noise(x0, randn(x0.shape, generator).to(x0), times)
         true = output_and_logits(critic, real, times, batch)[1]
         losses["gan_loss"] = F.softplus(false).mean() + F.softplus(-true).mean()
-        losses["loss"] = losses["loss"] + config.critic_gan_weight * losses["gan_loss"]
+        losses["loss"] = losses["loss"] + config.method.critic_gan_weight * losses["gan_loss"]
     return losses
 
 
@@ -118,7 +118,7 @@ def student_sample(student: Stage, batch: dict[str, Any], like: Tensor, config: 
         like: Of the samples' shape.
         config: How often the student's turn is.
     """
-    steps, number = PLACES[batch["step"] // config.student_every % len(PLACES)]
+    steps, number = PLACES[batch["step"] // config.method.student_every % len(PLACES)]
     student.set_timesteps(steps, like.shape, like.device)
     times, generator = student.scheduler.timesteps.to(like.device), batch["generator"]
     noisy = randn(like.shape, generator).to(like)
@@ -152,8 +152,8 @@ def make_classifier(network: Any, seed: int) -> nn.Module:
     """
     if getattr(network, "mid_block", None) is None:
         raise ValueError(
-            f"--gan_weight: a {type(network).__name__} has no bottleneck for a classifier to look at, as UNets have; "
-            "leave it at 0"
+            f"--method.gan_weight: a {type(network).__name__} has no bottleneck for a classifier to look at, as UNets "
+            "have; leave it at 0"
         )
     torch.manual_seed(seed)
     width = network.config.block_out_channels[-1]
