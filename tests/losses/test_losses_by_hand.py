@@ -287,13 +287,9 @@ def test_heuns_step_of_the_teacher(kind: str) -> None:
         scheduler = DDIMScheduler(beta_schedule="linear", prediction_type=prediction, clip_sample=False, **zero)
     student, target, teacher = (LineStage(scheduler, slope) for slope in (0.3, 0.5, -0.2))
     config = DistillConfig(
-        cache_dir="x",
-        output_dir="x",
-        part="content",
-        guidance_scale=3.0,
-        num_ddim_steps=10,
+        cache_dir="x", output_dir="x", part="content", guidance_scale=3.0, num_ddim_steps=10,
         method=MethodSettings(solver="heun"),
-    )
+    )  # fmt: skip
     consistency_loss(student, target, teacher, make_batch(200), config)
     (x, start, number), (reached, end, _) = student.calls[-1], target.calls[-1]
     x, number = x.double(), 3 * number.double()[:, None, None]  # guided three times; the null condition's is 0
