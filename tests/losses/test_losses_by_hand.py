@@ -318,7 +318,7 @@ def test_heuns_step_of_the_teacher(kind: str) -> None:
         heun = b.sqrt() * (y + way * (slope(y, a) + slope(euler / b.sqrt(), b)) / 2)
         expected = torch.where(a > 0, heun, euler)
     torch.testing.assert_close(reached.double(), expected, atol=1e-4, rtol=1e-4)
-    assert (expected - euler).abs().mean() > 0.01
+    assert (expected - euler).abs().mean() > 0.002, "far more than the tolerance"
 
 
 def lcm_says(alphas: Tensor, call: tuple[Tensor, Tensor, Tensor], slope: Any) -> Tensor:
@@ -522,7 +522,9 @@ def test_the_change_of_a_mean_velocity_is_that_of_finite_differences(part: str) 
     transformer = make_motion_dit(0.1, hidden_size=32, depth=3, motion_channels=4, text_dim=32)
     pipe = make_pipeline(unet=make_image_unet(), motion_transformer=transformer, scheduler=flow, motion_scheduler=flow)
     plain = VideoStage(pipe.components | {"unet": make_video_unet()}) if part == "video" else pipe.stages[part]
-    stage = plain.replace(**{plain.network_name: randomize(plain.telling_target(plain.network), 0.08)}).eval()
+    stage = plain.replace(
+        **{plain.network_name: randomize(plain.telling_target(plain.network), 0.2 if part == "video" else 0.08)}
+    ).eval()
     batch = {"caption": ["a cat", "rocket"], "content": torch.randn(2, 3, 16, 16)}
     noisy = torch.randn(2, *{"content": (3, 16, 16), "motion": (4, 4, 16), "video": (4, 3, 16, 16)}[part])
     batch |= {"latents": noisy}
