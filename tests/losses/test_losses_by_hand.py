@@ -521,7 +521,9 @@ def test_the_change_of_a_mean_velocity_is_that_of_finite_differences(part: str) 
     flow = flow_map.student_scheduler(FlowMatchEulerDiscreteScheduler(), 50)
     transformer = make_motion_dit(0.1, hidden_size=32, depth=3, motion_channels=4, text_dim=32)
     pipe = make_pipeline(unet=make_image_unet(), motion_transformer=transformer, scheduler=flow, motion_scheduler=flow)
-    plain = VideoStage(pipe.components | {"unet": make_video_unet()}) if part == "video" else pipe.stages[part]
+    # At 32 channels each is a norm's own group, which takes out what the times' embeddings add to it.
+    video = VideoStage(pipe.components | {"unet": make_video_unet(block_out_channels=(64, 64))})
+    plain = video if part == "video" else pipe.stages[part]
     stage = plain.replace(**{plain.network_name: randomize(plain.telling_target(plain.network), 0.08)}).eval()
     batch = {"caption": ["a cat", "rocket"], "content": torch.randn(2, 3, 16, 16)}
     noisy = torch.randn(2, *{"content": (3, 16, 16), "motion": (4, 4, 16), "video": (4, 3, 16, 16)}[part])
@@ -532,10 +534,9 @@ def test_the_change_of_a_mean_velocity_is_that_of_finite_differences(part: str) 
         change = flow_map.velocity_change(stage, noisy, start, end, told, velocity)
         later, earlier = (stage(noisy + s * velocity, start + 1000 * s, told, end) for s in (h, -h))
         other = stage(noisy, start, told, end - 100)
-    least = 1e-6 if part == "video" else 1e-4
     expected = (later - earlier) / (2 * h)
     torch.testing.assert_close(change, expected, atol=0.02 * expected.abs().max().item(), rtol=0)
-    assert expected.abs().max() > 0.1 and not torch.allclose(stage(noisy, start, told, end), other, atol=least)
+    assert expected.abs().max() > 0.1 and not torch.allclose(stage(noisy, start, told, end), other, atol=1e-4)
     with pytest.raises(ValueError, match="target_timesteps|class_labels|step_length"):
         stage(noisy, start, told)
 
