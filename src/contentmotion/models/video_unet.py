@@ -288,6 +288,7 @@ def telling_step(unet: UNet3DConditionModel) -> VideoUNet:
     known = signature(VideoUNet.__init__).parameters
     told = VideoUNet(**{name: value for name, value in unet.config.items() if name in known} | {"step_embed": True})
     told.load_state_dict(unet.state_dict(), strict=False)
+    assert told.step_embedding is not None
     for parameter in told.step_embedding.linear_2.parameters():
         nn.init.zeros_(parameter)
     return told.to(unet.device).train(unet.training)

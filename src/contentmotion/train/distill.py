@@ -84,24 +84,24 @@ def distill(config: DistillConfig) -> None:
     # Captions can be found again in whole videos alone; a motion model's true content frames would tell them.
     whole_videos = config.part == "video" or config.part == "content" and scored.components.get("motion_transformer")
     component = "full" if whole_videos else config.part
-    score = make_scorer(scored, config, component, run_dir)
-    best = keep_best(run_dir, save, unseen, score, config) if is_main else None
+    scorer = make_scorer(scored, config, component, run_dir)
+    best = keep_best(run_dir, save, unseen, scorer, config) if is_main else None
     held_out = HeldOut(player, teacher, unseen, config) if is_main and unseen is not None else None
 
     def score_held_out(step: int) -> dict[str, float]:
         scores = {} if held_out is None else held_out.score()
-        if best is not None and score is None:
+        if best is not None and scorer is None:
             best.offer(step, scores["student_error"])
         return scores
 
     def score_samples(step: int) -> dict[str, float]:
-        assert score is not None
-        row = score(step)
+        assert scorer is not None
+        row = scorer(step)
 
         def offer() -> None:
-            assert best is not None
+            assert best is not None and scorer is not None
             distance = {} if held_out is None else {"student_error": held_out.student_error()}
-            best.offer(step, **student_score(score.parts, component, **distance))
+            best.offer(step, **student_score(scorer.parts, component, **distance))
 
         on_main(offer)
         return row
@@ -117,20 +117,24 @@ def distill(config: DistillConfig) -> None:
         record=partial(record_settings, run_dir, "distill", config),
     )  # fmt: skip
     if is_main:
-        if unseen is None and score is None:
+        if unseen is None and scorer is None:
             (run_dir / BEST).unlink(missing_ok=True)
         print(run_dir / FOLDERS[config.part])
 
 
 def keep_best(
-    run_dir: Path, save: Callable[[Path], None], unseen: LatentCache | None, score: Scorer | None, config: DistillConfig
+    run_dir: Path,
+    save: Callable[[Path], None],
+    unseen: LatentCache | None,
+    scorer: Scorer | None,
+    config: DistillConfig,
 ) -> Best | None:
     """The keeper of the best student: with held-out clips of the result, with ``eval.steps`` alone beside it."""
-    scored_on: dict[str, Any] = {} if score is None else score.scored_on
+    scored_on: dict[str, Any] = {} if scorer is None else scorer.scored_on
     if unseen is None:
-        return score and Best(run_dir, run_dir / BEST_FOLDER, partial(write_best, run_dir, save), "score", scored_on)
+        return scorer and Best(run_dir, run_dir / BEST_FOLDER, partial(write_best, run_dir, save), "score", scored_on)
     scored_on = scored_on | what_scores_depend_on(unseen, config)
-    name = "student_error" if score is None else "score"
+    name = "student_error" if scorer is None else "score"
     return Best(run_dir, run_dir / FOLDERS[config.part], partial(save, run_dir), name, scored_on)
 
 

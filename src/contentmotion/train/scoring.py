@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from contentmotion.config import EvaluateConfig, ScoredTrainConfig
 from contentmotion.config.use import Component
