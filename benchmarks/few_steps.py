@@ -97,6 +97,9 @@ def parse() -> argparse.Namespace:
         parser.error("--objectives need a --cache_dir to distil with")
     if arguments.students is None:
         arguments.students = [] if arguments.objectives else ["student=emoji-lcm"]
+    for word in (*arguments.teachers, *arguments.students):
+        if "=" not in word:
+            parser.error(f"--teachers and --students take NAME=FOLDER, got {word}")
     arguments.teachers = dict(word.split("=", 1) for word in arguments.teachers)
     return arguments
 

@@ -157,3 +157,15 @@ def test_slerp_keeps_the_length_and_turns_evenly() -> None:
         diffusion.slerp(a, 2 * a, torch.tensor([0.0, 0.5, 1.0])), torch.tensor([1.0, 1.5, 2.0])[:, None] * a
     )
     assert torch.equal(diffusion.slerp(0 * a, b, torch.ones(3)), b), "zero has no direction"
+
+
+def test_slerp_of_any_lengths_and_precision() -> None:
+    """By the law of sines, pair by pair: lengths 2 and 3 at 60 degrees, 1 and 1 at a right angle."""
+    a = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    b = torch.tensor([[1.5, 1.5 * 3**0.5], [1.0, 0.0]])
+    shares = torch.tensor([0.25, 0.5], dtype=torch.float64)
+    of_a = torch.tensor([[math.sin(math.pi / 4) / math.sin(math.pi / 3)], [0.5**0.5]])
+    of_b = torch.tensor([[math.sin(math.pi / 12) / math.sin(math.pi / 3)], [0.5**0.5]])
+    torch.testing.assert_close(diffusion.slerp(a, b, shares), of_a * a + of_b * b)
+    half = diffusion.slerp(a.bfloat16(), b.bfloat16(), shares)
+    assert half.dtype == torch.bfloat16 and torch.allclose(half.float(), of_a * a + of_b * b, atol=0.02)

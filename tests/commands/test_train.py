@@ -81,6 +81,18 @@ def test_once_more_does_nothing(made: Path, phone: Path, capsys: pytest.CaptureF
     assert "[" not in capsys.readouterr().err
 
 
+def test_a_setting_that_a_later_version_adds_changes_nothing(
+    made: Path, phone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (made / "train.json").read_text()
+    later = dataclasses.make_dataclass(
+        "Later", [("more", int, 3)], bases=(whole.EncodeConfig,), frozen=True, kw_only=True
+    )
+    monkeypatch.setattr(whole, "EncodeConfig", later)
+    assert give(phone, made) == 0
+    assert (made / "train.json").read_text() == before
+
+
 def test_other_settings_and_other_folders_are_refused(
     made: Path, phone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,6 +24,7 @@ from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.tables import number
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import few_steps  # noqa: E402
 from systems.clips import SYSTEMS as OTHERS  # noqa: E402
 from systems.training import TrainingResult, training_report, training_steps  # noqa: E402
 
@@ -240,3 +241,13 @@ def test_mistakes_are_one_line(words: list[str], message: str, capsys: pytest.Ca
 
 def test_numbers_have_three_digits() -> None:
     assert [number(x) for x in (0.0, 0.01234, 1.0, 12.34, 4633.2)] == ["0", "0.0123", "1.00", "12.3", "4,633"]
+
+
+@pytest.mark.parametrize("words", [["--teachers", "outputs/ddpm"], ["--students", "a=b", "outputs/ddpm"]])
+def test_a_folder_without_a_name_is_one_line(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["few_steps.py", "--data_dir", "x", "--i3d", __file__, *words])
+    with pytest.raises(SystemExit):
+        few_steps.parse()
+    assert capsys.readouterr().err.endswith("error: --teachers and --students take NAME=FOLDER, got outputs/ddpm\n")

@@ -8,7 +8,7 @@ import torch
 
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.pipelines.sampling import warn_once
-from contentmotion.stages.text import cut_words, encode_prompts, make_text_encoder
+from contentmotion.stages.text import cut_words, encode_prompts, make_text_encoder, unknown_words
 
 CAPTIONS = ["a small white star spins", "a large red square moves left over a blue background", "Zebras, 2 of them!"]
 
@@ -59,3 +59,16 @@ def test_what_is_cut_off_a_prompt_is_named(tiny_pipeline_dir: Path, caplog: pyte
             pipe(prompt, num_inference_steps=1, output_type="latent")
     ours = [record.message for record in caplog.records if record.name.startswith("contentmotion")]
     assert [lost in message for message in ours] == [True]
+
+
+def test_what_the_tokenizer_does_not_know_is_named(tiny_pipeline_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """No caption's word ends in "9" or "q"; none has a "!" either, which nobody misses."""
+    pipe = load_pipeline(str(tiny_pipeline_dir))
+    pipe.set_progress_bar_config(disable=True)
+    warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for prompt in ("cat!", "a 9 q-cat miq."):
+            pipe(prompt, num_inference_steps=1, output_type="latent")
+    ours = [record.message for record in caplog.records if record.name.startswith("contentmotion")]
+    assert len(ours) == 1 and "of the prompt 'a 9 q-cat miq.' " in ours[0] and "of '9', 'q-cat', 'miq':" in ours[0]
+    assert unknown_words(pipe.tokenizer, "") == unknown_words(pipe.tokenizer, "!") == []

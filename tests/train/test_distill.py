@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from contentmotion import diffusion
-from contentmotion.config import DistillConfig, LoraSettings, MethodSettings, ScheduledEvaluation, TrainMotionConfig
+from contentmotion.config import DistillConfig, LoraSettings, ScheduledEvaluation, TrainMotionConfig
 from contentmotion.losses import consistency
 from contentmotion.losses.consistency import consistency_loss, student_scheduler
 from contentmotion.pipelines.loading import load_pipeline
@@ -151,8 +151,10 @@ def test_student_samples_in_few_steps(root: Path, distill_config: Configure, par
     assert len(passes) == 4
 
 
-def test_a_student_that_is_told_the_guidance_scale(root: Path, distill_config: Configure) -> None:
-    """It begins as its teacher, and is sampled with any scale in one pass a step."""
+def test_a_student_that_is_told_the_guidance_scale(
+    root: Path, distill_config: Configure, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It begins as its teacher, is sampled with any scale in one pass a step, and keeps which it has learned."""
     teacher = load_pipeline(f"{root}/teacher").stages["content"]
     told, noisy = teacher.telling_guidance(teacher.network), torch.randn(1, 3, 16, 16)
     condition = teacher.encode(teacher.text_features(["a square"]))
@@ -174,6 +176,16 @@ def test_a_student_that_is_told_the_guidance_scale(root: Path, distill_config: C
         for guidance in (1.0, 5.0)
     ]  # fmt: skip
     assert passes == [1] * 4 and not torch.equal(*frames)
+
+    warn_once.cache_clear()
+    pipe.register_to_config(guidance_scale=9.0)
+    with caplog.at_level(logging.WARNING):
+        scales = [resolve_sampling(pipe, 2, 1, scale, 1.0).guidance_scale for scale in (None, 1.0, 6.0, 6.5)]
+    assert scales == [6.0, 1.0, 6.0, 6.5], "the default is as near to the model's own as it has learned"
+    ours = [record.message for record in caplog.records if record.name.startswith("contentmotion")]
+    assert ours == [
+        "the content model was told guidance scales from 1 to 6 in training: what it makes of 6.5 is a guess"
+    ]
 
 
 def test_what_cannot_be_told_the_guidance_scale(root: Path, distill_config: Configure) -> None:
@@ -228,7 +240,7 @@ def test_two_players_distil_and_resume_exactly(root: Path, distill_config: Confi
     """The critic at every step, the student at every second one; both optimizers come back."""
     settings = {
         "objective": "distribution_matching",
-        "method": MethodSettings(student_every=2),
+        "student_every": 2,
         "max_train_steps": 4,
         "checkpoints_total_limit": 9,
     }
@@ -246,8 +258,8 @@ def test_two_players_distil_and_resume_exactly(root: Path, distill_config: Confi
     distill(distill_config("matched", "motion", **settings))
     again = load_file(out / "motion_transformer" / WEIGHTS)
     assert all(torch.equal(again[key], expected[key]) for key in expected)
-    with pytest.raises(ValueError, match="--method.student_every is more than --max_train_steps"):
-        distill_config("bad", "motion", **settings | {"method": MethodSettings(student_every=5)})
+    with pytest.raises(ValueError, match="--student_every is more than --max_train_steps"):
+        distill_config("bad", "motion", **settings | {"student_every": 5})
 
 
 def test_lcm_sampling_equals_diffusers(root: Path) -> None:

@@ -1,8 +1,8 @@
 """Command ``train``: every stage one after the other, from a folder of videos to a pipeline, a sheet and a report.
 
 A stage is a command, called as the command line calls it with the settings in ``settings/N-NAME.yaml``. What is
-finished is noted in ``train.json`` with a hash of its settings and of those of the stages that it builds on: so nothing
-is done twice, and nothing is built on what has changed since.
+finished is noted in ``train.json`` with a hash of that file's settings and of those of the stages that it builds on: so
+nothing is done twice, and nothing is built on what has changed since.
 """
 
 from __future__ import annotations
@@ -264,8 +264,8 @@ class Whole:
         for number, stage in enumerate(self.stages, start=1):
             path = _settings_path(self.root, number, stage)
             self.configs[stage.name] = parse_config(stage.command, stage.config_class, None, ["--config", str(path)])
-            settings = dataclasses.asdict(self.configs[stage.name])
-            self.keys[stage.name] = _hash([settings, *(self.keys[name] for name in stage.needs)])
+            # As the file has them: settings that came with a later version changed nothing of what was done.
+            self.keys[stage.name] = _hash([read_yaml(str(path)), *(self.keys[name] for name in stage.needs)])
             if getattr(self.configs[stage.name], "hub", None) and self.configs[stage.name].hub.push_to_hub:
                 raise ValueError(f"{path}: train pushes no single stages; contentmotion push uploads what it made")
         self._require_unchanged()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -94,8 +95,8 @@ def resolve_sampling(
         num_inference_steps: 50 when None, or 4 of a distilled model (SANA-Sprint: 2), which takes no more than its
             solver had.
         motion_num_inference_steps: The content frame's when None, where both models are of one kind.
-        guidance_scale: The pipeline's ``default_guidance_scale`` when None, or 1 of a distilled model whose guidance
-            is inside.
+        guidance_scale: The pipeline's ``default_guidance_scale`` when None, as near to it as a model that is told the
+            scale has learned, or 1 of a distilled model whose guidance is inside.
         motion_guidance_scale: As it is.
         guidance_interval: As it is.
         motion_guidance_interval: As it is.
@@ -132,8 +133,14 @@ def resolve_sampling(
     steps = num_inference_steps or default
     own_steps = (num_inference_steps if distilled == motion_distilled else None) or motion_default
     motion_steps = 0 if motion_scheduler is None else motion_num_inference_steps or own_steps
+    low, high = next(filter(None, (stage.guidance_range for stage in pipe.stages.values())), (-math.inf, math.inf))
     if guidance_scale is None:
-        guidance_scale = 1.0 if distilled and not told else float(pipe.default_guidance_scale)
+        guidance_scale = 1.0 if distilled and not told else min(max(float(pipe.default_guidance_scale), low), high)
+    if not low <= guidance_scale <= high:
+        warn_once(
+            f"the content model was told guidance scales from {low:g} to {high:g} in training: what it makes of "
+            f"{guidance_scale:g} is a guess"
+        )
     first = "content" if hasattr(pipe, "motion_scheduler") else "video"
     if distilled:
         steps = _check_distilled(first, pipe.scheduler, steps, 1.0 if told else guidance_scale)

@@ -152,6 +152,9 @@ class MotionStage(Stage):
     def cut_words(self, prompt: str) -> str:
         return self._text[0].cut_words(prompt)
 
+    def unknown_words(self, prompt: str) -> list[str]:
+        return self._text[0].unknown_words(prompt)
+
     def forward(
         self, noisy: Float[Tensor, "b D t s"], timesteps: Tensor, condition: Condition,
         target_timesteps: Tensor | None = None,

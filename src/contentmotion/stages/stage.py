@@ -17,7 +17,14 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from contentmotion.diffusion import FLOW, NoiseSchedule
-from contentmotion.stages.text import NULL_PROMPT, cut_words, drop_prompts, encode_prompts, pooled_text_dim
+from contentmotion.stages.text import (
+    NULL_PROMPT,
+    cut_words,
+    drop_prompts,
+    encode_prompts,
+    pooled_text_dim,
+    unknown_words,
+)
 
 Condition = dict[str, Tensor]  # what a network is told besides the noisy sample and the time; items along axis 0
 META = torch.device("meta")
@@ -147,6 +154,11 @@ class Stage(nn.Module):
         """Whether the network is told the guidance scale, ``condition["guidance"]`` (b,), and guided in one pass."""
         return False
 
+    @property
+    def guidance_range(self) -> tuple[float, float] | None:
+        """The least and the greatest scale that the network was told in training; None: it is not known."""
+        return getattr(self.network, "config", {}).get("_guidance_range")
+
     def telling_guidance(self, network: nn.Module) -> nn.Module:
         """Makes of a copy of this stage's network one that is told the guidance scale, too: at first in vain.
 
@@ -220,6 +232,10 @@ class Stage(nn.Module):
     def cut_words(self, prompt: str) -> str:
         """What of a prompt is beyond the tokens that its encoders take; "" where nothing is."""
         return cut_words(self.components["tokenizer"], prompt)
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words of a prompt that are not read to their last letter: its tokenizer does not know them."""
+        return unknown_words(self.components["tokenizer"], prompt)
 
     def with_text_features(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with features of its captions, so that several networks with these text encoders need not each

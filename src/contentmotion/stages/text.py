@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import string
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -70,6 +71,19 @@ def cut_words(tokenizer: Any, prompt: str, most: int | None = None) -> str:
         return ""
     closing = int(tokens[-1] == tokenizer.eos_token_id)  # CLIP and T5 put an end token behind what is left
     return tokenizer.decode(tokens[kept - closing : end - closing]).strip()
+
+
+def unknown_words(tokenizer: Any, prompt: str) -> list[str]:
+    """Words of a prompt that the tokenizer has no tokens for some letters of; punctuation may be dropped.
+
+    A CLIP tokenizer made from captions knows at the end of a word the letters that end one of theirs. It says "end of
+    text" for others, and so does CLIP's pooled feature stop there.
+    """
+    words = [word for word in (word.strip(string.punctuation) for word in prompt.split()) if word]
+    if tokenizer.unk_token_id is None or not words:
+        return []
+    tokens = tokenizer(words, add_special_tokens=False, truncation=True, max_length=1_000_000).input_ids
+    return [word for word, ids in zip(words, tokens, strict=True) if tokenizer.unk_token_id in ids]
 
 
 class TextFeatures:
