@@ -1,0 +1,302 @@
+"""What objectives hand to their losses, whom they take for a teacher, and how autoencoders are trained, by arithmetic
+written out."""
+
+import math
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler, LCMScheduler
+from diffusers.configuration_utils import FrozenDict
+from torch import Tensor, nn
+
+from contentmotion.config import DistillConfig, MethodSettings, PerceptualLoss, TrainContentConfig
+from contentmotion.diffusion import NoiseSchedule
+from contentmotion.losses import consistency, diffusion, flow_map, reconstruction
+from contentmotion.losses import distribution_matching as matching
+from contentmotion.stages.stage import Stage
+
+FLOW = FlowMatchEulerDiscreteScheduler(shift=3.0)
+
+
+class Plain(Stage):
+    """Of any components; what it says is its scale times the noisy sample."""
+
+    name, field = "content", "content"
+
+    def __init__(self, components: Mapping[str, Any]) -> None:
+        super().__init__(components)
+
+    def encode(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> dict[str, Tensor]:
+        return {}
+
+    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return batch | {"prepared": True}
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, condition: Any, target_timesteps: Any = None) -> Tensor:
+        return self.network.weight * noisy
+
+
+def make_stage(scheduler: Any = FLOW) -> Plain:
+    return Plain({"unet": nn.Linear(1, 1, bias=False), "scheduler": scheduler})
+
+
+def make_config(**changes: Any) -> DistillConfig:
+    return DistillConfig(cache_dir="x", output_dir="x", part="content", **changes)
+
+
+def recorder(monkeypatch: pytest.MonkeyPatch, module: Any, *names: str) -> list[tuple]:
+    """The arguments of each call of some of a module's functions."""
+    seen: list[tuple] = []
+    for name in names:
+        monkeypatch.setattr(module, name, lambda *args, name=name: seen.append((name, *args)))
+    return seen
+
+
+def test_losses_get_the_networks_that_they_are_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher, other, batch, config = make_stage(), make_stage(), make_stage(), {"x": 1}, make_config()
+    ready = batch | {"prepared": True}
+    seen = recorder(monkeypatch, consistency, "consistency_loss")
+    (player,) = consistency.players(student, teacher, config)
+    player.loss(other, batch)
+    assert player.module is student and player.target not in (None, student, teacher)
+    assert seen == [("consistency_loss", other, player.target, teacher, ready, config)]
+
+    seen = recorder(monkeypatch, flow_map, "flow_map_loss")
+    (player,) = flow_map.players(student, teacher, config)
+    player.loss(other, batch)
+    assert player.module is student and player.target is None
+    assert seen == [("flow_map_loss", other, teacher, ready, config)]
+
+
+@pytest.mark.parametrize("sparing", [False, True])
+def test_student_and_critic(sparing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher, other, batch = make_stage(), make_stage(), make_stage(), {"x": 1}
+    ready = batch | {"prepared": True}
+    teacher.network.requires_grad_(False)
+    method = MethodSettings(student_every=3, gan_weight=0.1 * sparing)
+    config = make_config(objective="distribution_matching", gradient_checkpointing=sparing, seed=7, method=method)
+    seen = recorder(monkeypatch, matching, "matching_loss", "critic_loss", "enable_checkpointing")
+    judge = nn.Identity()
+    monkeypatch.setattr(matching, "make_classifier", lambda *args: seen.append(("make_classifier", *args)) or judge)
+    first, second = matching.players(student, teacher, config)
+    critic: Any = second.module
+    assert (first.module, first.every, first.name) == (student, 3, "model")
+    assert (second.every, second.name, second.ema_decay) == (1, "critic", 0)
+    assert critic.network is not teacher.network and torch.equal(critic.network.weight, teacher.network.weight)
+    assert critic.network.weight.requires_grad and not teacher.network.weight.requires_grad
+    network = critic.network
+    assert seen == ([("enable_checkpointing", network), ("make_classifier", network, 7)] if sparing else [])
+    assert getattr(critic, "classifier", None) is (judge if sparing else None)
+    seen.clear()
+    first.loss(other, batch)
+    second.loss(other, batch)
+    assert seen == [
+        ("matching_loss", other, critic, teacher, ready, config), ("critic_loss", other, student, ready, config)
+    ]  # fmt: skip
+
+
+def test_a_classifier_is_a_normalised_perceptron_of_each_place() -> None:
+    network = SimpleNamespace(
+        mid_block=object(), config=SimpleNamespace(block_out_channels=(4, 8, 6)), device=torch.device("cpu")
+    )
+    judge, x = matching.make_classifier(network, 3), torch.randn(2, 6, 3, 3)
+    inner, last = judge[1], judge[3]
+    again = matching.make_classifier(network, 3)
+    assert torch.equal(inner.weight, again[1].weight) and not last.weight.any() and not last.bias.any()
+    last.weight.data, last.bias.data = torch.randn(1, 6, 1, 1), torch.tensor([0.5])
+    h = (x - x.mean((1, 2, 3), keepdim=True)) / (x.var((1, 2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
+    h = torch.einsum("oc,bchw->bohw", inner.weight[..., 0, 0], h) + inner.bias[:, None, None]
+    expected = torch.einsum("oc,bchw->bohw", last.weight[..., 0, 0], h / (1 + (-h).exp())) + 0.5
+    torch.testing.assert_close(judge(x), expected)
+
+
+def ddim(**changes: Any) -> DDIMScheduler:
+    return DDIMScheduler(clip_sample=False, **changes)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "message"),
+    [
+        (None, 50, "^mine has no scheduler: it says which noise the model was trained with$"),
+        (FLOW, 999_999, None),
+        (LCMScheduler(), 50, "^mine has a LCMScheduler; a teacher is a model with a DDIMScheduler .of flow matching: "
+         "FlowMatchEulerDiscreteScheduler., not one that was distilled$"),
+        (ddim(rescale_betas_zero_snr=True), 50, r"^mine predicts the noise \(epsilon\) on a schedule that ends in "
+         r"nothing but noise \(rescale_betas_zero_snr\): there its prediction says nothing about the picture. Train it "
+         "with v_prediction, or take rescale_betas_zero_snr out of its scheduler_config.json if it was trained "
+         "without$"),
+        (ddim(), 50, None),
+        (ddim(rescale_betas_zero_snr=True, prediction_type="v_prediction"), 50, None),
+        (ddim(), 1000, None),
+        (ddim(), 1001, "^num_ddim_steps 1001 is more than the 1000 times mine was trained on$"),
+        (ddim(), 300, "^num_ddim_steps 300 would end at time 900 of 1000, where the noise begins: take 333, or another "
+         "number that 1000 can nearly be divided by$"),
+        (ddim(), 950, None),
+    ],
+)  # fmt: skip
+def test_who_is_a_teacher_of_consistency(scheduler: Any, steps: int, message: str | None) -> None:
+    stage = make_stage(scheduler)
+    if message is None:
+        assert consistency.require_teacher(stage, "mine", steps) is None
+        return
+    with pytest.raises(ValueError, match=message):
+        consistency.require_teacher(stage, "mine", steps)
+
+
+def test_who_is_a_teacher_of_a_flow_map() -> None:
+    assert flow_map.require_teacher(make_stage(FLOW), "mine", 50) is None
+    with pytest.raises(ValueError, match="^mine has a DDIMScheduler; a flow map is distilled from a model of flow"):
+        flow_map.require_teacher(make_stage(ddim()), "mine", 50)
+
+
+def test_students_are_sampled_on_their_teachers_noise() -> None:
+    lcm = consistency.student_scheduler(ddim(beta_start=0.002, num_train_timesteps=500), 10)
+    assert isinstance(lcm, LCMScheduler) and lcm.config.original_inference_steps == 10
+    assert (lcm.config.beta_start, lcm.config.num_train_timesteps, lcm.config.clip_sample) == (0.002, 500, False)
+    flow = consistency.student_scheduler(FLOW, 10)
+    assert isinstance(flow, FlowMatchLCMScheduler) and flow.config.shift == 3.0
+    assert flow_map.student_scheduler(FLOW, 10).config.shift == 3.0
+
+
+def test_a_flows_times_are_drawn_as_the_config_says() -> None:
+    """By its noise levels' mean: the logistic function of 2, nearly."""
+    stage = make_stage(FlowMatchEulerDiscreteScheduler())
+    seen: list[Tensor] = []
+    stage.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
+    config = TrainContentConfig(cache_dir="x", output_dir="x", prediction_type="flow", logit_mean=2.0, logit_std=0.1)
+    (player,) = diffusion.players(stage, config)
+    player.loss(stage, {"content": torch.randn(500, 2, 3), "generator": torch.Generator().manual_seed(0)})
+    logit = (seen[0] / (1000 - seen[0])).log()
+    assert (logit.mean().item(), logit.std().item()) == (pytest.approx(2, abs=0.02), pytest.approx(0.1, abs=0.02))
+
+
+def test_errors_by_quarters_of_the_schedule() -> None:
+    split = diffusion.split_by_time(2.0 ** torch.arange(6), torch.tensor([0, 249, 250, 750, 999, 1000]), 1000)
+    assert {name: value.item() for name, value in split.items()} == {
+        "loss_t0-249#sum": 3, "loss_t0-249#count": 2, "loss_t250-499#sum": 4, "loss_t250-499#count": 1,
+        "loss_t500-749#sum": 0, "loss_t500-749#count": 0, "loss_t750-999#sum": 56, "loss_t750-999#count": 3,
+    }  # fmt: skip
+
+
+class Fourfold(nn.Module):
+    """An image VAE: latents are four times the pixels, scaled by a half."""
+
+    config, dtype = FrozenDict(scaling_factor=0.5), torch.float32
+
+    def encode(self, x: Tensor) -> dict[int, Tensor]:
+        return {0: 4 * x}
+
+    def decode(self, z: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(sample=z / 4)
+
+
+def test_latents_are_taken_or_made() -> None:
+    frames = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 3, 1, 1)
+    made = reconstruction.latents_of({"frames": frames}, Fourfold())
+    torch.testing.assert_close(made.flatten(), 2 * torch.tensor([-1, -0.6, 1]))
+    assert reconstruction.latents_of({"latents": made, "frames": frames}, None) is made
+
+
+def test_a_few_frames_are_judged_by_their_pixels_from_a_step_on() -> None:
+    """The same of what is true and of what is decoded, which is 0.4 off in latents, 0.2 in pixels."""
+    latents = torch.linspace(-1.2, 1.2, 18).view(2, 3, 3, 1, 1)
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def lpips(true: Tensor, decoded: Tensor) -> Tensor:
+        seen.append((true, decoded))
+        return (2 * decoded - true).mean((1, 2, 3))
+
+    model: Any = lambda x: x + 0.4  # noqa: E731
+    config: Any = SimpleNamespace(
+        perceptual=PerceptualLoss(weight=3.0, start_step=3, frames=2, difference_weight=0.0)
+    )  # fmt: skip
+    (player,) = reconstruction.autoencoder_players(model, Fourfold(), lpips, config)  # type: ignore[arg-type]
+    assert player.module is model
+
+    def loss(step: int) -> dict[str, Tensor]:
+        return player.loss(model, {"latents": latents, "step": step, "generator": torch.Generator().manual_seed(step)})
+
+    early = loss(3)
+    assert not seen and list(early) == ["loss"] and early["loss"].item() == pytest.approx(0.16)
+    late = loss(4)
+    ((true, decoded),) = seen
+    pixels = (latents / 2).flatten(0, 1)  # of six frames
+    chosen = [next(i for i, frame in enumerate(pixels) if torch.allclose(frame, row)) for row in true]
+    assert sorted(i // 3 for i in chosen) == [0, 0, 1, 1] and len(set(chosen)) == 4
+    torch.testing.assert_close(decoded, true + 0.2)
+    distance = (true + 0.4).mean().item()
+    assert {name: value.item() for name, value in late.items()} == pytest.approx(
+        {"loss": 0.16 + 3 * distance, "mse": 0.16, "lpips": distance}
+    )
+    config.perceptual = PerceptualLoss(difference_weight=0.5)
+    both = reconstruction.autoencoder_loss(model, {"latents": latents}, None, None, config.perceptual)
+    assert list(both) == ["loss", "mse"] and both["mse"].item() == pytest.approx(0.16)
+
+
+def test_drawn_frames_are_different_ones_of_each_clip_and_the_same_of_each_video() -> None:
+    frames, clips = torch.arange(5.0).expand(400, 5), 10 * torch.arange(400.0)[:, None]
+    video = (frames + clips)[..., None, None, None]
+    one, other = reconstruction.draw_frames((video, -video), 2, torch.Generator().manual_seed(0))
+    assert one.shape == (400, 2, 1, 1, 1) and torch.equal(one, -other)
+    chosen = one[..., 0, 0, 0] - clips
+    counts = [(chosen == k).sum().item() for k in range(5)]
+    assert sum(counts) == 800 and all(count == pytest.approx(160, abs=45) for count in counts)
+    assert (chosen[:, 0] != chosen[:, 1]).all()
+    (whole,) = reconstruction.draw_frames((video,), 9, torch.Generator().manual_seed(0))
+    assert torch.equal(whole.sort(dim=1).values, video)
+
+
+def test_an_image_vae_decodes_what_a_little_noise_was_put_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = torch.randn(8, 3, 4, 4)
+    monkeypatch.setattr(reconstruction, "randn", lambda shape, source: noise)
+    images = torch.randint(256, (8, 1, 3, 4, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+    class Doubling(nn.Module):
+        def encode(self, x: Tensor) -> SimpleNamespace:
+            return SimpleNamespace(latents=2 * x)
+
+        def decode(self, z: Tensor) -> SimpleNamespace:
+            return SimpleNamespace(sample=z)
+
+    vae, config = Doubling(), SimpleNamespace(latent_noise=0.3)
+    (player,) = reconstruction.image_vae_players(vae, config)  # type: ignore[arg-type]
+    losses = player.loss(vae, {"frames": images, "generator": torch.Generator()})
+    x = images[:, 0].double() / 127.5 - 1
+    spread = (2 * x).transpose(0, 1).flatten(1).std(dim=1)[:, None, None]
+    expected = (2 * x + 0.3 * spread * noise - x).square().mean().item()
+    assert player.module is vae and {k: v.item() for k, v in losses.items()} == pytest.approx({"loss": expected})
+
+
+def test_divisors_of_any_precision_weigh_in_full() -> None:
+    vae: Any = SimpleNamespace(divisors=torch.tensor([3.0, 1.0], dtype=torch.float64))
+    weights: Any = reconstruction.channel_weights(vae, torch.zeros(1))
+    assert weights.dtype == torch.float32 and weights.shape == (2, 1, 1)
+    torch.testing.assert_close(weights.flatten(), torch.tensor([3.0, 1.0]) / math.sqrt(5))
+
+
+class Wide(Plain):
+    """Says a variance, too."""
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, condition: Any, target_timesteps: Any = None) -> Tensor:
+        return torch.cat([self.network.weight * noisy, 0.4 * torch.ones_like(noisy)], dim=1)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_what_is_known_costs_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four frames the first two: what is lost is what is lost of the others, over all four."""
+    stage = Wide({"unet": nn.Linear(1, 1, bias=False), "scheduler": ddim(prediction_type=kind)})
+    content, noise = torch.randn(5, 2, 4, 3), torch.randn(5, 2, 4, 3)
+    times = torch.tensor([1, 20, 300, 700, 999])
+    monkeypatch.setattr(NoiseSchedule, "draw_times", lambda *args: times)
+    losses = []
+    for frames, extra in ((slice(4), {"known": torch.tensor([[True, True, False, False]] * 5)}), (slice(2, 4), {})):
+        monkeypatch.setattr(diffusion, "randn", lambda shape, source, frames=frames: noise[:, :, frames])
+        batch = {"content": content[:, :, frames], "generator": torch.Generator()} | extra
+        losses.append(diffusion.diffusion_loss(stage, batch))
+    for name in ("mse", "bound", "loss"):
+        assert losses[0][name].item() == pytest.approx(losses[1][name].item() / 2, rel=1e-4), name
+    with pytest.raises(ValueError, match="^learn_sigma is DDPM's: a model of flow matching has no variance to learn$"):
+        diffusion.diffusion_loss(stage.replace(scheduler=FLOW), batch)
