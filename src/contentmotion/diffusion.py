@@ -183,6 +183,20 @@ class NoiseSchedule:
         al. 2021, Eq. 12 with sigma = 0)."""
         return add_noise(x0, noise, *self.alpha_sigma(timesteps, x0))
 
+    def heun_weight(
+        self, start: Shaped[Tensor, " b"], end: Shaped[Tensor, " b"], sample: Tensor
+    ) -> Float[Tensor, "b ..."]:
+        """What Heun's step adds to DDIM's (Euler's), as a multiple of how much more noise is predicted at its end than
+        at its start: 0 where either is undefined, of steps that end in the sample and DDPM's that begin in noise alone.
+
+        Source: Karras et al. 2022 (EDM, arXiv 2206.00364), Algorithm 1, for ``x / alpha`` by ``sigma / alpha``; of a
+        flow for ``x`` by ``sigma``, the velocity's difference being the noise's over alpha at the end.
+        """
+        (alpha, sigma), (later_alpha, later_sigma) = self.alpha_sigma(start, sample), self.alpha_sigma(end, sample)
+        over = later_alpha if self.is_flow else alpha
+        defined = (over > 0) & (later_sigma > 0)
+        return torch.where(defined, (alpha * later_sigma - sigma * later_alpha) / (2 * over), 0.0)
+
     def target(self, x0: Tensor, noise: Tensor, timesteps: Shaped[Tensor, " b"]) -> Tensor:
         """What the network should output."""
         return training_target(self.prediction_type, x0, noise, *self.alpha_sigma(timesteps, x0))

@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from contentmotion.config import DistillConfig, PerceptualLoss, TrainContentConfig
+from contentmotion.config import DistillConfig, MethodSettings, PerceptualLoss, TrainContentConfig
 from contentmotion.losses import consistency, diffusion, flow_map
 from contentmotion.losses import distribution_matching as matching
 from contentmotion.losses.consistency import consistency_loss
@@ -20,7 +20,8 @@ from contentmotion.losses.diffusion import diffusion_loss
 from contentmotion.losses.reconstruction import autoencoder_loss, image_vae_loss
 from contentmotion.pipelines.sampling import denoise
 from contentmotion.stages.stage import Stage
-from tiny import make_image_unet, make_motion_dit, make_pipeline, randomize
+from contentmotion.stages.video import VideoStage
+from tiny import make_image_unet, make_motion_dit, make_pipeline, make_video_unet, randomize
 
 KINDS = ("epsilon", "v_prediction", "sample")
 
@@ -276,6 +277,58 @@ def test_the_student_is_told_the_scale_that_the_teacher_is_guided_by() -> None:
     torch.testing.assert_close(output, expected)
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "zero_snr", "flow"])
+def test_heuns_step_of_the_teacher(kind: str) -> None:
+    """Karras et al. 2022, Algorithm 1, on ``x / alpha``; of a flow on x. Where its slope is not defined, Euler's."""
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=2.0) if kind == "flow" else None
+    prediction = "v_prediction" if kind == "zero_snr" else kind
+    if scheduler is None:
+        zero = {"rescale_betas_zero_snr": kind == "zero_snr"}
+        scheduler = DDIMScheduler(beta_schedule="linear", prediction_type=prediction, clip_sample=False, **zero)
+    student, target, teacher = (LineStage(scheduler, slope) for slope in (0.3, 0.5, -0.2))
+    config = DistillConfig(
+        cache_dir="x", output_dir="x", part="content", guidance_scale=3.0, num_ddim_steps=10,
+        method=MethodSettings(solver="heun"),
+    )  # fmt: skip
+    consistency_loss(student, target, teacher, make_batch(200), config)
+    (x, start, number), (reached, end, _) = student.calls[-1], target.calls[-1]
+    x, number = x.double(), 3 * number.double()[:, None, None]  # guided three times; the null condition's is 0
+    assert len(teacher.calls) == 2 and len(set(start.tolist())) == 10
+
+    def said(x: Tensor) -> Tensor:
+        return -0.2 * x + number
+
+    if kind == "flow":
+        s, r = (t.double().view(-1, 1, 1) / 1000 for t in (start, end))
+        euler = x + (r - s) * said(x)
+        expected = torch.where(r > 0, x + (r - s) * (said(x) + said(euler)) / 2, euler)
+    else:
+        a, b = (scheduler.alphas_cumprod.double()[t].view(-1, 1, 1) for t in (start, end))
+
+        def clean(x: Tensor, a: Tensor) -> Tensor:
+            if prediction == "epsilon":
+                return (x - (1 - a).sqrt() * said(x)) / a.sqrt()
+            return said(x) if prediction == "sample" else a.sqrt() * x - (1 - a).sqrt() * said(x)
+
+        def slope(y: Tensor, a: Tensor) -> Tensor:
+            return (y - clean(a.sqrt() * y, a)) / ((1 - a) / a).sqrt()
+
+        y, way = x / a.sqrt(), ((1 - b) / b).sqrt() - ((1 - a) / a).sqrt()
+        euler = torch.where(a > 0, b.sqrt() * (y + way * slope(y, a)), b.sqrt() * clean(x, a) + (1 - b).sqrt() * x)
+        heun = b.sqrt() * (y + way * (slope(y, a) + slope(euler / b.sqrt(), b)) / 2)
+        expected = torch.where(a > 0, heun, euler)
+    torch.testing.assert_close(reached.double(), expected, atol=1e-4, rtol=1e-4)
+    assert (expected - euler).abs().mean() > 0.002, "far more than the tolerance"
+
+
+def lcm_says(alphas: Tensor, call: tuple[Tensor, Tensor, Tensor], slope: Any) -> Tensor:
+    """The clean sample that a line predicting the noise gives as a consistency model."""
+    noisy, time, number = call
+    a, scaled = alphas[time].view(-1, 1, 1), 10.0 * time.view(-1, 1, 1)
+    clean = (noisy - (1 - a).sqrt() * (slope * noisy + number[:, None, None])) / a.sqrt()
+    return 0.25 / (scaled**2 + 0.25) * noisy + scaled / (scaled**2 + 0.25).sqrt() * clean
+
+
 @pytest.mark.parametrize("place", [0, 2])
 def test_distribution_matching(place: int) -> None:
     """Yin et al. 2024: the samples' gradient is the critic's clean sample less the guided teacher's, over its distance;
@@ -287,28 +340,21 @@ def test_distribution_matching(place: int) -> None:
     )
     config = DistillConfig(
         cache_dir="x", output_dir="x", part="content", objective="distribution_matching", guidance_scale=3.0,
-        student_every=2,
+        method=MethodSettings(student_every=2),
     )  # fmt: skip
     batch = make_batch(400) | {"step": 2 * place}
     losses = matching.matching_loss(student, critic, teacher, batch, config)
     losses["loss"].backward()
     alphas, number = teacher.scheduler.alphas_cumprod, batch["number"][:, None, None]
     lcm.set_timesteps(2 if place else 1)
-
-    def consistent(call: tuple[Tensor, Tensor, Tensor], slope: Any) -> Tensor:
-        noisy, time, _ = call
-        a, scaled = alphas[time].view(-1, 1, 1), 10.0 * time.view(-1, 1, 1)
-        clean = (noisy - (1 - a).sqrt() * (slope * noisy + number)) / a.sqrt()
-        return 0.25 / (scaled**2 + 0.25) * noisy + scaled / (scaled**2 + 0.25).sqrt() * clean
-
     assert [int(call[1][0]) for call in student.calls] == lcm.timesteps.tolist()
     assert student.calls[0][0].std().item() == pytest.approx(1, abs=0.05)
     if place:
         a = alphas[student.calls[1][1][0]]
-        fresh = (student.calls[1][0] - a.sqrt() * consistent(student.calls[0], 0.3)) / (1 - a).sqrt()
+        fresh = (student.calls[1][0] - a.sqrt() * lcm_says(alphas, student.calls[0], 0.3)) / (1 - a).sqrt()
         assert fresh.std().item() == pytest.approx(1, abs=0.05)
     slope = torch.tensor(0.3, requires_grad=True)
-    sample = consistent(student.calls[-1], slope)
+    sample = lcm_says(alphas, student.calls[-1], slope)
     noisy, times = critic.calls[-1][:2]
     assert times.min() >= 20 and times.max() <= 980 and len(set(times.tolist())) > 200
     a = alphas[times].view(-1, 1, 1)
@@ -328,9 +374,75 @@ def test_distribution_matching(place: int) -> None:
     loss.backward()
     noisy, times = critic.calls[-1][:2]
     a = alphas[times].view(-1, 1, 1)
-    noise = (noisy - a.sqrt() * consistent(student.calls[-1], 0.3)) / (1 - a).sqrt()
+    noise = (noisy - a.sqrt() * lcm_says(alphas, student.calls[-1], 0.3)) / (1 - a).sqrt()
     assert loss.item() == pytest.approx((0.5 * noisy + number - noise).square().mean().item(), rel=1e-3)
     assert student.network.slope.grad is None and critic.network.slope.grad is not None
+
+
+class Bottleneck(Line):
+    """A line with features."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__(slope, None)
+        self.mid_block = nn.Tanh()
+
+    def forward(self, x: Tensor, number: Tensor) -> Tensor:
+        return super().forward(x, number) + self.mid_block(self.slope * x)
+
+
+def test_a_critic_that_tells_samples_from_clips() -> None:
+    """Yin et al. 2024 (DMD2), section 4.3: the non-saturating loss of a GAN, on the critic's features of noisy ones."""
+    lcm = consistency.student_scheduler(make_scheduler("epsilon"), 50)
+    student, critic, teacher = (
+        LineStage(lcm),
+        LineStage(make_scheduler("epsilon")),
+        LineStage(make_scheduler("epsilon")),
+    )
+    critic.components["unet"] = critic.unet = Bottleneck(0.5)
+    critic.classifier = judge = nn.Linear(3, 1)
+    alphas, batch = teacher.scheduler.alphas_cumprod, make_batch(300)
+    number, slopes = batch["number"][:, None, None], []
+    for weight in (0.0, 0.3):
+        config = DistillConfig(
+            cache_dir="x", output_dir="x", part="content", objective="distribution_matching", guidance_scale=1.0,
+            method=MethodSettings(gan_weight=weight, critic_gan_weight=0.7),
+        )  # fmt: skip
+        student.network.slope.grad = None
+        losses = matching.matching_loss(student, critic, teacher, make_batch(300) | {"step": 0}, config)
+        losses["loss"].backward()
+        slopes.append(student.network.slope.grad.item())
+    noisy, times = critic.calls[-1][:2]
+    a, slope = alphas[times].view(-1, 1, 1), torch.tensor(0.3, requires_grad=True)
+    noise = (noisy - a.sqrt() * lcm_says(alphas, student.calls[-1], 0.3)) / (1 - a).sqrt()
+    noisy = a.sqrt() * lcm_says(alphas, student.calls[-1], slope) + (1 - a).sqrt() * noise
+    fooled = (1 + torch.exp(-judge(torch.tanh(0.5 * noisy)))).log().mean()
+    (gradient,) = torch.autograd.grad(fooled, slope)
+    assert losses["gan_loss"].item() == pytest.approx(fooled.item(), rel=1e-3)
+    assert slopes[1] - slopes[0] == pytest.approx(0.3 * gradient.item(), rel=1e-2)
+
+    student.network.slope.grad = judge.weight.grad = critic.network.slope.grad = None
+    losses = matching.critic_loss(critic, student, batch | {"step": 0}, config)
+    losses["loss"].backward()
+    (made, times, _), (real, again, _) = critic.calls[-2:]
+    a = alphas[times].view(-1, 1, 1)
+    noises = [
+        (x - a.sqrt() * clean) / (1 - a).sqrt()
+        for x, clean in ((made, lcm_says(alphas, student.calls[-1], 0.3)), (real, to_clean(batch)))
+    ]
+    assert torch.equal(times, again) and all(x.std().item() == pytest.approx(1, abs=0.05) for x in noises)
+    assert not torch.allclose(*noises, atol=0.1)
+    false, true = (judge(torch.tanh(0.5 * x)) for x in (made, real))
+    told = (1 + false.exp()).log().mean() + (1 + (-true).exp()).log().mean()
+    denoised = (0.5 * made + number + torch.tanh(0.5 * made) - noises[0]).square().mean()
+    assert losses["gan_loss"].item() == pytest.approx(told.item(), rel=1e-3)
+    assert losses["loss"].item() == pytest.approx((denoised + 0.7 * told).item(), rel=1e-3)
+    assert student.network.slope.grad is None and judge.weight.grad is not None
+
+    with pytest.raises(ValueError, match="--method.gan_weight: a MotionDiT has no bottleneck"):
+        matching.make_classifier(make_motion_dit(), 0)
+    unet = make_image_unet()
+    logits = matching.make_classifier(unet, 0)(torch.randn(2, 32, 4, 4))
+    assert logits.shape == (2, 1, 4, 4) and not logits.any(), "at first it cannot tell"
 
 
 class Swell(nn.Module):
@@ -403,16 +515,19 @@ def test_an_exact_flow_map_has_no_loss_and_is_sampled_alike_in_any_steps() -> No
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch.func.jvp's own
-@pytest.mark.parametrize("part", ["content", "motion"])
+@pytest.mark.parametrize("part", ["content", "motion", "video"])
 def test_the_change_of_a_mean_velocity_is_that_of_finite_differences(part: str) -> None:
     """Of the real networks, along the path."""
     flow = flow_map.student_scheduler(FlowMatchEulerDiscreteScheduler(), 50)
     transformer = make_motion_dit(0.1, hidden_size=32, depth=3, motion_channels=4, text_dim=32)
     pipe = make_pipeline(unet=make_image_unet(), motion_transformer=transformer, scheduler=flow, motion_scheduler=flow)
-    plain = pipe.stages[part]
-    stage = plain.replace(**{plain.network_name: randomize(plain.telling_target(plain.network), 0.08)})
+    # At 32 channels each is a norm's own group, which takes out what the times' embeddings add to it.
+    video = VideoStage(pipe.components | {"unet": make_video_unet(block_out_channels=(64, 64))})
+    plain = video if part == "video" else pipe.stages[part]
+    stage = plain.replace(**{plain.network_name: randomize(plain.telling_target(plain.network), 0.08)}).eval()
     batch = {"caption": ["a cat", "rocket"], "content": torch.randn(2, 3, 16, 16)}
-    noisy = torch.randn(2, 3, 16, 16) if part == "content" else torch.randn(2, 4, 4, 16)
+    noisy = torch.randn(2, *{"content": (3, 16, 16), "motion": (4, 4, 16), "video": (4, 3, 16, 16)}[part])
+    batch |= {"latents": noisy}
     told, velocity = stage.encode(batch), torch.randn_like(noisy)
     start, end, h = torch.tensor([900.0, 400.0]), torch.tensor([300.0, 400.0]), 5e-5  # of a tick in 20
     with torch.no_grad():
@@ -422,7 +537,7 @@ def test_the_change_of_a_mean_velocity_is_that_of_finite_differences(part: str) 
     expected = (later - earlier) / (2 * h)
     torch.testing.assert_close(change, expected, atol=0.02 * expected.abs().max().item(), rtol=0)
     assert expected.abs().max() > 0.1 and not torch.allclose(stage(noisy, start, told, end), other, atol=1e-4)
-    with pytest.raises(ValueError, match="target_timesteps|class_labels"):
+    with pytest.raises(ValueError, match="target_timesteps|class_labels|step_length"):
         stage(noisy, start, told)
 
 

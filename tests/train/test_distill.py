@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from contentmotion import diffusion
-from contentmotion.config import DistillConfig, LoraSettings, ScheduledEvaluation, TrainMotionConfig
+from contentmotion.config import DistillConfig, LoraSettings, MethodSettings, ScheduledEvaluation, TrainMotionConfig
 from contentmotion.losses import consistency
 from contentmotion.losses.consistency import consistency_loss, student_scheduler
 from contentmotion.pipelines.loading import load_pipeline
@@ -240,7 +240,7 @@ def test_two_players_distil_and_resume_exactly(root: Path, distill_config: Confi
     """The critic at every step, the student at every second one; both optimizers come back."""
     settings = {
         "objective": "distribution_matching",
-        "student_every": 2,
+        "method": MethodSettings(student_every=2),
         "max_train_steps": 4,
         "checkpoints_total_limit": 9,
     }
@@ -258,8 +258,8 @@ def test_two_players_distil_and_resume_exactly(root: Path, distill_config: Confi
     distill(distill_config("matched", "motion", **settings))
     again = load_file(out / "motion_transformer" / WEIGHTS)
     assert all(torch.equal(again[key], expected[key]) for key in expected)
-    with pytest.raises(ValueError, match="--student_every is more than --max_train_steps"):
-        distill_config("bad", "motion", **settings | {"student_every": 5})
+    with pytest.raises(ValueError, match="--method.student_every is more than --max_train_steps"):
+        distill_config("bad", "motion", **settings | {"method": MethodSettings(student_every=5)})
 
 
 def test_lcm_sampling_equals_diffusers(root: Path) -> None:

@@ -15,6 +15,7 @@ from contentmotion.config import (
     DistillConfig,
     EncodeConfig,
     LoraSettings,
+    MethodSettings,
     MotionSizes,
     TrainAutoencoderConfig,
     TrainContentConfig,
@@ -132,17 +133,17 @@ def test_a_flow_teacher_is_distilled(root: Path, part: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch.func.jvp's own
-@pytest.mark.parametrize("part", ["content", "motion"])
+@pytest.mark.parametrize("part", ["content", "motion", "video"])
 def test_a_flow_map(root: Path, part: str) -> None:
     """It begins as its teacher, is told where each step leads, and takes any number of them."""
-    teacher, settings = root / "teacher", STEPS | {"max_train_steps": 2, "validation_steps": 0}
+    settings, is_video = STEPS | {"max_train_steps": 2, "validation_steps": 0}, part == "video"
+    teacher = root / "video/video" if is_video else root / "teacher"
     if not teacher.exists():
         load(root).save_pretrained(teacher)
-    plain = load_pipeline(str(teacher)).stages[part]
-    batch = {"caption": ["a square"], "content": torch.randn(1, 3, 16, 16)}
-    noisy = (
-        torch.randn(1, 3, 16, 16) if part == "content" else torch.randn(1, plain.network.config.motion_channels, 4, 16)
-    )
+    plain = (load_video_pipeline if is_video else load_pipeline)(str(teacher)).stages[part]
+    shapes = {"content": (3, 16, 16), "video": (4, 3, 16, 16)}
+    noisy = torch.randn(1, *shapes.get(part) or (plain.network.config.motion_channels, 4, 16))
+    batch = {"caption": ["a square"], "content": torch.randn(1, 3, 16, 16), "latents": noisy}
     time, told = torch.tensor([700.0]), plain.encode(batch)
     with torch.no_grad():
         expected = plain(noisy, time, told)
@@ -155,22 +156,26 @@ def test_a_flow_map(root: Path, part: str) -> None:
     distill(
         DistillConfig(
             **settings, part=part, objective="flow_map", pretrained_model_name_or_path=str(teacher),
-            cache_dir=f"{root}/cache", output_dir=f"{root}/map-{part}", guidance_scale=2.0,
+            cache_dir=f"{root}/{'latents' if is_video else 'cache'}", output_dir=f"{root}/map-{part}",
+            guidance_scale=2.0,
         )
     )  # fmt: skip
-    pipe = load(root, **{part: f"map-{part}"})
-    scheduler = pipe.scheduler if part == "content" else pipe.motion_scheduler
+    pipe: Any = load_video_pipeline(f"{root}/map-video/video") if is_video else load(root, **{part: f"map-{part}"})
+    scheduler = pipe.motion_scheduler if part == "motion" else pipe.scheduler
     assert isinstance(scheduler, FlowMapEulerDiscreteScheduler) and scheduler.config.shift == 3.0
     calls: list[Any] = []
     pipe.stages[part].network.register_forward_pre_hook(lambda module, args: calls.append(args))
-    steps = {"num_inference_steps": 3, "motion_num_inference_steps": 3}
+    steps = {"num_inference_steps": 3} | ({} if is_video else {"motion_num_inference_steps": 3})
     frames = pipe("a square", output_type="np", **steps).frames
     assert len(calls) == 3 and frames.shape == (1, 4, 16, 16, 3) and frames.std() > 0
 
 
 def test_distribution_matching_of_flow_teachers(root: Path) -> None:
     """Times are no whole numbers; the students' are those that their family samples with."""
-    teacher, settings = root / "teacher", STEPS | {"max_train_steps": 2, "validation_steps": 0, "student_every": 1}
+    teacher, settings = (
+        root / "teacher",
+        STEPS | {"max_train_steps": 2, "validation_steps": 0, "method": MethodSettings(student_every=1)},
+    )
     if not teacher.exists():
         load(root).save_pretrained(teacher)
     distill(
@@ -193,12 +198,16 @@ def test_distribution_matching_of_flow_teachers(root: Path) -> None:
 
 def test_what_is_no_flow_map(root: Path) -> None:
     settings = STEPS | {"objective": "flow_map", "cache_dir": f"{root}/latents", "output_dir": f"{root}/bad"}
-    with pytest.raises(ValueError, match="no VideoUNet can be made a flow map: take another --objective"):
-        distill(DistillConfig(**settings, part="video", pretrained_model_name_or_path=f"{root}/video/video"))
+    flux = content_stage(FAMILIES["flux2_klein"]().components)
+    with pytest.raises(ValueError, match="no Flux2Transformer2DModel can be made a flow map: take another --objective"):
+        flux.telling_target(flux.network)
     with pytest.raises(ValueError, match="--objective flow_map trains a new embedding of a UNet"):
         DistillConfig(**settings, part="content", lora=LoraSettings(rank=4))
     with pytest.raises(ValueError, match="--objective flow_map has no use for --num_ddim_steps"):
         DistillConfig(**settings, part="content", num_ddim_steps=20)
+    for name, value in {"solver": "heun", "gan_weight": 0.1}.items():
+        with pytest.raises(ValueError, match=f"--objective flow_map has no use for --method.{name}"):
+            DistillConfig(**settings, part="content", method=MethodSettings(**{name: value}))
     with pytest.raises(ValueError, match="matches no single samples, which held-out clips would score"):
         DistillConfig(
             **settings | {"objective": "distribution_matching", "max_train_steps": 9},

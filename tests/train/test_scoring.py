@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.content import train_content
 from contentmotion.train.distill import distill
 from contentmotion.train.motion import train_motion
+from contentmotion.train.scoring import student_score
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,9 @@ def test_scores_on_a_schedule_are_those_of_evaluate(config: TrainAutoencoderConf
     assert scored[3] == pytest.approx(row["fvd"], rel=1e-6)
 
 
-def test_content_motion_and_students_are_scored(config: TrainAutoencoderConfig, tmp_path: Path) -> None:
+def test_content_motion_and_students_are_scored(
+    config: TrainAutoencoderConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scored = dataclasses.replace(config.eval, num_inference_steps=1)
     common: dict[str, Any] = {
         "max_train_steps": 2, "train_batch_size": 2, "validation_steps": 0, "mixed_precision": "no",
@@ -95,6 +99,17 @@ def test_content_motion_and_students_are_scored(config: TrainAutoencoderConfig, 
     export(ExportConfig(**parts, motion_transformer=motion, output_dir=f"{tmp_path}/teacher", dtype="fp32"))
     teacher = {"pretrained_model_name_or_path": f"{tmp_path}/teacher", "guidance_scale": 2.0}
     distill(DistillConfig(**common, **teacher, part="motion", output_dir=f"{tmp_path}/student"))
+    monkeypatch.setattr("contentmotion.train.held_out.MIN_POINTS", 2)
+    unseen = {"eval_cache_dir": str(shutil.copytree(tmp_path / "cache", tmp_path / "unseen")), "heldout_steps": 1}
+    distill(DistillConfig(**common | teacher | unseen, part="content", output_dir=f"{tmp_path}/judged"))
+    lines = [json.loads(line) for line in (tmp_path / "judged/metrics.jsonl").read_text().splitlines()]
+    errors = [line["eval/student_error"] for line in lines if "eval/student_error" in line]
+    scores = json.loads((tmp_path / "judged/eval-000002/scores.json").read_text())["parts"]
+    best = json.loads((tmp_path / "judged/best.json").read_text())
+    expected = student_score(scores, "full", student_error=errors[-1])
+    assert {"fvd", "student_error", "motion_ratio", "nearest_pixels"} < set(expected)
+    assert {name: best[name] for name in expected} == expected and best["last"] == {"step": 2} | expected
+    assert (tmp_path / "judged/content/unet").is_dir() and not (tmp_path / "judged/best").exists()
     for name, part in (("content", "content"), ("motion", "motion"), ("student", "motion")):
         scores = json.loads((tmp_path / name / "eval-000002/scores.json").read_text())
         lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
@@ -106,6 +121,24 @@ def test_content_motion_and_students_are_scored(config: TrainAutoencoderConfig, 
         files = {path.relative_to(tmp_path / name) for path in (tmp_path / name / folder).rglob("*") if path.is_file()}
         assert files
         assert all((tmp_path / name / f).read_bytes() == (tmp_path / name / "best" / f).read_bytes() for f in files)
+
+
+def test_which_student_is_the_best() -> None:
+    """Twice the distance, twice the FVD, half the captions, half or twice the motion: each is as bad as another."""
+    row = {"n": 40, "fvd": 300.0, "optical_flow": 2.0, "nearest_pixels": 0.5}
+
+    def score(error: float = 0.2, **changes: float) -> float:
+        return student_score({"real": {"optical_flow": 2.0}, "full": row | changes}, "full", student_error=error)[
+            "score"
+        ]
+
+    assert score() == pytest.approx(0.2 * 300 / 0.5)
+    for changes in ({"error": 0.4}, {"fvd": 600}, {"nearest_pixels": 0.25}, {"optical_flow": 4}, {"optical_flow": 1}):
+        assert score(**changes) == pytest.approx(2 * score()), changes
+    assert score(nearest_pixels=0) == pytest.approx(score(nearest_pixels=1 / 40)), "no caption is as bad as one"
+    assert score() < score(optical_flow=0) < math.inf
+    still = {"real": {"optical_flow": 0.0}, "motion": {"n": 4, "fvd": 9.0, "optical_flow": 1.0}}
+    assert student_score(still, "motion") == {"score": 9.0, "fvd": 9.0}, "what is not measured does not count"
 
 
 def test_the_best_is_kept_beside_the_last(

@@ -27,7 +27,7 @@ MAX_PICTURES, MAX_CAPTIONS = 6, 60
 GROUPS = (
     ("loss", ("loss", "mse", "bound", "lpips")),
     ("scores", ("eval/",)),
-    ("student over teacher", ("x0_std_ratio", "motion_ratio")),
+    ("student over clips", ("x0_std_ratio", "motion_ratio")),
     ("gradient norm", ("grad_norm",)),
     ("distance of the moving average", ("ema_distance",)),
     ("learning rate", ("lr",)),

@@ -28,7 +28,7 @@ from contentmotion.config.common import (
 )
 from contentmotion.config.conditions import CONDITION_NAMES, MAP_NAMES, ConditionConfig, MapName
 from contentmotion.config.data import CaptionConfig, ClipConfig, EncodeConfig, FolderConfig, InspectConfig
-from contentmotion.config.distill import DistillConfig
+from contentmotion.config.distill import DistillConfig, MethodSettings
 from contentmotion.config.publish import PushConfig
 from contentmotion.config.train import (
     ScoredTrainConfig,

@@ -189,7 +189,8 @@ class ScheduledEvaluation(Settings):
     """Scores while training, by the code of ``evaluate``: into metrics.jsonl, the trackers and eval-N/.
 
     Attributes:
-        steps: Score every n steps, and keep the model with the lowest FVD in best/ (best.json names its step); 0 never.
+        steps: Score every n steps, and keep the model with the lowest FVD in best/ (best.json names its step;
+            of students see docs/distillation.md); 0 never.
         data_dir: Real videos to score against, in any layout (docs/data.md).
         split: Split of them, where they have splits.
         num_videos: Use only n of them, drawn from the seed.

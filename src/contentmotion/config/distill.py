@@ -13,6 +13,7 @@ from contentmotion.config.common import (
     Positive,
     Range,
     Rate,
+    Settings,
     Share,
     Steps,
     Time,
@@ -21,6 +22,28 @@ from contentmotion.config.common import (
     require_interval,
 )
 from contentmotion.config.train import ScoredTrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSettings(Settings):
+    """Particulars of an objective of distillation.
+
+    Attributes:
+        solver: Of consistency: how the teacher gets a step further: "ddim" (of a flow, Euler's), or "heun", of second
+            order, for twice the teacher's passes.
+        student_every: Of distribution_matching: the student's turn is every n-th step, the critic's every one.
+        gan_weight: Of distribution_matching, for UNets: the critic also learns to tell the student's samples from the
+            cache's, and the student to pass for those; how much this counts for the student. 0: not at all; DMD2's is
+            0.001 to 0.005.
+        critic_gan_weight: How much it counts for the critic.
+    """
+
+    block = "method"
+
+    solver: Literal["ddim", "heun"] = "ddim"
+    student_every: Batch = 5
+    gan_weight: Weight = 0.0
+    critic_gan_weight: Weight = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +60,8 @@ class DistillConfig(ScoredTrainConfig):
         cache_dir: Latent cache, made by encode with the teacher's image VAE and autoencoder; for a video model with
             `--latents_only true`, and with the maps that the model follows.
         objective: "consistency" (VideoLCM's); "flow_map", which more steps make better, from a teacher of flow matching
-            (content models that are a UNet, motion models); "distribution_matching" (DMD2), with a critic of its own.
-        student_every: Of distribution_matching alone: the student's turn is every n-th step, the critic's every one.
+            (UNets, motion models); "distribution_matching" (DMD2), with a critic of its own.
+        method: Particulars of an objective.
         guidance_scale: Guidance of the teacher that the student learns to do without, `null + g * (cond - null)`;
             VideoLCM's w of 9 is 10. Take what the teacher is sampled with.
         guidance_interval: Two times of the noise schedule, such as 400 900: the teacher is guided between them alone,
@@ -64,7 +87,7 @@ class DistillConfig(ScoredTrainConfig):
     part: Literal["content", "motion", "video"]
     cache_dir: str
     objective: Literal["consistency", "flow_map", "distribution_matching"] = "consistency"
-    student_every: Batch = 5
+    method: MethodSettings = MethodSettings()
     guidance_scale: Guidance = 10.0
     guidance_interval: tuple[Time, ...] | None = None
     guidance_rescale: Share = 0.0
@@ -93,13 +116,15 @@ class DistillConfig(ScoredTrainConfig):
             "--objective flow_map trains a new embedding of a UNet, which an adapter does not hold: leave --lora.rank",
         )
         require(
-            self.objective != "distribution_matching" or self.max_train_steps >= self.student_every,
-            "--student_every is more than --max_train_steps: the student would never be trained",
+            self.objective != "distribution_matching" or self.max_train_steps >= self.method.student_every,
+            "--method.student_every is more than --max_train_steps: the student would never be trained",
         )
-        unused = {"consistency": ("student_every",), "flow_map": ("student_every", "num_ddim_steps")}
-        for name in unused.get(self.objective, ("huber_c",)):
-            usual = type(self).__dataclass_fields__[name].default
-            require(getattr(self, name) == usual, f"--objective {self.objective} has no use for --{name}")
+        matching = ("student_every", "gan_weight", "critic_gan_weight")
+        unused = {"consistency": matching, "flow_map": (*matching, "solver", "num_ddim_steps")}
+        for name in unused.get(self.objective, ("solver", "huber_c")):
+            holder, block = (self.method, "method.") if hasattr(self.method, name) else (self, "")
+            usual = type(holder).__dataclass_fields__[name].default
+            require(getattr(holder, name) == usual, f"--objective {self.objective} has no use for --{block}{name}")
         require(
             self.objective != "distribution_matching" or self.eval_cache_dir is None,
             "--objective distribution_matching matches no single samples, which held-out clips would score: score it "

@@ -304,7 +304,7 @@ def _plan_distillation(
         raise ValueError("--dry_run does not count --objective distribution_matching: its critic is trained, too")
     # The target, or of a flow map the derivative, which costs two; and the teacher, with guidance twice a step.
     flow_map = config.objective == "flow_map"
-    passes = (1 if config.guidance_scale == 1 else 2) + (2 if flow_map else 1)
+    passes = (1 if config.guidance_scale == 1 else 2) * (1 + (config.method.solver == "heun")) + (2 if flow_map else 1)
     after = count_cost(forward).flops
     plan = _plan(student, forward, frozen, config)
     if not config.lora.rank:

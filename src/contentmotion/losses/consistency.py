@@ -41,7 +41,7 @@ def consistency_loss(
         "loss", and the student's clean samples over the batch's at the same points (``compare_samples``).
 
     Source: VideoLCM Eq. 4-5; Luo et al. 2023 (LCM), Algorithm 1, with a fixed guidance scale or with one that the
-    student is told. For flow matching the solver's step is Euler's.
+    student is told. For flow matching DDIM's step is Euler's.
     """
     generator, schedule = batch["generator"], teacher.schedule
     x0 = teacher.clean_sample(batch)
@@ -56,8 +56,11 @@ def consistency_loss(
         batch = batch | {"guidance": low + (high - low) * rand((len(x0),), generator).to(x0.device)}
     with torch.no_grad():
         output = guided_output(teacher, noisy, start, batch, config)
-        clean = schedule.predict_x0(output, noisy, start)
-        earlier = schedule.add_noise(clean, schedule.predict_noise(output, noisy, start), end)
+        said = schedule.predict_noise(output, noisy, start)
+        earlier = schedule.add_noise(schedule.predict_x0(output, noisy, start), said, end)
+        if config.method.solver == "heun":
+            then = schedule.predict_noise(guided_output(teacher, earlier, end, batch, config), earlier, end)
+            earlier = earlier + schedule.heun_weight(start, end, earlier) * (then - said)
         target_sample = consistency_sample(target, earlier, end, batch)
     sample = consistency_sample(student, noisy, start, batch)
     ratios = compare_samples(sample.detach(), x0, teacher.time_axis)

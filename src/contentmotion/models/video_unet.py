@@ -45,6 +45,7 @@ class VideoUNet(UNet3DConditionModel, ModelMixin):  # pipelines load a class onl
             as ``attention_head_dim`` channels go into the resolution's width.
         addition_embed_type: "text": the whole prompt is added to the timestep's embedding.
         addition_embed_type_num_heads: Heads of that embedding.
+        step_embed: The step's length is added likewise: a flow map.
     """
 
     _supports_gradient_checkpointing = True
@@ -75,6 +76,7 @@ class VideoUNet(UNet3DConditionModel, ModelMixin):  # pipelines load a class onl
         addition_embed_type: str | None = None,
         addition_embed_type_num_heads: int = 64,
         fps: float | None = None,
+        step_embed: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(
             sample_size=sample_size,  # type: ignore[arg-type]
@@ -92,11 +94,14 @@ class VideoUNet(UNet3DConditionModel, ModelMixin):  # pipelines load a class onl
             cross_attention_dim=cross_attention_dim,
             attention_head_dim=attention_head_dim,
         )
-        self.add_embedding = None
+        width = self.time_embedding.linear_2.out_features
+        self.add_embedding = self.step_embedding = None
         if addition_embed_type == "text":
-            width = self.time_embedding.linear_2.out_features
             self.add_embedding = TextTimeEmbedding(cross_attention_dim, width, addition_embed_type_num_heads)
-            self.time_embedding.__class__ = _TextAndTime
+        if step_embed:
+            self.step_embedding = TimestepEmbedding(block_out_channels[0], width)
+        if self.add_embedding is not None or self.step_embedding is not None:
+            self.time_embedding.__class__ = _TimeAndMore
         if num_spatial_heads is not None:
             levels = list(zip(self.down_blocks, num_spatial_heads, strict=True))
             levels += zip(self.up_blocks, reversed(num_spatial_heads), strict=True)
@@ -108,6 +113,7 @@ class VideoUNet(UNet3DConditionModel, ModelMixin):  # pipelines load a class onl
         sample: Float[Tensor, "b c t h w"],
         timestep: Real[Tensor, " b"] | Real[Tensor, ""] | float | int,
         encoder_hidden_states: Float[Tensor, "b n d"],
+        step_length: Real[Tensor, " b"] | None = None,
         **options: Any,
     ) -> Any:
         """Denoises, as ``UNet3DConditionModel`` does (see there).
@@ -116,10 +122,19 @@ class VideoUNet(UNet3DConditionModel, ModelMixin):  # pipelines load a class onl
             sample: Noisy latents.
             timestep: Diffusion times, 0 to 999.
             encoder_hidden_states: Text features.
+            step_length: Of a flow map: times that the step goes.
             **options: Those of ``UNet3DConditionModel``.
+
+        Raises:
+            ValueError: A step's length that is missing, or of no flow map.
         """
-        if self.add_embedding is not None:
-            options["timestep_cond"] = self.add_embedding(encoder_hidden_states)
+        if (step_length is None) != (self.step_embedding is None):
+            raise ValueError("step_length is for flow maps (step_embed), and those need it")
+        more = [] if self.add_embedding is None else [self.add_embedding(encoder_hidden_states)]
+        if self.step_embedding is not None:
+            more.append(self.step_embedding(self.time_proj(step_length).to(self.dtype)))
+        if more:
+            options["timestep_cond"] = sum(more)
         return super().forward(sample, timestep, encoder_hidden_states, **options)
 
     def enable_gradient_checkpointing(self) -> None:
@@ -127,7 +142,7 @@ class VideoUNet(UNet3DConditionModel, ModelMixin):  # pipelines load a class onl
         checkpoint_blocks(self)
 
 
-class _TextAndTime(TimestepEmbedding):
+class _TimeAndMore(TimestepEmbedding):
     """Adds to a timestep's embedding; what ``UNet3DConditionModel`` hands it as ``timestep_cond``."""
 
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -266,6 +281,17 @@ def widen_input(unet: Unet3D, extra_channels: int) -> Unet3D:
     weights["conv_in.weight"] = _pad_input(weights["conv_in.weight"], extra_channels)
     wider.load_state_dict(weights)
     return wider.train(unet.training)
+
+
+def telling_step(unet: UNet3DConditionModel) -> VideoUNet:
+    """The same UNet, told how far a step goes, too: by an embedding that adds nothing until trained."""
+    known = signature(VideoUNet.__init__).parameters
+    told = VideoUNet(**{name: value for name, value in unet.config.items() if name in known} | {"step_embed": True})
+    told.load_state_dict(unet.state_dict(), strict=False)
+    assert told.step_embedding is not None
+    for parameter in told.step_embedding.linear_2.parameters():
+        nn.init.zeros_(parameter)
+    return told.to(unet.device).train(unet.training)
 
 
 def _pad_input(weight: Float[Tensor, "o i 3 3"], extra: int) -> Float[Tensor, "o j 3 3"]:

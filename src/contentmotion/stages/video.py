@@ -8,12 +8,12 @@ from typing import Any, Self
 import torch
 from diffusers import UNet2DConditionModel
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from contentmotion.config import VideoSizes
 from contentmotion.data.conditions import training_conditions
 from contentmotion.models.condition_encoder import ConditionEncoder
-from contentmotion.models.video_unet import inflate_unet, make_video_unet, widen_input
+from contentmotion.models.video_unet import inflate_unet, make_video_unet, telling_step, widen_input
 from contentmotion.stages.content.stable_diffusion import ATTENTION_AND_FEED_FORWARD
 from contentmotion.stages.image_vae import vae_scale_factor
 from contentmotion.stages.stage import META, Condition, Stage, example_tokens, make_scheduler
@@ -140,8 +140,14 @@ class VideoStage(Stage):
         x = noisy.to(self.dtype)
         if "joined" in condition:
             x = torch.cat([x, condition["joined"].to(x)], dim=2)
-        hidden = condition["encoder_hidden_states"]
-        return self.network(x.transpose(1, 2), timesteps, encoder_hidden_states=hidden).sample.transpose(1, 2)
+        told = {"encoder_hidden_states": condition["encoder_hidden_states"]}
+        target = condition.get("target_timesteps") if target_timesteps is None else target_timesteps
+        if target is not None:
+            told["step_length"] = (timesteps - target).to(x.device).expand(len(x))
+        return self.network(x.transpose(1, 2), timesteps, **told).sample.transpose(1, 2)
+
+    def telling_target(self, network: nn.Module) -> nn.Module:
+        return telling_step(network)  # type: ignore[reportArgumentType]
 
     def example(self, shape: tuple[int, ...], batch_size: int = 1, device: torch.device = META) -> tuple[Any, ...]:
         place = {"device": device, "dtype": self.dtype}
@@ -151,7 +157,10 @@ class VideoStage(Stage):
             t, _, h, w = shape
             condition["joined"] = torch.zeros((batch_size, t, encoder.config.out_channels, h, w), **place)
         noisy = torch.zeros((batch_size, *shape), **place)
-        return noisy, torch.ones(batch_size, dtype=torch.long, device=device), condition
+        ones = torch.ones(batch_size, dtype=torch.long, device=device)
+        if self.network.config.get("step_embed"):  # type: ignore[reportAttributeAccessIssue]
+            condition["target_timesteps"] = ones
+        return noisy, ones, condition
 
 
 def make_condition_encoder(

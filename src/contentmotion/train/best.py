@@ -46,14 +46,14 @@ class Best:
             elif begun:
                 print(f"{self.path}: scored on other clips or settings than now; the best starts anew", file=sys.stderr)
 
-    def offer(self, step: int, score: float) -> None:
-        """Takes note of a score; saves the model if it is the best so far.
+    def offer(self, step: int, score: float, **beside: float) -> None:
+        """Takes note of a score, and of numbers beside it; saves the model if it is the best so far.
 
         Raises:
             OSError: It could not be written; what was there before is still there.
         """
-        last = {"step": step, self.name: score}
-        best = {name: self.record[name] for name in last} if self.record else None
+        last = {"step": step, self.name: score} | beside
+        best = {k: v for k, v in self.record.items() if k not in ("last", "scored_on")} or None
         if best is None or score < best[self.name] or math.isnan(best[self.name]):
             try:
                 self.save()  # before the record: killed in between, the step is scored again

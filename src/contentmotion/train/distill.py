@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,8 +37,8 @@ from contentmotion.train.denoiser import main_only, save_trained
 from contentmotion.train.held_out import Alarms, HeldOut, what_scores_depend_on
 from contentmotion.train.loop import fit
 from contentmotion.train.previews import make_previews
-from contentmotion.train.processes import this_process
-from contentmotion.train.scoring import make_scorer
+from contentmotion.train.processes import on_main, this_process
+from contentmotion.train.scoring import BEST_FOLDER, Scorer, make_scorer, student_score, write_best
 from contentmotion.video.write import write_contact_sheet
 
 # Steps of the teacher and of the student in previews.
@@ -46,13 +46,14 @@ TEACHER_STEPS, STUDENT_STEPS = 50, (1, 2, 4, 8)
 OBJECTIVES: dict[str, Any] = {
     "consistency": consistency, "flow_map": flow_map, "distribution_matching": distribution_matching,
 }  # fmt: skip
-COMPONENTS = {"content": "content", "motion": "motion", "video": "full"}  # of a stage, what `evaluate` scores
 
 
 def distill(config: DistillConfig) -> None:
     """Distils a model of a pipeline into a folder of ``output_dir``, with a scheduler of few steps.
 
-    The result is the last student, or with held-out clips the best one, which ``best.json`` then names.
+    The result is the last student, or with held-out clips the best one, which ``best.json`` then names; without them
+    ``eval.steps`` keeps the best one beside it. ``student_score`` says which it is, or without ``eval.steps`` the
+    distance to the teacher.
 
     Raises:
         ValueError: A part is missing, or a cache does not fit the teacher.
@@ -80,19 +81,30 @@ def distill(config: DistillConfig) -> None:
         save_trained(student, folder)
 
     scored = type(pipe)(**student.components)
-    score = make_scorer(scored, config, COMPONENTS[config.part], run_dir, save if unseen is None else None)
-    best = None
-    if unseen is not None and is_main:
-        folder = run_dir / FOLDERS[config.part]
-        best = Best(run_dir, folder, save, "student_error", what_scores_depend_on(unseen, config))
-    held_out = None if unseen is None or best is None else HeldOut(player, teacher, unseen, config)
+    # Captions can be found again in whole videos alone; a motion model's true content frames would tell them.
+    whole_videos = config.part == "video" or config.part == "content" and scored.components.get("motion_transformer")
+    component = "full" if whole_videos else config.part
+    scorer = make_scorer(scored, config, component, run_dir)
+    best = keep_best(run_dir, save, unseen, scorer, config) if is_main else None
+    held_out = HeldOut(player, teacher, unseen, config) if is_main and unseen is not None else None
 
     def score_held_out(step: int) -> dict[str, float]:
-        if held_out is None or best is None:
-            return {}
-        scores = held_out.score()
-        best.offer(step, scores["student_error"])
+        scores = {} if held_out is None else held_out.score()
+        if best is not None and scorer is None:
+            best.offer(step, scores["student_error"])
         return scores
+
+    def score_samples(step: int) -> dict[str, float]:
+        assert scorer is not None
+        row = scorer(step)
+
+        def offer() -> None:
+            assert best is not None and scorer is not None
+            distance = {} if held_out is None else {"student_error": held_out.student_error()}
+            best.offer(step, **student_score(scorer.parts, component, **distance))
+
+        on_main(offer)
+        return row
 
     fit(
         [watched(player) if is_main else player, *others], cache, config, collate=collate_latents,
@@ -100,14 +112,30 @@ def distill(config: DistillConfig) -> None:
         at=[
             (config.validation_steps, main_only(preview)),
             (heldout_schedule(config), score_held_out),
-            (config.eval.steps, score),
+            (config.eval.steps, score_samples),
         ],
         record=partial(record_settings, run_dir, "distill", config),
     )  # fmt: skip
     if is_main:
-        if unseen is None and score is None:
+        if unseen is None and scorer is None:
             (run_dir / BEST).unlink(missing_ok=True)
         print(run_dir / FOLDERS[config.part])
+
+
+def keep_best(
+    run_dir: Path,
+    save: Callable[[Path], None],
+    unseen: LatentCache | None,
+    scorer: Scorer | None,
+    config: DistillConfig,
+) -> Best | None:
+    """The keeper of the best student: with held-out clips of the result, with ``eval.steps`` alone beside it."""
+    scored_on: dict[str, Any] = {} if scorer is None else scorer.scored_on
+    if unseen is None:
+        return scorer and Best(run_dir, run_dir / BEST_FOLDER, partial(write_best, run_dir, save), "score", scored_on)
+    scored_on = scored_on | what_scores_depend_on(unseen, config)
+    name = "student_error" if scorer is None else "score"
+    return Best(run_dir, run_dir / FOLDERS[config.part], partial(save, run_dir), name, scored_on)
 
 
 def watched(player: Player) -> Player:

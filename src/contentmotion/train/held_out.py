@@ -64,9 +64,10 @@ class HeldOut:
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + value.item() * size
         means = {name: total / points for name, total in sums.items()}
-        return {"heldout_loss": means.pop("loss"), **means, "student_error": self._student_error()}
+        return {"heldout_loss": means.pop("loss"), **means, "student_error": self.student_error()}
 
-    def _student_error(self) -> float:
+    def student_error(self) -> float:
+        """The last of ``score``'s numbers alone."""
         numbers, guidance = range(len(self.batches)), self.config.guidance
         if not self._teachers:
             self._teachers = [self._sample(self.teacher, TEACHER_STEPS, guidance, k).cpu() for k in numbers]
@@ -140,12 +141,12 @@ class Alarms:
     LATER = 20
     MEANINGS = {
         "x0_std_ratio": (
-            "the student's predictions are flatter than the teacher's (collapse, blur): lower --learning_rate or "
+            "the student's predictions are flatter than the clips (collapse, blur): lower --learning_rate or "
             "raise --ema_decay; early in training wait, it has the guidance to learn",
-            "the student's predictions are harsher than the teacher's: lower --learning_rate or --guidance_scale",
+            "the student's predictions are harsher than the clips: lower --learning_rate or --guidance_scale",
         ),
         "motion_ratio": (
-            "the student moves less than the teacher: train longer at a lower --learning_rate, with more clips that "
+            "the student moves less than the clips: train longer at a lower --learning_rate, with more clips that "
             "move, or lower --guidance_scale",
             "the student flickers: lower --learning_rate or raise --ema_decay",
         ),

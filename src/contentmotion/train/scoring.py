@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from contentmotion.config import EvaluateConfig, ScoredTrainConfig
 from contentmotion.config.use import Component
@@ -16,7 +19,8 @@ from contentmotion.train.best import Best
 from contentmotion.train.processes import on_main, this_process
 
 BEST_FOLDER = "best"
-SCORE = "fvd"  # which decides what is best, of every component
+SCORE = "fvd"  # which decides what is best, of every component; of students it is `student_score`
+LEAST_MOTION = 1e-3  # of the real clips'
 
 
 class Scorer:
@@ -28,6 +32,10 @@ class Scorer:
         component: What of the pipeline to score (see ``evaluate``).
         run_dir: Folder of the run; scores.json and pictures go to eval-N in it.
         save: Writes what is trained into a folder; None: the best is not kept.
+
+    Attributes:
+        scored_on: What scores depend on.
+        parts: The last scores, as scores.json has them; none in all processes but the first.
 
     Raises:
         ValueError: The networks do not fit each other, or the videos cannot be used.
@@ -61,25 +69,24 @@ class Scorer:
         pipe.check_parts()
         load_i3d(find_weights(config.eval.i3d, "i3d"))
         open_data(self.settings, pipe)
+        names = ("data_dir", "split", "num_videos", "num_inference_steps", "i3d", "seed", "mixed_precision")
+        names += ("frame_stride", "fps", "resize_mode")
+        self.scored_on: dict[str, Any] = {"component": component} | {
+            name: getattr(self.settings, name) for name in names
+        }
+        if getattr(config, "guidance_range", None):
+            self.scored_on["guidance_scale"] = self.settings.guidance_scale
+        self.parts: Mapping[str, dict[str, float]] = {}
         self.best: Best | None = None
         if save is not None and this_process().is_main_process:
-            names = ("data_dir", "split", "num_videos", "num_inference_steps", "i3d", "seed", "mixed_precision")
-            names += ("frame_stride", "fps", "resize_mode")
-            scored_on = {"component": component} | {name: getattr(self.settings, name) for name in names}
-            if getattr(config, "guidance_range", None):
-                scored_on["guidance_scale"] = self.settings.guidance_scale
-
-            def keep() -> None:
-                with replacing_folder(run_dir / BEST_FOLDER) as folder:
-                    save(folder)
-
-            self.best = Best(run_dir, run_dir / BEST_FOLDER, keep, SCORE, scored_on)
+            self.best = Best(run_dir, run_dir / BEST_FOLDER, partial(write_best, run_dir, save), SCORE, self.scored_on)
 
     def __call__(self, step: int) -> dict[str, float]:
         """The component's numbers after a step, by name; none in all processes but the first."""
         source = f"{self.run_dir.name}, step {step}, averaged weights"
         scores, _ = score_pipeline(self.pipe, self.settings, self.run_dir / f"eval-{step:06d}", source)
-        row = {name: value for name, value in scores.get("parts", {}).get(self.component, {}).items() if name != "n"}
+        self.parts = scores.get("parts", {})
+        row = {name: value for name, value in self.parts.get(self.component, {}).items() if name != "n"}
         on_main(lambda: self.best and self.best.offer(step, row[SCORE]))
         return row
 
@@ -93,3 +100,35 @@ def make_scorer(
 ) -> Scorer | None:
     """A ``Scorer`` with these arguments; None where no scores are wanted."""
     return Scorer(pipe, config, component, run_dir, save) if config.eval.steps else None
+
+
+def write_best(run_dir: Path, save: Callable[[Path], None]) -> None:
+    """Writes what is trained into ``best``, whole or not at all."""
+    with replacing_folder(run_dir / BEST_FOLDER) as folder:
+        save(folder)
+
+
+def student_score(parts: Mapping[str, dict[str, float]], component: str, **distance: float) -> dict[str, float]:
+    """Which student is the best: the one with the lowest score, the product of all that can be told of it.
+
+    Args:
+        parts: Of scores.json.
+        component: What was scored.
+        **distance: "student_error", where there are held-out clips.
+
+    Returns:
+        "score": FVD times the distance, times how many times more (or less) it moves than the real clips, over the
+        share of captions found again. So half the captions, half or twice the motion, twice the distance and twice the
+        FVD are equally bad. Beside it what it is made of, where it is measured.
+    """
+    row, real = parts[component], parts["real"]
+    facts = {"fvd": row["fvd"]} | distance
+    score = math.prod(facts.values())
+    if real["optical_flow"] > 0:
+        facts["motion_ratio"] = row["optical_flow"] / real["optical_flow"]
+        moves = max(facts["motion_ratio"], LEAST_MOTION)
+        score *= max(moves, 1 / moves)
+    if "nearest_pixels" in row:
+        facts["nearest_pixels"] = row["nearest_pixels"]
+        score /= max(row["nearest_pixels"], 1 / row["n"])
+    return {"score": score} | facts
