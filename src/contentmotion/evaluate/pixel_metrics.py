@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 import cv2
 import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -150,24 +154,23 @@ def optical_flow(videos: np.ndarray | Tensor) -> Tensor:
         raise ValueError(
             f"optical flow needs frames of {MIN_FLOW_SIZE}x{MIN_FLOW_SIZE} or more, got {tuple(videos.shape[2:4])}"
         )
-    lengths = torch.zeros(len(videos), dtype=torch.float64)
+    clips = videos.cpu().numpy()
+    lengths = [np.mean([np.linalg.norm(flow, axis=-1).mean() for flow in flow_fields(clip)]) for clip in clips]
+    return torch.tensor(lengths, dtype=torch.float64)
+
+
+def flow_fields(clip: UInt8[np.ndarray, "t h w 3"]) -> Iterator[Float[np.ndarray, "h w 2"]]:
+    """The optical flow of a clip from each frame to the next, in pixels, float64; see `optical_flow`."""
+    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip]
     threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # the same numbers on every machine
-    try:
-        for k, clip in enumerate(videos.cpu().numpy()):
-            grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip]
-            steps = [_flow_length(a, b) for a, b in zip(grey[:-1], grey[1:], strict=True)]
-            lengths[k] = float(np.mean(steps))
-    finally:
-        cv2.setNumThreads(threads)
-    return lengths
-
-
-def _flow_length(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean length of the flow between two grey pictures, in pixels."""
-    # A new estimator for each pair: one that is used again starts from its last sizes.
-    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(a, b, None)
-    return float(np.linalg.norm(flow.astype(np.float64), axis=-1).mean())
+    for a, b in pairwise(grey):
+        cv2.setNumThreads(1)  # the same numbers on every machine
+        try:
+            # A new estimator for each pair: one that is used again starts from its last sizes.
+            flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(a, b, None)
+        finally:
+            cv2.setNumThreads(threads)
+        yield flow.astype(np.float64)
 
 
 def _require_frames(videos: np.ndarray | Tensor) -> Tensor:
