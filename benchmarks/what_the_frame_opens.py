@@ -12,6 +12,7 @@ other FVDs of the same file alone, or of files with as many clips.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -37,7 +38,7 @@ from contentmotion.evaluate.pixel_metrics import flow_fields, optical_flow, psnr
 from contentmotion.evaluate.retrieval import nearest
 from contentmotion.evaluate.run import open_data
 from contentmotion.run_dir import describe_environment, resolve_device, seeded_generator
-from contentmotion.saving import write_json
+from contentmotion.saving import replacing_file, write_json
 from contentmotion.video.pixels import to_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,6 +62,7 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.device = resolve_device("auto")
         self.batch_size = arguments.batch_size
+        self.features = arguments.output.parent / "features"
         self.config = EvaluateConfig(
             data_dir=arguments.data_dir, i3d=arguments.i3d, lpips=arguments.lpips, seed=arguments.seed,
             pretrained_model_name_or_path=arguments.model, num_inference_steps=arguments.num_inference_steps,
@@ -100,8 +102,14 @@ class Bench:
         return torch.cat([torch.from_numpy(to_bytes(frames)) for frames in made])
 
     def statistics(self, videos: Videos) -> FrechetStatistics:
-        """I3D's, of FVD."""
-        return FrechetStatistics(i3d_features(self.networks.i3d, videos))
+        """I3D's, of FVD. Features are kept beside the report: real and frozen clips are those of every model."""
+        file = self.features / f"{hashlib.sha256(videos.contiguous().numpy().tobytes()).hexdigest()[:16]}.npy"
+        if not file.exists():
+            self.features.mkdir(parents=True, exist_ok=True)
+            features = i3d_features(self.networks.i3d, videos).numpy()
+            with replacing_file(file) as partial, partial.open("wb") as stream:
+                np.save(stream, features)
+        return FrechetStatistics(np.load(file))
 
     @property
     def real_first(self) -> UInt8[Tensor, "n 3 h w"]:

@@ -1,8 +1,8 @@
 """The figures of the documentation: python docs/figures.py [OUT]
 
-Writes decomposition.png (an example clip of the page through the shipped autoencoder), architecture.svg,
-cost-stages.svg (from benchmarks/results/2026-11-21-benchmark-counted.json) and, for "Few steps", distillation.svg (the
-training logs of the shipped student) into docs/images, or into OUT. Needs matplotlib.
+Writes decomposition.png (an example clip of the page through the shipped autoencoder), uses.png (what else the shipped
+model is good for), architecture.svg, cost-stages.svg (from benchmarks/results/2026-11-21-benchmark-counted.json) and,
+for "Few steps", distillation.svg (logs of the shipped student) into docs/images, or into OUT. Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 
+from contentmotion import load_pipeline
 from contentmotion.commands.reconstruct import (
     clip_shape,
     cut_clip,
@@ -30,6 +33,7 @@ from contentmotion.commands.reconstruct import (
 )
 from contentmotion.config import SHIPPED_MODEL
 from contentmotion.demo.examples import write_examples
+from contentmotion.pipelines.interpolation import prompts_between
 from contentmotion.saving import replacing_file
 from contentmotion.video.reader import read_video
 
@@ -57,6 +61,7 @@ def main() -> None:
     plt.rcParams.update(STYLE)
     for name, draw in (
         ("decomposition.png", draw_decomposition),
+        ("uses.png", draw_uses),
         ("architecture.svg", draw_architecture),
         ("cost-stages.svg", draw_cost),
         ("distillation.svg", draw_distillation),
@@ -99,6 +104,40 @@ def draw_decomposition() -> plt.Figure:
     _show(figure.add_subplot(grid[2, columns : columns + 2]), np.asarray(z_x), "z_x: time to the right")
     _show(figure.add_subplot(grid[2, columns + 2 : columns + 4]), np.asarray(z_y), "z_y: time downwards")
     figure.suptitle(f"{path.stem}: PSNR {found.psnr:.1f} dB; every frame the content frame {found.psnr_frozen:.1f} dB")
+    return figure
+
+
+def draw_uses() -> plt.Figure:
+    """A picture that moves, its motion given to others, the video edited, other motion, what lies between prompts."""
+    pipe = load_pipeline(SHIPPED_MODEL)
+    pipe.set_progress_bar_config(disable=True)
+
+    def make(prompt: str | list[str], **given: Any) -> np.ndarray:
+        count = 1 if isinstance(prompt, str) else len(prompt)
+        generators = [torch.Generator().manual_seed(3) for _ in range(count)]
+        return pipe(prompt, generator=generators, num_inference_steps=20, output_type="np", **given).frames
+
+    picture = pipe("red heart", generator=torch.Generator().manual_seed(3), output_type="np").content_frame[0]
+    heart = make("red heart", image=picture)[0]
+    between = make(prompts_between("red heart", "fire", 8))
+    rows = {
+        "a picture,\nanimated": heart[::2],
+        "fire, with\nits motion": make("fire", motion_video=heart)[0, ::2],
+        "panda, with\nits motion": make("panda", motion_video=heart)[0, ::2],
+        "edited:\na blue heart": make("a blue heart", video=heart, strength=0.8)[0, ::2],
+        "the same,\nother motion": make("red heart", video=heart, motion_strength=0.9)[0, ::2],
+        "red heart\nto fire": between[:, 6],
+    }
+    figure, axes = plt.subplots(len(rows), 8, figsize=(7.4, 5.4), gridspec_kw={"wspace": 0.04, "hspace": 0.04})
+    for row, (title, frames) in zip(axes, rows.items(), strict=True):
+        for place, frame in zip(row, frames, strict=True):
+            _show(place, (frame * 255).round().astype(np.uint8), "")
+            place.set_frame_on(False)
+        row[0].set_ylabel(title, fontsize=8, rotation=0, ha="right", va="center")
+    for column, place in enumerate(axes[0]):
+        place.set_title(f"frame {2 * column}", fontsize=8, loc="left", pad=3)
+    for column, place in enumerate(axes[-1]):
+        place.set_xlabel(f"{column}/7", fontsize=8)
     return figure
 
 
