@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -111,6 +112,11 @@ class Bench:
                 np.save(stream, features)
         return FrechetStatistics(np.load(file))
 
+    @cached_property
+    def own_motion(self) -> Videos:
+        """The stills with motion that the model predicts, drawn with another seed than the other sections'."""
+        return self.make(more=1, content_latents=self.stills)
+
     @property
     def real_first(self) -> UInt8[Tensor, "n 3 h w"]:
         return channels_first(self.real)[:, 0]
@@ -151,7 +157,7 @@ def animated(bench: Bench) -> Found:
 def long(bench: Bench) -> Found:
     """Drift of 64 frames, jumps where their clips meet, and what a video that is no loop closes with."""
     videos = bench.make(content_latents=bench.stills, num_frames=LONG)
-    parts = {"early": videos[:, :CLIP], "late": videos[:, -CLIP:], "other_seed": own_motion(bench)}
+    parts = {"early": videos[:, :CLIP], "late": videos[:, -CLIP:], "other_seed": bench.own_motion}
     statistics = {name: bench.statistics(part) for name, part in parts.items()} | {"real": bench.statistics(bench.real)}
     steps = steps_of(videos).mean(dim=0)
     clips = bench.pipe.clips(LONG)
@@ -179,7 +185,7 @@ def transfer(bench: Bench) -> Found:
     sources = bench.real.roll(-(len(bench.real) // 2), dims=0)
     moved = bench.make(content_latents=bench.stills, motion_video=channels_first(sources))
     same = bench.make(content_latents=bench.stills, motion_video=channels_first(bench.real))
-    own = own_motion(bench)
+    own = bench.own_motion
     again = bench.make(video=channels_first(sources), strength=0.0, motion_strength=0.0)
     pairs = {
         "source": (moved, sources),
@@ -230,11 +236,6 @@ def memory(bench: Bench) -> Found:
                 raise RuntimeError(f"{' '.join(command)} failed")
             peaks[str(frames)] = round(usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
     return peaks
-
-
-def own_motion(bench: Bench) -> Videos:
-    """The stills with motion that the model predicts, drawn with another seed than the other sections'."""
-    return bench.make(more=1, content_latents=bench.stills)
 
 
 def channels_first(videos: Videos) -> UInt8[Tensor, "n t 3 h w"]:
