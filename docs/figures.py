@@ -20,6 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from PIL import Image
 
 from contentmotion import load_pipeline
 from contentmotion.commands.reconstruct import (
@@ -71,6 +72,9 @@ def main() -> None:
         with replacing_file(out / name) as partial:
             metadata = {"Date": None} if suffix == "svg" else None
             figure.savefig(partial, format=suffix, dpi=110, bbox_inches="tight", metadata=metadata)
+            if suffix == "png":  # 256 colours: a third of the bytes
+                colours = Image.open(partial).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+                colours.save(partial, format=suffix, optimize=True)
         plt.close(figure)
         print(f"{out / name}: {(out / name).stat().st_size / 1000:.0f} kB")
 
