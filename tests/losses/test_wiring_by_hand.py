@@ -43,6 +43,10 @@ def make_stage(scheduler: Any = FLOW) -> Plain:
     return Plain({"unet": nn.Linear(1, 1, bias=False), "scheduler": scheduler})
 
 
+def ddim(**changes: Any) -> DDIMScheduler:
+    return DDIMScheduler(clip_sample=False, **changes)
+
+
 def make_config(**changes: Any) -> DistillConfig:
     return DistillConfig(cache_dir="x", output_dir="x", part="content", **changes)
 
@@ -98,6 +102,52 @@ def test_student_and_critic(sparing: bool, monkeypatch: pytest.MonkeyPatch) -> N
     ]  # fmt: skip
 
 
+def test_a_student_is_sampled_as_its_scheduler_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third of four steps: of clean samples of zeros and noise of ones, the noise levels alone are left."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def clean(stage: Any, noisy: Tensor, times: Tensor, batch: Any) -> Tensor:
+        seen.append((noisy, times))
+        return 0 * noisy
+
+    monkeypatch.setattr(matching, "consistency_sample", clean)
+    monkeypatch.setattr(matching, "randn", lambda shape, source: torch.ones(shape))
+    student = make_stage(consistency.student_scheduler(ddim(), 50))
+    config = make_config(objective="distribution_matching", method=MethodSettings(student_every=2))
+    matching.student_sample(student, {"step": 10, "generator": None}, torch.zeros(3, 2), config)
+    times = student.scheduler.timesteps
+    levels = [1, *((1 - student.scheduler.alphas_cumprod[t]) ** 0.5 for t in times[1:3])]
+    assert len(times) == 4 and [t.tolist() for _, t in seen] == [[t] * 3 for t in times[:3]]
+    for (noisy, _), level in zip(seen, levels, strict=True):
+        torch.testing.assert_close(noisy, torch.full((3, 2), float(level)))
+
+
+@pytest.mark.parametrize("scheduler", [ddim(prediction_type="sample"), FLOW])
+def test_samples_are_moved_by_the_difference_over_their_distance(
+    scheduler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From where the critic sees them to where the teacher does; a distance of nothing is a millionth."""
+    sample = torch.tensor([[0.0, 2.0], [1.0, 1.0]], requires_grad=True)
+    true, false = torch.tensor([[1.0, -1.0], [1.0, 1.0]]), torch.tensor([[3.0, 0.0], [1.0, 3.0]])
+    seen: list[Any] = []
+    monkeypatch.setattr(matching, "student_sample", lambda *args: sample)
+    monkeypatch.setattr(matching, "rand", lambda shape, source: torch.tensor([0.12345, 0.5]))
+    monkeypatch.setattr(matching, "output_and_logits", lambda critic, noisy, times, batch: (false, seen.append(times)))
+    monkeypatch.setattr(matching, "guided_output", lambda *args: true)
+    monkeypatch.setattr(matching, "compare_samples", lambda *args: seen.append(args) or {})
+    monkeypatch.setattr(NoiseSchedule, "predict_x0", lambda self, output, noisy, times: output)
+    teacher = make_stage(scheduler)
+    teacher.time_axis = 7  # type: ignore[misc]
+    batch = {"content": torch.ones(2, 2), "generator": torch.Generator()}
+    losses = matching.matching_loss(teacher, teacher, teacher, batch, make_config())
+    losses["loss"].backward()
+    expected = torch.tensor([[2 / 2, 1 / 2], [0, 2e6]]) / 4  # distances 2 and 0
+    torch.testing.assert_close(sample.grad, expected)
+    exact = torch.tensor([138.512, 500.0])
+    torch.testing.assert_close(seen[0], exact if scheduler is FLOW else exact.long())
+    assert list(losses) == ["loss"] and torch.equal(seen[1][1], batch["content"]) and seen[1][2] == 7
+
+
 def test_a_classifier_is_a_normalised_perceptron_of_each_place() -> None:
     network = SimpleNamespace(
         mid_block=object(), config=SimpleNamespace(block_out_channels=(4, 8, 6)), device=torch.device("cpu")
@@ -111,10 +161,6 @@ def test_a_classifier_is_a_normalised_perceptron_of_each_place() -> None:
     h = torch.einsum("oc,bchw->bohw", inner.weight[..., 0, 0], h) + inner.bias[:, None, None]
     expected = torch.einsum("oc,bchw->bohw", last.weight[..., 0, 0], h / (1 + (-h).exp())) + 0.5
     torch.testing.assert_close(judge(x), expected)
-
-
-def ddim(**changes: Any) -> DDIMScheduler:
-    return DDIMScheduler(clip_sample=False, **changes)
 
 
 @pytest.mark.parametrize(
