@@ -1,14 +1,14 @@
 """FLUX.2's real latents: emoji clips through a pretrained tiny autoencoder of them, whose weights lie outside the
 repository."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from diffusers import AutoencoderTiny, Flux2Transformer2DModel
-from torch import Tensor, nn
+from diffusers import Flux2Transformer2DModel
+from torch import Tensor
 
 from contentmotion import ContentMotionPipeline
 from contentmotion.losses.diffusion import diffusion_loss
@@ -18,19 +18,8 @@ from contentmotion.stages.image_vae import decode_frames, encode_frames, vae_lat
 from families import FAMILIES
 from tiny import make_autoencoder, make_ddim, make_motion_dit
 
-
-class PooledBlock(nn.Module):
-    """A block of diffusers' tiny autoencoder with what TAEF2 has before it."""
-
-    def __init__(self, block: Any) -> None:
-        super().__init__()
-        self.conv, self.fuse = block.conv, block.fuse
-        wide = nn.Conv2d(64, 256, 1, bias=False), nn.GroupNorm(4, 256)
-        self.pool = nn.Sequential(*wide, nn.ReLU(), nn.Conv2d(256, 64, 1, bias=False))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.pool(x)
-        return self.fuse(self.conv(x) + x)
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+from content_modes import load_taef2  # type: ignore[import-not-found]  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -43,20 +32,7 @@ def clips(shared_data: Path) -> Tensor:
 @pytest.fixture(scope="module")
 def vae(shared_data: Path, clips: Tensor) -> Any:
     """With the statistics of these clips' packed latents, as FLUX.2's own has those of its data."""
-    vae = AutoencoderTiny(latent_channels=32)
-    for part, first, shift in (("encoder", 11, 0), ("decoder", 2, -1)):  # the original's decoder begins with a clamp
-        network = getattr(vae, part)
-        for number in range(first, first + 3):
-            network.layers[number] = PooledBlock(network.layers[number])
-        weights = torch.load(shared_data / f"taef2/taef2_{part}.pth", weights_only=True)
-        named = {name.partition(".")[::2]: value.float() for name, value in weights.items()}
-        network.layers.load_state_dict({f"{int(n) + shift}.{rest}": value for (n, rest), value in named.items()})
-    vae.register_to_config(batch_norm_eps=1e-4, patch_size=(2, 2))
-    vae.bn = nn.BatchNorm2d(128, affine=False)
-    with torch.no_grad():
-        packed = F.pixel_unshuffle(vae.encode(clips.flatten(0, 1)).latents, 2)
-    vae.bn.running_var, vae.bn.running_mean = torch.var_mean(packed, dim=(0, 2, 3))
-    return vae.eval().requires_grad_(False)
+    return load_taef2(shared_data / "taef2", clips)
 
 
 @pytest.fixture(scope="module")
