@@ -116,7 +116,7 @@ def main() -> None:
         train_data_dir=str(arguments.data_dir), split="train", height=arguments.size, width=arguments.size,
         cache_latents=True, output_dir=str(arguments.output_dir), max_train_steps=arguments.max_train_steps,
         train_batch_size=arguments.train_batch_size, learning_rate=1e-3, lr_scheduler="cosine", lr_warmup_steps=50,
-        adam_beta1=0.9, adam_beta2=0.99, ema_decay=0.99, validation_steps=0, report_to="none", mixed_precision="bf16",
+        adam_beta1=0.9, adam_beta2=0.99, ema_decay=0.99, validation_steps=0, report_to="none",
         model=AutoencoderSizes(
             hidden_size=arguments.hidden_size, depth=arguments.depth, num_heads=4,
             head_dim=arguments.hidden_size // 4, mlp_ratio=2.0, patch_size=1 if arguments.taef2 else 2,
