@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +37,8 @@ from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.models.patch_vae import PatchVAE
 from contentmotion.saving import read_json, require_regular
 
-_COUNTS, _SIZES = re.compile("depth|layers|heads|blocks"), re.compile("(size|channels|dim|frames|height|width)$")
+_COUNTS = re.compile("depth|layers|heads|blocks")
+_SIZES = re.compile("(size|channels|dim|frames|height|width|timesteps|embeddings|classes|embeds_ada_norm)$")
 HUB_SECONDS = 5.0  # it takes at most to be reached
 ASSETS = Path(__file__).parent / "assets"
 SCHEDULERS = (
@@ -176,9 +178,16 @@ def load_motion(name_or_path: str, dtype: torch.dtype | None = None) -> tuple[Mo
 
 
 def load_scheduler(folder: Path) -> SchedulerMixin:
-    """A scheduler of the kind that its config names, of those that models here have; else DDIM."""
-    name = class_name(folder / "scheduler_config.json")
-    known = {cls.__name__: cls for cls in SCHEDULERS}
+    """A scheduler of the kind that its config names, of those that models here have; else ``training_scheduler``'s.
+
+    Raises:
+        ValueError: It has more times than any.
+    """
+    file = folder / "scheduler_config.json"
+    name, known = class_name(file), {cls.__name__: cls for cls in SCHEDULERS}
+    require_possible_sizes(file)
+    if name is not None and name not in known:
+        return training_scheduler(read_json(file))
     return known.get(str(name), DDIMScheduler).from_pretrained(folder)  # type: ignore[return-value]
 
 
@@ -274,14 +283,18 @@ def _other_weights(folder: Path) -> str:
     variants = sorted({str(kind_of(file.name)) for file in folder.glob("*model*.safetensors")})
     if variants:
         return f"its weights are there as {listed(variants)}: say which with --variant"
-    file = next(folder.glob("*model*.bin"), None)
-    if file is None:
+    files = sorted(folder.glob("*model*.bin"))
+    if not files:
         return ""
-    whole = folder / ("diffusion_pytorch_model" if file.name.startswith("diffusion") else "model")
+    whole = folder / ("diffusion_pytorch_model" if files[0].name.startswith("diffusion") else "model")
+    code = (
+        "import sys, torch, safetensors.torch as s; files = [torch.load(f, weights_only=True) for f in sys.argv[2:]]; "
+        "s.save_file({n: t for f in files for n, t in f.items()}, sys.argv[1])"
+    )
+    words = shlex.join(["python", "-c", code, f"{whole}.safetensors", *map(str, files)])
     return (
-        f"its weights are a pickle ({file.name}), which is never read. Their tensors alone, as a file that is: "
-        f'python -c \'import torch, safetensors.torch as s; s.save_file(torch.load("{file}", weights_only=True), '
-        f'"{whole}.safetensors")\''
+        f"its weights are a pickle ({listed([file.name for file in files])}), which is never read. Their tensors "
+        f"alone, as a file that is: {words}"
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from diffusers import UNet3DConditionModel
 from safetensors.torch import load_file, save_file
 
-from contentmotion.loading import load_autoencoder, load_model
+from contentmotion.loading import load_autoencoder, load_model, load_motion
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.stages.content import load_content
 
@@ -117,13 +117,65 @@ def test_weights_in_another_file_are_explained(folder: Path, tmp_path: Path) -> 
     whole.unlink()
     with pytest.raises(ValueError, match=r"its weights are a pickle \(diffusion_pytorch_model.bin\)") as caught:
         load_autoencoder(str(folder))
-    exec(shlex.split(str(caught.value).partition(": python -c ")[2])[0])
+    follow(str(caught.value))
     assert load_autoencoder(str(folder)).num_parameters() > 0
     for kind in ("fp16", "bf16"):
         shutil.copy(whole, whole.with_suffix(f".{kind}.safetensors"))
     whole.unlink()
     with pytest.raises(ValueError, match="its weights are there as bf16, fp16: say which with --variant"):
         load_autoencoder(str(folder))
+
+
+def test_a_pickle_in_pieces_is_explained(folder: Path, tmp_path: Path) -> None:
+    """The command takes all of them, and a folder's name is no part of a shell's or of Python's text."""
+    strange = tmp_path / """a'b"; $(touch canary) c"""
+    shutil.copytree(folder / "autoencoder", strange)
+    whole = strange / "diffusion_pytorch_model.safetensors"
+    tensors = list(load_file(whole).items())
+    for number, some in enumerate((tensors[:5], tensors[5:])):
+        torch.save(dict(some), strange / f"diffusion_pytorch_model-0000{number + 1}-of-00002.bin")
+    whole.unlink()
+    with pytest.raises(ValueError, match="its weights are a pickle") as caught:
+        load_autoencoder(str(strange))
+    follow(str(caught.value))
+    assert load_autoencoder(str(strange)).num_parameters() > 0
+
+
+def follow(message: str) -> None:
+    """Runs the Python that an error's last words have a shell run."""
+    python, c, code, *arguments = shlex.split(message.partition("as a file that is: ")[2])
+    assert (python, c) == ("python", "-c")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["-c", *arguments])
+        exec(code)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("part", ["scheduler", "motion_scheduler"])
+def test_times_that_no_schedule_has(folder: Path, part: str) -> None:
+    file = folder / part / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_train_timesteps": 10**10}))
+    for load in (load_pipeline, load_motion)[: 1 + (part == "motion_scheduler")]:
+        with pytest.raises(ValueError, match="scheduler_config.json says num_train_timesteps 10000000000"):
+            load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"_class_name": "FlowMatchHeunDiscreteScheduler", "shift": 3.0}, "FlowMatchEulerDiscreteScheduler"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "prediction_type": "flow_prediction", "flow_shift": 3.0,
+          "use_flow_sigmas": True}, "FlowMatchEulerDiscreteScheduler"),
+        ({"_class_name": "PNDMScheduler", "prediction_type": "v_prediction"}, "DDIMScheduler"),
+    ],
+)  # fmt: skip
+def test_a_motion_scheduler_that_is_not_known(folder: Path, config: dict[str, Any], expected: str) -> None:
+    """Another solver of the same noise schedule stands in for it, not DDIM for a flow."""
+    (folder / "motion_scheduler/scheduler_config.json").write_text(json.dumps(config))
+    _, scheduler = load_motion(str(folder))
+    assert type(scheduler).__name__ == expected
+    told = scheduler.config["shift"] if "Flow" in expected else scheduler.config["prediction_type"]
+    assert told == (3.0 if "Flow" in expected else "v_prediction")
 
 
 def test_a_video_unet_that_is_told_the_guidance_is_refused(tmp_path: Path) -> None:

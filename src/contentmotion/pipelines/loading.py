@@ -19,6 +19,7 @@ from contentmotion.loading import (
     load_tokenizer,
     quiet,
     require_checkpoints,
+    require_possible_sizes,
     resolve_name,
     training_scheduler,
 )
@@ -104,6 +105,8 @@ def _assemble(
             parts[part] = load_model(cls, str(path), part, f"the {part}", dtype)
         elif part.startswith("tokenizer"):
             parts[part] = load_tokenizer(str(path), part, cls.__name__)
+        elif part.endswith("scheduler"):
+            require_possible_sizes(path / part / "scheduler_config.json")
     try:
         with quiet():  # Stable Diffusion folders hold parts that a video has no use for: no word about each
             return pipeline.from_pretrained(path, dtype=dtype or torch.float32, **parts)
