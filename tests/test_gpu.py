@@ -29,11 +29,14 @@ from contentmotion.config import (
     MotionSizes,
     ScaleSettings,
     TrainAutoencoderConfig,
+    TrainConfig,
     TrainContentConfig,
     TrainMotionConfig,
 )
+from contentmotion.draws import randn
 from contentmotion.evaluate.i3d import InceptionI3d
 from contentmotion.evaluate.lpips import LPIPS
+from contentmotion.losses.player import Player
 from contentmotion.models.layers import MAX_SEQUENCES, Attention
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.pipelines.speed import compile_networks, replay_networks, use_channels_last
@@ -41,6 +44,7 @@ from contentmotion.run_dir import leave_processes
 from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.content import train_content
 from contentmotion.train.distill import distill
+from contentmotion.train.loop import fit
 from contentmotion.train.motion import train_motion
 
 pytestmark = pytest.mark.gpu
@@ -182,6 +186,63 @@ def test_every_stage_trains_shows_previews_and_goes_on(clips: Path, tmp_path: Pa
         assert len(losses(tmp_path / stage)) == 3 and (tmp_path / stage / "preview-000003.png").is_file()
     for stage in ("content-lcm", "motion-lcm"):
         assert np.isfinite(losses(tmp_path / stage)).all()
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_recorded_steps_learn_what_plain_ones_do(precision: str, clips: Path, tmp_path: Path) -> None:
+    """Of every stage and both students; and each goes on from the other's checkpoint."""
+    if DEVICE == "cpu":
+        pytest.skip("CUDA's")
+    own: dict[str, Any] = {
+        "validation_steps": 0, "gradient_accumulation_steps": 2, "mixed_precision": precision, "lr_warmup_steps": 4,
+    }  # fmt: skip
+    for steps, recorded in ((2, "two"), (4, "one")):
+        for folder in ("one", "two"):
+            train_all(clips, tmp_path / folder, steps, **own, scale=ScaleSettings(cuda_graphs=folder == recorded))
+    # Sums of gradients come in any order on CUDA.
+    close = 1e-5 if precision == "no" else 1e-2
+    for stage in ("ae", "content", "motion", "content-lcm", "motion-lcm"):
+        one, two = (losses(tmp_path / folder / stage) for folder in ("one", "two"))
+        assert len(one) == (2 if "lcm" in stage else 4)
+        np.testing.assert_allclose(two, one, rtol=close)
+
+
+class Numbers(torch.utils.data.Dataset):
+    """Items that are their own numbers."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, int]:
+        return {"index": item[0]}
+
+
+def test_recorded_steps_of_two_players(tmp_path: Path) -> None:
+    """Each has a loss that calls the other's network, and dropout; the second's turn is every second step."""
+    if DEVICE == "cpu":
+        pytest.skip("CUDA's")
+
+    def loss(own: torch.nn.Module, other: torch.nn.Module, batch: dict) -> dict[str, torch.Tensor]:
+        x = randn((len(batch["index"]), 4), batch["generator"]) + batch["index"][:, None]
+        return {"loss": (own(x) - other(x)).square().mean()}
+
+    kept = []
+    for recorded in (False, True):
+        torch.manual_seed(0)
+        one, two = (torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.5)) for _ in range(2))
+        config = TrainConfig(
+            output_dir=str(tmp_path / str(recorded)), scale=ScaleSettings(cuda_graphs=recorded),
+            gradient_accumulation_steps=2, **tiny.STEPS | {"max_train_steps": 8, "learning_rate": 0.01},
+        )  # fmt: skip
+        players = [
+            Player(one, lambda own, batch, two=two: loss(own, two, batch), name="one"),
+            Player(two, lambda own, batch, one=one: loss(own, one, batch), name="two", every=2),
+        ]
+        collate = lambda items: {"index": torch.tensor([item["index"] for item in items])}  # noqa: E731
+        fit(players, Numbers(), config, collate=collate)
+        kept.append([*one.parameters(), *two.parameters()])
+    for plain, again in zip(*kept, strict=True):
+        torch.testing.assert_close(again, plain, rtol=1e-6, atol=1e-7)
 
 
 def test_training_agrees_with_the_cpu(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

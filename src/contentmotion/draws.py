@@ -20,7 +20,7 @@ class BatchGenerator:
         generator: The same in all processes and forward passes; what it draws is on its device.
         process_index: Which process this is.
         num_processes: Of how many.
-        part: Which forward pass of the step.
+        part: Which forward pass of the step; in a tensor on the generator's device where it may change there.
         num_parts: Of how many (``gradient_accumulation_steps``).
     """
 
@@ -29,7 +29,7 @@ class BatchGenerator:
         generator: torch.Generator,
         process_index: int = 0,
         num_processes: int = 1,
-        part: int = 0,
+        part: int | Tensor = 0,
         num_parts: int = 1,
     ) -> None:
         self.generator, self.process_index, self.num_processes = generator, process_index, num_processes

@@ -292,6 +292,8 @@ class ScaleSettings(Settings):
         cache_on_device: Keep a latent cache on the GPU, where it takes no more than a quarter of what is free there.
         noise_on_device: Draw noise on the GPU that needs it, without waiting for it; false: on the CPU, the same
             numbers on every machine.
+        cuda_graphs: Record forward and backward pass as one CUDA graph, for small models that a GPU finishes sooner
+            than the processor can start; takes the activations' memory for each size of the batch.
     """
 
     block = "scale"
@@ -305,6 +307,15 @@ class ScaleSettings(Settings):
     max_train_time: Positive | None = None
     cache_on_device: bool = True
     noise_on_device: bool = True
+    cuda_graphs: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            not self.cuda_graphs or (self.noise_on_device and not (self.torch_compile or self.fsdp)),
+            "scale.cuda_graphs goes with noise drawn there (scale.noise_on_device), and neither with "
+            "scale.torch_compile nor with scale.fsdp",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

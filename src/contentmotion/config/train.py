@@ -104,6 +104,10 @@ class TrainConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_named_model(self, self.hub)
+        require(
+            not (self.scale.cuda_graphs and self.gradient_checkpointing),
+            "scale.cuda_graphs goes without gradient_checkpointing, whose random numbers cannot be recorded",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

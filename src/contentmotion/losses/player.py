@@ -29,6 +29,9 @@ class Player:
         make_optimizer: Parameters -> optimizer; the config's AdamW when None. The config's schedule steers its rate.
         ema_decay: Of the moving average of its parameters; the config's when None, 0: no average.
         target: A copy of ``module`` that is kept at the averaged weights (what consistency distillation aims at).
+        watch: Called after each pass with the step's number and what ``loss`` gave; it should not wait for a GPU.
+        phase: Of a loss that reads ``batch["step"]``: steps of one phase compute the same, so that one CUDA graph
+            serves them all (``scale.cuda_graphs``).
     """
 
     module: nn.Module
@@ -38,3 +41,5 @@ class Player:
     make_optimizer: Callable[[list[nn.Parameter]], Optimizer] | None = None
     ema_decay: float | None = None
     target: nn.Module | None = None
+    watch: Callable[[int, dict[str, Tensor]], None] | None = None
+    phase: Callable[[int], object] | None = None

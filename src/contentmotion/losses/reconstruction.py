@@ -23,7 +23,7 @@ def autoencoder_players(
     def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return autoencoder_loss(model, batch, vae, lpips, config.perceptual)
 
-    return [Player(model, loss)]
+    return [Player(model, loss, phase=lambda step: step > config.perceptual.start_step)]
 
 
 def autoencoder_loss(

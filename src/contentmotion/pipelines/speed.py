@@ -88,6 +88,39 @@ class Replayed:
         return tree_map_only(Tensor, torch.clone, output)
 
 
+def cuda_recorder(device: torch.device, generator: torch.Generator | None = None) -> Recorder:
+    """Records calls as CUDA graphs, which share their memory: what one leaves must be read before another is replayed.
+
+    Args:
+        device: Where they compute.
+        generator: What they draw from, besides the device's own; at each replay they draw from where it stands then.
+
+    Raises:
+        ValueError: Another device than CUDA.
+    """
+    if device.type != "cuda":
+        raise ValueError(f"cuda_graphs needs a CUDA GPU, and this run is on {device.type}")
+    pool, side = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+
+    def record(call: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
+        here = torch.cuda.current_stream(device)
+        side.wait_stream(here)
+        with torch.cuda.stream(side):  # what is made at a first call must not be part of the graph
+            for _ in range(2):
+                call()
+        here.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        if generator is not None:
+            graph.register_generator_state(generator)
+        # "thread_local": threads that read data use CUDA meanwhile. On the stream that was warmed up, for autograd
+        # remembers where gradients go.
+        with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
+            output = call()
+        return graph.replay, output
+
+    return record
+
+
 def replay_networks(pipe: Any, device: torch.device) -> None:
     """Has the networks' calls recorded as CUDA graphs: one launch each in place of hundreds, the same numbers. Weights
     may change in their places alone from then on.
@@ -95,22 +128,7 @@ def replay_networks(pipe: Any, device: torch.device) -> None:
     Raises:
         ValueError: Another device than CUDA.
     """
-    if device.type != "cuda":
-        raise ValueError(f"cuda_graphs needs a CUDA GPU, and this run is on {device.type}")
-    pool = torch.cuda.graph_pool_handle()
-
-    def record(call: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
-        side, here = torch.cuda.Stream(device), torch.cuda.current_stream(device)
-        side.wait_stream(here)
-        with torch.cuda.stream(side):  # what is made at a first call must not be part of the graph
-            for _ in range(2):
-                call()
-        here.wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            output = call()
-        return graph.replay, output
-
+    record = cuda_recorder(device)
     for network in _denoisers(pipe):
         network.forward = Replayed(network.forward, record)
     for network in (getattr(pipe, "autoencoder", None), pipe.vae):

@@ -134,8 +134,11 @@ class MotionStage(Stage):
         with torch.no_grad():
             return told | {"pooled_text": self.text(batch, dropped)["pooled"]}
 
-    def text_features(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+    def text_features(self, prompts: Sequence[str] | Tensor) -> dict[str, Tensor]:
         return self._text[0].text_features(prompts)
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor | None:
+        return self._text[0].tokenize(prompts)
 
     @property
     def text_family(self) -> str | None:  # type: ignore[override]

@@ -23,6 +23,7 @@ from contentmotion.stages.text import (
     drop_prompts,
     encode_prompts,
     pooled_text_dim,
+    tokenize,
     unknown_words,
 )
 
@@ -210,14 +211,28 @@ class Stage(nn.Module):
         """The components that read prompts; none of a class-conditional model."""
         return {name: self.components[name] for name in TEXT_ENCODERS if self.components.get(name) is not None}
 
-    def text_features(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """What the text encoders make of prompts, "" being the null prompt.
+    def text_features(self, prompts: Sequence[str] | Tensor) -> dict[str, Tensor]:
+        """What the text encoders make of prompts, "" being the null prompt; or of what ``tokenize`` made of them.
 
         Returns:
             "tokens" (b, n, d), "pooled" (b, p) for the motion model and perhaps "tokens_mask" (b, n), 0 at padding.
         """
         tokens, pooled = encode_prompts(self.components["tokenizer"], self.components["text_encoder"], prompts)
         return {"tokens": tokens, "pooled": pooled}
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor | None:
+        """Prompts as tokens on the text encoder's device; None where ``text_features`` takes words alone."""
+        if type(self).text_features is not Stage.text_features:
+            return None
+        return tokenize(self.components["tokenizer"], prompts, self.components["text_encoder"].device)
+
+    def with_tokens(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with "caption_tokens", of its captions and of the null prompt, where it has no text features: for
+        steps that are recorded, which are told tensors alone."""
+        if not self.text_encoders or all(name in batch for name in self.text_needs):
+            return batch
+        tokens = self.tokenize([*batch["caption"], NULL_PROMPT])
+        return batch if tokens is None else batch | {"caption_tokens": tokens}
 
     @property
     def pooled_width(self) -> int | None:
@@ -242,17 +257,20 @@ class Stage(nn.Module):
         compute them; no gradient reaches the encoders."""
         if not self.text_encoders or all(name in batch for name in self.text_needs):
             return batch
+        captions = batch["caption_tokens"][:-1] if "caption_tokens" in batch else batch["caption"]
         with torch.no_grad():
-            return self.text_features(batch["caption"]) | batch
+            return self.text_features(captions) | batch
 
     def text(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None) -> dict[str, Tensor]:
         """Text features of a batch: its own, else of its captions; null where dropped."""
         if any(name not in batch for name in self.text_needs):
-            if dropped is None or dropped.device.type == "cpu":
-                chosen = batch["caption"] if dropped is None else drop_prompts(batch["caption"], dropped)
-                return self.text_features(chosen)
+            tokens = batch.get("caption_tokens")
+            if dropped is None:
+                return self.text_features(batch["caption"] if tokens is None else tokens[:-1])
+            if dropped.device.type == "cpu" and tokens is None:
+                return self.text_features(drop_prompts(batch["caption"], dropped))
             # Which are dropped is known to the device alone, and is not worth waiting for.
-            features = self.text_features([*batch["caption"], NULL_PROMPT])
+            features = self.text_features([*batch["caption"], NULL_PROMPT] if tokens is None else tokens)
             null = {name: value[-1:] for name, value in features.items()}
             features = {name: value[:-1] for name, value in features.items()}
         else:

@@ -17,19 +17,20 @@ CHAT_START = 3  # tokens in front of a prompt in a chat: "<|im_start|>", "user" 
 
 
 def encode_prompts(
-    tokenizer: Any, text_encoder: Any, prompts: Sequence[str]
+    tokenizer: Any, text_encoder: Any, prompts: Sequence[str] | Tensor
 ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b p"]]:
     """Text features of prompts: per token for cross-attention, and pooled for adaLN (CMD section 3.2).
 
     Args:
         tokenizer: CLIP tokenizer; longer prompts are cut to its ``model_max_length``.
         text_encoder: CLIP text model (with or without projection).
-        prompts: One prompt per item.
+        prompts: One prompt per item, or what ``tokenize`` made of them.
 
     Returns:
         Last hidden states as Stable Diffusion takes them, and the end-of-text feature.
     """
-    encoded = text_encoder(tokenize(tokenizer, prompts, text_encoder.device))
+    tokens = prompts if isinstance(prompts, Tensor) else tokenize(tokenizer, prompts, text_encoder.device)
+    encoded = text_encoder(tokens)
     pooled = encoded.text_embeds if "text_embeds" in encoded else encoded.pooler_output
     return encoded.last_hidden_state, pooled
 
@@ -195,7 +196,14 @@ def start_as_words(text_encoder: Any) -> None:
     silent = [text_encoder.config.bos_token_id, text_encoder.config.eos_token_id]
     words[silent] = 0
     # In front of a LayerNorm the gradient at zero has no bound.
-    words.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor(silent, device=gradient.device), 0.0))
+
+    def silence(gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        for row in silent:  # one by one: a list of them would be copied to a GPU, which the processor waits for
+            gradient[row] = 0
+        return gradient
+
+    words.register_hook(silence)
 
 
 def _train_tokenizer(captions: Sequence[str], vocab_size: int) -> Any:

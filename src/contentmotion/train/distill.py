@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DDIMScheduler
-from torch import Tensor, nn
+from torch import nn
 
 from contentmotion.config import DistillConfig
 from contentmotion.data.cache import LatentCache, collate_latents, open_cache
 from contentmotion.data.conditions import require_conditions
 from contentmotion.loading import SCHEDULERS, require_checkpoints, resolve_name
 from contentmotion.losses import consistency, distribution_matching, flow_map
-from contentmotion.losses.player import Player
 from contentmotion.models.video_unet import enable_checkpointing, without_dropout
 from contentmotion.pipelines.base import LatentPipeline
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
@@ -107,7 +106,7 @@ def distill(config: DistillConfig) -> None:
         return row
 
     fit(
-        [watched(player) if is_main else player, *others], cache, config, collate=collate_latents,
+        [replace(player, watch=Alarms().watch) if is_main else player, *others], cache, config, collate=collate_latents,
         save=None if unseen is not None else save,
         at=[
             (config.validation_steps, main_only(preview)),
@@ -136,18 +135,6 @@ def keep_best(
     scored_on = scored_on | what_scores_depend_on(unseen, config)
     name = "student_error" if scorer is None else "score"
     return Best(run_dir, run_dir / FOLDERS[config.part], partial(save, run_dir), name, scored_on)
-
-
-def watched(player: Player) -> Player:
-    """A player whose losses' ratios are watched."""
-    alarms = Alarms()
-
-    def loss(student: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
-        losses = player.loss(student, batch)
-        alarms.watch(batch["step"], losses)
-        return losses
-
-    return replace(player, loss=loss)
 
 
 def heldout_schedule(config: DistillConfig) -> int:

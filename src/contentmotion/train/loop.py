@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from contentmotion.losses.player import Batch, Loss, Player
 from contentmotion.run_dir import require_same_settings, resolve_dtype
 from contentmotion.train.batches import begin_draws, make_batches
 from contentmotion.train.checkpoints import CheckpointWriter, latest_checkpoint, read_state, resume
+from contentmotion.train.graph import record_passes
 from contentmotion.train.metrics import Metrics
 from contentmotion.train.optimizers import Trainee
 from contentmotion.train.processes import agree, mean_of, means_of, on_main, this_process
@@ -185,6 +187,9 @@ class _Run:
                 ids = None if self.device.type == "cpu" else [self.device.index]
                 self.objectives[player.name] = DistributedDataParallel(objective, device_ids=ids)
         self.trainees = [Trainee(player, config, self.device, self.dtype) for player in players]
+        self.passes: list[Callable[[Batch], dict[str, Tensor]]] = [partial(self._pass, t) for t in self.trainees]
+        if config.scale.cuda_graphs:
+            self.passes = record_passes(self.passes, self.trainees, config, self.process)
         for trainee in self.trainees:
             trainee.module.train()
 
@@ -265,16 +270,16 @@ class _Run:
 
     def _turn(self, step: int, number: int, trainee: Trainee, parts: list[Batch]) -> None:
         """One step of a player's optimizer, over the parts of the step's batch."""
-        prefix, objective = self.prefix(trainee), self.objectives[trainee.name]
+        prefix = self.prefix(trainee)
         for k, part in enumerate(parts):
             here = {n: x.to(self.device, non_blocking=True) if isinstance(x, Tensor) else x for n, x in part.items()}
             source = begin_draws(self.config, step, k, self.process, number)
-            with self._sharing(objective, gradients=k == len(parts) - 1):
-                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-                    losses = objective(trainee.name, here | {"generator": source})
-                trainee.scaler.scale(losses["loss"] / len(parts)).backward()
+            with self._sharing(self.objectives[trainee.name], gradients=k == len(parts) - 1):
+                losses = self.passes[number](here | {"generator": source})
+            if trainee.player.watch is not None:
+                trainee.player.watch(step, losses)
             self._numbers += [
-                _Number(step, prefix + name, value.detach(), len(parts), part["index"] if name == "loss" else None)
+                _Number(step, prefix + name, value, len(parts), part["index"] if name == "loss" else None)
                 for name, value in losses.items()
             ]
         norm = trainee.clip_gradients()
@@ -284,6 +289,13 @@ class _Run:
         for other in self.trainees:  # whose network the loss may have called
             other.optimizer.zero_grad(set_to_none=True)
         self._numbers.append(_Number(step, f"{prefix}lr", trainee.schedule.get_last_lr()[0]))
+
+    def _pass(self, trainee: Trainee, batch: Batch) -> dict[str, Tensor]:
+        """A forward and a backward pass: gives a player's losses, adds to its gradients."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            losses = self.objectives[trainee.name](trainee.name, batch)
+        trainee.scaler.scale(losses["loss"] / self.config.gradient_accumulation_steps).backward()
+        return {name: value.detach() for name, value in losses.items()}
 
     @contextmanager
     def _sharing(self, objective: Any, gradients: bool) -> Iterator[None]:
