@@ -156,7 +156,7 @@ def load_tokenizer(name_or_path: str, part: str = "tokenizer", kind: str = "CLIP
     path = resolve_name(name_or_path)
     try:
         tokenizer = getattr(transformers, kind).from_pretrained(path, subfolder=part)
-    except OSError as error:
+    except Exception as error:  # a damaged tokenizer.json is whatever its entries lead to
         raise ValueError(explain(f"a tokenizer from {path}", path, error)) from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ValueError(f"cannot load a tokenizer from {path}: it has no vocabulary (tokenizer.json is missing)")

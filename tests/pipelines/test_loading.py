@@ -77,6 +77,20 @@ def test_a_tokenizer_without_its_vocabulary(folder: Path) -> None:
             load(str(folder))
 
 
+@pytest.mark.parametrize("damage", ["added_tokens", "vocab"])
+def test_a_damaged_tokenizer(folder: Path, damage: str) -> None:
+    """The tokenizers library raises what its entries lead to: TypeError, plain Exception."""
+    file = folder / "tokenizer/tokenizer.json"
+    content = json.loads(file.read_text())
+    if damage == "vocab":
+        content["model"]["vocab"][next(iter(content["model"]["vocab"]))] = []
+    else:
+        content["added_tokens"][0]["lstrip"] = None
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="^cannot load a tokenizer from "):
+        load_content(str(folder))
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
