@@ -346,3 +346,63 @@ def test_what_is_known_costs_nothing(kind: str, monkeypatch: pytest.MonkeyPatch)
         assert losses[0][name].item() == pytest.approx(losses[1][name].item() / 2, rel=1e-4), name
     with pytest.raises(ValueError, match="^learn_sigma is DDPM's: a model of flow matching has no variance to learn$"):
         diffusion.diffusion_loss(stage.replace(scheduler=FLOW), batch)
+
+
+def test_what_a_critic_tells_apart_is_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it denoises without an error, the classifier's is left: ln 2 of a logit of 0, ln(1 + e) of 1."""
+    logits = iter([torch.zeros(2, 1), -torch.ones(2, 1)])  # of samples, then of clips
+    monkeypatch.setattr(matching, "student_sample", lambda *args: torch.ones(2, 3))
+    monkeypatch.setattr(matching, "randn", lambda shape, source: torch.zeros(shape))
+    monkeypatch.setattr(matching, "output_and_logits", lambda critic, noisy, *args: (0 * noisy, next(logits)))
+    batch = {"content": torch.ones(2, 3), "generator": torch.Generator()}
+    config = make_config(method=MethodSettings(critic_gan_weight=0.25), objective="distribution_matching")
+    losses = matching.critic_loss(make_stage(ddim()), make_stage(ddim()), batch, config)
+    told = math.log(2) + math.log(1 + math.e)
+    assert {k: v.item() for k, v in losses.items()} == pytest.approx({"gan_loss": told, "loss": told / 4})
+
+
+def test_ratios_of_samples_to_clips() -> None:
+    """Deviations by channel and item, where what a clip's channel lacks is its own deviation's ten-thousandth; motion
+    by item. Geometric means of both."""
+    true = torch.tensor([[[1.0, -1.0, 1.0], [0.0, 0.0, 0.0]], [[40.0, -40.0, 40.0], [20.0, 0.0, 20.0]]])
+    samples = torch.tensor([[[2.0, -2.0, 2.0], [0.0, 0.0, 0.0]], [[40.0, -40.0, 40.0], [5.0, 0.0, 5.0]]])
+    ratios = consistency.compare_samples(samples, true, 2)
+    assert {k: v.item() for k, v in ratios.items()} == pytest.approx(
+        {"x0_std_ratio": (2 * 1 * 1 * 0.25) ** 0.25, "motion_ratio": (2 * 85 / 100) ** 0.5}
+    )
+    spoken = samples + 1e-3 * torch.tensor([[[0.0] * 3, [1.0, -1, 1]]])
+    loud = consistency.compare_samples(spoken[:1], true[:1], None)
+    least = 1e-4 * true[0].std().item()
+    own = torch.tensor([1e-3, -1e-3, 1e-3]).std().item()
+    assert list(loud) == ["x0_std_ratio"] and loud["x0_std_ratio"].item() == pytest.approx((2 * own / least) ** 0.5)
+    assert list(consistency.compare_samples(samples[:, :, None], true[:, :, None], 2)) == ["x0_std_ratio"]
+
+
+def test_a_flow_maps_two_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each drawn by itself; what arrives is the mean velocity's way from the first."""
+    drawn = iter([torch.tensor([100.0, 800.0]), torch.tensor([500.0, 300.0])])
+    seen: list[Any] = []
+    monkeypatch.setattr(NoiseSchedule, "draw_times", lambda *args: next(drawn))
+    monkeypatch.setattr(flow_map, "rand", lambda shape, source: torch.ones(shape))
+    monkeypatch.setattr(flow_map, "velocity_change", lambda *args: seen.append(args) or 0 * args[1])
+    monkeypatch.setattr(flow_map, "compare_samples", lambda *args: seen.append(args) or {})
+    student, condition = make_stage(), {"k": torch.ones(2)}
+    monkeypatch.setattr(student, "encode", lambda *args: condition)
+    student.network.weight.data.fill_(3.0)
+    batch = {"content": torch.randn(2, 4, 3), "generator": torch.Generator().manual_seed(0)}
+    flow_map.flow_map_loss(student, make_stage(), batch, make_config(guidance_scale=1.0))
+    _, noisy, start, end, told, _ = seen[0]
+    assert start.tolist() == [500, 800] and end.tolist() == [100, 300] and told is condition
+    torch.testing.assert_close(seen[1][0], noisy - torch.tensor([0.4, 0.5])[:, None, None] * 3 * noisy)
+
+
+def test_schedules_of_schedulers() -> None:
+    flow = NoiseSchedule.of(FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True))
+    assert flow.shift == 1.0 and flow.is_flow, "it depends on the picture's size in sampling"
+    config = FrozenDict(prediction_type="flow_prediction", num_train_timesteps=400, flow_shift=5.0)
+    flow = NoiseSchedule.of(SimpleNamespace(config=config))
+    assert (flow.shift, flow.num_train_timesteps) == (5.0, 400)
+    assert NoiseSchedule.of(SimpleNamespace(config=FrozenDict(dict(config) | {"flow_shift": 1.0}))).shift == 1.0
+    assert NoiseSchedule.of(ddim(num_train_timesteps=500)).num_train_timesteps == 500
+    with pytest.raises(ValueError, match="^SimpleNamespace: neither a DDPM nor a flow-matching schedule$"):
+        NoiseSchedule.of(SimpleNamespace(config=FrozenDict()))
