@@ -5,9 +5,11 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from contentmotion.cli import main
 from contentmotion.video.write import write_video
@@ -339,3 +341,23 @@ def test_export_does_not_overwrite(fails: Fails, tmp_path: Path, tiny_pipeline_d
     message = fails("export", f"--pretrained_model_name_or_path={tiny_pipeline_dir}", f"--output_dir={tmp_path}")
     assert message == f"output folder {tmp_path} is already in use: choose a new one"
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+@pytest.mark.parametrize("command", ["encode", "evaluate", "generate"])
+def test_processes_of_one_run_with_other_settings(
+    command: str, fails: Fails, tmp_path: Path, tiny_pipeline_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Are told so before anything is read or written; training's: train/test_distributed.py."""
+    two = SimpleNamespace(num_processes=2, is_main_process=True, device=torch.device("cpu"))
+    module = {"evaluate": "evaluate.run"}.get(command, f"commands.{command}")
+    monkeypatch.setattr(f"contentmotion.{module}.join_processes", lambda *_, **__: two)
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda told: [*told, told[0] | {"seed": 1}])
+    model = f"--pretrained_model_name_or_path={tiny_pipeline_dir}"
+    words = {
+        "encode": [f"--train_data_dir={tmp_path}", f"--autoencoder={tiny_pipeline_dir}"],
+        "evaluate": [f"--data_dir={tmp_path}", model],
+        "generate": ["a cat", model],
+    }[command]
+    message = fails(command, *words, f"--output_dir={tmp_path / 'out'}")
+    assert "processes of one run were given different settings: seed 0 and 1" in message
+    assert not (tmp_path / "out").exists()
