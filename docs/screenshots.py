@@ -1,12 +1,13 @@
-"""Pictures of the page's tabs for the docs: python docs/screenshots.py [VIDEO]
+"""Pictures of the page's tabs for the docs: python docs/screenshots.py [--video VIDEO] [--dark] [--output_dir FOLDER]
 
 Serves the shipped model with `contentmotion demo`, drives it in Chromium (apt-get install chromium, pip install
-playwright) at 1280 and 390 pixels, and writes docs/images/demo-TAB-WIDTH.png. VIDEO is what tab Decompose takes apart;
+playwright) at 1280 and 390 pixels, and writes demo-TAB-WIDTH.png. VIDEO is what tab Decompose takes apart;
 without one it is the page's example.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
 import subprocess
@@ -16,7 +17,6 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-IMAGES = Path(__file__).parent / "images"
 WIDTHS = (1280, 390)
 PROMPT, SEED = "woman surfing, dark skin tone", 7
 MAX_BYTES = 200_000
@@ -24,7 +24,13 @@ MAX_BYTES = 200_000
 
 def main() -> None:
     """Takes them all."""
-    video = sys.argv[1] if len(sys.argv) > 1 else None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--video", help="what tab Decompose takes apart")
+    parser.add_argument("--dark", action="store_true", help="as who prefers dark pages sees it")
+    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "images")
+    arguments = parser.parse_args()
+    video, folder = arguments.video, arguments.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "contentmotion", "demo", "--server_port=0", f"--seed={SEED}"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -34,17 +40,18 @@ def main() -> None:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             for width in WIDTHS:
-                page = browser.new_page(viewport={"width": width, "height": 900})
+                scheme = "dark" if arguments.dark else "light"
+                page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
                 page.set_default_timeout(300_000)
                 page.goto(found[0])
                 for name, show in (("generate", generate), ("decompose", decompose), ("compare", compare)):
                     open_tab(page, name.title())
                     show(page) if show is not decompose else decompose(page, video)
-                    shoot(page, f"demo-{name}-{width}.png")
+                    shoot(page, folder / f"demo-{name}-{width}.png")
                 open_tab(page, "Checkpoint")
                 page.get_by_role("button", name="Show it").click()
                 page.get_by_text("in all (").locator("visible=true").first.wait_for()
-                shoot(page, f"demo-checkpoint-{width}.png")
+                shoot(page, folder / f"demo-checkpoint-{width}.png")
                 page.close()
     finally:
         server.terminate()
@@ -90,17 +97,17 @@ def compare(page: Page) -> None:
     page.locator("#compare-table").get_by_text("4 + 4").locator("visible=true").first.wait_for()
 
 
-def shoot(page: Page, name: str) -> None:
+def shoot(page: Page, file: Path) -> None:
     """Writes the whole page as a picture of few colours, half way through its videos."""
     page.wait_for_timeout(1500)
-    page.screenshot(path=str(IMAGES / name), full_page=True)
-    with Image.open(IMAGES / name) as picture:
+    page.screenshot(path=str(file), full_page=True)
+    with Image.open(file) as picture:
         small = picture.convert("RGB").quantize(128)
-    small.save(IMAGES / name, optimize=True)
-    size = (IMAGES / name).stat().st_size
-    print(f"{IMAGES / name}: {size / 1000:.0f} kB")
+    small.save(file, optimize=True)
+    size = (file).stat().st_size
+    print(f"{file}: {size / 1000:.0f} kB")
     if size > MAX_BYTES:
-        raise SystemExit(f"{name} is larger than {MAX_BYTES} bytes")
+        raise SystemExit(f"{file} is larger than {MAX_BYTES} bytes")
 
 
 if __name__ == "__main__":

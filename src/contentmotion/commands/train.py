@@ -327,10 +327,14 @@ class Whole:
         return config
 
     def _minutes_left(self, number: int) -> float:
-        """Of the stages from a number on: the preset's, at the pace of the stages that are done."""
+        """Of the stages from a number on: the preset's, at the pace of the stages that are done.
+
+        Their first ones are short and not like the others: a quarter of the whole counts as done at the preset's pace.
+        """
         spent = {name: done["minutes"] for name, done in self.done.items() if "minutes" in done}
         known = sum(self.minutes.get(name, 0.0) for name in spent)
-        pace = sum(spent.values()) / known if known > 1 else 1.0
+        usual = sum(self.minutes.values()) / 4
+        pace = (sum(spent.values()) + usual) / (known + usual) if usual else 1.0
         return pace * sum(self.minutes.get(stage.name, 0.0) for stage in self.stages[number - 1 :])
 
     def _note(self, stage: Stage, **facts: Any) -> None:
