@@ -176,7 +176,7 @@ def long(bench: Bench) -> Found:
         "steps": [round(float(step), 3) for step in steps],
         "flow_early": float(optical_flow(videos[:, :CLIP]).mean()),
         "flow_late": float(optical_flow(videos[:, -CLIP:]).mean()),
-        "not_a_loop": closing(videos[:, :LOOP]),
+        "not_a_loop": closing(videos[:, :LOOP], bench.pipe.motion_transformer.config.patch_size),
     }
 
 
@@ -211,7 +211,8 @@ def transfer(bench: Bench) -> Found:
 
 def loop(bench: Bench) -> Found:
     """How a loop of 24 frames closes."""
-    return closing(bench.make(content_latents=bench.stills, num_frames=LOOP, loop=True))
+    videos = bench.make(content_latents=bench.stills, num_frames=LOOP, loop=True)
+    return closing(videos, bench.pipe.motion_transformer.config.patch_size)
 
 
 def identity(bench: Bench) -> Found:
@@ -254,13 +255,16 @@ def steps_of(videos: Videos) -> Float[Tensor, "n s"]:
     return torch.stack([video.float().diff(dim=0).abs().mean(dim=(1, 2, 3)) for video in videos])
 
 
-def closing(videos: Videos) -> Found:
-    """The distance from the last frame to the first over that between neighbours."""
-    steps = steps_of(videos).mean(dim=1)
+def closing(videos: Videos, patch: int) -> Found:
+    """The distance from the last frame to the first over that between neighbours: all of them, or those of which the
+    second begins a patch of frames of the motion model (every ``patch``-th), as the first frame does."""
+    every = steps_of(videos)
+    steps, alike = every.mean(dim=1), every[:, patch - 1 :: patch].mean()
     last = steps_of(torch.stack([videos[:, -1], videos[:, 0]], dim=1))[:, 0]
     ratios = last / steps.clamp(min=1e-6)
     return {
         "ratio_of_means": float(last.mean() / steps.mean()),
+        "ratio_to_patch_borders": float(last.mean() / alike),
         "median_ratio": float(ratios.median()),
         "share_up_to_1": float((ratios <= 1).float().mean()),
     }
@@ -380,6 +384,9 @@ def print_tables(reports: dict[str, Found]) -> None:
             f"{r['transfer'][f'content_{name}'].get('lpips', np.nan):.3f}" for name in ("moved", "own", "shuffled")),
         "loop: last frame to first over neighbours; not a loop":
             lambda r: f"{r['loop']['ratio_of_means']:.2f}; {r['long']['not_a_loop']['ratio_of_means']:.2f}",
+        "the same, over neighbours that two of the motion's patches meet between":
+            lambda r: "; ".join(
+                f"{part['ratio_to_patch_borders']:.2f}" for part in (r["loop"], r["long"]["not_a_loop"])),
         "strength 0: equal to the reconstruction": lambda r: f"{r['identity']['equal']} of {r['identity']['of']}",
     }  # fmt: skip
     print(f"\n| | {' | '.join(reports)} |\n|---{'|---' * len(reports)}|")
