@@ -54,6 +54,9 @@ def made(phone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(whole, "train_motion", lambda config: (_ for _ in ()).throw(KeyboardInterrupt))
         assert give(phone, root) == 130
     assert (root / "content/content").is_dir() and not (root / "motion").exists()
+    state = json.loads((root / "train.json").read_text())
+    assert "key" not in state["motion"] and state["motion"].pop("minutes") < 5
+    (root / "train.json").write_text(json.dumps(state | {"motion": state["motion"] | {"minutes": 5.0}}))
     (root / "content/metrics.jsonl").touch()
     before = (root / "content/metrics.jsonl").stat().st_mtime_ns
     assert give(phone, root) == 0
@@ -68,6 +71,10 @@ def test_it_ends_with_a_model_a_sheet_and_a_report(made: Path, phone: Path) -> N
     assert (made / "samples/sheet.png").is_file() and len(list((made / "samples").glob("*.mp4"))) == 3
     clip = probe_video(made / "clips/00001-0.mp4")
     assert (clip.num_frames, clip.height, clip.width, clip.fps) == (4, 32, 32, 8.0)
+    minutes = {name: done["minutes"] for name, done in json.loads((made / "train.json").read_text()).items()}
+    assert 5 < minutes["motion"] < 10 > minutes["content"], "those before an interruption count"
+    with pytest.raises(ValueError, match=f"{made} is not a pipeline folder: .* .{made}/pipeline is one"):
+        load_pipeline(str(made))
     page = (made / "report.html").read_text()
     for words in ("waves at night", "3 clips of 3 videos", "4 frames of 32x32 pixels, 8 a second", "How to go on"):
         assert words in page, words
@@ -105,6 +112,12 @@ def test_other_settings_and_other_folders_are_refused(
     (tmp_path / "mine.yaml").write_text("motion:\n  max_train_stepz: 3\n")
     assert give(phone, tmp_path / "x", "--preset", str(tmp_path / "mine.yaml")) == 2
     assert f"preset {tmp_path}/mine.yaml, motion: unknown key 'max_train_stepz'" in capsys.readouterr().err
+    nameless = shutil.copytree(phone, tmp_path / "nameless", ignore=lambda *_: ["a dog_runs-01.mp4", "a red car.mp4"])
+    (nameless / "IMG_0042.txt").unlink()
+    assert give(nameless, tmp_path / "x", "--dry_run") == 1
+    assert "IMG_0042.mp4 do not say what is seen" in capsys.readouterr().err
+    assert give(tmp_path / "my_vids", tmp_path / "x") == 1
+    assert "my_vids: no such folder" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 

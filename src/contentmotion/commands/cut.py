@@ -40,10 +40,7 @@ def cut(config: CutConfig) -> None:
         ValueError: No captions, too few usable videos, or the folder holds clips that were cut otherwise.
         OSError: No such folder, or the output folder is not writable.
     """
-    if is_stream(config.train_data_dir):
-        raise ValueError(f"{config.train_data_dir} is a stream: clips are cut from videos that are here")
-    folder = open_folder(config.train_data_dir, config)
-    captions = read_captions(folder)
+    folder, captions = open_captioned(config)
     output = prepare_output_dir(config.output_dir, "cut", config)
     infos, skipped = _look_at(folder.records)
     fps = config.fps or choose_rate(infos, config.num_frames)
@@ -72,6 +69,19 @@ def cut(config: CutConfig) -> None:
     with replacing_file(output / LIST) as partial:  # last: a folder with a list is whole
         partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     print(f"{len(rows)} clips of {len(folder.records) - len(skipped)} videos in {output}, {fps:g} frames per second")
+
+
+def open_captioned(config: CutConfig) -> tuple[ClipFolder, list[tuple[str, ...]]]:
+    """The videos, and every one's captions.
+
+    Raises:
+        ValueError: A stream, no videos, or not one of them has a caption.
+        OSError: No such folder.
+    """
+    if is_stream(config.train_data_dir):
+        raise ValueError(f"{config.train_data_dir} is a stream: clips are cut from videos that are here")
+    folder = open_folder(config.train_data_dir, config)
+    return folder, read_captions(folder)
 
 
 def read_captions(folder: ClipFolder) -> list[tuple[str, ...]]:

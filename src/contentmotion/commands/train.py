@@ -25,7 +25,7 @@ import torch
 import yaml
 
 from contentmotion.arguments import make_config, parse_config, read_settings, read_yaml
-from contentmotion.commands.cut import LIST, captions_of_clips, cut
+from contentmotion.commands.cut import LIST, captions_of_clips, cut, open_captioned
 from contentmotion.commands.encode import encode
 from contentmotion.commands.export import export
 from contentmotion.commands.generate import generate
@@ -115,6 +115,8 @@ def train(config: TrainPipelineConfig) -> None:
     content = read_preset(preset, bool(config.image_model))
     minutes = content.pop("minutes")
     stages = plan_stages(config)
+    if not (root / "clips" / LIST).exists():  # before there is a folder: no videos, or nothing that says what they show
+        open_captioned(CutConfig(output_dir=str(root / "clips"), **stages[0].own))
     write_settings(root, stages, content, preset)  # first: a preset that is none leaves nothing
     prepare_output_dir(root, "train", config)
     if config.dry_run:
@@ -287,12 +289,17 @@ class Whole:
             anew = "key" in before or before.get("started", inputs) != inputs
             if stage.name == "pipeline" and before or stage.name in QUICK and anew:
                 shutil.rmtree(self.root / stage.name, ignore_errors=True)
+            going_on = stage.name not in QUICK and before.get("started") == inputs
+            spent = before.get("minutes", 0.0) if going_on else 0.0  # in runs that were stopped
             self._note(stage, started=inputs)
             started = time.monotonic()
             whole = f"stage {number} of {len(self.stages)}, then {then:.0f} min"
-            with owned_folder(self.root / stage.name), part_of(whole), chosen_by(self.configs[stage.name]):
-                stage.run(self._complete(stage))
-            self._note(stage, key=self.keys[stage.name], minutes=(time.monotonic() - started) / 60)
+            try:
+                with owned_folder(self.root / stage.name), part_of(whole), chosen_by(self.configs[stage.name]):
+                    stage.run(self._complete(stage))
+            finally:
+                self._note(stage, minutes=spent + (time.monotonic() - started) / 60)
+            self._note(stage, key=self.keys[stage.name])
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -331,7 +338,7 @@ class Whole:
 
         Their first ones are short and not like the others: a quarter of the whole counts as done at the preset's pace.
         """
-        spent = {name: done["minutes"] for name, done in self.done.items() if "minutes" in done}
+        spent = {name: done["minutes"] for name, done in self.done.items() if "key" in done and "minutes" in done}
         known = sum(self.minutes.get(name, 0.0) for name in spent)
         usual = sum(self.minutes.values()) / 4
         pace = (sum(spent.values()) + usual) / (known + usual) if usual else 1.0
@@ -369,5 +376,6 @@ def _print_plan(root: Path, preset: str, stages: list[Stage], minutes: dict[str,
             parse_config(stage.command, stage.config_class, None, ["--config", str(path)]), "max_train_steps", 0
         )
         rows.append((NAMES[stage.name], str(path), f"{steps:,}" if steps else "", f"{minutes.get(stage.name, 0):g}"))
+    rows.append(("in all", "", "", f"{sum(minutes.get(stage.name, 0) for stage in stages):.3g}"))
     print_table(("stage", "settings", "steps", "minutes, about"), rows, title=f"Preset {preset}", text=(0, 1))
     print("Nothing is trained yet: change the settings if you like, then give the command without --dry_run.")

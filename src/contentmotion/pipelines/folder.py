@@ -130,6 +130,12 @@ def _reason(error: Exception, hub: dict[str, Any]) -> str:
     return f"the hub did not give it: {' '.join(str(error).split())}"
 
 
+def not_a_pipeline(name: str, path: Path) -> str:
+    """What is said of a folder that is none; ``train`` has one inside its own."""
+    inside = f" ({name}/pipeline is one)" if (path / "pipeline" / INDEX).exists() else ""
+    return f"{name} is not a pipeline folder: it has no {INDEX}{inside}"
+
+
 def read_index(file: Path) -> dict[str, Any]:
     """A ``model_index.json``.
 
@@ -137,7 +143,7 @@ def read_index(file: Path) -> dict[str, Any]:
         ValueError: There is none, or it is none.
     """
     if not file.is_file():
-        raise ValueError(f"{file.parent} is not a pipeline folder: it has no {file.name}")
+        raise ValueError(not_a_pipeline(str(file.parent), file.parent))
     try:
         return read_json(file)
     except ValueError as error:

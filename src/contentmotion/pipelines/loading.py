@@ -26,7 +26,7 @@ from contentmotion.loading import (
 from contentmotion.models.video_unet import VideoUNet  # diffusers loads no class whose module is not imported
 from contentmotion.pipelines.base import LatentPipeline
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
-from contentmotion.pipelines.folder import INDEX, fetch, known_class, read_index
+from contentmotion.pipelines.folder import INDEX, fetch, known_class, not_a_pipeline, read_index
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
 
 VIDEO_UNETS = (VideoUNet.__name__, UNet3DConditionModel.__name__)
@@ -69,7 +69,7 @@ def load_pipeline(
         parts = _student_parts(path, dtype) | parts
         path = Path(resolve_name(SHIPPED_MODEL))
     if not (path / INDEX).exists():
-        raise ValueError(f"{name_or_path} is not a pipeline folder: it has no {INDEX}")
+        raise ValueError(not_a_pipeline(name_or_path, path))
     if is_video_model(name_or_path):
         raise ValueError(f"{name_or_path} is a video model: it has no content frame and no motion")
     pipe = _assemble(ContentMotionPipeline, name_or_path, path, parts, dtype)

@@ -22,6 +22,7 @@ from contentmotion.losses import consistency, distribution_matching, flow_map
 from contentmotion.models.video_unet import enable_checkpointing, without_dropout
 from contentmotion.pipelines.base import LatentPipeline
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
+from contentmotion.pipelines.folder import INDEX, not_a_pipeline
 from contentmotion.pipelines.loading import is_video_model, load_pipeline, load_video_pipeline
 from contentmotion.pipelines.sampling import is_distilled
 from contentmotion.pipelines.saving import FOLDERS
@@ -154,8 +155,8 @@ def open_teacher(config: DistillConfig) -> Any:
     if config.part == "motion":
         return load_pipeline(name)
     path = resolve_name(name)
-    if Path(path).is_dir() and not (Path(path) / "model_index.json").exists():
-        raise ValueError(f"{name} is not a pipeline folder: it has no model_index.json")
+    if Path(path).is_dir() and not (Path(path) / INDEX).exists():
+        raise ValueError(not_a_pipeline(name, Path(path)))
     if is_video_model(name):
         raise ValueError(f"{name} is a video model: give --part video")
     index = ContentMotionPipeline.load_config(path)
