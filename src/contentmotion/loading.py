@@ -184,11 +184,10 @@ def load_scheduler(folder: Path) -> SchedulerMixin:
         ValueError: It has more times than any.
     """
     file = folder / "scheduler_config.json"
-    name, known = class_name(file), {cls.__name__: cls for cls in SCHEDULERS}
     require_possible_sizes(file)
-    if name is not None and name not in known:
-        return training_scheduler(read_json(file))
-    return known.get(str(name), DDIMScheduler).from_pretrained(folder)  # type: ignore[return-value]
+    name = class_name(file)
+    kind = DDIMScheduler if name is None else {cls.__name__: cls for cls in SCHEDULERS}.get(str(name))
+    return training_scheduler(read_json(file)) if kind is None else kind.from_pretrained(folder)  # type: ignore
 
 
 def training_scheduler(config: Mapping[str, Any]) -> SchedulerMixin:

@@ -181,6 +181,7 @@ def test_times_that_no_schedule_has(folder: Path, part: str) -> None:
         ({"_class_name": "DPMSolverMultistepScheduler", "prediction_type": "flow_prediction", "flow_shift": 3.0,
           "use_flow_sigmas": True}, "FlowMatchEulerDiscreteScheduler"),
         ({"_class_name": "PNDMScheduler", "prediction_type": "v_prediction"}, "DDIMScheduler"),
+        ({"_class_name": ["evil", "Scheduler"], "prediction_type": "v_prediction"}, "DDIMScheduler"),  # code of its own
     ],
 )  # fmt: skip
 def test_a_motion_scheduler_that_is_not_known(folder: Path, config: dict[str, Any], expected: str) -> None:
