@@ -194,7 +194,7 @@ class NoiseSchedule:
         """
         (alpha, sigma), (later_alpha, later_sigma) = self.alpha_sigma(start, sample), self.alpha_sigma(end, sample)
         over = later_alpha if self.is_flow else alpha
-        defined = (over > 0) & (later_sigma > 0)
+        defined = (over > 0) & (later_sigma > 0) & (expand_to(end, sample) > 0)
         return torch.where(defined, (alpha * later_sigma - sigma * later_alpha) / (2 * over), 0.0)
 
     def target(self, x0: Tensor, noise: Tensor, timesteps: Shaped[Tensor, " b"]) -> Tensor:

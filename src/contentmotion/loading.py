@@ -178,7 +178,8 @@ def load_motion(name_or_path: str, dtype: torch.dtype | None = None) -> tuple[Mo
 
 
 def load_scheduler(folder: Path) -> SchedulerMixin:
-    """A scheduler of the kind that its config names, of those that models here have; else ``training_scheduler``'s.
+    """A scheduler of the kind that its config names, of those that models here have; else ``training_scheduler``'s
+    (DDIM where it names none).
 
     Raises:
         ValueError: It has more times than any.
@@ -285,6 +286,9 @@ def _other_weights(folder: Path) -> str:
     files = sorted(folder.glob("*model*.bin"))
     if not files:
         return ""
+    kinds = {kind_of(file.name) for file in files}
+    kind = None if None in kinds else min(map(str, kinds))  # not averaged weights over others, or half ones
+    files = [file for file in files if kind_of(file.name) == kind]
     whole = folder / ("diffusion_pytorch_model" if files[0].name.startswith("diffusion") else "model")
     code = (
         "import sys, torch, safetensors.torch as s; files = [torch.load(f, weights_only=True) for f in sys.argv[2:]]; "

@@ -17,6 +17,7 @@ from contentmotion.config import (
     LoraSettings,
     MethodSettings,
     MotionSizes,
+    ScaleSettings,
     TrainAutoencoderConfig,
     TrainContentConfig,
     TrainMotionConfig,
@@ -208,12 +209,15 @@ def test_what_is_no_flow_map(root: Path) -> None:
     for name, value in {"solver": "heun", "gan_weight": 0.1}.items():
         with pytest.raises(ValueError, match=f"--objective flow_map has no use for --method.{name}"):
             DistillConfig(**settings, part="content", method=MethodSettings(**{name: value}))
+    matching = settings | {"objective": "distribution_matching", "max_train_steps": 9, "part": "content"}
+    with pytest.raises(ValueError, match="scale.cuda_graphs is not for --objective distribution_matching"):
+        DistillConfig(**matching, scale=ScaleSettings(cuda_graphs=True))
+    with pytest.raises(ValueError, match="--method.critic_gan_weight needs --method.gan_weight"):
+        MethodSettings(critic_gan_weight=0.02)
+    with pytest.raises(ValueError, match="critic_gan_weight above 0"):
+        MethodSettings(gan_weight=0.1, critic_gan_weight=0.0)
     with pytest.raises(ValueError, match="matches no single samples, which held-out clips would score"):
-        DistillConfig(
-            **settings | {"objective": "distribution_matching", "max_train_steps": 9},
-            part="content",
-            eval_cache_dir="e",
-        )
+        DistillConfig(**matching, eval_cache_dir="e")
     with pytest.raises(ValueError, match="--guidance_range is for --objective consistency"):
         DistillConfig(**settings, part="content", guidance_range=(1.0, 20.0))
     with pytest.raises(ValueError, match="has a DDIMScheduler; a flow map is distilled from a model of flow matching"):

@@ -107,7 +107,7 @@ def test_content_motion_and_students_are_scored(
     scores = json.loads((tmp_path / "judged/eval-000002/scores.json").read_text())["parts"]
     best = json.loads((tmp_path / "judged/best.json").read_text())
     expected = student_score(scores, "full", student_error=errors[-1])
-    assert {"fvd", "student_error", "motion_ratio", "nearest_pixels"} < set(expected)
+    assert {"fvd", "student_error", "flow_ratio", "nearest_pixels"} < set(expected)
     assert {name: best[name] for name in expected} == expected and best["last"] == {"step": 2} | expected
     assert (tmp_path / "judged/content/unet").is_dir() and not (tmp_path / "judged/best").exists()
     for name, part in (("content", "content"), ("motion", "motion"), ("student", "motion")):

@@ -116,7 +116,9 @@ def train(config: TrainPipelineConfig) -> None:
     minutes = content.pop("minutes")
     stages = plan_stages(config)
     if not (root / "clips" / LIST).exists():  # before there is a folder: no videos, or nothing that says what they show
-        open_captioned(CutConfig(output_dir=str(root / "clips"), **stages[0].own))
+        path = _settings_path(root, 1, stages[0])
+        own = CutConfig(output_dir=str(root / "clips"), **stages[0].own)
+        open_captioned(parse_config("cut", CutConfig, None, ["--config", str(path)]) if path.exists() else own)
     write_settings(root, stages, content, preset)  # first: a preset that is none leaves nothing
     prepare_output_dir(root, "train", config)
     if config.dry_run:
@@ -291,7 +293,7 @@ class Whole:
                 shutil.rmtree(self.root / stage.name, ignore_errors=True)
             going_on = stage.name not in QUICK and before.get("started") == inputs
             spent = before.get("minutes", 0.0) if going_on else 0.0  # in runs that were stopped
-            self._note(stage, started=inputs)
+            self._note(stage, started=inputs, **({"key": None} if "key" in before else {}))
             started = time.monotonic()
             whole = f"stage {number} of {len(self.stages)}, then {then:.0f} min"
             try:
@@ -338,9 +340,9 @@ class Whole:
 
         Their first ones are short and not like the others: a quarter of the whole counts as done at the preset's pace.
         """
-        spent = {name: done["minutes"] for name, done in self.done.items() if "key" in done and "minutes" in done}
+        spent = {name: done["minutes"] for name, done in self.done.items() if done.get("key") and "minutes" in done}
         known = sum(self.minutes.get(name, 0.0) for name in spent)
-        usual = sum(self.minutes.values()) / 4
+        usual = sum(self.minutes.get(stage.name, 0.0) for stage in self.stages) / 4
         pace = (sum(spent.values()) + usual) / (known + usual) if usual else 1.0
         return pace * sum(self.minutes.get(stage.name, 0.0) for stage in self.stages[number - 1 :])
 

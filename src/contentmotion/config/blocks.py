@@ -293,7 +293,8 @@ class ScaleSettings(Settings):
         noise_on_device: Draw noise on the GPU that needs it, without waiting for it; false: on the CPU, the same
             numbers on every machine.
         cuda_graphs: Record forward and backward pass as one CUDA graph, for small models that a GPU finishes sooner
-            than the processor can start; takes the activations' memory for each size of the batch.
+            than the processor can start; takes the memory of the largest batch's activations, and for
+            each size of the batch that of the gradients.
     """
 
     block = "scale"

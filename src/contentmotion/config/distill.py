@@ -45,6 +45,18 @@ class MethodSettings(Settings):
     gan_weight: Weight = 0.0
     critic_gan_weight: Weight = 0.01
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        usual = type(self).__dataclass_fields__["critic_gan_weight"].default
+        require(
+            self.gan_weight > 0 or self.critic_gan_weight == usual,
+            "--method.critic_gan_weight needs --method.gan_weight",
+        )
+        require(
+            self.gan_weight == 0 or self.critic_gan_weight > 0,
+            "--method.gan_weight needs a --method.critic_gan_weight above 0: the classifier would learn nothing",
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(ScoredTrainConfig):
@@ -118,6 +130,10 @@ class DistillConfig(ScoredTrainConfig):
         require(
             self.objective != "distribution_matching" or self.max_train_steps >= self.method.student_every,
             "--method.student_every is more than --max_train_steps: the student would never be trained",
+        )
+        require(
+            self.objective != "distribution_matching" or not self.scale.cuda_graphs,
+            "--scale.cuda_graphs is not for --objective distribution_matching, whose steps differ from one another",
         )
         matching = ("student_every", "gan_weight", "critic_gan_weight")
         unused = {"consistency": matching, "flow_map": (*matching, "solver", "num_ddim_steps")}

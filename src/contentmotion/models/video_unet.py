@@ -287,11 +287,13 @@ def telling_step(unet: UNet3DConditionModel) -> VideoUNet:
     """The same UNet, told how far a step goes, too: by an embedding that adds nothing until trained."""
     known = signature(VideoUNet.__init__).parameters
     told = VideoUNet(**{name: value for name, value in unet.config.items() if name in known} | {"step_embed": True})
-    told.load_state_dict(unet.state_dict(), strict=False)
+    missing, unknown = told.load_state_dict(unet.state_dict(), strict=False)
+    if unknown or any(not name.startswith("step_embedding.") for name in missing):
+        raise ValueError(f"no flow map can be made of this {type(unet).__name__}: it is of another architecture")
     assert told.step_embedding is not None
     for parameter in told.step_embedding.linear_2.parameters():
         nn.init.zeros_(parameter)
-    return told.to(unet.device).train(unet.training)
+    return told.to(unet.device, unet.dtype).train(unet.training)
 
 
 def _pad_input(weight: Float[Tensor, "o i 3 3"], extra: int) -> Float[Tensor, "o j 3 3"]:

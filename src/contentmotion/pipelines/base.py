@@ -227,10 +227,10 @@ class LatentPipeline(DiffusionPipeline):
                 warn_once(f"the text encoder takes {most} tokens: of the prompt {text!r} it does not see {cut!r}")
             if unknown := reader.unknown_words(text):
                 words = ", ".join(map(repr, unknown))
-                warn_once(
-                    f"of the prompt {text!r} the text encoder does not see all of {words}: it has no token for it; "
-                    "motion follows what is in front of it alone"
-                )
+                # CLIP's pooled feature ends at an unknown token.
+                after = "; motion follows what is in front of it alone" if "motion" in self.stages else ""
+                said = f"of the prompt {text!r} the text encoder does not see all of {words}"
+                warn_once(f"{said}: it has no token for it{after}")
 
         def encode(texts: list[str]) -> dict[str, Tensor]:
             # Without a cache in batches as they come, as the stock pipelines do: a batch's size decides how sums round.

@@ -125,8 +125,8 @@ def student_score(parts: Mapping[str, dict[str, float]], component: str, **dista
     facts = {"fvd": row["fvd"]} | distance
     score = math.prod(facts.values())
     if real["optical_flow"] > 0:
-        facts["motion_ratio"] = row["optical_flow"] / real["optical_flow"]
-        moves = max(facts["motion_ratio"], LEAST_MOTION)
+        facts["flow_ratio"] = row["optical_flow"] / real["optical_flow"]
+        moves = max(facts["flow_ratio"], LEAST_MOTION)
         score *= max(moves, 1 / moves)
     if "nearest_pixels" in row:
         facts["nearest_pixels"] = row["nearest_pixels"]
