@@ -402,10 +402,10 @@ def test_a_critic_that_tells_samples_from_clips() -> None:
     critic.classifier = judge = nn.Linear(3, 1)
     alphas, batch = teacher.scheduler.alphas_cumprod, make_batch(300)
     number, slopes = batch["number"][:, None, None], []
-    for weight in (0.0, 0.3):
+    for method in (MethodSettings(), MethodSettings(gan_weight=0.3, critic_gan_weight=0.7)):
         config = DistillConfig(
             cache_dir="x", output_dir="x", part="content", objective="distribution_matching", guidance_scale=1.0,
-            method=MethodSettings(gan_weight=weight, critic_gan_weight=0.7),
+            method=method,
         )  # fmt: skip
         student.network.slope.grad = None
         losses = matching.matching_loss(student, critic, teacher, make_batch(300) | {"step": 0}, config)

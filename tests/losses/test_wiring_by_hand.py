@@ -355,7 +355,8 @@ def test_what_a_critic_tells_apart_is_weighed(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(matching, "randn", lambda shape, source: torch.zeros(shape))
     monkeypatch.setattr(matching, "output_and_logits", lambda critic, noisy, *args: (0 * noisy, next(logits)))
     batch = {"content": torch.ones(2, 3), "generator": torch.Generator()}
-    config = make_config(method=MethodSettings(critic_gan_weight=0.25), objective="distribution_matching")
+    method = MethodSettings(gan_weight=1.0, critic_gan_weight=0.25)
+    config = make_config(method=method, objective="distribution_matching")
     losses = matching.critic_loss(make_stage(ddim()), make_stage(ddim()), batch, config)
     told = math.log(2) + math.log(1 + math.e)
     assert {k: v.item() for k, v in losses.items()} == pytest.approx({"gan_loss": told, "loss": told / 4})
