@@ -16,7 +16,7 @@ from contentmotion.demo import checkpoint_tab, guards, visitors
 from contentmotion.demo.generate_tab import Runs
 from contentmotion.demo.guards import Gate, reported
 from contentmotion.demo.studio import Model, Request
-from contentmotion.demo.visitors import LEFT, MODEL, ONE_JOB, Visitors
+from contentmotion.demo.visitors import LEFT, MODEL, ONE_JOB, Visitors, at_times
 
 # Gradio leaves event loops open.
 pytestmark = [
@@ -183,3 +183,14 @@ def test_a_job_ends_when_its_visitor_leaves(watched, monkeypatch: pytest.MonkeyP
     runs.stop(SimpleNamespace(session_hash="b"))  # type: ignore[arg-type]
     shown = runs.make(Request(prompt="x"), False, [], "b", lambda *_, **__: None)  # type: ignore[arg-type]
     assert shown[3] == "Stopped after 1 of 9 steps.", "no error"
+
+
+def test_progress_is_told_no_more_often_than_it_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand steps a second are ten messages, the first and the last among them."""
+    now, told = [0.0], []
+    monkeypatch.setattr("contentmotion.demo.visitors.monotonic", lambda: now[0])
+    show = at_times(lambda done, desc, unit: told.append((*done, desc, unit)))
+    for step in range(1, 1001):
+        now[0] = step / 1000
+        show(step, 1000, "denoising")
+    assert 10 <= len(told) <= 12 and told[0] == (1, 1000, "denoising", "steps") and told[-1][0] == 1000

@@ -10,7 +10,7 @@ import gradio as gr
 from contentmotion.demo.guards import reported
 from contentmotion.demo.settings import prompt_field, seed_field
 from contentmotion.demo.studio import MAX_GUIDANCE, Request, Studio, Take
-from contentmotion.demo.visitors import LEFT, MODEL, Visitors
+from contentmotion.demo.visitors import LEFT, MODEL, Visitors, at_times
 
 HEADER = ["", "model", "steps", "passes", "seconds"]
 WIDTHS = ["10%", "32%", "20%", "18%", "20%"]
@@ -76,8 +76,10 @@ def _endpoint(studio: Studio, visitors: Visitors) -> Callable[..., Any]:
             The two videos (mp4), and a table of steps, network passes and seconds.
         """
 
+        show = at_times(progress)
+
         def on_step(letter: str, done: int, total: int) -> None:
-            progress((done, total), desc=f"video {letter}", unit="steps")
+            show(done, total, f"video {letter}")
             if visitors.has_left(str(visitor.session_hash)):
                 raise gr.Error(LEFT, print_exception=False)
 

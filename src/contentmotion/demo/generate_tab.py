@@ -11,7 +11,7 @@ import gradio as gr
 from contentmotion.demo.guards import reported
 from contentmotion.demo.settings import add_settings, choose
 from contentmotion.demo.studio import Request, Studio
-from contentmotion.demo.visitors import LEFT, MODEL, Visitors
+from contentmotion.demo.visitors import LEFT, MODEL, Visitors, at_times
 from contentmotion.pipelines.content_motion import REDRAWN
 
 MAX_HISTORY = 24  # videos a session remembers
@@ -58,8 +58,10 @@ class Runs:
     ) -> tuple[Any, ...]:
         """What the tab shows of a request: video, content frame, files, summary, history."""
 
+        show = at_times(progress)
+
         def on_step(done: int, total: int) -> None:
-            progress((done, total), desc="denoising", unit="steps")
+            show(done, total, "denoising")
             if session in self._stopped:
                 raise Stopped(f"Stopped after {done} of {total} steps.")
             if self.visitors.has_left(session):

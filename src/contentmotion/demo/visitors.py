@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,22 @@ MODEL = {"concurrency_id": "model", "concurrency_limit": 1}  # one run through t
 PATIENCE, HURRY = 60.0, 10.0  # seconds for which a job may be without a listener; the second while others wait
 ONE_JOB = "one job at a time: your other one is not done yet"
 LEFT = "ended: nobody waits for it"
+SHOWN_EVERY = 0.1  # seconds between two messages of a job's progress
+
+
+def at_times(progress: Callable[..., object]) -> Callable[[int, int, str], None]:
+    """Tells a ``gr.Progress`` of steps (done, in all, what), but no more often than a page can show them: behind
+    thousands of messages it is late, and hears no click."""
+    shown = -math.inf
+
+    def show(done: int, total: int, what: str) -> None:
+        nonlocal shown
+        now = monotonic()
+        if done == total or now - shown >= SHOWN_EVERY:
+            shown = now
+            progress((done, total), desc=what, unit="steps")
+
+    return show
 
 
 class Visitors:
