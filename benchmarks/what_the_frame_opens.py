@@ -325,6 +325,11 @@ def main() -> None:
     if not arguments.data_dir or not arguments.i3d:
         parser.error("needs --data_dir and --i3d")
     report: Found = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    asked = {"model": Path(arguments.model).name, "seed": arguments.seed}
+    asked |= {"num_inference_steps": arguments.num_inference_steps, "clips": arguments.num_clips}
+    then = report.get("protocol", asked)
+    if differing := [f"{key} {then[key]}" for key in asked if then[key] != asked[key]]:
+        parser.error(f"{arguments.output} was begun with {', '.join(differing)}: choose another --output")
     bench: Bench | None = None
     for name in arguments.sections:
         if name in report:
@@ -361,7 +366,7 @@ def print_tables(reports: dict[str, Found]) -> None:
     print("| | | FVD of frames 1 to 15 | PSNR of frame 0 | flow over the real clips' |")
     print("|---|---|---|---|---|")
     for title, report in reports.items():
-        for name, row in report["animated"].items():
+        for name, row in report.get("animated", {}).items():
             if isinstance(row, dict):
                 fvd = f"{row['fvd']:.0f}" if "fvd" in row else ""
                 print(f"| {title} | {name} | {fvd} | {row['frame_0_psnr']:.1f} dB | {row['flow_share']:.2f} |")
