@@ -67,6 +67,7 @@ def made(phone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_ends_with_a_model_a_sheet_and_a_report(made: Path, phone: Path) -> None:
     pipe = load_pipeline(str(made / "pipeline"))
     assert pipe.motion_transformer.config.hidden_size == 32, "a changed setting counts"
+    assert pipe.default_guidance_scale == 3, "the preset's"
     assert (made / "prompts.txt").read_text() == "waves at night\na dog runs\na red car\n"
     assert (made / "samples/sheet.png").is_file() and len(list((made / "samples").glob("*.mp4"))) == 3
     clip = probe_video(made / "clips/00001-0.mp4")
@@ -246,6 +247,7 @@ def test_presets_fit_their_machine(preset: str, image_model: str | None, tmp_pat
         configs[stage.name] = whole.parse_config(stage.command, stage.config_class, None, ["--config", str(path)])
     sizes = {(configs[name].height, configs[name].width) for name in ("clips", "autoencoder", "cache")}
     assert len(sizes) == 1
+    assert configs["pipeline"].guidance_scale == (None if image_model else 2.0)
     limit = {"cpu": 12, "12gb": 12, "24gb": 24, "80gb": 80}[preset] * 2 / 3
     if image_model is None:
         tiny.make_patch_vae(latent_channels=12, block_out_channels=(8, 8, 8)).save_pretrained(root / "vae/vae")
@@ -268,5 +270,21 @@ def test_presets_are_understood_with_an_image_model(preset: str, tmp_path: Path)
     stages = whole.plan_stages(config)
     assert set(content) - {"minutes", "vae"} <= {stage.name for stage in stages} <= set(whole.NAMES)
     whole.write_settings(tmp_path, stages, content, preset)
+    assert yaml.safe_load((tmp_path / "settings/6-pipeline.yaml").read_text())["guidance_scale"] is None
     motion = yaml.safe_load((tmp_path / "settings/5-motion.yaml").read_text())
     assert content["motion"]["model"].items() <= motion["model"].items()
+
+
+def stages_of(root: Path, minutes: dict[str, float], done: dict[str, dict[str, object]]) -> whole.Whole:
+    (root / "train.json").write_text(json.dumps(done))
+    return whole.Whole(root, whole.plan_stages(TrainPipelineConfig(train_data_dir="x", output_dir=str(root))), minutes)
+
+
+def test_minutes_left_are_not_told_by_a_short_first_stage_alone(tmp_path: Path) -> None:
+    """A quarter of all counts as done at the preset's pace; a stage that is done anew, or not planned, does not."""
+    minutes = {"clips": 1.0, "vae": 1.0, "autoencoder": 8.0, "content": 6.0, "motion": 4.0, "of another plan": 80.0}
+    done = {"clips": {"key": "k", "minutes": 0.25}, "vae": {"key": "k", "minutes": 0.75}}
+    assert stages_of(tmp_path, minutes, {})._minutes_left(1) == 20
+    assert stages_of(tmp_path, minutes, done)._minutes_left(3) == pytest.approx(18 * (1 + 5) / (2 + 5))
+    anew = done | {"vae": {"key": None, "minutes": 0.75}}
+    assert stages_of(tmp_path, minutes, anew)._minutes_left(2) == pytest.approx(19 * (0.25 + 5) / (1 + 5))
