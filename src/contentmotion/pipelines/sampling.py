@@ -133,14 +133,7 @@ def resolve_sampling(
     steps = num_inference_steps or default
     own_steps = (num_inference_steps if distilled == motion_distilled else None) or motion_default
     motion_steps = 0 if motion_scheduler is None else motion_num_inference_steps or own_steps
-    low, high = next(filter(None, (stage.guidance_range for stage in pipe.stages.values())), (-math.inf, math.inf))
-    if guidance_scale is None:
-        guidance_scale = 1.0 if distilled and not told else min(max(float(pipe.default_guidance_scale), low), high)
-    if not low <= guidance_scale <= high:
-        warn_once(
-            f"the content model was told guidance scales from {low:g} to {high:g} in training: what it makes of "
-            f"{guidance_scale:g} is a guess"
-        )
+    guidance_scale = _guidance_of(pipe, guidance_scale, unguided=distilled and not told)
     first = "content" if hasattr(pipe, "motion_scheduler") else "video"
     if distilled:
         steps = _check_distilled(first, pipe.scheduler, steps, 1.0 if told else guidance_scale)
@@ -159,6 +152,20 @@ def resolve_sampling(
     if motion_guidance_scale > 1:
         unguided += _steps_outside(motion_scheduler, motion_steps, motion_guidance_interval)
     return replace(sampling, unguided_steps=unguided)
+
+
+def _guidance_of(pipe: Any, given: float | None, unguided: bool) -> float:
+    """The guidance scale that was given, or the pipeline's, as near to it as a model that is told the scale has
+    learned; says once where a given one is further."""
+    low, high = next(filter(None, (stage.guidance_range for stage in pipe.stages.values())), (-math.inf, math.inf))
+    if given is None:
+        given = 1.0 if unguided else min(max(float(pipe.default_guidance_scale), low), high)
+    if not low <= given <= high:
+        warn_once(
+            f"the content model was told guidance scales from {low:g} to {high:g} in training: what it makes of "
+            f"{given:g} is a guess"
+        )
+    return given
 
 
 def _steps_outside(scheduler: Any, steps: int, interval: Interval | None) -> int:
