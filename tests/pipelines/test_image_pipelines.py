@@ -92,6 +92,19 @@ def run_stock(stock: DiffusionPipeline, *arguments: Any, **keywords: Any) -> tor
     return stock(*arguments, **{"generator": seeded(), "guidance_scale": 4.0} | SETTINGS | keywords).images
 
 
+def test_textual_inversion_passes_through() -> None:
+    """A word of two learned vectors is read as the stock pipeline reads it, and changes the picture."""
+    image_pipe = make_stable_diffusion()
+    width = image_pipe.text_encoder.config.hidden_size
+    plain = run_stock(image_pipe, "a <toy> cat")
+    vectors = torch.randn(2, width, generator=seeded(1))
+    image_pipe.load_textual_inversion({"string_to_param": {"*": vectors}, "name": "toy"}, token="<toy>")
+    pipe = wrap(image_pipe, 32)
+    drawn = pipe("a <toy> cat", generator=seeded(), guidance_scale=4.0, **SETTINGS).content_frame
+    expected = run_stock(image_pipe, "a <toy> cat")
+    assert torch.equal(drawn, expected) and not torch.allclose(expected, plain, atol=1e-3)
+
+
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers' Euler with NumPy 2
 @pytest.mark.parametrize(
     "asked",
