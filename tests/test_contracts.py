@@ -71,6 +71,16 @@ def test_no_import_circles() -> None:
     assert set(order) >= modules.keys() and order.index("diffusion") < order.index("train.loop")
 
 
+def test_functions_are_short() -> None:
+    """At most 80 lines, signature and docstring aside."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) and node.body[1:] else node.body
+                lines = node.body[-1].end_lineno - body[0].lineno + 1
+                assert lines <= 80, f"{path.name}: {node.name} has {lines} lines"
+
+
 def test_module_paths_are_those_in_checkpoints() -> None:
     """model_index.json names modules: they are part of the file format."""
     index = json.loads((EMOJI / "model_index.json").read_text())

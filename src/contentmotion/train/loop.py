@@ -89,21 +89,10 @@ def fit(
     def due(step: int) -> list[int]:
         return [k for k, (every, _) in enumerate(at) if every and (step % every == 0 or step == last)]
 
-    def call(numbers: Sequence[int], step: int) -> tuple[Sequence[int], bool]:
-        """Calls functions; gives those that are left where any process was asked to stop meanwhile, and whether."""
-        stopping = False
-        while numbers and not stopping:
-            with run.averaged():
-                scores = at[numbers[0]][1](step) or {}
-            metrics.write(step, {f"eval/{name}": value for name, value in scores.items()})
-            metrics.show(step)
-            numbers, stopping = numbers[1:], mean_of({"stop": float(stop.is_asked)})["stop"] > 0
-        return numbers, stopping
-
     with explained(run_dir), batches as reader, metrics.progress, stop, writer:
-        owed: Sequence[int] = [k for k in due(first_step) if k in run.owed]
+        owed = [k for k in due(first_step) if k in run.owed]
         while owed:
-            owed, _ = call(owed, first_step)
+            owed, _ = run.call(at, owed, first_step, metrics, stop)
         for step in range(first_step + 1, last + 1):
             stopping = run.step(step, reader, metrics, lambda: stop.is_asked or writer.failed)
             owed, saving = due(step), step % config.checkpointing_steps == 0 or step == last
@@ -114,7 +103,7 @@ def fit(
             if owed or saving or stopping:
                 run.require_finite_weights(step)
             if not stopping:
-                owed, stopping = call(owed, step)
+                owed, stopping = run.call(at, owed, step, metrics, stop)
             if saving or stopping:
                 writer.save(step, run.tensors(), run.state(owed), run.shards is not None)
             if stopping and (owed or step < last):
@@ -249,6 +238,20 @@ class _Run:
         metrics.check_bad_files(signs["bad"] > 0)
         self._numbers.append(_Number(step, "data_wait", waited / (time.perf_counter() - started)))
         return signs["stop"] > 0
+
+    def call(
+        self, at: Sequence[Scheduled], numbers: list[int], step: int, metrics: Metrics, stop: StopRequests
+    ) -> tuple[list[int], bool]:
+        """Calls scheduled functions; gives those that are left where any process was asked to stop meanwhile, and
+        whether."""
+        stopping = False
+        while numbers and not stopping:
+            with self.averaged():
+                scores = at[numbers[0]][1](step) or {}
+            metrics.write(step, {f"eval/{name}": value for name, value in scores.items()})
+            metrics.show(step)
+            numbers, stopping = numbers[1:], mean_of({"stop": float(stop.is_asked)})["stop"] > 0
+        return numbers, stopping
 
     def read_numbers(self) -> list[dict[str, float]]:
         """Numbers of each step since the last call, means over the processes.
