@@ -136,6 +136,7 @@ SYSTEMS: dict[str, Callable[[BenchmarkConfig, int], System]] = {
     "videolcm": _usual("videolcm", unet3d, ("clip-h", "unet3d", "vae-sd"), 4, False, 64),
     "modelscope": _usual("modelscope", unet3d, ("clip-h", "unet3d", "vae-sd"), 50, True, 64),
     "wan-1.3b": _usual("wan-1.3b", wan, ("umt5-xxl", "wan", "vae-wan"), 50, True, 16),
+    "wan-1.3b-4": _usual("wan-1.3b-4", wan, ("umt5-xxl", "wan", "vae-wan"), 4, False, 16),
     "ltx-2b": _usual("ltx-2b", ltx, ("t5-xxl", "ltx", "vae-ltx"), 40, True, 32),
     "ltx-2b-8": _usual("ltx-2b-8", ltx, ("t5-xxl", "ltx", "vae-ltx"), 8, False, 32),
     "cogvideox-2b": _usual("cogvideox-2b", cogvideox, ("t5-xxl", "cogvideox", "vae-cogvideox"), 50, True, 16),

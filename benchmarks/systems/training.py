@@ -1,5 +1,6 @@
-"""One training step of each of CMD's networks and of ModelScope's, as CMD Table 8 has it: counted, and timed with AdamW
-under autocast."""
+"""One training step of each of CMD's networks and of other systems', as CMD Table 8 has it: counted, and timed under
+autocast; with AdamW, or on a CPU, whose memory holds no averages for billions of weights, with plain gradient descent and
+gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -15,10 +16,10 @@ from contentmotion.cost.clip import META, TERA, Pass, Size, cmd_system, noise
 from contentmotion.cost.measure import GIB, free_memory, peak_memory_since, start_watching_memory, time_in_turns
 from contentmotion.cost.networks import build
 from contentmotion.tables import markdown_table, number
-from systems.clips import NETWORKS, unet3d
+from systems.clips import NETWORKS, ltx, unet3d, wan
 
-# Weights, gradients and Adam's two averages, each in float32.
-BYTES_PER_TRAINED_PARAMETER = 16
+# Weights, gradients and on a GPU Adam's two averages, each in float32.
+BYTES_PER_TRAINED_PARAMETER = {"cpu": 8, "cuda": 16}
 BACKWARD = 3  # forward, and twice as much backward: gradients of weights and of inputs
 HEADINGS = ("training step", "parameters (M)", "TFLOPs", "paper's TFLOPs", "seconds", "peak GiB")
 Networks = Mapping[str, nn.Module]
@@ -66,6 +67,8 @@ def training_passes(size: Size) -> dict[str, tuple[str, Callable[[Networks, torc
         "CMD content": ("unet-sd21", stage("content")),
         "CMD motion": ("motion-sd21", stage("motion")),
         "ModelScope": ("unet3d", lambda nets, device: unet3d(nets, device, size, 1, 1, 1)[1]),
+        "Wan 1.3B": ("wan", lambda nets, device: wan(nets, device, size, 1, 1, 1)[1]),
+        "LTX-Video 2B": ("ltx", lambda nets, device: ltx(nets, device, size, 1, 1, 1)[1]),
     }
 
 
@@ -98,13 +101,18 @@ def _time_step(
     result: TrainingResult, name: str, make: Callable[[Networks, torch.device], Pass], shapes: Networks,
     device: torch.device, dtype: torch.dtype, repeats: int,
 ) -> None:  # fmt: skip
-    needed, free = BYTES_PER_TRAINED_PARAMETER * result.parameters, free_memory(device)
+    needed, free = BYTES_PER_TRAINED_PARAMETER.get(device.type, 16) * result.parameters, free_memory(device)
     if needed > free:
         result.note = f"does not fit: {needed / GIB:.1f} GiB and activations, {free / GIB:.1f} free"
         return
     before = start_watching_memory(device)
     network = build(NETWORKS[name], device).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=True)
+    optimizer: torch.optim.Optimizer
+    if device.type == "cpu":
+        network.enable_gradient_checkpointing()  # type: ignore[reportCallIssue]
+        optimizer = torch.optim.SGD(network.parameters(), lr=1e-5)
+    else:
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=True)
     forward = make({**shapes, name: network}, device).call
 
     def step() -> None:

@@ -2,12 +2,16 @@
 
 import json
 import sys
+import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler
 from PIL import Image
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -224,6 +228,29 @@ def test_what_does_not_fit_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     time_systems([system], results, CPU, torch.float32, 1, 60.0)
     assert result.seconds is None
     assert all(row.note.startswith("does not fit: ") for row in result.stages if row.parameters)
+
+
+def test_networks_that_do_not_fit_together_are_timed_one_at_a_time(
+    tiny_pipeline_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref] = []
+
+    def build_alone(make: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
+        if device == CPU:
+            assert not any(network() for network in made)
+        network = build(make, device, dtype)
+        made.extend([weakref.ref(network)] * (device == CPU))
+        return network
+
+    systems = [folder_system(str(tiny_pipeline_dir), BenchmarkConfig(num_frames=4, steps=2), 1)]
+    results = count_systems(systems)
+    weights = [4 * row.parameters for row in results[0].stages]
+    monkeypatch.setattr("contentmotion.cost.clip.free_memory", lambda device: 1.1 * max(weights))
+    monkeypatch.setattr("contentmotion.cost.clip.build", build_alone)
+    time_systems(systems, results, CPU, torch.float32, 3, 60.0)
+    assert len(made) == 3 * sum(size > 0 for size in weights)
+    assert all(row.seconds and not row.note for row in results[0].stages)
+    assert results[0].measured_seconds is None  # it can't run as a whole
 
 
 @pytest.mark.parametrize(

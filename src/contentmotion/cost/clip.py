@@ -468,6 +468,9 @@ def time_systems(
 ) -> None:  # fmt: skip
     """Times every stage of each system in turns, and whole pipelines where these are short.
 
+    Where the memory does not hold all networks at once, each is there alone, for one call at a time: rounds go through
+    all stages, none is a warm-up, and no pipeline runs as a whole.
+
     Args:
         systems: The systems.
         results: What was counted of each; gets what is measured.
@@ -476,32 +479,26 @@ def time_systems(
         repeats: Timed calls of each stage.
         whole_seconds: Whole pipelines run where their stages take no longer than this in all.
     """
-    networks: dict[str, nn.Module] = {}
-    problems: dict[nn.Module, str] = {}
-    for system in systems:
-        for name, make in system.networks.items():
-            if name not in networks:
-                networks[name], problem = _build_if_it_fits(make, device, dtype)
-                if problem:
-                    problems[networks[name]] = problem
+    makers = {name: make for system in systems for name, make in system.networks.items()}
+    shapes = {name: build(make, META) for name, make in makers.items()}
+    needed = sum(p.numel() for shape in shapes.values() for p in shape.parameters()) * dtype.itemsize
+    together = needed < 0.9 * free_memory(device)
+    networks = {name: build(make, device, dtype) for name, make in makers.items()} if together else {}
     jobs: list[Callable[[], object]] = []
-    rows: list[StageResult] = []
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         file = Path(folder) / "clip.mp4"
-        for system, result in zip(systems, results, strict=True):
-            passes = system.passes(networks, device)
-            for one, row in zip(passes, result.stages, strict=False):
-                if one.network in problems:
-                    row.add(problems[one.network], dtype)  # type: ignore[index]
-                else:
-                    jobs.append(one.call)
-                    rows.append(row)
-            jobs.append(lambda size=system.size: write_video(file, moving_square(size), 8))
-            rows.append(result.stages[-1])
-        for row, timing in zip(rows, time_in_turns(jobs, repeats, device), strict=True):
+        for system in systems:
+            write = partial(write_video, file, moving_square(system.size), 8)
+            if together:
+                jobs += [one.call for one in system.passes(networks, device)] + [write]
+            else:
+                jobs += _one_at_a_time(system, shapes, device, dtype) + [lambda write=write: write]
+        rows = [row for result in results for row in result.stages]
+        for row, timing in zip(rows, time_in_turns(jobs, repeats, device, makers=not together), strict=True):
             row.add(timing, dtype)
         for system, result in zip(systems, results, strict=True):
-            if system.clip is None or result.seconds is None or result.seconds > whole_seconds:
+            short = result.seconds is not None and result.seconds <= whole_seconds
+            if system.clip is None or not together or not short:
                 continue
             clip = system.clip(networks)
             timing = time_in_turns([lambda clip=clip: write_video(file, clip(), 8)], repeats, device)[0]
@@ -509,16 +506,30 @@ def time_systems(
                 result.measured_seconds, result.measured_spread = timing.median, timing.spread
 
 
-def _build_if_it_fits(make: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, str]:
-    """A network on the device; or its shapes alone, and a line about why."""
-    shape = build(make, META)
-    needed, free = sum(p.numel() for p in shape.parameters()) * dtype.itemsize, free_memory(device)
-    if needed > 0.9 * free:
-        return shape, f"does not fit: {needed / GIB:.1f} GiB, {free / GIB:.1f} free"
-    try:
-        return build(make, device, dtype), ""
-    except (RuntimeError, MemoryError) as error:
-        return shape, " ".join(str(error).split())[:120]
+def _one_at_a_time(
+    system: System, shapes: Mapping[str, nn.Module], device: torch.device, dtype: torch.dtype
+) -> list[Callable[[], object]]:
+    """What makes each stage's call, with the stage's network in memory and the others as shapes."""
+    names = {id(shape): name for name, shape in shapes.items()}
+
+    def make(number: int, name: str) -> Callable[[], object]:
+        network = _build_if_it_fits(system.networks[name], device, dtype)
+        return system.passes({**shapes, name: network}, device)[number].call
+
+    passes = system.passes(shapes, META)
+    return [partial(make, number, names[id(one.network)]) for number, one in enumerate(passes)]
+
+
+def _build_if_it_fits(make: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A network on the device.
+
+    Raises:
+        MemoryError: It does not fit.
+    """
+    needed, free = sum(p.numel() for p in build(make, META).parameters()) * dtype.itemsize, free_memory(device)
+    if needed > 0.98 * free:
+        raise MemoryError(f"does not fit: {needed / GIB:.1f} GiB, {free / GIB:.1f} free")
+    return build(make, device, dtype)
 
 
 def moving_square(size: Size) -> np.ndarray:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import psutil
 import torch
@@ -40,13 +41,16 @@ class Timing:
         return (max(self.seconds) - min(self.seconds)) / 2
 
 
-def time_in_turns(jobs: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[Timing | str]:
+def time_in_turns(
+    jobs: Sequence[Callable[[], object]], repeats: int, device: torch.device, *, makers: bool = False
+) -> list[Timing | str]:
     """Calls all jobs once (which warms them up and shows their memory), then ``repeats`` times in turns.
 
     Args:
-        jobs: What is timed.
+        jobs: What is timed; as ``makers`` each returns, in every turn anew, what is timed then and dropped after it.
         repeats: Timed calls of each.
         device: Where they compute.
+        makers: See jobs; what they make is not warm, so the first turn counts.
 
     Returns:
         A timing per job, or one line about why it did not run.
@@ -54,19 +58,24 @@ def time_in_turns(jobs: Sequence[Callable[[], object]], repeats: int, device: to
     failures: dict[int, str] = {}
     peaks: dict[int, int | None] = {}
     seconds: dict[int, list[float]] = {number: [] for number in range(len(jobs))}
-    for turn in range(repeats + 1):
+    for turn in range(makers, repeats + 1):
         for number, job in enumerate(jobs):
             if number in failures:
                 continue
-            before = start_watching_memory(device) if turn == 0 else None
+            call: Any = job
+            before = None
             try:
-                elapsed = _time(job, device)
+                call = job() if makers else job
+                before = start_watching_memory(device) if number not in peaks else None
+                elapsed = _time(call, device)
             except (RuntimeError, MemoryError) as error:  # torch's out of memory is a RuntimeError
                 failures[number] = " ".join(str(error).split())[:120] or type(error).__name__
                 continue
-            if turn == 0:
+            finally:
+                call = None
+            if number not in peaks:
                 peaks[number] = peak_memory_since(before, device)
-            else:
+            if turn:
                 seconds[number].append(elapsed)
     return [failures.get(number) or Timing(tuple(seconds[number]), peaks[number]) for number in range(len(jobs))]
 
