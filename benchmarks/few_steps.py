@@ -84,6 +84,7 @@ def parse() -> argparse.Namespace:
     add("--guidance_interval", type=float, nargs=2, default=[400.0, 900.0], help="of the teachers' best sampling")
     add("--guidance_rescale", type=float, default=0.0, help="likewise")
     add("--best_steps", type=int, default=50, help="steps of the teachers' best sampling (default 50)")
+    add("--teacher_steps", type=int, nargs="*", default=FEW_STEPS, help="few steps of the teachers (default 1 2 4 8)")
     add("--data_dir", required=True, help="real clips with captions")
     add("--num_videos", type=int, default=None, help="use only so many of them")
     add("--num_seeds", type=int, default=3)
@@ -150,7 +151,7 @@ def rows_of(arguments: argparse.Namespace, students: dict[str, str]) -> dict[str
         best = {"guidance_interval": tuple(arguments.guidance_interval), "guidance_rescale": arguments.guidance_rescale}
         rows[f"{name}, 50 steps"] = plain | {"num_inference_steps": 50}
         rows[f"{name}, best sampling"] = plain | best | {"num_inference_steps": arguments.best_steps}
-        for n in FEW_STEPS:
+        for n in arguments.teacher_steps:
             rows[f"{name}, {n} step{'s' * (n > 1)}"] = plain | {"num_inference_steps": n}
     for name, student in students.items():
         for n in FEW_STEPS:

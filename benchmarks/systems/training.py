@@ -1,6 +1,6 @@
 """One training step of each of CMD's networks and of other systems', as CMD Table 8 has it: counted, and timed under
-autocast; with AdamW, or on a CPU, whose memory holds no averages for billions of weights, with plain gradient descent and
-gradient checkpointing."""
+autocast; with AdamW, or on a CPU, whose memory holds no averages for billions of weights, with plain gradient descent
+and gradient checkpointing."""
 
 from __future__ import annotations
 
