@@ -1,16 +1,22 @@
 """The model card that export writes."""
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 
+from contentmotion import ContentMotionPipeline
 from contentmotion.cli import main
 from contentmotion.commands.card import MISUSE, describe_cost, find_runs
 from contentmotion.config import ExportConfig
+from contentmotion.pipelines import sampling
 
 SCORES = {
     "parts": {
@@ -50,6 +56,36 @@ def test_card_of_parts_alone(export, tmp_path: Path) -> None:
         assert words in card.text, words
     assert MISUSE in card.text and "deepfakes" in card.text
     assert str(tmp_path) not in card.content, "no path of this machine"
+
+
+def test_its_commands_run_as_they_stand(export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the folder, whose name the model has until it is pushed."""
+    use = dict(re.findall(r"^```(\w+)\n(.*?)^```", export().text.split("## Use")[1], re.MULTILINE | re.DOTALL))
+    monkeypatch.setattr(sampling, "DEFAULT_STEPS", 2)
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(use["sh"])[1:]) == 0 and list(tmp_path.rglob("*.mp4"))
+    names: dict = {}
+    exec(use["python"], names)
+    assert len(names["frames"]) == 4
+
+
+def test_the_stock_pipeline_makes_ours_where_code_is_trusted(
+    export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export("--dtype=fp32")
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = {"custom_pipeline": "pipeline", "use_safetensors": True}
+    with pytest.raises(ValueError, match="contains custom code in pipeline.py"):
+        DiffusionPipeline.from_pretrained(tmp_path / "my-model", **settings)
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "my-model", **settings, trust_remote_code=True)
+    assert type(pipe) is ContentMotionPipeline
+    own = ContentMotionPipeline.from_pretrained(tmp_path / "my-model")
+    one, other = (
+        p("rocket", num_inference_steps=1, generator=torch.Generator().manual_seed(0), output_type="pt").frames
+        for p in (pipe, own)
+    )
+    assert torch.equal(one, other)
 
 
 def test_card_with_scores_and_licence(export, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from base64 import b64decode
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -138,15 +139,21 @@ def push_as_process(endpoint: str, folder: Path, home: Path, token: str | None) 
 
 
 def test_upload(hub: str, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
-    done = push_as_process(hub, tiny_pipeline_dir / "autoencoder", tmp_path, "hf_" + "a" * 34)
+    """Its card's commands then call it by its name on the hub."""
+    folder = Path(shutil.copytree(tiny_pipeline_dir / "autoencoder", tmp_path / "mine"))
+    lines = ["--pretrained_model_name_or_path mine", 'from_pretrained("mine")']
+    card = "# mine\n\n## Use\n\n{}\n{}\n\n## Training\n\n--pretrained_model_name_or_path other\n"
+    (folder / "README.md").write_text(card.format(*lines))
+    done = push_as_process(hub, folder, tmp_path, "hf_" + "a" * 34)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"{hub}/me/model"
     create = next(body[0] for path, body in Hub.calls if path.endswith("/repos/create"))
     assert create["name"] == "model" and (create.get("private") is True or create.get("visibility") == "private")
     commit = next(body for path, body in Hub.calls if "/commit/" in path)
     assert commit[0]["value"]["summary"] == "Upload with contentmotion"
-    sent = {line["value"]["path"] for line in commit[1:]}
-    assert sent == {"config.json", "diffusion_pytorch_model.safetensors"}
+    sent = {line["value"]["path"]: b64decode(line["value"]["content"]) for line in commit[1:]}
+    assert sent.keys() == {"README.md", "config.json", "diffusion_pytorch_model.safetensors"}
+    assert sent["README.md"].decode() == card.format(*(line.replace("mine", "me/model") for line in lines))
 
 
 def test_not_logged_in(hub: str, tiny_pipeline_dir: Path, tmp_path: Path) -> None:

@@ -127,6 +127,25 @@ def test_variant_and_dtype(hub: Hub, tmp_path: Path) -> None:
         ContentMotionPipeline.from_pretrained("me/model", cache_dir=tmp_path, variant="bf16")
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there balanced places parts on it")
+@pytest.mark.parametrize("device_map", ["cpu", "balanced"])
+def test_device_map(repository: Path, device_map: str) -> None:
+    """As diffusers places parts; without an accelerator "balanced" leaves them where they are."""
+    mapped, plain = (ContentMotionPipeline.from_pretrained(repository, **s) for s in ({"device_map": device_map}, {}))
+    assert mapped.hf_device_map == ("cpu" if device_map == "cpu" else None)
+    frames = []
+    for pipe in (mapped, plain):
+        pipe.set_progress_bar_config(disable=True)
+        asked = {"num_inference_steps": 1, "generator": torch.Generator().manual_seed(0), "output_type": "pt"}
+        frames.append(pipe("rocket", **asked).frames)
+    assert torch.equal(*frames)
+
+
+def test_a_device_map_that_is_none(repository: Path) -> None:
+    with pytest.raises(NotImplementedError, match="^auto not supported. Supported strategies are: balanced, .*cpu$"):
+        ContentMotionPipeline.from_pretrained(repository, device_map="auto")
+
+
 def test_the_command_line_names_a_revision_and_a_variant(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

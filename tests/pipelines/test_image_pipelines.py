@@ -2,6 +2,7 @@
 round trips of folders, and folders of families that are not known."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,12 +19,14 @@ from diffusers import (
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
     StableDiffusionXLControlNetPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLInpaintPipeline,
 )
 from diffusers.callbacks import SDCFGCutoffCallback, SDXLCFGCutoffCallback
 from PIL import Image
+from safetensors.torch import save_file
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from contentmotion import ContentMotionPipeline
@@ -103,6 +106,61 @@ def test_textual_inversion_passes_through() -> None:
     drawn = pipe("a <toy> cat", generator=seeded(), guidance_scale=4.0, **SETTINGS).content_frame
     expected = run_stock(image_pipe, "a <toy> cat")
     assert torch.equal(drawn, expected) and not torch.allclose(expected, plain, atol=1e-3)
+
+
+def original_names(pipe: Any) -> dict[str, torch.Tensor]:
+    """The weights of a Stable Diffusion pipeline with one layer a block, as CompVis' checkpoints call them."""
+    size, last = pipe.unet.config.layers_per_block + 1, len(pipe.vae.config.block_out_channels) - 1
+    place = lambda i, k, skip: f"{skip + int(i) * size + int(k)}"  # noqa: E731
+    unet: list[tuple[str, Any]] = [
+        (r"down_blocks.(.).resnets.(.)", lambda m: f"input_blocks.{place(*m.groups(), 1)}.0"),
+        (r"down_blocks.(.).attentions.(.)", lambda m: f"input_blocks.{place(*m.groups(), 1)}.1"),
+        (r"down_blocks.(.).downsamplers.0.conv", lambda m: f"input_blocks.{place(m[1], size, 0)}.0.op"),
+        (r"mid_block.resnets.(.)", lambda m: f"middle_block.{2 * int(m[1])}"),
+        (r"mid_block.attentions.0", "middle_block.1"),
+        (r"up_blocks.(.).resnets.(.)", lambda m: f"output_blocks.{place(*m.groups(), 0)}.0"),
+        (r"up_blocks.(.).attentions.(.)", lambda m: f"output_blocks.{place(*m.groups(), 0)}.1"),
+        (r"up_blocks.(.).upsamplers.0.conv", lambda m: f"output_blocks.{place(m[1], size - 1, 0)}.2.conv"),
+        (r"time_embedding.linear_(.)", lambda m: f"time_embed.{2 * int(m[1]) - 2}"),
+        (r"^conv_in", "input_blocks.0.0"), (r"^conv_norm_out", "out.0"), (r"^conv_out", "out.2"),
+        *((rf"(blocks.\d+.0|middle_block.\d).{old}", rf"\1.{new}") for old, new in (
+            ("norm1", "in_layers.0"), ("conv1", "in_layers.2"), ("norm2", "out_layers.0"), ("conv2", "out_layers.3")
+        )),
+        (r"time_emb_proj", "emb_layers.1"), (r"conv_shortcut", "skip_connection"),
+    ]  # fmt: skip
+    vae: list[tuple[str, Any]] = [
+        (r"down_blocks.(.).resnets", r"down.\1.block"), (r"down_blocks.(.).downsamplers.0", r"down.\1.downsample"),
+        (r"up_blocks.(.).resnets", lambda m: f"up.{last - int(m[1])}.block"),
+        (r"up_blocks.(.).upsamplers.0", lambda m: f"up.{last - int(m[1])}.upsample"),
+        (r"mid_block.resnets.(.)", lambda m: f"mid.block_{int(m[1]) + 1}"),
+        (r"mid_block.attentions.0.to_out.0", "mid.attn_1.proj_out"), (r"mid_block.attentions.0.to_", "mid.attn_1."),
+        (r"mid_block.attentions.0.group_norm", "mid.attn_1.norm"),
+        (r"conv_norm_out", "norm_out"), (r"conv_shortcut", "nin_shortcut"),
+    ]  # fmt: skip
+    text = [(r"^(?:text_model.)?", "text_model.")]
+    found = {}
+    for prefix, part, names in (
+        ("model.diffusion_model.", pipe.unet, unet), ("first_stage_model.", pipe.vae, vae),
+        ("cond_stage_model.transformer.", pipe.text_encoder, text),
+    ):  # fmt: skip
+        for name, value in part.state_dict().items():
+            for pattern, new in names:
+                name = re.sub(pattern, new, name)
+            is_attention = prefix.startswith("first") and "attn_1" in name and value.ndim == 2  # 1x1 convolutions there
+            found[prefix + name] = value[:, :, None, None] if is_attention else value
+    return found
+
+
+def test_single_file_checkpoints(tmp_path: Path) -> None:
+    """CompVis' layout, by the configs of a folder."""
+    stock = make_stable_diffusion()
+    stock.save_pretrained(tmp_path / "configs")
+    save_file({n: v.contiguous() for n, v in original_names(stock).items()}, tmp_path / "one.safetensors")
+    for weights in (tmp_path / "configs").rglob("*.safetensors"):
+        weights.unlink()
+    image_pipe = StableDiffusionPipeline.from_single_file(tmp_path / "one.safetensors", config=f"{tmp_path}/configs")
+    drawn = wrap(image_pipe, 32)("a cat", generator=seeded(), guidance_scale=4.0, **SETTINGS)
+    assert torch.equal(drawn.content_frame, run_stock(stock, "a cat")) and torch.isfinite(drawn.frames).all()
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers' Euler with NumPy 2

@@ -162,8 +162,12 @@ def _parts(folder: Path) -> str:
 
 
 def _use(name: str, takes_text: bool) -> str:
-    asked = '"a prompt"' if takes_text else "--class_labels 0"
-    return f"```sh\ncontentmotion generate {asked} --pretrained_model_name_or_path {name}\n```"
+    asked, given = ('"a prompt"', '"a prompt"') if takes_text else ("--class_labels 0", "class_labels=0")
+    return (
+        f"```sh\ncontentmotion generate {asked} --pretrained_model_name_or_path {name}\n```\n\n"
+        f"```python\nfrom contentmotion import ContentMotionPipeline\n\n"
+        f'pipe = ContentMotionPipeline.from_pretrained("{name}")\nframes = pipe({given}).frames[0]\n```'
+    )
 
 
 def _data(runs: dict[str, dict[str, Any]]) -> str:

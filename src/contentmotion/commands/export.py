@@ -14,6 +14,8 @@ from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.run_dir import write_config
 from contentmotion.saving import replacing_folder
 
+# For DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline", trust_remote_code=True).
+PIPELINE = 'from contentmotion import ContentMotionPipeline\n\n__all__ = ["ContentMotionPipeline"]\n'
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -42,6 +44,7 @@ def export(config: ExportConfig) -> None:
             for path in folder.rglob("*.json"):
                 _forget_origin(path)
             write_card(folder, config, scores)
+            (folder / "pipeline.py").write_text(PIPELINE)
             write_config(folder / "config.yaml", "export", config)
     except OSError as error:
         raise OSError(f"output folder {output_dir} is not writable: {error.strerror or error}") from error

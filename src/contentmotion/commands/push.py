@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, get_token
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from contentmotion.commands.info import CACHE, count_parameters, find_parts
 from contentmotion.config import PushConfig
+from contentmotion.saving import read_text
 from contentmotion.tables import print_table
 
 # Of training runs, what only serves to go on with them; and whatever is hidden, half-written files among it.
@@ -38,6 +40,7 @@ def push(config: PushConfig) -> None:
             Console().print("No README.md: the hub will show no model card", style="yellow")
         return
     require_access(config.repo_id)
+    name_in_use(folder, config.repo_id)
     api = HfApi()
     try:
         api.create_repo(config.repo_id, repo_type=kind, private=config.private, exist_ok=True)
@@ -89,6 +92,17 @@ def check_folder(folder: Path) -> bool:
     for part in find_parts(folder).values():
         count_parameters(part)
     return False
+
+
+def name_in_use(folder: Path, repo_id: str) -> None:
+    """Has a card's commands call the model by its name on the hub."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return
+    before, title, after = read_text(card).partition("\n## Use\n")
+    use, *more = after.split("\n## ", 1)
+    use = re.sub(r'(_name_or_path |from_pretrained\(")[^\s"]+', rf"\g<1>{repo_id}", use)
+    card.write_text(before + title + "\n## ".join([use, *more]), encoding="utf-8")
 
 
 def list_files(folder: Path) -> list[Path]:
