@@ -10,7 +10,6 @@ training on the new latents (``train-autoencoder --model.pretrained MOVED``).
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -84,8 +83,7 @@ def main() -> None:
     move(autoencoder, matrix, shift)
     after = psnr(decode_frames(new_vae, autoencoder(new)), frames)
     print(f"{left:.1e} of the variance is not explained; PSNR {before:.2f} dB before, {after:.2f} dB moved")
-    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-    save_model(autoencoder, Path(args.output_dir))
+    save_model(autoencoder, args.output_dir)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ PACKAGES = [f"@lobehub/fluent-emoji-anim-{i}@1.0.0" for i in (1, 2, 3, 4)]
 KEYWORDS = "emojibase-data@17.0.0"
 TONE = re.compile(r"(?:[:,] )?(light|medium-light|medium|medium-dark|dark) skin tone")
 TONE_CODE = re.compile(r"1f3f[b-f]")
+MEDIUM_DARK = "1f3fe"
 MAX_CAPTIONS = 16
 X264_OPTIONS = {"crf": "10", "preset": "slow", "mbtree": "0"}
 SMILEYS, PEOPLE, ANIMALS = 0, 1, 3  # groups of emojibase
@@ -120,8 +121,11 @@ def npm_tarball(package: str, download_dir: Path) -> Path:
     if not tarball.exists():
         if shutil.which("npm") is None:
             raise SystemExit(f"{tarball} is missing and npm, which would fetch it, is not installed")
-        print(f"npm pack {package}")
-        subprocess.run(["npm", "pack", "--silent", package], cwd=download_dir, check=True)
+        print(f"npm pack {package}", flush=True)
+        partial_dir = download_dir / "partial"  # npm writes in place: stopped, it leaves half a file
+        partial_dir.mkdir(exist_ok=True)
+        subprocess.run(["npm", "pack", "--silent", package], cwd=partial_dir, check=True)
+        os.replace(partial_dir / tarball.name, tarball)
     return tarball
 
 
@@ -270,10 +274,16 @@ def write_metadata(path: Path, emojis: list[Emoji]) -> None:
     os.replace(partial_path, path)
 
 
-def copy_ready_clips(clips_dir: Path, videos: Path) -> list[str]:
+def few(stems: list[str], max_clips: int | None) -> list[str]:
+    """The first `max_clips` code points, those in medium-dark before others, so that some are held out."""
+    return sorted(stems, key=lambda stem: MEDIUM_DARK not in stem)[:max_clips]
+
+
+def copy_ready_clips(clips_dir: Path, videos: Path, max_clips: int | None) -> list[str]:
     """Copy the clips listed in `clips_dir`/metadata.csv byte for byte; returns their code points."""
     with open(clips_dir / "metadata.csv", newline="", encoding="utf-8") as handle:
-        rows = list(csv.DictReader(handle))
+        by_stem = {row["codepoints"]: row for row in csv.DictReader(handle)}
+    rows = [by_stem[stem] for stem in few(list(by_stem), max_clips)]
     for row in rows:
         partial_path = videos / f"{row['codepoints']}.partial.mp4"
         shutil.copyfile(clips_dir / row["file"], partial_path)
@@ -290,10 +300,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=64, help="height and width in pixels (default 64)")
     parser.add_argument("--num_frames", type=int, default=16, help="frames of each clip (default 16)")
     parser.add_argument("--fps", type=int, default=8, help="frames per second (default 8)")
+    parser.add_argument("--max_clips", type=int, help="of each package only so many, to see it run (default: all)")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="default: one a core")
     arguments = parser.parse_args()
-    if min(arguments.size, arguments.num_frames, arguments.fps, arguments.num_workers) < 1:
-        parser.error("--size, --num_frames, --fps and --num_workers must be positive")
+    given = (arguments.size, arguments.num_frames, arguments.fps, arguments.num_workers, arguments.max_clips)
+    if min(number for number in given if number is not None) < 1:
+        parser.error("--size, --num_frames, --fps, --num_workers and --max_clips must be positive")
     if arguments.clips_dir and (arguments.size, arguments.num_frames, arguments.fps) != (64, 16, 8):
         parser.error("--clips_dir holds clips of 16 frames, 64x64, 8 fps: leave it out to cut other sizes")
     return arguments
@@ -309,7 +321,7 @@ def main() -> None:
     stems: list[str] = []
     packages = PACKAGES
     if arguments.clips_dir and (arguments.clips_dir / "metadata.csv").exists():
-        stems += copy_ready_clips(arguments.clips_dir, videos)
+        stems += copy_ready_clips(arguments.clips_dir, videos, arguments.max_clips)
         packages = PACKAGES[1:]
 
     labels = read_labels(npm_tarball(KEYWORDS, arguments.download_dir))
@@ -320,6 +332,8 @@ def main() -> None:
             found = list(animations(tarball, with_tones=package == PACKAGES[0]))
             if package != PACKAGES[0]:
                 found = [(stem, data) for stem, data in found if is_wanted(Emoji(stem, *labels[label_key(stem)]))]
+            kept = few([stem for stem, _ in found], arguments.max_clips)
+            found = [(stem, data) for stem, data in found if stem in kept]
             stems += track(pool.imap(cut, found), description=package, total=len(found))
 
     emojis = [Emoji(stem, *labels[label_key(stem)]) for stem in sorted(stems)]
