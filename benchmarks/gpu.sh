@@ -57,6 +57,9 @@ first() {
 benchmark emoji emoji-lcm cmd-sd21-4 --repeats 7 --output_dir "$OUT/first" ${FEWER:-}
 benchmark cmd-sd21 cmd-sana-4 cmd-klein-4 --output_dir "$OUT/systems" ${FEWER:-}
 COMMANDS
+    # Against others' systems in one run, and training steps beside CMD's Table 8.
+    "$PYTHON" benchmarks/compare_systems.py cmd-sd21-4 modelscope ltx-2b-8 wan-1.3b-4 --training --dtype bf16 \
+        --output_dir "$OUT/others" ${FEWER:-}
 }
 
 second() {

@@ -40,6 +40,6 @@ for kind in v_prediction flow; do
 done
 
 python benchmarks/few_steps.py --teachers ddpm="$OUT/v_prediction/pipeline" flow="$OUT/flow/pipeline" \
-    --objectives consistency distribution_matching flow_map --max_train_steps "${STUDENT_STEPS:-600}" \
+    --objectives consistency distribution_matching flow_map --max_train_steps "${STUDENT_STEPS:-400}" \
     --cache_dir "$OUT/cache-train" --eval_cache_dir "$OUT/cache-heldout" --data_dir "$CLIPS" \
-    --num_videos "${NUM_VIDEOS:-96}" --num_seeds "${SEEDS:-1}" --output_dir "$OUT/few_steps" "$@"
+    --num_videos "${NUM_VIDEOS:-64}" --num_seeds "${SEEDS:-1}" --teacher_steps --output_dir "$OUT/few_steps" "$@"

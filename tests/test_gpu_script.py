@@ -14,6 +14,22 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.slow
+def test_first_call(tmp_path: Path) -> None:
+    """Without a GPU: its tests fail, as is said, and what it times is counted alone."""
+    own = {"PYTHON": sys.executable, "OUT": str(tmp_path / "out"), "WORK": str(tmp_path), "FEWER": "--meta"}
+    run = ["bash", "benchmarks/gpu.sh", "first"]
+    done = subprocess.run(run, cwd=ROOT, env=os.environ | own, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "the tests failed" in done.stdout
+    systems = {
+        path.parent.name: [system["system"] for system in json.loads(path.read_text())["systems"]]
+        for path in tmp_path.glob("out/*/benchmark.json")
+    }
+    assert systems["others"] == ["cmd-sd21-4", "modelscope", "ltx-2b-8", "wan-1.3b-4"]
+    assert systems["first"][:2] == ["emoji", "emoji-lcm"] and "cmd-sana-4" in systems["systems"]
+
+
+@pytest.mark.slow
 def test_second_call(tmp_path: Path) -> None:
     clips = tmp_path / "clips"
     clips.mkdir()
