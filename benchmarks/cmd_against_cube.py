@@ -111,7 +111,7 @@ def peak_memory_gib(code: str, *words: str) -> float:
 def train_cube(root: Path, shared: Path, budget: float, seed: int) -> Path:
     """Trains the video UNet; its pipeline folder."""
     folder = root / "cube"
-    given = {"cache_dir": shared / "latents", "vae": shared / "vae/vae", "seed": seed}
+    given = {"latent_cache": shared / "latents", "vae": shared / "vae/vae", "seed": seed}
     train("train-video", budget, output_dir=folder, **given, **CUBE)
     return folder / "video"
 
@@ -119,13 +119,13 @@ def train_cube(root: Path, shared: Path, budget: float, seed: int) -> Path:
 def train_cmd(root: Path, shared: Path, budget: float, seed: int) -> Path:
     """Trains autoencoder, content and motion model; their pipeline folder."""
     vae = {"vae": shared / "vae/vae"}
-    given = vae | {"cache_dir": shared / "latents", "num_frames": 16, "seed": seed}
+    given = vae | {"latent_cache": shared / "latents", "num_frames": 16, "seed": seed}
     part = {name: share * budget for name, share in SHARES.items()}
     train("train-autoencoder", part["autoencoder"], output_dir=root / "autoencoder", **given, **AUTOENCODER)
     autoencoder, cache = root / "autoencoder/autoencoder", root / "cache"
     if not (cache / "index.json").exists():
         run("encode", train_data_dir=shared / "shapes", autoencoder=autoencoder, output_dir=cache, **vae)
-    given = {"cache_dir": cache, "seed": seed}
+    given = {"latent_cache": cache, "seed": seed}
     train("train-content", part["content"], output_dir=root / "content", **given, **vae, **CONTENT)
     given |= {"autoencoder": autoencoder, "pretrained_model_name_or_path": root / "content/content"}
     train("train-motion", part["motion"], output_dir=root / "motion", **given, **MOTION)
@@ -185,7 +185,7 @@ def score(folder: Path, root: Path, shared: Path, i3d: str) -> dict[str, Any]:
             run(
                 "evaluate", data_dir=shared / "shapes", split=split, num_videos=NUM_VIDEOS, i3d=i3d, batch_size=16,
                 pretrained_model_name_or_path=folder, components="full", num_inference_steps=STEPS,
-                guidance_scale=GUIDANCE, cache_dir=shared / "measures", output_dir=output,
+                guidance_scale=GUIDANCE, measures_dir=shared / "measures", output_dir=output,
             )  # fmt: skip
         found[split] = json.loads((output / "scores.json").read_text())["parts"]["full"]
     return found

@@ -129,7 +129,7 @@ def train_depth_model(root: Path) -> None:
 
 def train(root: Path, steps: int, student_steps: int) -> None:
     """Teacher and student."""
-    caches = {"cache_dir": root / "latents-train"}
+    caches = {"latent_cache": root / "latents-train"}
     if not (root / "teacher/video/model_index.json").exists():
         run(
             "train-video", **caches, **TRAINING, **TEACHER, vae=root / "vae/vae", conditions=CONDITION_NAMES,
@@ -138,7 +138,7 @@ def train(root: Path, steps: int, student_steps: int) -> None:
     last = root / "student" / f"checkpoint-{student_steps:06d}"
     if not last.is_dir():
         run(
-            "distill", **caches, **TRAINING, **STUDENT, part="video", eval_cache_dir=root / "latents-test",
+            "distill", **caches, **TRAINING, **STUDENT, part="video", eval_latent_cache=root / "latents-test",
             pretrained_model_name_or_path=root / "teacher/video", max_train_steps=student_steps,
             output_dir=root / "student",
         )  # fmt: skip

@@ -1,7 +1,8 @@
 """Content frames alone: how near those of a model are to its clips' own, for one way of guidance after another.
 
-    python benchmarks/content_frames.py --cache_dir outputs/emoji/cache --guidance_scales 1.5 2 3 4
-    python benchmarks/content_frames.py --cache_dir outputs/emoji/cache --guidance_scales 4 --guidance_interval 400 900
+    python benchmarks/content_frames.py --latent_cache outputs/emoji/cache --guidance_scales 1.5 2 3 4
+    python benchmarks/content_frames.py --latent_cache outputs/emoji/cache \\
+        --guidance_scales 4 --guidance_interval 400 900
 
 One frame for each of evenly spaced clips of the cache, from its first caption and the seed of its place among them:
 PSNR to the clip's own, the share to which of all clips' frames its own is nearest (pixels), and its edges (mean
@@ -26,13 +27,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", default="emoji", help="pipeline folder (default: the shipped model)")
-    add("--cache_dir", required=True, help="latent cache of its clips")
+    add("--latent_cache", required=True, help="latent cache of its clips")
     add("--guidance_scales", type=float, nargs="+", default=[2.0])
     add("--guidance_interval", type=float, nargs=2, default=None)
     add("--num_inference_steps", type=int, default=15)
     add("--num_clips", type=int, default=64)
     arguments = parser.parse_args()
-    cache = open_cache(arguments.cache_dir, 0.01)
+    cache = open_cache(arguments.latent_cache, 0.01)
     parts = dict.fromkeys(("autoencoder", "motion_transformer", "motion_scheduler"))  # they are not needed
     pipe = ContentMotionPipeline.from_pretrained(resolve_name(arguments.model), dtype=torch.float32, **parts)
     pipe.set_progress_bar_config(disable=True)

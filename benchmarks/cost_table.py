@@ -48,8 +48,8 @@ def load(recipe: str, stage: str, folder: Path) -> Any:
     """A recipe's settings at batch 1, with the shapes of its autoencoder in ``folder``."""
     command = COMMANDS[f"train-{stage}"]
     words = ["--config", str(CONFIGS / recipe / f"{stage}.yaml"), "--output_dir", "x"]
-    words += {"autoencoder": ["--train_data_dir", "x"], "content": ["--cache_dir", "x"]}.get(
-        stage, ["--cache_dir", "x", "--autoencoder", str(folder)]
+    words += {"autoencoder": ["--train_data_dir", "x"], "content": ["--latent_cache", "x"]}.get(
+        stage, ["--latent_cache", "x", "--autoencoder", str(folder)]
     )
     config = parse_config(f"train-{stage}", command.config_class, command.positional, words)
     return replace(config, train_batch_size=1, gradient_accumulation_steps=1)
@@ -95,7 +95,7 @@ def family_rows() -> list[tuple[str, ...]]:
                     in_channels=channels, patch_size=max(1, 16 // factor), sample_height=shape[1],
                     sample_width=shape[2],
                 ).save_config(f"{folder}/autoencoder")  # fmt: skip
-            own: Any = {"cache_dir": "x", "output_dir": "x", "pretrained_model_name_or_path": folder}
+            own: Any = {"latent_cache": "x", "output_dir": "x", "pretrained_model_name_or_path": folder}
             own |= {"train_batch_size": 1, "gradient_checkpointing": True}
             sizes = MotionSizes(content_patch_size=64 // factor)
             runs = [

@@ -2,8 +2,8 @@
 
     python benchmarks/few_steps.py --data_dir clips --i3d i3d.safetensors --output_dir outputs/few_steps
     python benchmarks/few_steps.py --data_dir clips --i3d i3d.safetensors --output_dir outputs/objectives \\
-        --teachers ddpm=outputs/ddpm flow=outputs/flow --cache_dir outputs/cache --eval_cache_dir outputs/cache-test \\
-        --objectives consistency flow_map --max_train_steps 2000
+        --teachers ddpm=outputs/ddpm flow=outputs/flow --latent_cache outputs/cache \\
+        --eval_latent_cache outputs/cache-test --objectives consistency flow_map --max_train_steps 2000
 
 The first scores the shipped teacher and its student; the second distils content and motion model of each teacher by
 each objective, with the same settings. An objective that a teacher is no teacher for is said and left out. Every row is
@@ -57,7 +57,7 @@ def main() -> None:
             limits = {"num_videos": arguments.num_videos} if arguments.num_videos else {}
             run(
                 "evaluate", **settings, **limits, data_dir=arguments.data_dir, components="full", i3d=arguments.i3d,
-                batch_size=16, num_seeds=arguments.num_seeds, cache_dir=root / "measures", output_dir=folder,
+                batch_size=16, num_seeds=arguments.num_seeds, measures_dir=root / "measures", output_dir=folder,
             )  # fmt: skip
         scores = json.loads((folder / "scores.json").read_text())
         report[title], protocol = {"settings": settings, "scores": scores["parts"]["full"]}, scores["protocol"]
@@ -74,8 +74,8 @@ def parse() -> argparse.Namespace:
     add("--teachers", nargs="+", default=["teacher=emoji"], help="NAME=FOLDER ... (default: the shipped model)")
     add("--students", nargs="*", default=None, help="NAME=FOLDER ... of students that there are (the shipped one)")
     add("--objectives", nargs="*", default=[], help="by which to distil each teacher")
-    add("--cache_dir", help="the teachers' latent cache, to distil with")
-    add("--eval_cache_dir", help="of clips that are held out")
+    add("--latent_cache", help="the teachers' latent cache, to distil with")
+    add("--eval_latent_cache", help="of clips that are held out")
     add("--max_train_steps", type=int, default=2000, help="of each distillation (default 2000)")
     add("--train_batch_size", type=int, default=16)
     add("--learning_rate", type=float, default=1e-4)
@@ -94,8 +94,8 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if not arguments.i3d or not Path(arguments.i3d).is_file():
         parser.error("needs I3D weights: --i3d FILE or CONTENTMOTION_I3D")
-    if arguments.objectives and not arguments.cache_dir:
-        parser.error("--objectives need a --cache_dir to distil with")
+    if arguments.objectives and not arguments.latent_cache:
+        parser.error("--objectives need a --latent_cache to distil with")
     if arguments.students is None:
         arguments.students = [] if arguments.objectives else ["student=emoji-lcm"]
     for word in (*arguments.teachers, *arguments.students):
@@ -112,13 +112,13 @@ def distilled(arguments: argparse.Namespace, teacher: str, objective: str, folde
         return json.loads(record.read_text())
     settings: dict[str, Any] = {
         name: getattr(arguments, name)
-        for name in ("cache_dir", "max_train_steps", "train_batch_size", "learning_rate", "num_ddim_steps")
+        for name in ("latent_cache", "max_train_steps", "train_batch_size", "learning_rate", "num_ddim_steps")
     }
     settings |= {"validation_steps": 0, "report_to": "none", "pretrained_model_name_or_path": teacher}
     if objective == "flow_map":
         del settings["num_ddim_steps"]  # it has no solver
-    if arguments.eval_cache_dir and objective != "distribution_matching":
-        settings |= {"eval_cache_dir": arguments.eval_cache_dir, "heldout_steps": arguments.max_train_steps // 4}
+    if arguments.eval_latent_cache and objective != "distribution_matching":
+        settings |= {"eval_latent_cache": arguments.eval_latent_cache, "heldout_steps": arguments.max_train_steps // 4}
     guidance = {
         "content": {"guidance_scale": arguments.guidance_scale, "guidance_interval": tuple(arguments.guidance_interval),
                     "guidance_rescale": arguments.guidance_rescale},

@@ -67,18 +67,18 @@ second() {
     [ ! -f "$KEPT/lpips.safetensors" ] || export CONTENTMOTION_LPIPS=$KEPT/lpips.safetensors
     local clips=${CLIPS:-$KEPT/clips} to=$WORK/run few="--logging_steps 100 --validation_steps 0 ${MORE:-}"
     local parts="--vae $to/vae/vae --autoencoder $to/autoencoder/autoencoder"
-    local recorded="" content="--config configs/emoji/content.yaml --cache_dir $to/cache --vae $to/vae/vae"
+    local recorded="" content="--config configs/emoji/content.yaml --latent_cache $to/cache --vae $to/vae/vae"
     content+=" --train_batch_size ${BATCH:-256}"
     if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
         recorded="train-content $content --max_train_steps 300 $few --cuda_graphs true --output_dir $to/content-recorded"
     fi
-    local teacher="--pretrained_model_name_or_path $OUT/teacher --cache_dir $to/cache"
+    local teacher="--pretrained_model_name_or_path $OUT/teacher --latent_cache $to/cache"
     "$PYTHON" benchmarks/in_turn.py << COMMANDS
 train-vae --config configs/emoji/vae.yaml --train_data_dir $clips --max_train_steps ${VAE:-3000} $few --output_dir $to/vae
 train-autoencoder --config configs/emoji/autoencoder.yaml --train_data_dir $clips --vae $to/vae/vae --train_batch_size ${AE_BATCH:-64} --max_train_steps ${AE:-4000} $few ${AE_MORE:-} --output_dir $to/autoencoder
 encode --config configs/emoji/encode.yaml --train_data_dir $clips $parts ${SIZE:-} --output_dir $to/cache
 train-content $content --max_train_steps ${CONTENT:-8000} $few --output_dir $to/content
-train-motion --config configs/emoji/motion.yaml --cache_dir $to/cache --pretrained_model_name_or_path $to/content/content --autoencoder $to/autoencoder/autoencoder --train_batch_size ${BATCH:-256} --max_train_steps ${MOTION:-8000} $few --output_dir $to/motion
+train-motion --config configs/emoji/motion.yaml --latent_cache $to/cache --pretrained_model_name_or_path $to/content/content --autoencoder $to/autoencoder/autoencoder --train_batch_size ${BATCH:-256} --max_train_steps ${MOTION:-8000} $few --output_dir $to/motion
 export --pretrained_model_name_or_path $to/content/content --autoencoder $to/autoencoder/autoencoder --motion_transformer $to/motion/motion_transformer --output_dir $OUT/teacher
 distill --config configs/emoji/distill-content.yaml $teacher --train_batch_size ${BATCH:-256} --max_train_steps ${DC:-1500} $few --output_dir $to/content-lcm
 distill --config configs/emoji/distill-motion.yaml $teacher --train_batch_size ${BATCH:-256} --max_train_steps ${DM:-2000} $few --output_dir $to/motion-lcm

@@ -23,7 +23,7 @@ for split in train heldout; do
 done
 
 for kind in v_prediction flow; do
-    COMMON=(--cache_dir "$OUT/cache-train" --prediction_type $kind --learning_rate 1e-3 --lr_scheduler cosine --adam_beta2 0.99
+    COMMON=(--latent_cache "$OUT/cache-train" --prediction_type $kind --learning_rate 1e-3 --lr_scheduler cosine --adam_beta2 0.99
         --adam_weight_decay 0.01 --ema_decay 0.995 "${QUIET[@]}")
     contentmotion train-content "${COMMON[@]}" --vae $VAE --max_train_steps "${CONTENT_STEPS:-2000}" --train_batch_size 24 \
         --model.block_out_channels 64 96 128 --model.text_start words --model.text_num_layers 1 --model.text_max_length 16 \
@@ -41,5 +41,5 @@ done
 
 python benchmarks/few_steps.py --teachers ddpm="$OUT/v_prediction/pipeline" flow="$OUT/flow/pipeline" \
     --objectives consistency distribution_matching flow_map --max_train_steps "${STUDENT_STEPS:-400}" \
-    --cache_dir "$OUT/cache-train" --eval_cache_dir "$OUT/cache-heldout" --data_dir "$CLIPS" \
+    --latent_cache "$OUT/cache-train" --eval_latent_cache "$OUT/cache-heldout" --data_dir "$CLIPS" \
     --num_videos "${NUM_VIDEOS:-64}" --num_seeds "${SEEDS:-1}" --teacher_steps --output_dir "$OUT/few_steps" "$@"

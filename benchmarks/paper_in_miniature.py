@@ -259,9 +259,9 @@ class Study:
                 run("encode", **self._clips, latents_only="true", num_frames=frames, output_dir=latents)
         for name, changes in AUTOENCODERS.items():
             folder = self.autoencoder(name)
-            settings = AUTOENCODER | {"num_frames": 16, "cache_dir": self.shared / "latents-16"} | changes
+            settings = AUTOENCODER | {"num_frames": 16, "latent_cache": self.shared / "latents-16"} | changes
             if "num_frames" in changes:
-                settings["cache_dir"] = self.shared / f"latents-{FRAMES}"
+                settings["latent_cache"] = self.shared / f"latents-{FRAMES}"
             if not folder.is_dir():
                 run("train-autoencoder", vae=VAE, output_dir=folder.parent, **settings, **self._training)
             parts = {"vae": VAE, "autoencoder": folder, "components": ("reconstruction",)}
@@ -282,10 +282,14 @@ class Study:
             cache = caches["stills" if name == "pretrained" else "train"]
             if not self.content(name).is_dir():
                 run(
-                    "train-content", cache_dir=cache, output_dir=self.content(name).parent, **settings, **self._training
+                    "train-content",
+                    latent_cache=cache,
+                    output_dir=self.content(name).parent,
+                    **settings,
+                    **self._training,
                 )
         for patch in CONTENT_PATCHES:
-            inputs = {"cache_dir": self.root / "clips", "autoencoder": reference, "model.content_patch_size": patch}
+            inputs = {"latent_cache": self.root / "clips", "autoencoder": reference, "model.content_patch_size": patch}
             inputs["pretrained_model_name_or_path"] = self.content("finetuned")
             if not self.motion(patch).is_dir():
                 run("train-motion", output_dir=self.motion(patch).parent, **inputs, **MOTION, **self._training)
@@ -316,7 +320,7 @@ class Study:
         folder = self.root / "scores" / slug(name)
         if not (folder / "scores.json").exists():
             common = {"data_dir": self.data.folder, "num_videos": NUM_VIDEOS, "batch_size": 16, "seed": 0}
-            run("evaluate", i3d=i3d, output_dir=folder, cache_dir=self.shared / "measures", **common, **settings)
+            run("evaluate", i3d=i3d, output_dir=folder, measures_dir=self.shared / "measures", **common, **settings)
 
     def _pipeline(self, content: str) -> Path:
         """A whole pipeline with one of the content models."""

@@ -28,14 +28,14 @@ def count() -> dict[str, float]:
     plain = AutoencoderSizes(residual_decoding=False)
     frame = {"height": 512, "width": 1024, "model": plain, "output_dir": "x", "vae": SD21}
     whole = plan_run(TrainAutoencoderConfig(train_data_dir="x", **frame)).flops_per_item / 1e12
-    cached = plan_run(TrainAutoencoderConfig(cache_dir="x", **frame)).flops_per_item / 1e12
+    cached = plan_run(TrainAutoencoderConfig(latent_cache="x", **frame)).flops_per_item / 1e12
     with tempfile.TemporaryDirectory() as folder, torch.device("meta"):
         autoencoder = ContentMotionAutoencoder(sample_height=64, sample_width=128)
         autoencoder.save_config(Path(folder) / "autoencoder")
         encoder = count_cost(lambda: autoencoder.encode(torch.empty(1, FRAMES, *LATENT))).flops / 1e12
         motion = plan_run(
             TrainMotionConfig(
-                cache_dir="x", output_dir="x", autoencoder=f"{folder}/autoencoder",
+                latent_cache="x", output_dir="x", autoencoder=f"{folder}/autoencoder",
                 model=MotionSizes(content_patch_size=8, learn_sigma=True),
                 pretrained_model_name_or_path=SD21,
             )

@@ -64,11 +64,11 @@ contentmotion train-autoencoder --config configs/emoji/autoencoder-long.yaml --t
     --vae "$OUT/vae/vae" --model.pretrained "$OUT/autoencoder-first/autoencoder" --output_dir "$OUT/autoencoder" $TINY
 contentmotion encode --config configs/emoji/encode.yaml --train_data_dir "$DATA" \
     --vae "$OUT/vae/vae" --autoencoder "$OUT/autoencoder/autoencoder" --output_dir "$OUT/cache"
-contentmotion train-content --config configs/emoji/content.yaml --cache_dir "$OUT/cache" \
+contentmotion train-content --config configs/emoji/content.yaml --latent_cache "$OUT/cache" \
     --vae "$OUT/vae/vae" --output_dir "$OUT/content-first" $TINY
-contentmotion train-content --config configs/emoji/content-long.yaml --cache_dir "$OUT/cache" \
+contentmotion train-content --config configs/emoji/content-long.yaml --latent_cache "$OUT/cache" \
     --pretrained_model_name_or_path "$OUT/content-first/content" --output_dir "$OUT/content" $TINY
-contentmotion train-motion --config configs/emoji/motion.yaml --cache_dir "$OUT/cache" \
+contentmotion train-motion --config configs/emoji/motion.yaml --latent_cache "$OUT/cache" \
     --pretrained_model_name_or_path "$OUT/content/content" --autoencoder "$OUT/autoencoder/autoencoder" \
     --output_dir "$OUT/motion" $TINY
 [ -f "$OUT/pipeline/model_index.json" ] || contentmotion export --pretrained_model_name_or_path "$OUT/content/content" \
@@ -78,7 +78,7 @@ contentmotion train-motion --config configs/emoji/motion.yaml --cache_dir "$OUT/
 # The student, judged by the held-out clips: 4 steps of each model in place of 50.
 contentmotion encode --config configs/emoji/encode.yaml --train_data_dir "$DATA" --split heldout \
     --vae "$OUT/vae/vae" --autoencoder "$OUT/autoencoder/autoencoder" --output_dir "$OUT/cache-heldout"
-DISTILL=(--pretrained_model_name_or_path "$OUT/pipeline" --cache_dir "$OUT/cache" --eval_cache_dir "$OUT/cache-heldout")
+DISTILL=(--pretrained_model_name_or_path "$OUT/pipeline" --latent_cache "$OUT/cache" --eval_latent_cache "$OUT/cache-heldout")
 contentmotion distill --config configs/emoji/distill-content.yaml "${DISTILL[@]}" --output_dir "$OUT/content-lcm" $TINY
 contentmotion distill --config configs/emoji/distill-motion.yaml "${DISTILL[@]}" --output_dir "$OUT/motion-lcm" $TINY
 [ -f "$OUT/few-step/model_index.json" ] || contentmotion export \

@@ -20,10 +20,10 @@ contentmotion encode --config configs/ucf101/encode.yaml \
     --train_data_dir "$DATA" --autoencoder "$AUTOENCODER" --output_dir "$OUT/cache"
 
 contentmotion train-content --config configs/ucf101/content.yaml \
-    --cache_dir "$OUT/cache" --output_dir "$OUT/content"
+    --latent_cache "$OUT/cache" --output_dir "$OUT/content"
 
 contentmotion train-motion --config configs/ucf101/motion.yaml \
-    --cache_dir "$OUT/cache" --autoencoder "$AUTOENCODER" --output_dir "$OUT/motion"
+    --latent_cache "$OUT/cache" --autoencoder "$AUTOENCODER" --output_dir "$OUT/motion"
 
 [ -f "$OUT/pipeline/model_index.json" ] || contentmotion export --pretrained_model_name_or_path "$OUT/content/content" \
     --autoencoder "$AUTOENCODER" --motion_transformer "$OUT/motion/motion_transformer" --output_dir "$OUT/pipeline"

@@ -32,12 +32,12 @@ contentmotion encode "${ENCODE[@]}" --split validation --output_dir "$OUT/cache-
 
 if [ -z "${TEACHER:-}" ]; then
     contentmotion train-video --config configs/videolcm/video.yaml "${TRAIN[@]}" \
-        --cache_dir "$OUT/cache" --output_dir "$OUT/teacher"
+        --latent_cache "$OUT/cache" --output_dir "$OUT/teacher"
     TEACHER="$OUT/teacher/video"
 fi
 
 contentmotion distill --config configs/videolcm/distill.yaml --pretrained_model_name_or_path "$TEACHER" \
-    --cache_dir "$OUT/cache" --eval_cache_dir "$OUT/cache-validation" --output_dir "$OUT/student"
+    --latent_cache "$OUT/cache" --eval_latent_cache "$OUT/cache-validation" --output_dir "$OUT/student"
 
 # Needs the I3D network's weights: --i3d FILE, or the environment variable CONTENTMOTION_I3D.
 contentmotion evaluate --pretrained_model_name_or_path "$OUT/student/video" --num_inference_steps 4 \

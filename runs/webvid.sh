@@ -55,13 +55,13 @@ encode() {
 # shellcheck disable=SC2046
 content() {
     launch "$1" train-content --config "configs/$RECIPE/content.yaml" \
-        --cache_dir "$OUT/cache" --output_dir "$OUT/content" $(accumulate 64 "$1")
+        --latent_cache "$OUT/cache" --output_dir "$OUT/content" $(accumulate 64 "$1")
 }
 
 # shellcheck disable=SC2046
 motion() {
     launch "$1" train-motion --config "configs/$RECIPE/motion.yaml" \
-        --cache_dir "$OUT/cache" --autoencoder "$AUTOENCODER" --output_dir "$OUT/motion" $(accumulate 32 "$1")
+        --latent_cache "$OUT/cache" --autoencoder "$AUTOENCODER" --output_dir "$OUT/motion" $(accumulate 32 "$1")
 }
 
 # At the same time: each on its half of this node's GPUs.

@@ -94,7 +94,7 @@ def test_settings_can_be_surveyed(command: str) -> None:
 
 def test_settings_of_the_hub(tmp_path: Path) -> None:
     """By diffusers' names, without their block's; of one model, and not half of them."""
-    words = ["--cache_dir=c", "--output_dir=o", "--pretrained_model_name_or_path=a/b", "--use_8bit_adam"]
+    words = ["--latent_cache=c", "--output_dir=o", "--pretrained_model_name_or_path=a/b", "--use_8bit_adam"]
     config = parse("train-content", *words, "--revision=v2", "--push_to_hub", "--hub_model_id=me/m")
     assert (config.hub.revision, config.hub.push_to_hub, config.hub.hub_model_id) == ("v2", True, "me/m")
     assert config.scale.use_8bit_adam
@@ -128,7 +128,7 @@ def test_every_config_repeats_from_its_own_file(command: str, tmp_path: Path) ->
 
 
 def test_blocks_on_the_command_line_and_in_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--cache_dir", "c", "--output_dir", "o", "--autoencoder", "a"]
+    words = ["--latent_cache", "c", "--output_dir", "o", "--autoencoder", "a"]
     config = parse("train-motion", *words, "--model.depth", "3", "--eval.split", "null", "--model.learn_sigma")
     assert config.model == MotionSizes(depth=3, learn_sigma=True) and config.eval.split is None
     (tmp_path / "a.yaml").write_text("model:\n  depth: 5\n  num_heads: 4\neval:\n  split: dev\nscale:\n")
@@ -147,6 +147,7 @@ def test_blocks_on_the_command_line_and_in_files(tmp_path: Path, capsys: pytest.
     ("content", "message"),
     [
         ("depth: 3", "FILE: unknown key 'depth': it is called model.depth now"),
+        ("cache_dir: x", "FILE: unknown key 'cache_dir': it is called latent_cache now"),
         ("eval_steps: 3", "FILE: unknown key 'eval_steps': it is called eval.steps now"),
         (
             "depth: 3\nseed: 1\nseet: 2",
@@ -164,7 +165,7 @@ def test_errors_about_blocks_name_the_setting(content: str, message: str, tmp_pa
     file = tmp_path / "settings.yaml"
     file.write_text(content)
     with pytest.raises(UsageError) as error:
-        parse("train-motion", "--cache_dir=c", "--output_dir=o", "--autoencoder=a", "--config", str(file))
+        parse("train-motion", "--latent_cache=c", "--output_dir=o", "--autoencoder=a", "--config", str(file))
     assert str(error.value) == message.replace("FILE", str(file))
 
 
@@ -266,6 +267,8 @@ def test_a_later_file_beats_an_earlier_one(tmp_path: Path) -> None:
         ("generate", "give prompts, or --prompt_file, or --class_labels (exactly one of the three)"),
         ("reconstruct", "missing VIDEO (see contentmotion reconstruct --help)"),
         ("reconstruct a b", "reconstruct takes one video, got 2: a b"),
+        ("distill --eval_cache_dir x", "unknown option --eval_cache_dir: it is called --eval_latent_cache now"),
+        ("evaluate --cache_dir x", "unknown option --cache_dir: it is called --measures_dir now"),
         ("train-content --hidden_size 3", "unknown option --hidden_size: it is called --model.hidden_size now"),
         ("train-content --lora_rank 3", "unknown option --lora_rank: it is called --lora.rank now"),
         (

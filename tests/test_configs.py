@@ -23,7 +23,7 @@ PAPER_RECIPES = ("ucf101", "webvid-sd15", "webvid-sd21")
 # Settings without a default, which the command line gives.
 REQUIRED = {
     "train_data_dir": "clips",
-    "cache_dir": "cache",
+    "latent_cache": "cache",
     "autoencoder": "parts/autoencoder",
     "output_dir": "out",
 }

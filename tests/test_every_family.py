@@ -47,17 +47,17 @@ def commands(root: Path, clips: Path, side: int, asked: str, i3d: Path) -> Itera
     yield train
     text = f"--pretrained_model_name_or_path {stock} --text_features tokens" if "--" not in asked else ""
     yield f"encode --train_data_dir {clips} {size} --vae {stock} --autoencoder {auto} {text} --output_dir {cache}"
-    content = f"train-content --cache_dir {cache} --pretrained_model_name_or_path {stock} {STEP}"
+    content = f"train-content --latent_cache {cache} --pretrained_model_name_or_path {stock} {STEP}"
     yield f"{content} --output_dir {root}/content --dry_run"
     yield f"{content} --output_dir {root}/content"
-    motion = f"train-motion --cache_dir {cache} --autoencoder {auto} {STEP} {SMALL} --model.content_patch_size 2 "
+    motion = f"train-motion --latent_cache {cache} --autoencoder {auto} {STEP} {SMALL} --model.content_patch_size 2 "
     motion += f"--pretrained_model_name_or_path {stock} --output_dir {root}/motion"
     yield f"{motion} --dry_run"
     yield motion
     parts = f"--autoencoder {auto} --motion_transformer {root}/motion/motion_transformer"
     yield f"export --pretrained_model_name_or_path {root}/content/content {parts} --output_dir {pipe} --dtype fp32"
     yield f"info {pipe}"
-    distill = f"distill --part content --pretrained_model_name_or_path {pipe} --cache_dir {cache} {STEP} "
+    distill = f"distill --part content --pretrained_model_name_or_path {pipe} --latent_cache {cache} {STEP} "
     yield f"{distill} --output_dir {root}/few --dry_run"
     yield f"{distill} --output_dir {root}/few"
     few = f"--pretrained_model_name_or_path {root}/few/content {parts} --num_inference_steps 1 --mixed_precision no"
@@ -116,7 +116,7 @@ def test_unknown_families_are_refused_in_a_line(
         (stock / path).write_text(json.dumps(settings))
     auto = f"--autoencoder {chain}/ae/autoencoder"
     parts = f"--pretrained_model_name_or_path {stock} {auto} --motion_transformer {chain}/motion/motion_transformer"
-    content = f"--pretrained_model_name_or_path {stock} --cache_dir {chain}/cache"
+    content = f"--pretrained_model_name_or_path {stock} --latent_cache {chain}/cache"
     for line in (
         f"encode --train_data_dir {clip_folder} {auto} --pretrained_model_name_or_path {stock}",
         f"train-content {content}",

@@ -159,7 +159,7 @@ def train_all(clips: Path, root: Path, steps: int = 2, **changes: Any) -> None:
     if steps == 2:
         shutil.copytree(root / "ae" / "autoencoder", autoencoder)
         encode(EncodeConfig(**data, vae=str(vae), autoencoder=autoencoder, output_dir=f"{root}/cache"))
-    own["cache_dir"] = f"{root}/cache"
+    own["latent_cache"] = f"{root}/cache"
     content = ContentSizes(**tiny.UNET)
     train_content(TrainContentConfig(**own, vae=str(vae), model=content, output_dir=f"{root}/content"))
     parts = {"pretrained_model_name_or_path": f"{root}/content/content", "autoencoder": autoencoder}

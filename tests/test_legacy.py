@@ -84,7 +84,8 @@ def words(output_dir: str, steps: int) -> list[str]:
         "train_batch_size", "mixed_precision", "logging_steps", "report_to",
     )  # fmt: skip
     sizes = ("hidden_size", "depth", "num_heads", "content_patch_size")
-    flags = {name: settings[name] for name in kept} | {f"model.{name}": settings[name] for name in sizes}
+    flags = {"latent_cache" if name == "cache_dir" else name: settings[name] for name in kept}
+    flags |= {f"model.{name}": settings[name] for name in sizes}
     flags |= {"output_dir": output_dir, "max_train_steps": steps, "validation_steps": 0}
     return ["train-motion", *(f"--{name}={value}" for name, value in flags.items())]
 

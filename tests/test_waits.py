@@ -20,7 +20,7 @@ from contentmotion.stages.motion import MotionStage
 from contentmotion.train import loop, processes
 from fake_gpu import GPU, fake_gpu
 
-PLACES: dict[str, Any] = {"cache_dir": "unused", "output_dir": "unused"}
+PLACES: dict[str, Any] = {"latent_cache": "unused", "output_dir": "unused"}
 BATCH: dict[str, Any] = {
     "content": torch.zeros(2, 3, 16, 16), "motion": torch.zeros(2, 4, 4, 16), "caption": ["rocket", "a crying cat"],
     "label": torch.arange(2), "index": torch.arange(2),

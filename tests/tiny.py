@@ -247,7 +247,7 @@ def run_chain(clips: Path, root: Path) -> None:
         encode(EncodeConfig(**data, **own, split=split))
         own = {"latents_only": True, "conditions": ("sketch",), "output_dir": f"{root}/{latents}"}
         encode(EncodeConfig(**data, **own, split=split))
-    common = STEPS | {"cache_dir": f"{root}/cache", "learning_rate": 1e-2}
+    common = STEPS | {"latent_cache": f"{root}/cache", "learning_rate": 1e-2}
     train_content(TrainContentConfig(**common, model=ContentSizes(**UNET), output_dir=f"{root}/content"))
     parts = {"pretrained_model_name_or_path": f"{root}/content/content", "autoencoder": f"{root}/ae/autoencoder"}
     dit = MotionSizes(content_patch_size=2, **NARROW)

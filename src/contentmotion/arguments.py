@@ -30,11 +30,11 @@ ALLOWED = {int: "a whole number", float: "a number", str: "text", bool: "true or
 PATTERNS = {int: r"[-+]?[0-9]+", float: r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"}
 # Settings that people change first, of any command: --help explains them, and names the others.
 CHANGED_FIRST = frozenset(
-    """prompt prompt_file class_labels negative_prompt train_data_dir cache_dir data_dir generated_dir vae autoencoder
-    image_model pretrained_model_name_or_path motion_transformer part preset output_dir num_frames height width fps seed
-    max_train_steps train_batch_size learning_rate validation_steps num_inference_steps guidance_scale formats clip
-    components num_videos_per_prompt conditions driving_video extract dry_run json image video motion_from strength
-    motion_strength loop compare lora.rank
+    """prompt prompt_file class_labels negative_prompt train_data_dir latent_cache data_dir generated_dir vae
+    autoencoder image_model pretrained_model_name_or_path motion_transformer part preset output_dir num_frames height
+    width fps seed max_train_steps train_batch_size learning_rate validation_steps num_inference_steps guidance_scale
+    formats clip components num_videos_per_prompt conditions driving_video extract dry_run json image video
+    motion_from strength motion_strength loop compare lora.rank
     """.split()  # noqa: SIM905
 )
 FEW = 16  # settings: all are shown
@@ -400,6 +400,8 @@ def flatten(content: dict[Any, Any], blocks: set[str]) -> Iterator[tuple[str, An
             yield str(name), value
 
 
+# What settings were called before: in diffusers' scripts ``cache_dir`` is where downloads are kept.
+RENAMED = {"latent_cache": "cache_dir", "eval_latent_cache": "eval_cache_dir", "measures_dir": "cache_dir"}
 # Settings of version 0.1 that have no other name now, and what to do.
 GONE = {"measure_motion": "a cache notes the statistics of its own motion latents, so leave it out"}
 
@@ -412,7 +414,7 @@ def where_it_is(word: str, names: Collection[str], prefix: str = "") -> str:
     inner = [name for name in names if name.startswith(f"{word}.")]
     if inner:
         return f": settings of this block are called {prefix}{inner[0]} and the like"
-    moved = [name for name in names if "." in name and word == old_name(name)]
+    moved = [name for name in names if word == RENAMED.get(name, old_name(name) if "." in name else None)]
     return f": it is called {prefix}{moved[0]} now" if moved else did_you_mean(word, names, prefix)
 
 

@@ -110,7 +110,7 @@ def test_card_of_training_runs(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
             "train-autoencoder",
             {"train_data_dir": "/home/me/clips", "num_frames": 4, "height": 16, "width": 16},
         ),
-        ("motion_transformer", "distill", {"part": "motion", "cache_dir": str(tmp_path / "cache")}),
+        ("motion_transformer", "distill", {"part": "motion", "latent_cache": str(tmp_path / "cache")}),
     ):
         shutil.copytree(tiny_pipeline_dir / name, tmp_path / name / name)
         settings = {"max_train_steps": 123, "train_batch_size": 7, "learning_rate": 1e-4, "seed": 5} | own

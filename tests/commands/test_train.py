@@ -139,7 +139,7 @@ def test_an_edited_list_of_clips_is_read_as_any_other(made: Path, tmp_path: Path
 
 
 def test_a_cache_made_with_a_vae_asks_for_it(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["train-content", "--cache_dir", f"{made}/cache", "--output_dir", str(tmp_path / "o")]
+    words = ["train-content", "--latent_cache", f"{made}/cache", "--output_dir", str(tmp_path / "o")]
     words += ["--max_train_steps", "1", "--train_batch_size", "2", "--validation_steps", "0", "--report_to", "none"]
     words += ["--model.block_out_channels", "32", "32", "--model.vocab_size", "600", "--mixed_precision", "no"]
     assert main(words) == 1

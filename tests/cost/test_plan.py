@@ -50,7 +50,7 @@ def test_attention_keeps_no_matrix() -> None:
 def test_papers_recipes(tmp_path: Path) -> None:
     """Parameters are the published ones; a step is three forward passes at 2 x multiply-adds."""
     content = TrainContentConfig(
-        cache_dir=str(tmp_path), output_dir="x", pretrained_model_name_or_path=SD21, train_batch_size=2,
+        latent_cache=str(tmp_path), output_dir="x", pretrained_model_name_or_path=SD21, train_batch_size=2,
         gradient_accumulation_steps=3,
     )  # fmt: skip
     plan = plan_run(content)
@@ -65,7 +65,7 @@ def test_papers_recipes(tmp_path: Path) -> None:
     with torch.device("meta"):
         ContentMotionAutoencoder(sample_height=64, sample_width=128).save_config(tmp_path / "autoencoder")
     motion = TrainMotionConfig(
-        cache_dir="x", output_dir="x", autoencoder=str(tmp_path / "autoencoder"),
+        latent_cache="x", output_dir="x", autoencoder=str(tmp_path / "autoencoder"),
         model=MotionSizes(content_patch_size=8),
         pretrained_model_name_or_path=SD21,
     )  # fmt: skip
@@ -87,14 +87,14 @@ def test_checkpointing_keeps_less() -> None:
 
 
 def test_a_distillation_has_three_networks() -> None:
-    plan = plan_run(DistillConfig(part="motion", cache_dir="x", output_dir="x"))
-    alone = plan_run(DistillConfig(part="motion", cache_dir="x", output_dir="x", guidance_scale=1.0))
+    plan = plan_run(DistillConfig(part="motion", latent_cache="x", output_dir="x"))
+    alone = plan_run(DistillConfig(part="motion", latent_cache="x", output_dir="x", guidance_scale=1.0))
     assert plan.frozen > 2 * plan.trained
     assert plan.flops_per_item / alone.flops_per_item == pytest.approx(6 / 5, rel=0.1)
 
 
 def test_what_saves_memory() -> None:
-    settings = {"cache_dir": "nowhere", "output_dir": "x", "pretrained_model_name_or_path": "emoji"}
+    settings = {"latent_cache": "nowhere", "output_dir": "x", "pretrained_model_name_or_path": "emoji"}
     plain, adapted, some = (
         plan_run(TrainContentConfig(**settings, **changes))  # type: ignore[arg-type]
         for changes in ({}, {"lora": LoraSettings(rank=4)}, {"trainable_modules": ("attn2",)})
@@ -108,7 +108,7 @@ def test_what_saves_memory() -> None:
 @pytest.mark.parametrize("part", ["content", "motion"])
 def test_lora_trains_adapters_alone(part: str) -> None:
     """Adapters' parameters by hand; the base is held once, not three times, and takes no gradient."""
-    settings = {"part": part, "cache_dir": "x", "output_dir": "x"}
+    settings = {"part": part, "latent_cache": "x", "output_dir": "x"}
     full = plan_run(DistillConfig(**settings))  # type: ignore[arg-type]
     config = DistillConfig(**settings, lora=LoraSettings(rank=4))  # type: ignore[arg-type]
     lora = plan_run(config)
@@ -128,10 +128,10 @@ def test_lora_trains_adapters_alone(part: str) -> None:
     [
         ["train-vae", "--train_data_dir=nowhere"],
         ["train-autoencoder", "--train_data_dir=nowhere", "--model.depth=1", "--vae=emoji"],
-        ["train-content", "--cache_dir=nowhere", "--pretrained_model_name_or_path=emoji"],
-        ["train-motion", "--cache_dir=nowhere", "--autoencoder=emoji", "--pretrained_model_name_or_path=emoji"],
-        ["distill", "--part=content", "--cache_dir=nowhere"],
-        ["distill", "--part=motion", "--cache_dir=nowhere", "--lora.rank=4", "--eval_cache_dir=nowhere"],
+        ["train-content", "--latent_cache=nowhere", "--pretrained_model_name_or_path=emoji"],
+        ["train-motion", "--latent_cache=nowhere", "--autoencoder=emoji", "--pretrained_model_name_or_path=emoji"],
+        ["distill", "--part=content", "--latent_cache=nowhere"],
+        ["distill", "--part=motion", "--latent_cache=nowhere", "--lora.rank=4", "--eval_latent_cache=nowhere"],
     ],
 )
 def test_every_command_prints_and_writes_nothing(
@@ -145,7 +145,7 @@ def test_every_command_prints_and_writes_nothing(
 
 
 def test_unknown_shapes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--cache_dir=nowhere", "--output_dir=out", "--pretrained_model_name_or_path=some/model", "--dry_run"]
+    words = ["--latent_cache=nowhere", "--output_dir=out", "--pretrained_model_name_or_path=some/model", "--dry_run"]
     assert main(["train-content", *words]) == 1
     assert "dry_run does not know the shapes of some/model" in capsys.readouterr().err
 
@@ -161,7 +161,7 @@ def test_training_on_a_model(kind: str, tmp_path: Path, monkeypatch: pytest.Monk
     text.save_pretrained(tmp_path / "text_encoder")
     unet.save_pretrained(tmp_path / "unet")
     config = TrainVideoConfig(
-        cache_dir="x", output_dir="x", pretrained_model_name_or_path=str(tmp_path), conditions=("sketch",)
+        latent_cache="x", output_dir="x", pretrained_model_name_or_path=str(tmp_path), conditions=("sketch",)
     )
     plan = plan_run(config)
     encoder = make_condition_encoder(config.model, 3, None, ("sketch",))

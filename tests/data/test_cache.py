@@ -217,7 +217,7 @@ def test_training_refuses_a_cache_of_another_autoencoder(config: EncodeConfig, t
     train = TrainMotionConfig(
         **STEPS,
         model=MotionSizes(**NARROW),
-        cache_dir=config.output_dir,
+        latent_cache=config.output_dir,
         output_dir=str(tmp_path / "m"),
         autoencoder=str(tmp_path / "other"),
     )
@@ -384,12 +384,12 @@ def test_autoencoder_trains_on_cached_latents_as_on_videos(
     assert index_of(config.output_dir)["num_clips"] == 4
     train = TrainAutoencoderConfig(
         **STEPS, model=AutoencoderSizes(head_dim=8, **NARROW), num_frames=4, height=16, width=16, vae=str(tiny_vae),
-        output_dir=str(tmp_path / "from-cache"), cache_dir=config.output_dir,
+        output_dir=str(tmp_path / "from-cache"), latent_cache=config.output_dir,
     )  # fmt: skip
     train_autoencoder(replace(train, validation_steps=2))
     assert (tmp_path / "from-cache/preview-000002.png").exists()
     # The same clips, kept in memory: the same centred ones, drawn in the same order.
-    in_memory = {"cache_dir": None, "train_data_dir": str(clip_folder), "cache_latents": True}
+    in_memory = {"latent_cache": None, "train_data_dir": str(clip_folder), "cache_latents": True}
     train_autoencoder(replace(train, **in_memory, output_dir=str(tmp_path / "from-videos")))
     files = [
         tmp_path / f"{run}/autoencoder/diffusion_pytorch_model.safetensors" for run in ("from-cache", "from-videos")
@@ -400,10 +400,10 @@ def test_autoencoder_trains_on_cached_latents_as_on_videos(
     with pytest.raises(ValueError, match="made with height 16, this run has 32"):
         train_autoencoder(replace(train, height=32))
     with pytest.raises(ValueError, match="exactly one of the two"):
-        train_autoencoder(replace(train, cache_dir=None))
+        train_autoencoder(replace(train, latent_cache=None))
     encode(replace(config, output_dir=str(tmp_path / "pair")))
     with pytest.raises(ValueError, match="latents_only"):
-        train_autoencoder(replace(train, vae=None, cache_dir=str(tmp_path / "pair")))
+        train_autoencoder(replace(train, vae=None, latent_cache=str(tmp_path / "pair")))
 
 
 def test_values_beyond_the_number_format_are_refused(config: EncodeConfig) -> None:

@@ -125,7 +125,7 @@ def cache_dir(
 def motion_config(cache_dir: Path, output_dir: Path, **kwargs: object) -> TrainMotionConfig:
     return TrainMotionConfig(
         **{
-            "cache_dir": str(cache_dir), "output_dir": str(output_dir), "train_batch_size": 3, "logging_steps": 1,
+            "latent_cache": str(cache_dir), "output_dir": str(output_dir), "train_batch_size": 3, "logging_steps": 1,
             "autoencoder": str(cache_dir.parent / "autoencoder"), "max_train_steps": 6, "checkpointing_steps": 1,
             "checkpoints_total_limit": 9, "validation_steps": 0, "report_to": "none", "mixed_precision": "no",
             "lr_warmup_steps": 1, "model": MotionSizes(hidden_size=16, depth=1, num_heads=2, content_patch_size=2),
@@ -155,7 +155,7 @@ def read_an_epoch(settings: dict) -> None:
     for name, window in (("everything", None), ("shards", 6)):
         config = TrainMotionConfig(**settings | {"scale": ScaleSettings(shuffle_window=window)})
         accelerator = Accelerator(cpu=True)
-        batches = make_batches(LatentCache(config.cache_dir), config, accelerator, 0, collate_latents)
+        batches = make_batches(LatentCache(config.latent_cache), config, accelerator, 0, collate_latents)
         mine = torch.cat([next(batches)["index"] for _ in range(4)])  # 24 clips = 2 processes x 4 batches x 3
         both = accelerator.gather(mine[None])
         if accelerator.is_main_process:
@@ -165,7 +165,7 @@ def read_an_epoch(settings: dict) -> None:
 
 def test_two_processes_read_disjoint_shards_that_make_the_epoch(cache_dir: Path, tmp_path: Path) -> None:
     config = {
-        "cache_dir": str(cache_dir), "output_dir": str(tmp_path), "train_batch_size": 3, "max_train_steps": 4,
+        "latent_cache": str(cache_dir), "output_dir": str(tmp_path), "train_batch_size": 3, "max_train_steps": 4,
         "autoencoder": "not needed here",
     }  # fmt: skip
     (status, output, errors), (other, _, _) = finish(start_all(2, read_an_epoch, config))

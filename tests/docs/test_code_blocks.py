@@ -185,7 +185,7 @@ def run_command(words: list[str], where: str) -> None:
     if words[1:2] in (["export"], ["distill"]):  # they go on with, or refuse, what an earlier page made
         shutil.rmtree(words[words.index("--output_dir") + 1], ignore_errors=True)
     assert words[0] == "contentmotion", f"{where}: no test can run {' '.join(words)!r}: mark the block"
-    if "--eval_cache_dir" in words:
+    if "--eval_latent_cache" in words:
         words = [*words, "--heldout_steps", "2", "--heldout_items", "1"]
     assert main([*words[1:], *SMALL.get(words[1], [])]) == 0, f"{where}: {' '.join(words)}"
 

@@ -135,7 +135,7 @@ def test_real_clips_are_known_by_their_content(config: EvaluateConfig, root: Pat
     """Another video of the same name and size is measured anew; the others are not."""
     data, shared = tmp_path / "real", tmp_path / "shared"
     shutil.copytree(root / "real", data)
-    config = dataclasses.replace(config, data_dir=str(data), cache_dir=str(shared), batch_size=1)
+    config = dataclasses.replace(config, data_dir=str(data), measures_dir=str(shared), batch_size=1)
     before = scores_of(config)["real"]["frame_difference"]
     first, second = (data / f"{k}.mp4" for k in (0, 1))
     size = max(first.stat().st_size, second.stat().st_size)

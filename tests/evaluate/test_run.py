@@ -303,7 +303,7 @@ def test_content_frames_are_compared_with_content_frames(config: EvaluateConfig,
 
 
 def test_evaluations_share_what_they_can(config: EvaluateConfig, tmp_path: Path) -> None:
-    changes = {"cache_dir": str(tmp_path / "shared"), "components": ("frozen",)}
+    changes = {"measures_dir": str(tmp_path / "shared"), "components": ("frozen",)}
     evaluate(dataclasses.replace(config, output_dir=str(tmp_path / "a"), **changes))
     written = {file: file.stat().st_mtime_ns for file in (tmp_path / "shared").glob("*/*.npz")}
     changes["components"] = ("frozen", "motion")

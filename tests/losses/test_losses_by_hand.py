@@ -165,7 +165,7 @@ def test_learned_variance(kind: str) -> None:
 
 def test_the_configs_numbers_reach_the_loss() -> None:
     stage, batch = LineStage(make_scheduler("epsilon")), make_batch(64)
-    config = TrainContentConfig(cache_dir="x", output_dir="x", conditioning_dropout_prob=0.5, snr_gamma=2.0)
+    config = TrainContentConfig(latent_cache="x", output_dir="x", conditioning_dropout_prob=0.5, snr_gamma=2.0)
     (player,) = diffusion.players(stage, config)
     assert player.module is stage
     losses = [
@@ -187,7 +187,7 @@ def test_consistency_loss(kind: str, guidance: float) -> None:
     student, target, teacher = (LineStage(make_scheduler(kind), slope) for slope in (0.3, 0.5, -0.2))
     batch, c = make_batch(200), 0.01
     config = DistillConfig(
-        pretrained_model_name_or_path="x", cache_dir="x", output_dir="x", part="content", guidance_scale=guidance,
+        pretrained_model_name_or_path="x", latent_cache="x", output_dir="x", part="content", guidance_scale=guidance,
         num_ddim_steps=10, huber_c=c,
     )  # fmt: skip
     losses = consistency_loss(student, target, teacher, batch, config)
@@ -230,7 +230,7 @@ def test_consistency_loss(kind: str, guidance: float) -> None:
 def test_the_teacher_is_guided_between_times_and_its_contrast_taken_back() -> None:
     """Item by item, as sampling does it."""
     config = DistillConfig(
-        cache_dir="x", output_dir="x", part="content", guidance_scale=3.0, guidance_interval=(300.0, 700.0),
+        latent_cache="x", output_dir="x", part="content", guidance_scale=3.0, guidance_interval=(300.0, 700.0),
         guidance_rescale=0.6,
     )  # fmt: skip
     stage, batch = LineStage(make_scheduler("epsilon"), slope=0.3, spread=0.4), make_batch(5)
@@ -254,7 +254,7 @@ def test_the_student_is_told_the_scale_that_the_teacher_is_guided_by() -> None:
 
     def loss(kind: type[LineStage], **guidance: Any) -> float:
         stages = [kind(make_scheduler("epsilon"), slope) for slope in (0.25, 0.5, -0.25)]
-        config = DistillConfig(cache_dir="x", output_dir="x", part="content", **guidance)
+        config = DistillConfig(latent_cache="x", output_dir="x", part="content", **guidance)
         return consistency_loss(*stages, make_batch(200), config)["loss"].item()
 
     assert loss(Told, guidance_scale=3.0, guidance_range=(3.0, 3.0)) == pytest.approx(
@@ -271,7 +271,7 @@ def test_the_student_is_told_the_scale_that_the_teacher_is_guided_by() -> None:
     )
     noisy, times = to_clean(batch), torch.tensor([5, 500, 900])
     output = consistency.guided_output(
-        stage, noisy, times, batch, config=DistillConfig(cache_dir="x", output_dir="x", part="content")
+        stage, noisy, times, batch, config=DistillConfig(latent_cache="x", output_dir="x", part="content")
     )
     expected = 0.3 * noisy + (batch["guidance"] * batch["number"])[:, None, None]
     torch.testing.assert_close(output, expected)
@@ -287,7 +287,7 @@ def test_heuns_step_of_the_teacher(kind: str) -> None:
         scheduler = DDIMScheduler(beta_schedule="linear", prediction_type=prediction, clip_sample=False, **zero)
     student, target, teacher = (LineStage(scheduler, slope) for slope in (0.3, 0.5, -0.2))
     config = DistillConfig(
-        cache_dir="x", output_dir="x", part="content", guidance_scale=3.0, num_ddim_steps=10,
+        latent_cache="x", output_dir="x", part="content", guidance_scale=3.0, num_ddim_steps=10,
         method=MethodSettings(solver="heun"),
     )  # fmt: skip
     consistency_loss(student, target, teacher, make_batch(200), config)
@@ -339,7 +339,7 @@ def test_distribution_matching(place: int) -> None:
         for scheduler, slope in ((lcm, 0.3), (make_scheduler("epsilon"), 0.5), (make_scheduler("epsilon"), -0.2))
     )
     config = DistillConfig(
-        cache_dir="x", output_dir="x", part="content", objective="distribution_matching", guidance_scale=3.0,
+        latent_cache="x", output_dir="x", part="content", objective="distribution_matching", guidance_scale=3.0,
         method=MethodSettings(student_every=2),
     )  # fmt: skip
     batch = make_batch(400) | {"step": 2 * place}
@@ -404,7 +404,7 @@ def test_a_critic_that_tells_samples_from_clips() -> None:
     number, slopes = batch["number"][:, None, None], []
     for method in (MethodSettings(), MethodSettings(gan_weight=0.3, critic_gan_weight=0.7)):
         config = DistillConfig(
-            cache_dir="x", output_dir="x", part="content", objective="distribution_matching", guidance_scale=1.0,
+            latent_cache="x", output_dir="x", part="content", objective="distribution_matching", guidance_scale=1.0,
             method=method,
         )  # fmt: skip
         student.network.slope.grad = None
@@ -482,7 +482,7 @@ def test_an_exact_flow_map_has_no_loss_and_is_sampled_alike_in_any_steps() -> No
     euler = flow_map.student_scheduler(flow, 50)
     teacher, config = (
         SwellStage(flow, 0.7),
-        DistillConfig(cache_dir="x", output_dir="x", part="content", guidance_scale=1.0),
+        DistillConfig(latent_cache="x", output_dir="x", part="content", guidance_scale=1.0),
     )
     exact, wrong = SwellStage(euler, 0.7), SwellStage(euler, 0.7, wrong=1.1)
     losses = [flow_map.flow_map_loss(stage, teacher, make_batch(300), config) for stage in (exact, wrong)]
@@ -548,7 +548,7 @@ def root(levels: Tensor, t: Tensor) -> Tensor:
 def test_a_students_target_is_a_copy_of_it() -> None:
     student, teacher = (LineStage(make_scheduler("epsilon"), slope) for slope in (0.3, -0.2))
     student._like = lambda components: LineStage(components["scheduler"], components["unet"].slope.item())  # type: ignore
-    config = DistillConfig(pretrained_model_name_or_path="x", cache_dir="x", output_dir="x", part="content")
+    config = DistillConfig(pretrained_model_name_or_path="x", latent_cache="x", output_dir="x", part="content")
     (player,) = consistency.players(student, teacher, config)
     assert player.module is student and player.target is not None
     assert player.target.network.slope is not student.network.slope

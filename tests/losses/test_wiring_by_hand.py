@@ -48,7 +48,7 @@ def ddim(**changes: Any) -> DDIMScheduler:
 
 
 def make_config(**changes: Any) -> DistillConfig:
-    return DistillConfig(cache_dir="x", output_dir="x", part="content", **changes)
+    return DistillConfig(latent_cache="x", output_dir="x", part="content", **changes)
 
 
 def recorder(monkeypatch: pytest.MonkeyPatch, module: Any, *names: str) -> list[tuple]:
@@ -212,7 +212,7 @@ def test_a_flows_times_are_drawn_as_the_config_says() -> None:
     stage = make_stage(FlowMatchEulerDiscreteScheduler())
     seen: list[Tensor] = []
     stage.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
-    config = TrainContentConfig(cache_dir="x", output_dir="x", prediction_type="flow", logit_mean=2.0, logit_std=0.1)
+    config = TrainContentConfig(latent_cache="x", output_dir="x", prediction_type="flow", logit_mean=2.0, logit_std=0.1)
     (player,) = diffusion.players(stage, config)
     player.loss(stage, {"content": torch.randn(500, 2, 3), "generator": torch.Generator().manual_seed(0)})
     logit = (seen[0] / (1000 - seen[0])).log()

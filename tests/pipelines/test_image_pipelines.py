@@ -449,7 +449,7 @@ def test_sana_sprint_is_sampled_as_stock(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="^strength: SANA-Sprint draws no given content frame anew"):
         pipe("a cat", image=PICTURE, strength=0.5, **SETTINGS)
     theirs.save_pretrained(tmp_path / "stock")
-    config = TrainContentConfig(cache_dir="", pretrained_model_name_or_path=str(tmp_path / "stock"), output_dir="")
+    config = TrainContentConfig(latent_cache="", pretrained_model_name_or_path=str(tmp_path / "stock"), output_dir="")
     with pytest.raises(ValueError, match="told the guidance scale: it was distilled, and can be sampled, not trained"):
         content_to_train(config, SimpleNamespace(shapes=lambda field: [(8, 4, 4)]))  # type: ignore[arg-type]
 

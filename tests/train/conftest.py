@@ -33,7 +33,7 @@ def distill_config(root: Path) -> Callable[..., DistillConfig]:
 
     def make(name: str, part: str, **changes: Any) -> DistillConfig:
         settings: dict[str, Any] = STEPS | {
-            "pretrained_model_name_or_path": f"{root}/teacher", "cache_dir": f"{root}/cache", "part": part,
+            "pretrained_model_name_or_path": f"{root}/teacher", "latent_cache": f"{root}/cache", "part": part,
             "output_dir": f"{root}/{name}", "learning_rate": 1e-3, "guidance_scale": 3.0,
         }  # fmt: skip
         return DistillConfig(**settings | changes)

@@ -90,14 +90,14 @@ def root(two_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     data: dict[str, Any] = {"train_data_dir": str(two_shapes), "buckets": BUCKETS, "clips_per_shard": 3}
     encode(EncodeConfig(**data, autoencoder=f"{root}/autoencoder", output_dir=f"{root}/cache"))
     encode(EncodeConfig(**data, latents_only=True, conditions=("sketch",), output_dir=f"{root}/latents"))
-    common = THREE | {"cache_dir": f"{root}/cache", "validation_steps": 3}
+    common = THREE | {"latent_cache": f"{root}/cache", "validation_steps": 3}
     train_content(TrainContentConfig(**common, model=ContentSizes(**UNET), output_dir=f"{root}/content"))
     return root
 
 
 def motion_config(root: Path, folder: Path, **changes: Any) -> TrainMotionConfig:
     given: dict[str, Any] = {
-        "cache_dir": f"{root}/cache", "autoencoder": f"{root}/autoencoder", "output_dir": str(folder),
+        "latent_cache": f"{root}/cache", "autoencoder": f"{root}/autoencoder", "output_dir": str(folder),
         "pretrained_model_name_or_path": f"{root}/content/content",
         "model": MotionSizes(content_patch_size=2, **NARROW),
     }  # fmt: skip
@@ -137,7 +137,7 @@ def test_content_models_train_on_a_cache_of_several_sizes(root: Path) -> None:
     assert unet["sample_size"] == 16, "the first bucket's"
     dit = ContentSizes(architecture="dit", **NARROW)
     with pytest.raises(ValueError, match="takes square content frames, these are 16x24"):
-        train_content(TrainContentConfig(**THREE, model=dit, cache_dir=f"{root}/cache", output_dir=f"{root}/dit"))
+        train_content(TrainContentConfig(**THREE, model=dit, latent_cache=f"{root}/cache", output_dir=f"{root}/dit"))
 
 
 def test_motion_models_train_on_a_cache_of_several_sizes_and_resume(root: Path, tmp_path: Path) -> None:
@@ -156,8 +156,8 @@ def test_motion_models_train_on_a_cache_of_several_sizes_and_resume(root: Path, 
 
 def test_video_models_train_on_a_cache_of_several_sizes(root: Path, tmp_path: Path, capsys: Any) -> None:
     config = TrainVideoConfig(
-        **THREE | {"validation_steps": 3}, model=VideoSizes(num_attention_heads=2, **UNET), cache_dir=f"{root}/latents",
-        conditions=("sketch", "first_frame"), output_dir=f"{tmp_path}/run",
+        **THREE | {"validation_steps": 3}, model=VideoSizes(num_attention_heads=2, **UNET),
+        latent_cache=f"{root}/latents", conditions=("sketch", "first_frame"), output_dir=f"{tmp_path}/run",
     )  # fmt: skip
     train_video(config)
     assert learned(tmp_path / "run", 3) and (tmp_path / "run/preview-000003.png").exists()
@@ -170,7 +170,7 @@ def test_students_are_trained_and_scored_on_caches_of_several_sizes(root: Path, 
     shutil.copytree(root / "cache", tmp_path / "unseen")
     given = {"part": "content", "pretrained_model_name_or_path": f"{root}/content/content", "heldout_items": 5}
     config = DistillConfig(
-        **THREE | given, cache_dir=f"{root}/cache", eval_cache_dir=f"{tmp_path}/unseen", heldout_steps=3,
+        **THREE | given, latent_cache=f"{root}/cache", eval_latent_cache=f"{tmp_path}/unseen", heldout_steps=3,
         output_dir=f"{tmp_path}/run",
     )  # fmt: skip
     distill(config)
@@ -194,7 +194,7 @@ def test_held_out_batches_are_of_one_length(
     )  # fmt: skip
     cache = LatentCache(tmp_path / "cache")
     assert cache.shapes("content") == [(3, 16, 16)] and cache.shapes("motion") == [(2, 4, 16), (2, 8, 16)]
-    config = DistillConfig(**THREE, pretrained_model_name_or_path="x", cache_dir="x", output_dir="x", part="content")
+    config = DistillConfig(**THREE, pretrained_model_name_or_path="x", latent_cache="x", output_dir="x", part="content")
     nothing: Any = None
     judge = HeldOut(Player(nothing, nothing), nothing, cache, config)
     assert [tuple(batch["motion"].shape[::2]) for batch in judge.batches] == [(2, 4), (1, 4), (2, 8), (2, 8), (1, 8)]
@@ -203,7 +203,7 @@ def test_held_out_batches_are_of_one_length(
 def test_autoencoders_train_on_a_cache_of_several_sizes(root: Path, tmp_path: Path) -> None:
     config = TrainAutoencoderConfig(
         **THREE | {"validation_steps": 3}, model=AutoencoderSizes(head_dim=8, motion_channels=2, **NARROW),
-        num_frames=4, height=16, width=16, cache_dir=f"{root}/latents", output_dir=f"{tmp_path}/run",
+        num_frames=4, height=16, width=16, latent_cache=f"{root}/latents", output_dir=f"{tmp_path}/run",
     )  # fmt: skip
     train_autoencoder(config)
     assert learned(tmp_path / "run", 3) and (tmp_path / "run/preview-000003.png").exists()
@@ -220,7 +220,7 @@ def test_two_processes_fill_and_train_on_a_cache_of_several_sizes(root: Path, tw
     }  # fmt: skip
     sizes = {f"model.{name}": size for name, size in NARROW.items()}
     settings: dict[str, Any] = THREE | sizes | {
-        "cache_dir": tmp_path / "cache", "autoencoder": root / "autoencoder", "model.content_patch_size": 2,
+        "latent_cache": tmp_path / "cache", "autoencoder": root / "autoencoder", "model.content_patch_size": 2,
         "pretrained_model_name_or_path": root / "content/content", "output_dir": tmp_path / "two",
         "train_batch_size": 1,
     }  # fmt: skip

@@ -65,7 +65,7 @@ def test_loss_is_what_diffusers_schedulers_give(prediction_type: str, zero_snr: 
     kind = {"prediction_type": prediction_type, "clip_sample": False, "beta_schedule": "scaled_linear"}
     kind |= {"rescale_betas_zero_snr": zero_snr}
     scheduler = DDIMScheduler(**kind, timestep_spacing="trailing", steps_offset=1)
-    config = DistillConfig(part="content", cache_dir="c", output_dir="o", guidance_scale=3.0, huber_c=0.01)
+    config = DistillConfig(part="content", latent_cache="c", output_dir="o", guidance_scale=3.0, huber_c=0.01)
     lcm = student_scheduler(scheduler, 50)
     student, target = LinearStage.of(lcm, 0.9), LinearStage.of(lcm, 0.7)
     teacher = LinearStage.of(scheduler, 0.8, null_factor=0.5)
@@ -324,7 +324,7 @@ def test_bad_input(root: Path, distill_config: Configure) -> None:
     with pytest.raises(ValueError, match="no such checkpoint: nowhere"):
         distill(distill_config("bad", "content", pretrained_model_name_or_path="nowhere"))
     with pytest.raises(ValueError, match="no latent cache"):
-        distill(distill_config("bad", "content", cache_dir=f"{root}/teacher"))
+        distill(distill_config("bad", "content", latent_cache=f"{root}/teacher"))
     with pytest.raises(ValueError, match="ema_decay must be above 0, below 1, got 0"):
         distill_config("bad", "content", ema_decay=0.0)
     pipe = load_pipeline(f"{root}/teacher")
@@ -362,7 +362,7 @@ def test_bad_teachers(root: Path, distill_config: Configure, tmp_path: Path, par
 
 def test_motion_model_of_another_vae_than_the_cache(root: Path, tmp_path: Path) -> None:
     config = TrainMotionConfig(
-        cache_dir=f"{root}/cache", autoencoder=f"{root}/ae/autoencoder", pretrained_model_name_or_path="emoji",
+        latent_cache=f"{root}/cache", autoencoder=f"{root}/ae/autoencoder", pretrained_model_name_or_path="emoji",
         max_train_steps=1, report_to="none", output_dir=str(tmp_path),
     )  # fmt: skip
     with pytest.raises(ValueError, match="cache was not made with this vae"):
@@ -374,4 +374,4 @@ def test_cache_of_another_autoencoder(root: Path, distill_config: Configure, tmp
     manifest = json.loads((other / "manifest.json").read_text())
     (other / "manifest.json").write_text(json.dumps(manifest | {"autoencoder": "another"}))
     with pytest.raises(ValueError, match="was not made with this autoencoder"):
-        distill(distill_config("bad", "motion", cache_dir=str(other)))
+        distill(distill_config("bad", "motion", latent_cache=str(other)))

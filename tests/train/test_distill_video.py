@@ -29,7 +29,7 @@ def root(chain: Path) -> Path:
     """A teacher of pixels that takes sketches and masks (``run/video``), 4 frames of 16x16."""
     sizes = VideoSizes(num_attention_heads=2, **UNET)
     config = TrainVideoConfig(
-        **STEPS, cache_dir=f"{chain}/latents", conditions=("sketch", "mask"), model=sizes, learning_rate=1e-3,
+        **STEPS, latent_cache=f"{chain}/latents", conditions=("sketch", "mask"), model=sizes, learning_rate=1e-3,
         output_dir=f"{chain}/run",
     )  # fmt: skip
     train_video(config)
@@ -37,7 +37,7 @@ def root(chain: Path) -> Path:
 
 
 def distill_config(root: Path, name: str, **changes: Any) -> DistillConfig:
-    given = {"pretrained_model_name_or_path": f"{root}/run/video", "cache_dir": f"{root}/latents", "part": "video"}
+    given = {"pretrained_model_name_or_path": f"{root}/run/video", "latent_cache": f"{root}/latents", "part": "video"}
     given |= {"guidance_scale": 3.0, "learning_rate": 1e-3, "output_dir": f"{root}/{name}"}
     return DistillConfig(**STEPS | given | changes)
 
@@ -50,7 +50,7 @@ def run(root: Path, name: str, **changes: Any) -> Path:
 def test_student_follows_conditions_in_few_steps(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("contentmotion.train.held_out.MIN_POINTS", 2)
     before = {path: path.read_bytes() for path in (root / "run/video").rglob("*") if path.is_file()}
-    folder = run(root, "student", validation_steps=2, eval_cache_dir=f"{root}/unseen-latents")
+    folder = run(root, "student", validation_steps=2, eval_latent_cache=f"{root}/unseen-latents")
     assert {path: path.read_bytes() for path in before} == before
     assert (folder / "preview-000002.png").exists()
     assert json.loads((folder / "best.json").read_text())["step"] == 2
@@ -125,7 +125,7 @@ def test_bad_input(root: Path, tiny_pipeline_dir: Path, clip_folder: Path) -> No
         )
     )  # fmt: skip
     with pytest.raises(ValueError, match="holds no sketch"):
-        run(root, "bad", cache_dir=f"{root}/plain")
+        run(root, "bad", latent_cache=f"{root}/plain")
 
 
 def test_dry_run_counts(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,16 +64,17 @@ def stages(clips: Path, root: Path, count: int) -> list[Job]:
         ("encode", data | {"output_dir": f"{root}/cache{count}", "autoencoder": ae, "vae": vae, "clips_per_shard": 2}),
         ("encode", data | {
             "output_dir": f"{root}/latents{count}", "latents_only": True, "vae": vae, "conditions": ("sketch",)}),
-        ("train-content", instead | UNET | {"output_dir": f"{root}/content{count}", "cache_dir": cache, "vae": vae}),
+        ("train-content", instead | UNET | {"output_dir": f"{root}/content{count}", "latent_cache": cache, "vae": vae}),
         ("train-motion", accumulating | NARROW | content | {
-            "output_dir": f"{root}/motion{count}", "cache_dir": cache, "autoencoder": ae, "model.content_patch_size": 2,
+            "output_dir": f"{root}/motion{count}", "latent_cache": cache, "autoencoder": ae,
+            "model.content_patch_size": 2,
             "content_noise": 0.1}),
         ("train-video", train | UNET | {
             # At 1e-3 Adam makes 6e-4 of rounding in four steps, also between two attention kernels of one process.
-            "output_dir": f"{root}/video{count}", "cache_dir": latents, "vae": vae, "conditions": ("sketch", "mask"),
+            "output_dir": f"{root}/video{count}", "latent_cache": latents, "vae": vae, "conditions": ("sketch", "mask"),
             "learning_rate": 1e-4}),
         ("distill", train | {
-            "output_dir": f"{root}/distill{count}", "part": "video", "cache_dir": latents, "learning_rate": 1e-4,
+            "output_dir": f"{root}/distill{count}", "part": "video", "latent_cache": latents, "learning_rate": 1e-4,
             "pretrained_model_name_or_path": f"{root}/video1/video"}),
     ]  # fmt: skip
 

@@ -50,7 +50,7 @@ def root(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     encode(EncodeConfig(**data, autoencoder=f"{root}/ae/autoencoder", output_dir=f"{root}/cache"))
     encode(EncodeConfig(**data, latents_only=True, output_dir=f"{root}/latents"))
-    cached = STEPS | FLOW | {"cache_dir": f"{root}/cache"}
+    cached = STEPS | FLOW | {"latent_cache": f"{root}/cache"}
     train_content(TrainContentConfig(**cached, model=ContentSizes(**UNET), output_dir=f"{root}/content"))
     train_motion(
         TrainMotionConfig(
@@ -58,7 +58,7 @@ def root(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             pretrained_model_name_or_path=f"{root}/content/content", autoencoder=f"{root}/ae/autoencoder",
         )
     )  # fmt: skip
-    whole = STEPS | FLOW | {"cache_dir": f"{root}/latents", "output_dir": f"{root}/video"}
+    whole = STEPS | FLOW | {"latent_cache": f"{root}/latents", "output_dir": f"{root}/video"}
     train_video(TrainVideoConfig(**whole, model=VideoSizes(**UNET)))
     return root
 
@@ -117,7 +117,7 @@ def test_a_flow_teacher_is_distilled(root: Path, part: str) -> None:
     distill(
         DistillConfig(
             **STEPS | {"validation_steps": 0}, part=part, pretrained_model_name_or_path=str(teacher),
-            cache_dir=str(cache), output_dir=f"{root}/student-{part}", guidance_scale=2.0, num_ddim_steps=8,
+            latent_cache=str(cache), output_dir=f"{root}/student-{part}", guidance_scale=2.0, num_ddim_steps=8,
         )
     )  # fmt: skip
     if part == "video":
@@ -157,7 +157,7 @@ def test_a_flow_map(root: Path, part: str) -> None:
     distill(
         DistillConfig(
             **settings, part=part, objective="flow_map", pretrained_model_name_or_path=str(teacher),
-            cache_dir=f"{root}/{'latents' if is_video else 'cache'}", output_dir=f"{root}/map-{part}",
+            latent_cache=f"{root}/{'latents' if is_video else 'cache'}", output_dir=f"{root}/map-{part}",
             guidance_scale=2.0,
         )
     )  # fmt: skip
@@ -182,7 +182,7 @@ def test_distribution_matching_of_flow_teachers(root: Path) -> None:
     distill(
         DistillConfig(
             **settings, part="motion", objective="distribution_matching", pretrained_model_name_or_path=str(teacher),
-            cache_dir=f"{root}/cache", output_dir=f"{root}/matched", guidance_scale=2.0,
+            latent_cache=f"{root}/cache", output_dir=f"{root}/matched", guidance_scale=2.0,
         )
     )  # fmt: skip
     assert isinstance(load(root, motion="matched").motion_scheduler, FlowMatchLCMScheduler)
@@ -190,7 +190,7 @@ def test_distribution_matching_of_flow_teachers(root: Path) -> None:
     student = stage.replace(scheduler=consistency.student_scheduler(stage.scheduler, 50))
     batch = {"caption": ["a", "b"], "generator": torch.Generator().manual_seed(0), "step": 2 * 5}
     config = DistillConfig(
-        part="content", objective="distribution_matching", cache_dir="c", output_dir="o", max_train_steps=10
+        part="content", objective="distribution_matching", latent_cache="c", output_dir="o", max_train_steps=10
     )
     like = torch.zeros(2, stage.network.config.in_channels, 4, 4)
     sample = distribution_matching.student_sample(student, student.with_text_features(batch), like, config)
@@ -198,7 +198,7 @@ def test_distribution_matching_of_flow_teachers(root: Path) -> None:
 
 
 def test_what_is_no_flow_map(root: Path) -> None:
-    settings = STEPS | {"objective": "flow_map", "cache_dir": f"{root}/latents", "output_dir": f"{root}/bad"}
+    settings = STEPS | {"objective": "flow_map", "latent_cache": f"{root}/latents", "output_dir": f"{root}/bad"}
     flux = content_stage(FAMILIES["flux2_klein"]().components)
     with pytest.raises(ValueError, match="no Flux2Transformer2DModel can be made a flow map: take another --objective"):
         flux.telling_target(flux.network)
@@ -217,7 +217,7 @@ def test_what_is_no_flow_map(root: Path) -> None:
     with pytest.raises(ValueError, match="critic_gan_weight above 0"):
         MethodSettings(gan_weight=0.1, critic_gan_weight=0.0)
     with pytest.raises(ValueError, match="matches no single samples, which held-out clips would score"):
-        DistillConfig(**matching, eval_cache_dir="e")
+        DistillConfig(**matching, eval_latent_cache="e")
     with pytest.raises(ValueError, match="--guidance_range is for --objective consistency"):
         DistillConfig(**settings, part="content", guidance_range=(1.0, 20.0))
     with pytest.raises(ValueError, match="has a DDIMScheduler; a flow map is distilled from a model of flow matching"):
@@ -228,11 +228,11 @@ def test_what_is_no_flow_map(root: Path) -> None:
 def test_settings_of_flow_matching_are_not_ignored(setting: str) -> None:
     """Of a model that is not one, they would do nothing."""
     with pytest.raises(ValueError, match="they need --prediction_type flow"):
-        TrainContentConfig(cache_dir="x", output_dir="y", **{setting: 2.0})
-    TrainContentConfig(cache_dir="x", output_dir="y", prediction_type="flow", **{setting: 2.0})
+        TrainContentConfig(latent_cache="x", output_dir="y", **{setting: 2.0})
+    TrainContentConfig(latent_cache="x", output_dir="y", prediction_type="flow", **{setting: 2.0})
 
 
 def test_a_variance_to_learn_is_refused_with_the_config() -> None:
     sizes = MotionSizes(learn_sigma=True)
     with pytest.raises(ValueError, match="model.learn_sigma is DDPM's"):
-        TrainMotionConfig(cache_dir="c", output_dir="o", autoencoder="a", prediction_type="flow", model=sizes)
+        TrainMotionConfig(latent_cache="c", output_dir="o", autoencoder="a", prediction_type="flow", model=sizes)

@@ -33,7 +33,7 @@ from contentmotion.train import loop
 from contentmotion.train.graph import record_passes
 from fake_graph import Recorder
 
-PLACES: dict[str, Any] = {"cache_dir": "unused", "output_dir": "unused"}
+PLACES: dict[str, Any] = {"latent_cache": "unused", "output_dir": "unused"}
 GRAPHS = ScaleSettings(cuda_graphs=True)
 
 

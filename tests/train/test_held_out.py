@@ -59,7 +59,7 @@ def test_scores_compare_and_tell_students_apart(
             alphas = self.scheduler.alphas_cumprod[timesteps].sqrt().view(-1, 1, 1, 1)
             return noisy * alphas / (1 - alphas.square()).sqrt().clamp(min=1e-4)
 
-    config = distill_config("x", "motion", eval_cache_dir=f"{root}/unseen", heldout_steps=1, guidance_scale=1.0)
+    config = distill_config("x", "motion", eval_latent_cache=f"{root}/unseen", heldout_steps=1, guidance_scale=1.0)
     judge = held_out(root, config)
     once = judge.score()
     assert once == judge.score() == held_out(root, config).score(), "the same points at every step and in every run"
@@ -77,7 +77,7 @@ def test_student_error_by_hand(root: Path, distill_config: Configure, monkeypatc
     """The teacher's sample in guided DDIM steps and the student's in one, by diffusers' schedulers alone."""
     monkeypatch.setattr(held_out_module, "TEACHER_STEPS", 10)
     monkeypatch.setattr(held_out_module, "MIN_POINTS", 2)
-    config = distill_config("x", "motion", eval_cache_dir=f"{root}/unseen", heldout_steps=1, guidance_scale=2.0)
+    config = distill_config("x", "motion", eval_latent_cache=f"{root}/unseen", heldout_steps=1, guidance_scale=2.0)
     judge = held_out(root, config)
     batch, teacher, lcm = judge._batch(0, 0), judge.teacher, judge.student.scheduler
     noise = torch.randn(batch["motion"].shape, generator=batch["generator"])
@@ -139,7 +139,7 @@ def test_best_student_is_kept_over_a_kill(
     name = f"best-{len(settings)}"
     settings = settings | {
         "max_train_steps": 4, "learning_rate": 0.3, "checkpoints_total_limit": 9, "heldout_steps": 1, "ema_decay": 0.5,
-        "eval_cache_dir": f"{root}/unseen",
+        "eval_latent_cache": f"{root}/unseen",
     }  # fmt: skip
     distill(distill_config(name, "motion", **settings))
     out, found = root / name, scores(root, name)
@@ -160,7 +160,7 @@ def test_best_student_is_kept_over_a_kill(
         assert {step: line["eval/student_error"] for step, line in scores(root, name).items()} == errors
 
     # Without held-out clips the same command gives the last student.
-    distill(distill_config(name, "motion", **settings | {"eval_cache_dir": None, "heldout_steps": None}))
+    distill(distill_config(name, "motion", **settings | {"eval_latent_cache": None, "heldout_steps": None}))
     last = load_file(out / "motion_transformer" / WEIGHTS)
     assert not (out / "best.json").exists() and any(not torch.equal(last[key], weights[key]) for key in weights)
 
@@ -168,7 +168,7 @@ def test_best_student_is_kept_over_a_kill(
 def test_killed_before_the_last_score(root: Path, distill_config: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last checkpoint is there, the last step's score is not: it is made up for."""
     monkeypatch.setattr(held_out_module, "MIN_POINTS", 2)
-    settings = {"max_train_steps": 2, "heldout_steps": 2, "eval_cache_dir": f"{root}/unseen"}
+    settings = {"max_train_steps": 2, "heldout_steps": 2, "eval_latent_cache": f"{root}/unseen"}
 
     def killed(self: HeldOut) -> dict:
         raise KeyboardInterrupt
@@ -185,7 +185,7 @@ def test_killed_before_the_last_score(root: Path, distill_config: Configure, mon
 def test_best_is_of_these_clips_and_of_this_run(
     root: Path, distill_config: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = distill_config("x", "motion", eval_cache_dir=f"{root}/unseen", heldout_steps=1)
+    config = distill_config("x", "motion", eval_latent_cache=f"{root}/unseen", heldout_steps=1)
     folder, cache, saved = tmp_path / "student", open_cache(f"{root}/unseen", 0.0), []
 
     def keeper(config: DistillConfig = config, name: str = "student_error") -> Best:
@@ -203,7 +203,7 @@ def test_best_is_of_these_clips_and_of_this_run(
     assert keeper().record["step"] == 2 and folder.is_dir()
     assert keeper(name="fvd").record == {}
     capsys.readouterr()
-    assert keeper(distill_config("x", "motion", eval_cache_dir="y", heldout_steps=1, seed=1)).record == {}
+    assert keeper(distill_config("x", "motion", eval_latent_cache="y", heldout_steps=1, seed=1)).record == {}
     assert "scored on other clips or settings" in capsys.readouterr().err
 
 
@@ -258,16 +258,16 @@ def test_teacher_is_frozen(root: Path, distill_config: Configure) -> None:
 
 def test_bad_input(root: Path, distill_config: Configure, tmp_path: Path) -> None:
     unseen = {"heldout_steps": 1}
-    with pytest.raises(ValueError, match="eval_cache_dir is cache_dir"):
-        distill(distill_config("bad", "motion", eval_cache_dir=f"{root}/cache", **unseen))
+    with pytest.raises(ValueError, match="eval_latent_cache is latent_cache"):
+        distill(distill_config("bad", "motion", eval_latent_cache=f"{root}/cache", **unseen))
     with pytest.raises(ValueError, match="no latent cache in nowhere"):
-        distill(distill_config("bad", "motion", eval_cache_dir="nowhere", **unseen))
-    with pytest.raises(ValueError, match="heldout_steps needs --eval_cache_dir"):
+        distill(distill_config("bad", "motion", eval_latent_cache="nowhere", **unseen))
+    with pytest.raises(ValueError, match="heldout_steps needs --eval_latent_cache"):
         distill_config("bad", "motion", heldout_steps=3)
-    with pytest.raises(ValueError, match="eval_cache_dir needs --heldout_steps"):
-        distill_config("bad", "motion", eval_cache_dir="x")
+    with pytest.raises(ValueError, match="eval_latent_cache needs --heldout_steps"):
+        distill_config("bad", "motion", eval_latent_cache="x")
     other = shutil.copytree(root / "unseen", tmp_path / "other")
     manifest = json.loads((other / "manifest.json").read_text())
     (other / "manifest.json").write_text(json.dumps(manifest | {"autoencoder": "another"}))
     with pytest.raises(ValueError, match="other was not made with this autoencoder"):
-        distill(distill_config("bad", "motion", eval_cache_dir=str(other), **unseen))
+        distill(distill_config("bad", "motion", eval_latent_cache=str(other), **unseen))

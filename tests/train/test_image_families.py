@@ -84,7 +84,7 @@ def draw(pipe: Any, name: str) -> torch.Tensor:
 def config(root: Path, output: str, **changes: Any) -> TrainContentConfig:
     settings = STEPS | {"max_train_steps": 20, "checkpointing_steps": 20, "learning_rate": 3e-3, "train_batch_size": 4}
     return TrainContentConfig(
-        **settings | changes, cache_dir=f"{root}/cache", pretrained_model_name_or_path=f"{root}/stock",
+        **settings | changes, latent_cache=f"{root}/cache", pretrained_model_name_or_path=f"{root}/stock",
         output_dir=f"{root}/{output}", ema_decay=0.0,
     )  # fmt: skip
 
@@ -130,7 +130,7 @@ def test_what_a_family_does_not_do(family: Callable[[str], Path]) -> None:
         other = family("stable_diffusion_3")
         train_content(
             TrainContentConfig(
-                **STEPS, cache_dir=f"{other}/cache", pretrained_model_name_or_path=f"{root}/stock",
+                **STEPS, latent_cache=f"{other}/cache", pretrained_model_name_or_path=f"{root}/stock",
                 output_dir=f"{root}/refused",
             )
         )  # fmt: skip

@@ -281,7 +281,7 @@ def test_8bit_adam_without_its_library_is_one_line(tmp_path: Path, monkeypatch: 
 @pytest.fixture(scope="module")
 def base(chain: Path) -> Path:
     """Tiny models of pixels, trained for two steps: autoencoder, content, video; and their caches."""
-    video = {"model": VideoSizes(**UNET), "cache_dir": f"{chain}/latents"}
+    video = {"model": VideoSizes(**UNET), "latent_cache": f"{chain}/latents"}
     train_video(TrainVideoConfig(**STEPS, **video, output_dir=f"{chain}/video"))
     return chain
 
@@ -293,7 +293,7 @@ def test_models_know_the_rate_of_their_clips(base: Path) -> None:
 
 def test_content_adapters_load_in_diffusers_and_change_the_picture(base: Path) -> None:
     name = f"{base}/content/content"
-    settings = STEPS | {"cache_dir": f"{base}/cache", "learning_rate": 0.1, "lora": LoraSettings(rank=4)}
+    settings = STEPS | {"latent_cache": f"{base}/cache", "learning_rate": 0.1, "lora": LoraSettings(rank=4)}
     train_content(TrainContentConfig(**settings, pretrained_model_name_or_path=name, output_dir=f"{base}/adapted"))
 
     def draw(folder: str, lora: str | None = None) -> torch.Tensor:
@@ -322,7 +322,7 @@ def test_content_adapters_load_in_diffusers_and_change_the_picture(base: Path) -
 
 def test_video_adapters_are_merged(base: Path) -> None:
     name = f"{base}/video/video"
-    settings = STEPS | {"cache_dir": f"{base}/latents", "learning_rate": 1e-2, "lora": LoraSettings(rank=2)}
+    settings = STEPS | {"latent_cache": f"{base}/latents", "learning_rate": 1e-2, "lora": LoraSettings(rank=2)}
     config = TrainVideoConfig(**settings, pretrained_model_name_or_path=name, output_dir=f"{base}/adapted-video")
     train_video(config)
     before, after = (
@@ -341,7 +341,7 @@ def test_video_adapters_are_merged(base: Path) -> None:
 
 
 def test_only_some_layers_are_trained(base: Path) -> None:
-    settings = STEPS | {"cache_dir": f"{base}/cache", "learning_rate": 1e-2, "snr_gamma": 5.0}
+    settings = STEPS | {"latent_cache": f"{base}/cache", "learning_rate": 1e-2, "snr_gamma": 5.0}
     parts = {"pretrained_model_name_or_path": f"{base}/content/content", "autoencoder": f"{base}/ae/autoencoder"}
     sizes = {"model": MotionSizes(hidden_size=16, depth=1, num_heads=2, content_patch_size=2)}
     config = TrainContentConfig(

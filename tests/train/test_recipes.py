@@ -49,7 +49,7 @@ def tiny(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     vae, ae = f"--vae {root}/vae/vae", f"{root}/ae/autoencoder"
     run("train-autoencoder", "tiny", "autoencoder", data, STEP, vae, f"--output_dir {root}/ae")
     run("encode", "tiny", "encode", data, vae, f"--autoencoder {ae} --output_dir {root}/cache")
-    run("train-content", "tiny", "content", STEP, vae, f"--cache_dir {root}/cache --output_dir {root}/content")
+    run("train-content", "tiny", "content", STEP, vae, f"--latent_cache {root}/cache --output_dir {root}/content")
     return root
 
 
@@ -60,7 +60,7 @@ def test_paper_recipe_takes_steps(recipe: str, clip_folder: Path, tiny: Path, tm
     vae = f"--vae {tiny}/vae/vae" if text else ""
     image_model = f"--pretrained_model_name_or_path {tiny}/content/content" if text else ""
     ae = f"--autoencoder {tmp_path}/ae/autoencoder"
-    cache = f"--cache_dir {tmp_path}/cache"
+    cache = f"--latent_cache {tmp_path}/cache"
     narrow_dit = "" if text else NARROW
     content_patch = "--model.content_patch_size 4" if text else ""  # 8 does not divide the small frames
     run(
@@ -124,7 +124,7 @@ def test_videolcm_takes_steps(clip_folder: Path, tiny: Path, tmp_path: Path) -> 
         block_out_channels=(32, 32, 64, 64), attention_head_dim=(1, 1, 2, 2), cross_attention_dim=text_width,
         use_linear_projection=True,
     ).save_pretrained(tmp_path / "sd/unet")  # fmt: skip
-    image_model, cache = f"--pretrained_model_name_or_path {tmp_path}/sd", f"--cache_dir {tmp_path}/cache"
+    image_model, cache = f"--pretrained_model_name_or_path {tmp_path}/sd", f"--latent_cache {tmp_path}/cache"
     run(
         "encode", "videolcm", "encode", image_model, f"--vae {tmp_path}/sd --train_data_dir {clip_folder}",
         "--num_frames 2 --height 32 --width 32 --conditions sketch --dataloader_num_workers 0",

@@ -79,7 +79,7 @@ def test_content_motion_and_students_are_scored(
     scored = dataclasses.replace(config.eval, num_inference_steps=1)
     common: dict[str, Any] = {
         "max_train_steps": 2, "train_batch_size": 2, "validation_steps": 0, "mixed_precision": "no",
-        "report_to": "none", "eval": scored, "cache_dir": f"{tmp_path}/cache",
+        "report_to": "none", "eval": scored, "latent_cache": f"{tmp_path}/cache",
     }  # fmt: skip
     data = {"train_data_dir": str(config.train_data_dir), "num_frames": 10, "height": 24, "width": 32}
     train_autoencoder(dataclasses.replace(config, eval=ScheduledEvaluation(), output_dir=f"{tmp_path}/ae"))
@@ -100,7 +100,7 @@ def test_content_motion_and_students_are_scored(
     teacher = {"pretrained_model_name_or_path": f"{tmp_path}/teacher", "guidance_scale": 2.0}
     distill(DistillConfig(**common, **teacher, part="motion", output_dir=f"{tmp_path}/student"))
     monkeypatch.setattr("contentmotion.train.held_out.MIN_POINTS", 2)
-    unseen = {"eval_cache_dir": str(shutil.copytree(tmp_path / "cache", tmp_path / "unseen")), "heldout_steps": 1}
+    unseen = {"eval_latent_cache": str(shutil.copytree(tmp_path / "cache", tmp_path / "unseen")), "heldout_steps": 1}
     distill(DistillConfig(**common | teacher | unseen, part="content", output_dir=f"{tmp_path}/judged"))
     lines = [json.loads(line) for line in (tmp_path / "judged/metrics.jsonl").read_text().splitlines()]
     errors = [line["eval/student_error"] for line in lines if "eval/student_error" in line]

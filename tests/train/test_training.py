@@ -76,7 +76,7 @@ def run(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     train_content(
         TrainContentConfig(
-            **PREVIEWED, cache_dir=f"{root}/cache", vae=f"{root}/vae/vae", output_dir=f"{root}/content",
+            **PREVIEWED, latent_cache=f"{root}/cache", vae=f"{root}/vae/vae", output_dir=f"{root}/content",
             model=ContentSizes(block_out_channels=(32, 32), text_hidden_size=32, text_num_layers=1, vocab_size=600),
             validation_prompts=("square",),
         )
@@ -88,7 +88,7 @@ def run(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def motion_config(root: Path, name: str, **kwargs: object) -> TrainMotionConfig:
     return TrainMotionConfig(
         **{
-            **PREVIEWED, "cache_dir": f"{root}/cache", "output_dir": f"{root}/{name}",
+            **PREVIEWED, "latent_cache": f"{root}/cache", "output_dir": f"{root}/{name}",
             "model": MotionSizes(hidden_size=16, depth=1, num_heads=2, content_patch_size=2),
             "autoencoder": f"{root}/ae/autoencoder",
             "pretrained_model_name_or_path": f"{root}/content/content", "content_noise": 0.1, **kwargs,
@@ -232,7 +232,7 @@ def test_same_seed_same_weights_and_no_ema(run: Path) -> None:
 def test_fine_tuning_keeps_parameters_and_text_encoder(run: Path) -> None:
     """CMD Eq. 7: the pretrained UNet as it is, no new parameter; the text encoder stays frozen."""
     config = TrainContentConfig(
-        **PREVIEWED, cache_dir=f"{run}/cache", output_dir=f"{run}/tuned",
+        **PREVIEWED, latent_cache=f"{run}/cache", output_dir=f"{run}/tuned",
         pretrained_model_name_or_path=f"{run}/content/content",
     )  # fmt: skip
     train_content(config)
@@ -401,7 +401,7 @@ def test_class_conditional_on_pixels(clip_folder: Path, tmp_path: Path) -> None:
         )
     )
     encode(EncodeConfig(**data, autoencoder=f"{tmp_path}/ae/autoencoder", output_dir=f"{tmp_path}/cache"))
-    shared = {**PREVIEWED, "cache_dir": f"{tmp_path}/cache", "prediction_type": "epsilon"}
+    shared = {**PREVIEWED, "latent_cache": f"{tmp_path}/cache", "prediction_type": "epsilon"}
     small = {"hidden_size": 16, "depth": 1, "num_heads": 2, "learn_sigma": True}
     dit = ContentSizes(**small, architecture="dit")
     train_content(TrainContentConfig(**shared, model=dit, output_dir=f"{tmp_path}/content"))

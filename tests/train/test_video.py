@@ -35,7 +35,7 @@ def cache(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(cache: Path, folder: Path, **changes: Any) -> TrainVideoConfig:
-    return TrainVideoConfig(**SETTINGS | {"cache_dir": str(cache), "output_dir": str(folder)} | changes)
+    return TrainVideoConfig(**SETTINGS | {"latent_cache": str(cache), "output_dir": str(folder)} | changes)
 
 
 def test_from_scratch_with_conditions(cache: Path, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_clips_of_another_size_than_the_image_model(
     assert (tmp_path / "run/preview-000001.png").exists()
     distill(
         DistillConfig(
-            part="video", pretrained_model_name_or_path=f"{tmp_path}/run/video", cache_dir=f"{tmp_path}/cache",
+            part="video", pretrained_model_name_or_path=f"{tmp_path}/run/video", latent_cache=f"{tmp_path}/cache",
             output_dir=f"{tmp_path}/student", gradient_checkpointing=checkpointing, max_train_steps=1,
             train_batch_size=1, validation_steps=1, report_to="none", mixed_precision="no",
         )

@@ -120,7 +120,7 @@ def find_runs(config: ExportConfig) -> dict[str, dict[str, Any]]:
             continue
         if command is None or not isinstance(settings, dict) or "max_train_steps" not in settings:
             continue
-        manifest = Path(str(settings.get("cache_dir"))) / "manifest.json"
+        manifest = Path(str(settings.get("latent_cache", settings.get("cache_dir")))) / "manifest.json"
         if manifest.is_file():
             settings["cache"] = json.loads(read_text(manifest))
         runs[f"{command[1]}, {settings['part']}" if "part" in settings else command[1]] = settings

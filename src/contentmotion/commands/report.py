@@ -119,7 +119,7 @@ def _whole_sections(run: Path) -> list[str]:
         f"--pretrained_model_name_or_path {pipeline}",
         "Train the motion longer": f"more max_train_steps in {run / 'settings'}/*-motion.yaml, then the same command",
         "Make it fast": f"contentmotion distill --part content --pretrained_model_name_or_path {pipeline} "
-        f"--cache_dir {shlex.quote(str(run / 'cache'))} --guidance_scale 4 "
+        f"--latent_cache {shlex.quote(str(run / 'cache'))} --guidance_scale 4 "
         f"--output_dir {shlex.quote(str(run / 'content-lcm'))}",
     }
     shown = "".join(f"<li>{html.escape(text)}</li>" for text in captions[:MAX_CAPTIONS])

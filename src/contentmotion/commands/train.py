@@ -196,13 +196,13 @@ def plan_stages(config: TrainPipelineConfig) -> list[Stage]:
         Stage("cache", "encode", EncodeConfig, encode, of_cache, latents),
     ]  # fmt: skip
     if trained:
-        own = seed | {"cache_dir": f"{root}/cache"} | start
+        own = seed | {"latent_cache": f"{root}/cache"} | start
         stages.append(Stage("content", "train-content", TrainContentConfig, train_content, own, ("cache",)))
     stages += [
         Stage(
             "motion", "train-motion", TrainMotionConfig, train_motion,
             seed | {
-                "cache_dir": f"{root}/cache", "autoencoder": autoencoder, "pretrained_model_name_or_path": content,
+                "latent_cache": f"{root}/cache", "autoencoder": autoencoder, "pretrained_model_name_or_path": content,
             },
             motion_needs,
         ),

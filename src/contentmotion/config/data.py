@@ -143,7 +143,7 @@ class EncodeConfig(HubConfig, ClipConfig, CaptionConfig):
             height and width: every video goes into the one that fits it best, every file of the cache, and every batch
             that is trained on, holds clips of one. One that fits none is a bad file. What has room for one size (the
             size of videos that a trained model makes when not told, previews) takes the first of these with clips.
-        latents_only: Cache the VAE's latents of all frames instead, for `train-autoencoder --cache_dir` and video
+        latents_only: Cache the VAE's latents of all frames instead, for `train-autoencoder --latent_cache` and video
             UNets.
         conditions: With latents_only, cache maps of the clips, too, for models with conditions: sketch (edges, taken
             from the clip), depth (by `depth_model` or of `depth_dir`). Without these, maps are those that the list of

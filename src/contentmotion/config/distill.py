@@ -63,13 +63,13 @@ class DistillConfig(ScoredTrainConfig):
     """Distil a model of a pipeline into one that samples in 1 to 8 steps (consistency distillation, VideoLCM;
     docs/distillation.md). `export` and `generate` take the result in the teacher's place.
 
-    Example: contentmotion distill --part content --cache_dir outputs/cache --output_dir outputs/content-lcm
+    Example: contentmotion distill --part content --latent_cache outputs/cache --output_dir outputs/content-lcm
 
     Attributes:
         pretrained_model_name_or_path: The teacher: a pipeline folder or hub id, for the content model a Stable
             Diffusion folder too; "emoji" is the model shipped with the package.
         part: Which of its models; "video" of a video model (train-video, ModelScope's folder).
-        cache_dir: Latent cache, made by encode with the teacher's image VAE and autoencoder; for a video model with
+        latent_cache: Latent cache, made by encode with the teacher's image VAE and autoencoder; for a video model with
             `--latents_only true`, and with the maps that the model follows.
         objective: "consistency" (VideoLCM's); "flow_map", which more steps make better, from a teacher of flow matching
             (UNets, motion models); "distribution_matching" (DMD2), with a critic of its own.
@@ -88,7 +88,7 @@ class DistillConfig(ScoredTrainConfig):
         content_noise: Of the motion model: noise on its content frames, see train-motion.
         condition_dropout_prob: Of a video model with conditions: see train-video.
         lora: Low-rank adapters (PEFT) instead of all weights.
-        eval_cache_dir: Latent cache of clips that are not trained on: scores the student on them (heldout_loss,
+        eval_latent_cache: Latent cache of clips that are not trained on: scores the student on them (heldout_loss,
             student_error), and makes the best one the result.
         heldout_steps: Score on these clips every n steps; validation_steps when not given.
         heldout_items: Score on this many of them, evenly spaced; the teacher samples each once in 50 steps.
@@ -97,7 +97,7 @@ class DistillConfig(ScoredTrainConfig):
 
     pretrained_model_name_or_path: str = SHIPPED_MODEL
     part: Literal["content", "motion", "video"]
-    cache_dir: str
+    latent_cache: str
     objective: Literal["consistency", "flow_map", "distribution_matching"] = "consistency"
     method: MethodSettings = MethodSettings()
     guidance_scale: Guidance = 10.0
@@ -109,7 +109,7 @@ class DistillConfig(ScoredTrainConfig):
     content_noise: Weight = 0.0
     condition_dropout_prob: Share = 0.5
     lora: LoraSettings = LoraSettings()
-    eval_cache_dir: str | None = None
+    eval_latent_cache: str | None = None
     heldout_steps: Steps | None = None
     heldout_items: Batch = 16
     validation_prompts: tuple[str, ...] = ()
@@ -142,7 +142,7 @@ class DistillConfig(ScoredTrainConfig):
             usual = type(holder).__dataclass_fields__[name].default
             require(getattr(holder, name) == usual, f"--objective {self.objective} has no use for --{block}{name}")
         require(
-            self.objective != "distribution_matching" or self.eval_cache_dir is None,
+            self.objective != "distribution_matching" or self.eval_latent_cache is None,
             "--objective distribution_matching matches no single samples, which held-out clips would score: score it "
             "with --eval.steps",
         )
@@ -155,10 +155,12 @@ class DistillConfig(ScoredTrainConfig):
             bounds is None or (self.part == "content" and not self.lora.rank),
             "--guidance_range is for --part content with all weights trained: an adapter is not told its scale",
         )
-        require(self.heldout_steps is None or self.eval_cache_dir is not None, "heldout_steps needs --eval_cache_dir")
         require(
-            self.eval_cache_dir is None or bool(self.heldout_steps or self.validation_steps),
-            "eval_cache_dir needs --heldout_steps where validation_steps is 0",
+            self.heldout_steps is None or self.eval_latent_cache is not None, "heldout_steps needs --eval_latent_cache"
+        )
+        require(
+            self.eval_latent_cache is None or bool(self.heldout_steps or self.validation_steps),
+            "eval_latent_cache needs --heldout_steps where validation_steps is 0",
         )
 
     @property

@@ -152,7 +152,7 @@ class TrainAutoencoderConfig(ClipConfig, ScoredTrainConfig):
         buckets: Sizes to train on side by side, each like "16x256x384" (frames, height, width): every video goes into
             the one that fits it best, every batch comes from one; none: num_frames, height and width for all.
         cache_latents: Keep the clips' VAE latents in memory (small data sets): encodes each clip once.
-        cache_dir: Cache that `encode --latents_only` filled: trains on its latents, and decodes no video. One with
+        latent_cache: Cache that `encode --latents_only` filled: trains on its latents, and decodes no video. One with
             buckets trains on all their sizes; num_frames, height and width are one of them.
         model: Sizes of the autoencoder.
         perceptual: What is weighed beside the squared error (ours; the paper has the squared error alone).
@@ -162,7 +162,7 @@ class TrainAutoencoderConfig(ClipConfig, ScoredTrainConfig):
     vae: str | None = None
     buckets: tuple[str, ...] = ()
     cache_latents: bool = False
-    cache_dir: str | None = None
+    latent_cache: str | None = None
     model: AutoencoderSizes = AutoencoderSizes()
     perceptual: PerceptualLoss = PerceptualLoss()
     adam_beta1: Decay = 0.5
@@ -173,8 +173,8 @@ class TrainAutoencoderConfig(ClipConfig, ScoredTrainConfig):
         for text in self.buckets:
             parse_bucket(text)
         require(
-            not (self.buckets and (self.cache_latents or self.cache_dir)),
-            "buckets are cut from videos: they go with neither cache_latents nor cache_dir (a cache has those that "
+            not (self.buckets and (self.cache_latents or self.latent_cache)),
+            "buckets are cut from videos: they go with neither cache_latents nor latent_cache (a cache has those that "
             "encode --buckets made)",
         )
         require(
@@ -188,7 +188,7 @@ class TrainDenoiserConfig(ScoredTrainConfig):
     """What training the content model and the motion model share.
 
     Attributes:
-        cache_dir: Latent cache, made by encode.
+        latent_cache: Latent cache, made by encode.
         pretrained_model_name_or_path: Stable Diffusion folder or hub id.
         conditioning_dropout_prob: Share of items trained with the empty prompt (or the null class).
         prediction_type: What a network made from scratch predicts; v_prediction when not given. With "flow" it predicts
@@ -202,7 +202,7 @@ class TrainDenoiserConfig(ScoredTrainConfig):
             given.
     """
 
-    cache_dir: str
+    latent_cache: str
     pretrained_model_name_or_path: str | None = None
     conditioning_dropout_prob: Share = 0.1
     prediction_type: PredictionType | None = None

@@ -362,7 +362,7 @@ class EvaluateConfig(CaptionConfig, SamplingConfig):
         num_seeds: Sample with so many seeds (`seed`, `seed + 1`, ...): the scores are means with their spread, and
             with LPIPS the diversity of the videos of one prompt is measured.
         caption_index: Which of a clip's captions to generate from.
-        cache_dir: Folder that keeps what is measured of each clip, real or generated, with its protocol; evaluations
+        measures_dir: Folder that keeps what is measured of each clip, real or generated, with its protocol; evaluations
             may share one, and share what they can (output_dir/parts when not given).
         output_dir: Folder for `scores.json`, `sheet.png` and `nearest.png`.
         compare: Print these scores.json side by side instead; refuses what was not measured alike.
@@ -392,7 +392,7 @@ class EvaluateConfig(CaptionConfig, SamplingConfig):
     fvd_resolution: Pixels = 224
     num_seeds: Batch = 1
     caption_index: Annotated[int, Range(0, 10**6)] = 0
-    cache_dir: str | None = None
+    measures_dir: str | None = None
     output_dir: str = "outputs/evaluate"
     compare: tuple[str, ...] = ()
     compare_unlike: bool = False

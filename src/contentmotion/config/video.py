@@ -16,11 +16,11 @@ class TrainVideoConfig(TrainUNetConfig):
     from a video model (ModelScope's folder, or the output of this command), or from scratch. With --conditions it
     learns to follow depth, sketches, masks and first frames, any of them or none. The output is a pipeline folder.
 
-    Example: contentmotion train-video --cache_dir outputs/latents --vae outputs/vae --output_dir outputs/video
+    Example: contentmotion train-video --latent_cache outputs/latents --vae outputs/vae --output_dir outputs/video
 
     Attributes:
         pretrained_model_name_or_path: Stable Diffusion or video pipeline folder or hub id; none trains from scratch.
-        cache_dir: Latents of whole clips, made by `encode --latents_only true`; depth and sketches must be in it.
+        latent_cache: Latents of whole clips, made by `encode --latents_only true`; depth and sketches must be in it.
         model: Sizes of a model trained from scratch, and of the condition encoder.
         conditions: Conditions to learn: depth, sketch, mask, first_frame.
         condition_dropout_prob: Share of items that do without a condition, drawn for each one by itself; that all

@@ -210,7 +210,7 @@ def _plan_autoencoder(config: TrainAutoencoderConfig) -> Plan:
     factor = vae_scale_factor(vae)
     x = _empty(1, config.num_frames, vae_latent_channels(vae), config.height // factor, config.width // factor)
     frozen = {}
-    if vae is not None and config.cache_dir is None and not config.cache_latents:
+    if vae is not None and config.latent_cache is None and not config.cache_latents:
         encoding = count_cost(lambda: vae.encode(_empty(1, 3, config.height, config.width))).flops
         frozen = {vae: config.num_frames * encoding}
     return _plan(model, lambda: model(x), frozen, config)
@@ -251,7 +251,7 @@ def _make_stage(config: TrainDenoiserConfig | DistillConfig, components: dict[st
     if isinstance(config, TrainContentConfig) and components:
         return content_stage(components)
     assert isinstance(config, TrainContentConfig | TrainVideoConfig)
-    cache = open_cache(config.cache_dir, config.max_bad_fraction, check=False)
+    cache = open_cache(config.latent_cache, config.max_bad_fraction, check=False)
     captions = chain.from_iterable(cache.captions())
     if isinstance(config, TrainContentConfig):
         return ARCHITECTURES[config.model.architecture].make(
@@ -270,9 +270,9 @@ def _sample_shape(stage: Stage, config: TrainDenoiserConfig | DistillConfig) -> 
         own = stage.components["autoencoder"].config
         places = own.sample_height // own.patch_size + own.sample_width // own.patch_size
         return (own.motion_channels, own.num_frames, places)
-    if (Path(config.cache_dir) / "index.json").exists():
+    if (Path(config.latent_cache) / "index.json").exists():
         # A run must have room for the largest clips.
-        cache = open_cache(config.cache_dir, config.max_bad_fraction, check=False)
+        cache = open_cache(config.latent_cache, config.max_bad_fraction, check=False)
         return max(cache.shapes(stage.field), key=math.prod)
     own: Any = stage.network.config
     side = own.get("sample_size") or 64

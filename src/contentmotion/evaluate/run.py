@@ -224,7 +224,7 @@ class _Work:
     def measure(self, rendition: Rendition, before: list[Measured], progress: Progress) -> Measured:
         """Computes what is not stored yet of a rendition; ``before`` are those that are done, the real clips first."""
         protocol = rendition_protocol(rendition, self.protocol)
-        root = Path(self.config.cache_dir) if self.config.cache_dir else self.output / "parts"
+        root = Path(self.config.measures_dir) if self.config.measures_dir else self.output / "parts"
         clips, real = rendition.clips, before[0] if before else None
         store, videos = (
             RenditionStore(root, name, protocol, clips.content) for name in (rendition.name, f"{rendition.name}-videos")

@@ -84,13 +84,15 @@ def open_training_clips(config: TrainAutoencoderConfig, vae: ModelMixin | None) 
     Raises:
         ValueError: Nothing usable, or a cache of something else.
     """
-    if (config.train_data_dir is None) == (config.cache_dir is None):
-        raise ValueError("give --train_data_dir or --cache_dir (exactly one of the two)")
-    if config.cache_dir is not None:
-        cache = open_cache(config.cache_dir, config.max_bad_fraction)
+    if (config.train_data_dir is None) == (config.latent_cache is None):
+        raise ValueError("give --train_data_dir or --latent_cache (exactly one of the two)")
+    if config.latent_cache is not None:
+        cache = open_cache(config.latent_cache, config.max_bad_fraction)
         cache.require_made_with(vae=vae)
         if not cache.manifest["latents_only"]:
-            raise ValueError(f"{config.cache_dir} holds no frames' latents: they come from encode --latents_only true")
+            raise ValueError(
+                f"{config.latent_cache} holds no frames' latents: they come from encode --latents_only true"
+            )
         _require_size(config, cache)
         return cache, collate_latents, collate_latents([cache[i] for i in cache.alike()[:PREVIEW_CLIPS]])
     if is_stream(str(config.train_data_dir)):
@@ -114,13 +116,13 @@ def _require_size(config: TrainAutoencoderConfig, cache: LatentCache) -> None:
     buckets = cache.manifest.get("buckets")
     if buckets and tuple(size.values()) not in map(parse_bucket, buckets):
         raise ValueError(
-            f"{config.cache_dir} was made with --buckets {' '.join(buckets)}: num_frames, height and width must be one "
-            f"of them, not {'x'.join(map(str, size.values()))}"
+            f"{config.latent_cache} was made with --buckets {' '.join(buckets)}: num_frames, height and width must be "
+            f"one of them, not {'x'.join(map(str, size.values()))}"
         )
     for name, wanted in size.items() if not buckets else ():
         made = cache.manifest[name]
         if made != wanted:
-            raise ValueError(f"{config.cache_dir} was made with {name} {made}, this run has {wanted}")
+            raise ValueError(f"{config.latent_cache} was made with {name} {made}, this run has {wanted}")
 
 
 class CachedLatents(Dataset):

@@ -30,7 +30,7 @@ def train_content(config: TrainContentConfig) -> None:
         vae=config.vae,
     )
     run_dir = make_output_dir(config.output_dir)
-    cache = open_cache(config.cache_dir, config.max_bad_fraction)
+    cache = open_cache(config.latent_cache, config.max_bad_fraction)
     stage = content_to_train(config, cache)
     adapt(stage, config.lora)
     cache.require_made_with(vae=stage.components["vae"])

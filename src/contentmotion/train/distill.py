@@ -140,7 +140,7 @@ def keep_best(
 
 def heldout_schedule(config: DistillConfig) -> int:
     """Steps between two scores on the held-out clips; 0 without any."""
-    return (config.heldout_steps or config.validation_steps) if config.eval_cache_dir else 0
+    return (config.heldout_steps or config.validation_steps) if config.eval_latent_cache else 0
 
 
 def open_teacher(config: DistillConfig) -> Any:
@@ -187,22 +187,22 @@ def open_caches(config: DistillConfig, teacher: Stage) -> tuple[LatentCache, Lat
     Raises:
         ValueError: A cache is missing, or does not fit the teacher or the other one.
     """
-    cache = open_cache(config.cache_dir, config.max_bad_fraction)
+    cache = open_cache(config.latent_cache, config.max_bad_fraction)
     check_cache(cache, teacher)
     if isinstance(teacher, VideoStage):
         teacher.fit_to(cache.shapes("latents")[0], cache.frame_rate)
-    if config.eval_cache_dir is None:
+    if config.eval_latent_cache is None:
         return cache, None
-    if Path(config.eval_cache_dir).resolve() == Path(config.cache_dir).resolve():
-        raise ValueError("eval_cache_dir is cache_dir: held-out clips are clips that are not trained on")
-    unseen = open_cache(config.eval_cache_dir, config.max_bad_fraction)
+    if Path(config.eval_latent_cache).resolve() == Path(config.latent_cache).resolve():
+        raise ValueError("eval_latent_cache is latent_cache: held-out clips are clips that are not trained on")
+    unseen = open_cache(config.eval_latent_cache, config.max_bad_fraction)
     check_cache(unseen, teacher)
     trained = cache.shapes(teacher.field)
     for shape in unseen.shapes(teacher.field):
         if shape not in trained:
             raise ValueError(
-                f"{config.eval_cache_dir} holds clips of another size than {config.cache_dir}: {teacher.field} of "
-                f"{shape}, not {' or '.join(map(str, trained))}"
+                f"{config.eval_latent_cache} holds clips of another size than {config.latent_cache}: {teacher.field} "
+                f"of {shape}, not {' or '.join(map(str, trained))}"
             )
     return cache, unseen
 

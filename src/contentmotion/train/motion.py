@@ -26,7 +26,7 @@ def train_motion(config: TrainMotionConfig) -> None:
         pretrained_model_name_or_path=config.pretrained_model_name_or_path, autoencoder=config.autoencoder
     )
     run_dir = make_output_dir(config.output_dir)
-    cache = open_cache(config.cache_dir, config.max_bad_fraction)
+    cache = open_cache(config.latent_cache, config.max_bad_fraction)
     stage = motion_to_train(config, cache)
     if config.gradient_checkpointing:
         stage.network.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -55,7 +55,9 @@ def motion_to_train(config: TrainMotionConfig, cache: LatentCache) -> MotionStag
     if statistics is None and own.motion_mean is not None:  # a cache made by version 0.1
         statistics = (own.motion_mean, own.motion_std)
     if statistics is None:
-        raise ValueError(f"{config.cache_dir} has no statistics of its motion latents: encode again, into a new folder")
+        raise ValueError(
+            f"{config.latent_cache} has no statistics of its motion latents: encode again, into a new folder"
+        )
     torch.manual_seed(config.seed)
     return MotionStage.make(
         config.model, cache.shapes("motion"), components=components | {"autoencoder": autoencoder},

@@ -62,7 +62,7 @@ class Scorer:
             i3d=config.eval.i3d,
             seed=config.seed,
             mixed_precision=config.mixed_precision,
-            cache_dir=str(run_dir / "eval-parts"),
+            measures_dir=str(run_dir / "eval-parts"),
             **{name: getattr(config, name) for name in ("frame_stride", "fps", "resize_mode") if hasattr(config, name)},
         )
         # What is wrong is said now, not after hours.

@@ -32,10 +32,10 @@ def train_video(config: TrainVideoConfig) -> None:
     """
     require_checkpoints(pretrained_model_name_or_path=config.pretrained_model_name_or_path, vae=config.vae)
     run_dir = make_output_dir(config.output_dir)
-    cache = open_cache(config.cache_dir, config.max_bad_fraction)
+    cache = open_cache(config.latent_cache, config.max_bad_fraction)
     fields = list(cache[0])
     if "latents" not in fields:
-        raise ValueError(f"{config.cache_dir} holds no latents of whole clips: encode with --latents_only true")
+        raise ValueError(f"{config.latent_cache} holds no latents of whole clips: encode with --latents_only true")
     require_conditions(config.conditions, fields)
     stage = video_to_train(config, cache)
     stage.fit_to(cache.shapes("latents")[0], cache.frame_rate)
