@@ -182,6 +182,7 @@ def test_condition_following_of_a_video_model(
 
     monkeypatch.setattr(Renderer, "_sample", recording)
     changes = {"generated_dir": None, "pretrained_model_name_or_path": str(video_model), "num_inference_steps": 1}
+    changes |= {"guidance_scale": 1.0}
     config = dataclasses.replace(config, **changes)
     found = scores_of(config)
     given = {"given_sketch": "sketch_f1", "given_mask": "kept_psnr", "given_first_frame": "first_frame_psnr"}
