@@ -26,7 +26,7 @@ demo: .venv/installed
 	@echo "The videos (mp4, gif) and their sheet (sheet.png) are in $(CURDIR)/outputs/demo"
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed-dev
 	$(BIN)/python -m ruff check .

@@ -24,6 +24,21 @@ from contentmotion.video.write import write_video  # noqa: E402
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+# The longest first: a worker that takes one last works alone.
+LONGEST = (
+    "train/test_distributed", "docs/test_code_blocks", "demo/test_browser", "demo/test_api", "evaluate/test_run",
+    "evaluate/test_measures", "test_every_family", "train/test_scoring", "cost/test_benchmark",
+    "train/test_distill_video", "train/test_recipes", "train/test_video", "train/test_buckets", "pipelines/test_content_motion",
+    "commands/test_train", "examples/test_notebooks",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With ``--dist loadfile --no-loadscope-reorder`` files are handed out in this order."""
+    places = {Path(__file__).parent / f"{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 def pytest_collection_finish() -> None:
     """What is imported by then stays: whoever collects garbage need not look at it again."""
     gc.collect()

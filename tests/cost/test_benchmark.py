@@ -56,8 +56,8 @@ def counted() -> dict[str, SystemResult]:
 
 def thin_out(network: nn.Module) -> None:
     """Leaves the first and the last of many equal layers: the same calls at the same widths."""
-    for module in network.modules():
-        for name, child in module.named_children():
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
             if isinstance(child, nn.ModuleList) and len(child) > 4 and len(set(map(type, child))) == 1:
                 setattr(module, name, nn.ModuleList([child[0], child[-1]]))
 

@@ -172,10 +172,10 @@ def run_page(page: str) -> None:
             exec(compile(block.text, where, "exec"), names)
             continue
         for words in block.commands:
-            run_command(words, where)
+            run_command(words, where, PAGES[page].read_text(encoding="utf-8"))
 
 
-def run_command(words: list[str], where: str) -> None:
+def run_command(words: list[str], where: str, text: str) -> None:
     if words == ["source", ".venv/bin/activate"]:
         return
     if words[:2] == ["python", SHAPES[0]]:
@@ -187,6 +187,9 @@ def run_command(words: list[str], where: str) -> None:
     assert words[0] == "contentmotion", f"{where}: no test can run {' '.join(words)!r}: mark the block"
     if "--eval_latent_cache" in words:
         words = [*words, "--heldout_steps", "2", "--heldout_items", "1"]
+    is_read = "--output_dir" in words and f"{words[words.index('--output_dir') + 1]}/000" in text  # by another block
+    if words[1] == "generate" and "--output_dir" in words and "--formats" not in words and not is_read:
+        words = [*words, "--formats", "mp4"]
     assert main([*words[1:], *SMALL.get(words[1], [])]) == 0, f"{where}: {' '.join(words)}"
 
 

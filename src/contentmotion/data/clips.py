@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,17 +98,8 @@ def make_clip(
         VideoError: Damaged, too short, or beyond the reader's limits; one line that names the file.
     """
     draw = _draw(record, shape, seed, index, position)
-    clip = read_clip(
-        record.path if source is None else source,
-        num_frames=shape.num_frames,
-        frame_stride=shape.frame_stride,
-        fps=shape.fps,
-        position=draw.position,
-        height=shape.height,
-        width=shape.width,
-        resize_mode=shape.resize_mode,
-        crop=draw.crop,
-    )
+    cut = {name: value for name, value in vars(shape).items() if name != "random_flip"}
+    clip = read_clip(record.path if source is None else source, position=draw.position, crop=draw.crop, **cut)
     item = _item(record, clip.frames, draw, index) | {"fps": clip.fps}
     for name, path in record.conditions:
         if name in maps:
@@ -161,18 +152,12 @@ class ClipDataset(Dataset):
 
     Args:
         folder: The videos (`read_clip_folder`).
-        num_frames: Frames t of a clip.
-        height: Height h of a clip in pixels.
-        width: Width w of a clip in pixels.
-        frame_stride: Take every n-th frame of the video (ignored when `fps` is given).
-        fps: Take the frames that are shown at this rate.
-        resize_mode: See `ClipShape`.
-        random_flip: See `ClipShape`.
-        buckets: (frames, height, width) of groups of videos, in place of the one size above.
+        buckets: (frames, height, width) of groups of videos, in place of the one size of `shape`.
         bucket_of: Which bucket each video is in, int (number of videos,), -1 for none (`assign_buckets`).
         left_out: Of the videos in no bucket, one "path: reason" line each.
         cache_in_memory: Keep whole videos, resized, in memory (for small folders).
         maps: Of the records' `conditions`, those that items have (see `make_clip`); not from memory.
+        **shape: How clips are cut: the fields of `ClipShape`.
 
     Raises:
         ValueError: A size or the stride is not positive, or the folder has no record.
@@ -182,25 +167,19 @@ class ClipDataset(Dataset):
         self,
         folder: ClipFolder,
         *,
-        num_frames: int,
-        height: int,
-        width: int,
-        frame_stride: int = 1,
-        fps: float | None = None,
-        resize_mode: ResizeMode = "center",
-        random_flip: bool = False,
         buckets: Sequence[Bucket] = (),
         bucket_of: np.ndarray | None = None,
         left_out: Sequence[str] = (),
         cache_in_memory: bool = False,
         maps: Sequence[str] = (),
+        **shape: Any,
     ) -> None:
         if not folder.records:
             raise ValueError(f"{folder.root}: no videos")
         if bool(buckets) != (bucket_of is not None):
             raise ValueError("give buckets and bucket_of, or neither")
-        sizes = buckets or [(num_frames, height, width)]
-        self.shapes = [ClipShape(*size, frame_stride, fps, resize_mode, random_flip) for size in sizes]
+        sizes = [dict(zip(("num_frames", "height", "width"), bucket, strict=True)) for bucket in buckets] or [{}]
+        self.shapes = [ClipShape(**shape | size) for size in sizes]
         self.bucket_of, self.left_out = bucket_of, tuple(left_out)
         self.folder, self.maps = folder, tuple(maps)
         self.cache_in_memory = cache_in_memory and not maps
@@ -276,14 +255,8 @@ class ClipDataset(Dataset):
         if not self.cache_in_memory:
             return make_clip(record, shape, seed=seed, index=index, maps=self.maps)
         if index not in self._cache:
-            self._cache[index] = read_clip(
-                record.path,
-                num_frames=None,
-                height=shape.height,
-                width=shape.width,
-                resize_mode=shape.resize_mode,
-                crop=None,
-            )
+            size = {"height": shape.height, "width": shape.width, "resize_mode": shape.resize_mode}
+            self._cache[index] = read_clip(record.path, num_frames=None, crop=None, **size)
         whole, draw = self._cache[index], _draw(record, shape, seed, index)
         timeline = Timeline(len(whole.frames), whole.fps, whole.times)
         chosen, fps = choose_frames(timeline, shape.num_frames, shape.frame_stride, shape.fps, draw.position)
@@ -329,21 +302,12 @@ def open_clips(
         print(line, file=sys.stderr)
     if limit is not None:
         require_few_bad(len(folder.problems), total, limit, total)
+    shape = {field.name: getattr(config, field.name) for field in fields(ClipShape)}
+    shape |= {"num_frames": num_frames or config.num_frames}
     return ClipDataset(
-        folder,
-        num_frames=num_frames or config.num_frames,
-        height=config.height,
-        width=config.width,
-        frame_stride=config.frame_stride,
-        fps=config.fps,
-        resize_mode=config.resize_mode,
-        random_flip=config.random_flip,
-        buckets=buckets,
-        bucket_of=bucket_of,
-        left_out=problems,
-        cache_in_memory=cache_in_memory,
-        maps=maps,
-    )
+        folder, buckets=buckets, bucket_of=bucket_of, left_out=problems, cache_in_memory=cache_in_memory, maps=maps,
+        **shape,
+    )  # fmt: skip
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
