@@ -28,8 +28,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 LONGEST = (
     "train/test_distributed", "docs/test_code_blocks", "demo/test_browser", "demo/test_api", "evaluate/test_run",
     "evaluate/test_measures", "test_every_family", "train/test_scoring", "cost/test_benchmark",
-    "train/test_distill_video", "train/test_recipes", "train/test_video", "train/test_buckets", "pipelines/test_content_motion",
-    "commands/test_train", "examples/test_notebooks",
+    "train/test_distill_video", "train/test_recipes", "train/test_video", "train/test_buckets",
+    "pipelines/test_content_motion", "commands/test_train", "examples/test_notebooks",
 )  # fmt: skip
 
 
