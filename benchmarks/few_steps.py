@@ -166,7 +166,7 @@ def clip_times(rows: dict[str, dict[str, Any]], report: dict[str, dict[str, Any]
     for title, settings in rows.items():
         config = GenerateConfig(**settings, prompt=["a crying cat"])
         pipe = load_for_sampling(config, resolve_device("auto"))
-        sampling = resolve_sampling(pipe, config.num_inference_steps, None, **config.guidance())
+        sampling = resolve_sampling(pipe, **config.sampling())
         report[title]["passes"] = sampling.passes
         loaded.append((title, config, pipe))
     seconds: dict[str, list[float]] = {title: [] for title in rows}

@@ -262,16 +262,8 @@ def _manifest(config: EncodeConfig, encoder: Encoder, source: ClipSource, versio
     """All that the cache's content depends on; ``version`` is that of the networks' hashes."""
     places = ("train_data_dir",)  # data may be moved; `data` tells whether it is the same
     names = [field.name for field in dataclasses.fields(ClipConfig) if field.name not in places]
-    names += [
-        "class_prompts",
-        "caption_column",
-        "buckets",
-        "latents_only",
-        "clips_per_shard",
-        "num_clips_per_video",
-        "seed",
-    ]
-    names += ["cache_dtype"]
+    names += ["class_prompts", "caption_column", "buckets", "latents_only", "clips_per_shard", "num_clips_per_video"]
+    names += ["seed", "cache_dtype"]
     heard = encoder.text.components if encoder.text else {}
     tokenizers = {name: part for name, part in heard.items() if name.startswith("tokenizer")}
     models = {"autoencoder": encoder.autoencoder, "vae": encoder.vae, "text_encoder": None}

@@ -101,12 +101,7 @@ def generate(config: GenerateConfig) -> None:
         conditions = on_the_way(config, conditions)
     conditions = [condition for condition in conditions for _ in range(config.num_videos_per_prompt)]
     follow, start = read_followed(pipe, config), read_start(pipe, config)
-    sampling = resolve_sampling(
-        pipe,
-        config.num_inference_steps,
-        config.motion_num_inference_steps,
-        **config.guidance(),
-    )
+    sampling = resolve_sampling(pipe, **config.sampling())
     output_dir, sheet = Path(config.output_dir), Path(config.output_dir) / "sheet.png"
     made = _made_before(config, conditions)
     processes.wait_for_everyone()  # all have listed what is there before one writes
@@ -169,8 +164,7 @@ def _made_before(config: GenerateConfig, conditions: Sequence[str | int]) -> lis
 
 def _paths(config: GenerateConfig, condition: str | int, number: int) -> list[Path]:
     """The files of a video."""
-    name = f"{number:03d}-{slug(condition or source(config))}-seed{config.seed}"
-    return [Path(config.output_dir) / f"{name}.{suffix}" for suffix in config.formats]
+    return [Path(config.output_dir) / f"{stem(config, condition, number)}.{suffix}" for suffix in config.formats]
 
 
 def on_the_way(config: GenerateConfig, conditions: list[str] | list[int]) -> list:
@@ -252,6 +246,11 @@ def _num_frames(pipe: LatentPipeline, config: GenerateConfig) -> int:
 def frame_rate(pipe: LatentPipeline, config: GenerateConfig) -> float:
     """Frames per second of the files written."""
     return config.fps or pipe.frame_rate or DEFAULT_FPS
+
+
+def stem(config: GenerateConfig, condition: str | int, number: int) -> str:
+    """What a video's files are called, before the suffix."""
+    return f"{number:03d}-{slug(condition or source(config))}-seed{config.seed}"
 
 
 def source(config: GenerateConfig) -> str:
@@ -550,10 +549,9 @@ def sample(
         return tensors
 
     if isinstance(pipe, VideoLatentPipeline):
-        own: dict[str, Any] = {"conditions": follow} | config.guidance(motion=False)
+        own: dict[str, Any] = {"conditions": follow} | config.sampling(motion=False)
     else:
-        own = config.guidance() | {
-            "motion_num_inference_steps": config.motion_num_inference_steps,
+        own = config.sampling() | {
             "content_latents": content_latents,
             "decode_content_frame": content_frames,
             "motion_callback_on_step_end": callback,
@@ -573,7 +571,6 @@ def sample(
             **asked,
             **own,
             negative_prompt=config.negative_prompt,
-            num_inference_steps=config.num_inference_steps,
             num_frames=config.num_frames,
             height=config.height,
             width=config.width,

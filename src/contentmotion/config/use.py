@@ -80,9 +80,9 @@ class SamplingConfig(HubConfig):
         require_interval("--guidance_interval", self.guidance_interval)
         require_interval("--motion_guidance_interval", self.motion_guidance_interval)
 
-    def guidance(self, motion: bool = True) -> dict[str, Any]:
-        """The settings of guidance as a pipeline takes them, with or without those of a motion model."""
-        names = (field.name for field in fields(SamplingConfig) if "guidance" in field.name)
+    def sampling(self, motion: bool = True) -> dict[str, Any]:
+        """Steps and guidance as a pipeline takes them, with or without those of a motion model."""
+        names = (f.name for f in fields(SamplingConfig) if "guidance" in f.name or "inference_steps" in f.name)
         return {name: getattr(self, name) for name in names if motion or not name.startswith("motion_")}
 
 

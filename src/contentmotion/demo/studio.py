@@ -25,8 +25,8 @@ from contentmotion.commands.generate import (
     read_start,
     sample_all,
     sample_motions,
-    slug,
     source,
+    stem,
 )
 from contentmotion.config import SHIPPED_MODEL, SHIPPED_STUDENT, DemoConfig, GenerateConfig, SamplingConfig
 from contentmotion.demo.uploads import named_as_by_owner, require_room, require_short, require_small
@@ -45,13 +45,7 @@ MAX_GUIDANCE = 20.0
 MAX_PIXELS = 3840 * 2160  # of an uploaded frame
 READING_SECONDS = 20.0
 RANGES = {"guidance_scale": MAX_GUIDANCE, "motion_guidance_scale": MAX_GUIDANCE, "strength": 1, "motion_strength": 1}
-SHIPPED_EXAMPLES = (
-    "clown face",
-    "red heart",
-    "woman surfing, dark skin tone",
-    "thumbs up",
-    "a cat",
-)
+SHIPPED_EXAMPLES = ("clown face", "red heart", "woman surfing, dark skin tone", "thumbs up", "a cat")
 
 
 @dataclass(frozen=True)
@@ -90,12 +84,7 @@ class Model:
 
     def sampling(self, config: SamplingConfig) -> Sampling:
         """Steps and guidance of this model under some settings."""
-        return resolve_sampling(
-            self.pipe,
-            config.num_inference_steps,
-            config.motion_num_inference_steps,
-            **config.guidance(),
-        )
+        return resolve_sampling(self.pipe, **config.sampling())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,12 +187,8 @@ class Studio:
         first = config.pretrained_model_name_or_path
         self.models = [Model(_short(first), first, self._load(config, device))]
         if second is not None:
-            other = dataclasses.replace(
-                config,
-                pretrained_model_name_or_path=second,
-                autoencoder=None,
-                motion_transformer=None,
-            )
+            parts = {"autoencoder": None, "motion_transformer": None}
+            other = dataclasses.replace(config, pretrained_model_name_or_path=second, **parts)
             name = _short(second)
             name = f"{name} (2)" if name == self.models[0].name else name
             self.models.append(Model(name, second, self._load(other, device)))
@@ -379,9 +364,8 @@ class Studio:
         return path
 
     def _write(self, drawn: Drawn, config: GenerateConfig, fps: float, condition: str | int, number: int) -> list[Path]:
-        stem = f"{number:03d}-{slug(condition or source(config))}-seed{config.seed}"
         metadata, folder = provenance(config, condition, number), self.place()
-        files = [folder / f"{stem}.mp4", folder / f"{stem}.gif", folder / f"{stem}.png"]
+        files = [folder / f"{stem(config, condition, number)}.{suffix}" for suffix in ("mp4", "gif", "png")]
         for path in files[:2]:
             write_video(path, drawn.video, fps, metadata)
         write_picture(files[2], Image.fromarray(drawn.content), metadata)

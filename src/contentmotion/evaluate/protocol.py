@@ -229,14 +229,9 @@ def _schedulers(pipeline: LatentPipeline) -> list[Any]:
 
 
 def _describe_sampling(pipeline: LatentPipeline, config: EvaluateConfig) -> dict[str, Any]:
-    sampling = resolve_sampling(
-        pipeline,
-        config.num_inference_steps,
-        config.motion_num_inference_steps,
-        **config.guidance(),
-    )
+    sampling, asked = resolve_sampling(pipeline, **config.sampling()), config.sampling()
     # Nothing is said of what is not given: what older versions have measured counts.
-    extra = {name: value for name, value in config.guidance().items() if value and not name.endswith("guidance_scale")}
+    extra = {name: asked[name] for name in asked if asked[name] and not name.endswith(("_scale", "_steps"))}
     return {
         "num_inference_steps": sampling.steps,
         "motion_num_inference_steps": sampling.motion_steps,

@@ -297,19 +297,16 @@ class Renderer:
             inputs["prompt"] = [self.clips.caption(i) for i in batch.indices]
         else:
             inputs["class_labels"] = [self.clips.label(i) for i in batch.indices]
-        if not isinstance(self.pipeline, VideoLatentPipeline):
-            inputs |= {
-                "motion_num_inference_steps": self.config.motion_num_inference_steps,
-                "decode_content_frame": pipeline is not None,
-            }
+        has_motion = not isinstance(self.pipeline, VideoLatentPipeline)
+        if has_motion:
+            inputs["decode_content_frame"] = pipeline is not None
         with self.autocast():
             return (pipeline or self.pipeline)(
                 **inputs,
                 num_frames=batch.frames.shape[1],
                 height=batch.frames.shape[3],
                 width=batch.frames.shape[4],
-                num_inference_steps=self.config.num_inference_steps,
-                **self.config.guidance(motion=not isinstance(self.pipeline, VideoLatentPipeline)),
+                **self.config.sampling(motion=has_motion),
                 generator=[seeded_generator(seed, i) for i in batch.indices],
                 output_type="pt",
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Self
 
 import torch
@@ -77,14 +78,9 @@ class MotionStage(Stage):
         transformer = MotionDiT(
             motion_channels=shapes[0][0],
             content_channels=content_channels,
-            hidden_size=sizes.hidden_size,
-            depth=sizes.depth,
-            num_heads=sizes.num_heads,
-            patch_size=sizes.patch_size,
-            content_patch_size=sizes.content_patch_size,
+            **asdict(sizes),
             num_classes=num_classes,
             text_dim=text_dim,
-            learn_sigma=sizes.learn_sigma,
             motion_mean=None if mean is None else list(mean),
             motion_std=None if deviation is None else list(deviation),
             overlap=overlap,

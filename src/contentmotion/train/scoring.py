@@ -52,14 +52,11 @@ class Scorer:
     ) -> None:
         self.pipe, self.component, self.run_dir = pipe, component, run_dir
         self.settings = EvaluateConfig(
-            data_dir=config.eval.data_dir,
-            split=config.eval.split,
-            num_videos=config.eval.num_videos,
+            **{name: getattr(config.eval, name) for name in ("data_dir", "split", "num_videos", "i3d")},
             num_inference_steps=config.eval.num_inference_steps,
             motion_num_inference_steps=config.eval.num_inference_steps if component == "motion" else None,
             guidance_scale=config.student_guidance if getattr(config, "guidance_range", None) else None,  # type: ignore[attr-defined]
             components=(component,),
-            i3d=config.eval.i3d,
             seed=config.seed,
             mixed_precision=config.mixed_precision,
             measures_dir=str(run_dir / "eval-parts"),
