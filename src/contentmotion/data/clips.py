@@ -64,6 +64,11 @@ class ClipShape:
             raise ValueError(f"fps must be positive, got {self.fps}")
 
 
+def clip_shape(config: ClipConfig) -> ClipShape:
+    """How a command's settings say that clips are cut."""
+    return ClipShape(**{field.name: getattr(config, field.name) for field in fields(ClipShape)})
+
+
 def make_clip(
     record: ClipRecord,
     shape: ClipShape,
@@ -302,8 +307,7 @@ def open_clips(
         print(line, file=sys.stderr)
     if limit is not None:
         require_few_bad(len(folder.problems), total, limit, total)
-    shape = {field.name: getattr(config, field.name) for field in fields(ClipShape)}
-    shape |= {"num_frames": num_frames or config.num_frames}
+    shape = vars(clip_shape(config)) | {"num_frames": num_frames or config.num_frames}
     return ClipDataset(
         folder, buckets=buckets, bucket_of=bucket_of, left_out=problems, cache_in_memory=cache_in_memory, maps=maps,
         **shape,

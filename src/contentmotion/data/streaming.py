@@ -7,7 +7,6 @@ A sample is a video and, of the same name, perhaps a .txt (caption), a .json (ca
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 import os
 import random
@@ -25,7 +24,7 @@ import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from contentmotion.config import ClipConfig, EncodeConfig
-from contentmotion.data.clips import ClipShape, make_clip
+from contentmotion.data.clips import ClipShape, clip_shape, make_clip
 from contentmotion.data.layouts.metadata import find_captions, parse_json
 from contentmotion.data.layouts.shards import MAX_SHARDS, split_name
 from contentmotion.data.records import ClipRecord
@@ -64,11 +63,6 @@ def open_stream(config: ClipConfig, window: int | None) -> StreamingClips:
     if getattr(config, "buckets", ()):
         raise ValueError("buckets need a list of the videos: a stream has none")
     return StreamingClips(expand_urls(str(config.train_data_dir)), clip_shape(config), window or DEFAULT_WINDOW)
-
-
-def clip_shape(config: ClipConfig) -> ClipShape:
-    """How a command's settings say that clips are cut."""
-    return ClipShape(**{field.name: getattr(config, field.name) for field in dataclasses.fields(ClipShape)})
 
 
 class StreamingClips(IterableDataset):
