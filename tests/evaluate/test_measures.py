@@ -37,7 +37,7 @@ def to_clips(files: list[Path]) -> Tensor:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, make_frames) -> Path:
-    """real/ and generated/: folders of clips of 10 frames, 32x32; small/: of 16x16; lpips.safetensors: random weights."""
+    """real/ and generated/: folders of clips of 10 frames, 32x32; small/: of 16x16; lpips.safetensors: random."""
     root = tmp_path_factory.mktemp("measures")
     for name in ("real", "generated", "small"):
         (root / name).mkdir()
