@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import sys
@@ -25,7 +24,7 @@ from contentmotion.data.formats import CHECK_FILES_BELOW, ClipFolder, open_folde
 from contentmotion.data.records import ClipRecord
 from contentmotion.progress import progress_bar
 from contentmotion.run_dir import prepare_output_dir
-from contentmotion.saving import write_json
+from contentmotion.saving import read_json, write_json
 from contentmotion.tables import print_table
 from contentmotion.video.reader import probe_video, read_clip
 from contentmotion.video.sources import file_size, source_name
@@ -432,13 +431,7 @@ def latent_shape(vae: str | None) -> tuple[int, int]:
 def _model_config(folder: str | None) -> dict[str, Any]:
     """A saved model's `config.json`; empty where there is none."""
     file = Path(folder or "", "config.json")
-    try:
-        settings = json.loads(file.read_text("utf-8")) if folder and file.is_file() else {}
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not JSON ({error})") from None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{file}: not a model's settings")
-    return settings
+    return read_json(file) if folder and file.is_file() else {}
 
 
 # ---- the picture

@@ -92,7 +92,11 @@ def load_depth_model(name_or_path: str, device: torch.device | str = "cpu") -> D
     """
     from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
-    from contentmotion.loading import quiet, resolve_name  # with diffusers, of which readers of videos need nothing
+    from contentmotion.loading import (  # with diffusers, of which readers of videos need nothing
+        explain,
+        quiet,
+        resolve_name,
+    )
 
     path = resolve_name(name_or_path)
     try:
@@ -100,8 +104,7 @@ def load_depth_model(name_or_path: str, device: torch.device | str = "cpu") -> D
             model = AutoModelForDepthEstimation.from_pretrained(path, use_safetensors=True, trust_remote_code=False)
             processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers, safetensors, json and the hub each raise their own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"cannot load a depth model from {path}: {reason}") from error
+        raise ValueError(explain(f"a depth model from {path}", path, error)) from error
     kind = getattr(model.config, "depth_estimation_type", None)
     distance = kind == "metric" or model.config.model_type in DISTANCE_MODELS
     return DepthEstimator(model.eval().requires_grad_(False).to(device), processor, distance)
