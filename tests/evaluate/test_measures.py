@@ -37,12 +37,13 @@ def to_clips(files: list[Path]) -> Tensor:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, make_frames) -> Path:
-    """real/ and generated/: folders of clips of 10 frames, 32x32; lpips.safetensors: random weights."""
+    """real/ and generated/: folders of clips of 10 frames, 32x32; small/: of 16x16; lpips.safetensors: random."""
     root = tmp_path_factory.mktemp("measures")
-    for name in ("real", "generated"):
+    for name in ("real", "generated", "small"):
         (root / name).mkdir()
+        side = 16 if name == "small" else 32
         for k in range(CLIPS):
-            frames = make_frames(10, 32, 32, hue=40 * k)
+            frames = make_frames(10, side, side, hue=40 * k)
             if name == "generated":
                 frames = np.roll(frames, 2 * k + 1, axis=2)
             write_video(root / name / f"{k}.mp4", frames, fps=8)
@@ -155,9 +156,9 @@ def test_real_clips_are_known_by_their_content(config: EvaluateConfig, root: Pat
 
 @pytest.fixture(scope="module")
 def video_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A video model of pixels, 10 frames of 32x32, that takes all four conditions."""
+    """A video model of pixels, 10 frames of 16x16, that takes all four conditions."""
     tokenizer, text_encoder = tiny.make_text()
-    unet = tiny.make_video_unet(extra_channels=4, sample_size=(32, 32), num_frames=10)
+    unet = tiny.make_video_unet(extra_channels=4, sample_size=(16, 16), num_frames=10)
     conditions = ("depth", "sketch", "mask", "first_frame")
     encoder = ConditionEncoder(
         conditions=conditions, latent_channels=3, vae_scale_factor=1, hidden_channels=8, out_channels=4
@@ -182,7 +183,7 @@ def test_condition_following_of_a_video_model(
 
     monkeypatch.setattr(Renderer, "_sample", recording)
     changes = {"generated_dir": None, "pretrained_model_name_or_path": str(video_model), "num_inference_steps": 1}
-    changes |= {"guidance_scale": 1.0}
+    changes |= {"guidance_scale": 1.0, "data_dir": str(root / "small")}
     config = dataclasses.replace(config, **changes)
     found = scores_of(config)
     given = {"given_sketch": "sketch_f1", "given_mask": "kept_psnr", "given_first_frame": "first_frame_psnr"}
@@ -193,7 +194,7 @@ def test_condition_following_of_a_video_model(
         assert measure in found["full"], "beside it, the videos that were given nothing"
     assert not {"sketch_f1", "kept_psnr"} & found["real"].keys()
 
-    frames = to_clips(sorted((root / "real").glob("*.mp4"))).permute(0, 1, 4, 2, 3)
+    frames = to_clips(sorted((root / "small").glob("*.mp4"))).permute(0, 1, 4, 2, 3)
     lines = torch.stack([sketch_of(clip) for clip in frames])
     assert torch.equal(seen[1]["sketch"], lines.float() / 255)
     assert torch.equal(seen[3]["first_frame"], frames[:, :1].float() / 127.5 - 1)
