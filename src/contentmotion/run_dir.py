@@ -302,10 +302,14 @@ def describe_hardware(device: torch.device) -> str:
 def resolve_dtype(mixed_precision: str, device: torch.device) -> torch.dtype | None:
     """The autocast type that a ``mixed_precision`` setting means on a device; None is full precision.
 
-    "auto" is bf16 where the hardware multiplies it fast (on CPUs: AVX512-BF16 or AMX), else full precision.
+    "auto" is what ``accelerate launch --mixed_precision`` said, else bf16 where the hardware multiplies it fast (on
+    CPUs: AVX512-BF16 or AMX), else full precision.
     """
     import torch
 
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION")  # "no" where the launcher was not told either
+    if mixed_precision == "auto" and launched in ("bf16", "fp16"):
+        mixed_precision = launched
     if mixed_precision == "auto":
         if device.type == "cuda":
             fast = torch.cuda.is_bf16_supported(including_emulation=False)

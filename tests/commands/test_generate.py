@@ -187,7 +187,7 @@ def test_seeded_noise_is_a_function_of_seed_and_number() -> None:
     assert torch.randn(4, generator=seeded_generator(1, 2)).tolist() == draws[1, 2]
 
 
-def test_devices_and_precisions() -> None:
+def test_devices_and_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_device("cpu") == torch.device("cpu")
     for name in ("warp", "cuda:99", "cpu:x"):
         with pytest.raises(ValueError, match=name):
@@ -197,6 +197,9 @@ def test_devices_and_precisions() -> None:
     assert resolve_dtype("fp16", torch.device("cuda")) == torch.float16
     assert resolve_dtype("auto", torch.device("cpu")) in (None, torch.bfloat16)
     assert resolve_dtype("auto", torch.device("mps")) is None
+    for launched, meant in (("fp16", torch.float16), ("bf16", torch.bfloat16), ("no", None)):  # by `accelerate launch`
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+        assert (resolve_dtype("auto", torch.device("mps")), resolve_dtype("no", torch.device("mps"))) == (meant, None)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")

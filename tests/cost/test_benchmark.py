@@ -114,13 +114,20 @@ def test_training_is_the_papers_table_8(training: dict[str, TrainingResult]) -> 
         ("cmd-sd21", "motion", 0.68e9, 0.49),
         ("cmd-sd21", "image decoder", None, 5.1),
         ("cmd-sd21-4", "image decoder", None, 0.28),
+        ("cmd-sdxl-4", "content", 2.57e9, None),
+        ("cmd-sd35-4", "content", 2.24e9, None),
+        ("cmd-sana-4", "content", 0.59e9, None),
+        ("cmd-klein-4", "content", 3.88e9, None),
+        ("cmd-z-image-4", "content", 6.15e9, None),
     ],
 )
 def test_passes_cost_what_is_known(
-    counted: dict[str, SystemResult], system: str, stage: str, parameters: float | None, tflops_per_pass: float
-) -> None:
+    counted: dict[str, SystemResult], system: str, stage: str, parameters: float | None,
+    tflops_per_pass: float | None,
+) -> None:  # fmt: skip
     row = next(row for row in counted[system].stages if row.stage == stage)
-    assert row.tflops_per_pass == pytest.approx(tflops_per_pass, rel=0.012)
+    if tflops_per_pass:
+        assert row.tflops_per_pass == pytest.approx(tflops_per_pass, rel=0.012)
     if parameters:
         assert row.parameters == pytest.approx(parameters, rel=0.01)
 
@@ -131,6 +138,7 @@ def test_few_steps_are_cheap_from_prompt_to_pixels(counted: dict[str, SystemResu
         "text": 1, "content": 4, "motion": 4, "autoencoder": 1, "image decoder": 16, "file": 1,
     }  # fmt: skip
     assert ours.tflops < 18
+    assert counted["cmd-sana-4"].tflops < 9
     assert counted["modelscope"].tflops > 100 * ours.tflops
     assert counted["ltx-2b-8"].tflops > 3 * ours.tflops
     # With the paper's decoder, all of whose blocks attend over the whole frame, it would be just above 18.

@@ -11,7 +11,7 @@ import pytest
 import torch
 from huggingface_hub import constants, set_client_factory
 from huggingface_hub.utils import get_session
-from huggingface_hub.utils._http import default_client_factory
+from huggingface_hub.utils._http import default_client_factory, hf_request_event_hook
 
 from contentmotion import ContentMotionPipeline
 from contentmotion.cli import main
@@ -25,7 +25,7 @@ class Hub:
     """One repository, me/model, of a folder's files.
 
     Attributes:
-        fails: Status and error code of every answer; None: it answers.
+        fails: Status and error code of every answer, status 0 being none at all; None: it answers.
         asked: Files that were downloaded.
     """
 
@@ -38,6 +38,8 @@ class Hub:
         self.tokens.add(request.headers.get("authorization"))
         if self.fails:
             status, code = self.fails
+            if not status:
+                raise http.ConnectError(code)
             return http.Response(status, headers={"X-Error-Code": code, "X-Error-Message": code}, request=request)
         revision = (re.search(r"/(?:resolve|revision|tree)/([^/]+)", path) or ["", "main"])[1]
         if revision not in ("main", "v2", COMMIT):
@@ -93,7 +95,9 @@ def hub(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr("contentmotion.loading.notice_no_network", lambda: None)  # it knocks at the real one's door
     one = Hub(repository)
     transport = http.MockTransport(lambda request: one.answer(request, http))
-    set_client_factory(lambda: http.Client(transport=transport, follow_redirects=True))
+    hooks = {"request": [hf_request_event_hook]}  # asks nothing offline
+    set_client_factory(lambda: http.Client(transport=transport, follow_redirects=True, event_hooks=hooks))
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between its tries
     yield one
     set_client_factory(default_client_factory)
 
@@ -178,6 +182,7 @@ def test_the_command_line_names_a_revision_and_a_variant(
         ((403, "GatedRepo"), {}, "gated: ask for access on its page"),
         (None, {"revision": "v9"}, "the repository has no revision v9"),
         (None, {"local_files_only": True}, "not downloaded yet, and only local files are to be used"),
+        ((0, "no route to host"), {}, "not downloaded yet, and the hub could not be reached"),
     ],
 )
 def test_one_line_where_the_hub_does_not_give_it(
@@ -187,3 +192,15 @@ def test_one_line_where_the_hub_does_not_give_it(
     with pytest.raises(ValueError, match=rf"^(no such checkpoint: )?me/model(: | \(){message}") as caught:
         ContentMotionPipeline.from_pretrained("me/model", cache_dir=tmp_path, **settings)
     assert "\n" not in str(caught.value)
+
+
+def test_offline_nothing_is_asked(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was downloaded loads, anything else is a line."""
+    ContentMotionPipeline.from_pretrained("me/model", cache_dir=tmp_path / "full")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.fails = (500, "asked")
+    hub.tokens.clear()
+    assert ContentMotionPipeline.from_pretrained("me/model", cache_dir=tmp_path / "full").unet is not None
+    with pytest.raises(ValueError, match=r"me/model \(not downloaded yet, and only local files are to be used\)$"):
+        ContentMotionPipeline.from_pretrained("me/model", cache_dir=tmp_path / "empty")
+    assert not hub.tokens

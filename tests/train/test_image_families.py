@@ -18,12 +18,23 @@ from contentmotion.data.cache import LatentCache, collate_latents
 from contentmotion.losses.diffusion import diffusion_loss
 from contentmotion.stages.content import content_stage, load_content
 from contentmotion.train.content import train_content
-from families import FAMILIES, PROMPTS
-from tiny import CLIPS, STEPS, make_autoencoder
+from families import FAMILIES as TRANSFORMERS
+from families import PROMPTS
+from tiny import CLIPS, STEPS, make_autoencoder, make_stable_diffusion, make_stable_diffusion_xl
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "stable_diffusion": make_stable_diffusion, "stable_diffusion_xl": make_stable_diffusion_xl, **TRANSFORMERS
+}  # fmt: skip
 SIZES = {"sana": 64}  # pixels of a clip's side, where not 16
-LATENTS = {"stable_diffusion_3": (16, 8), "sana": (8, 4), "flux2_klein": (16, 4), "z_image": (16, 8)}
+LATENTS = {
+    "stable_diffusion": (4, 8),
+    "stable_diffusion_xl": (4, 8),
+    "stable_diffusion_3": (16, 8),
+    "sana": (8, 4),
+    "flux2_klein": (16, 4),
+    "z_image": (16, 8),
+}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +102,7 @@ def config(root: Path, output: str, **changes: Any) -> TrainContentConfig:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_fine_tuning(name: str, family: Callable[[str], Path]) -> None:
-    """Twenty steps lower the loss, change the transformer alone, and the stock pipeline's picture."""
+    """Twenty steps lower the loss, change the denoiser alone, and the stock pipeline's picture."""
     root = family(name)
     train_content(config(root, "content"))
     before, after = loss_of(root / "stock", root / "cache"), loss_of(root / "content/content", root / "cache")
@@ -99,7 +110,7 @@ def test_fine_tuning(name: str, family: Callable[[str], Path]) -> None:
     old, new = weights(root / "stock"), weights(root / "content/content")
     assert old.keys() == new.keys()
     changed = {key.partition("/")[0] for key, value in old.items() if not torch.equal(value, new[key])}
-    assert changed == {"transformer"}
+    assert changed == {"unet" if name.startswith("stable_diffusion") and "3" not in name else "transformer"}
     index, again = (
         json.loads((f / "model_index.json").read_text()) for f in (root / "stock", root / "content/content")
     )
@@ -112,7 +123,8 @@ def test_fine_tuning(name: str, family: Callable[[str], Path]) -> None:
 def test_adapters(name: str, family: Callable[[str], Path]) -> None:
     """The adapters alone change the stock pipeline's picture as the folder does that they are merged in."""
     root = family(name)
-    train_content(config(root, "adapted", lora=LoraSettings(rank=2), learning_rate=1e-2, max_train_steps=8))
+    settings = {"lora": LoraSettings(rank=2), "learning_rate": 1e-2, "max_train_steps": 8}
+    train_content(config(root, "adapted", **settings, gradient_checkpointing=True))
     assert loss_of(root / "adapted/content", root / "cache") < loss_of(root / "stock", root / "cache")
     stock = DiffusionPipeline.from_pretrained(root / "stock")
     plain = draw(stock, name)

@@ -57,7 +57,8 @@ class TrainConfig(Settings):
         adam_weight_decay: Decoupled weight decay.
         max_grad_norm: Clip the gradient's norm to this; 0 does not clip.
         ema_decay: Decay of the weights' moving average, which is what gets saved at the end; 0 turns it off.
-        mixed_precision: "auto" takes bf16 where the processor or the GPU has it, else full precision.
+        mixed_precision: "auto" takes what `accelerate launch --mixed_precision` says, else bf16 where the processor or
+            the GPU has it, else full precision.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third slower.
         checkpointing_steps: Save a checkpoint every n steps.
         checkpoints_total_limit: Keep only the last k checkpoints.
