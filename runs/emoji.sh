@@ -23,7 +23,7 @@ if [ -n "${STEPS:-}" ]; then
     TINY="--max_train_steps $STEPS --lr_warmup_steps 0 --train_batch_size 2 --checkpointing_steps 1"
     SAMPLED='--num_inference_steps 2'
     SCORED_FEW='--num_videos 4'
-    TABLE_FEW='--num_videos 4 --num_seeds 1 --rounds 1'
+    TABLE_FEW="$SCORED_FEW --num_seeds 1 --rounds 1 --best_steps 2 --teacher_steps 2"
 fi
 
 # The autoencoder goes on from the second version's (2,500 x 8 clips; its recipe is at the same commit), moved to the
