@@ -67,10 +67,11 @@ def test_whole_and_stopped_on_its_way(tmp_path: Path) -> None:
     }  # fmt: skip
     assert run(ROOT, **settings).returncode == 143
     assert not (out / "autoencoder-first").exists()
-    done_before = [out / "vae" / "metrics.jsonl", out / "autoencoder-start" / "diffusion_pytorch_model.safetensors"]
-    written = [path.stat().st_mtime_ns for path in done_before]
+    trained, moved = (out / "vae" / "metrics.jsonl").read_bytes(), out / "autoencoder-start" / "config.json"
+    when = moved.stat().st_mtime_ns
     done = run(ROOT, **settings)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert [path.stat().st_mtime_ns for path in done_before] == written, "what was done is not done again"
+    assert (out / "vae" / "metrics.jsonl").read_bytes() == trained, "no step is taken again"
+    assert moved.stat().st_mtime_ns == when, "nor is the autoencoder moved again"
     for made in ("pipeline/model_index.json", "few-step/model_index.json", "samples/sheet.png"):
         assert (out / made).is_file(), made
