@@ -1,21 +1,16 @@
-"""The shipped model's recipe runs to its end, but for the scores, with few steps of few clips, stopped on its way."""
+"""The shipped model's recipe: its commands, with few steps too, and what it needs that a copy may lack."""
 
-import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-from safetensors.torch import save_file
 
-from contentmotion.evaluate.lpips import LPIPS
+from contentmotion.arguments import parse_config
+from contentmotion.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ("red heart", "rocket", "dolphin", "panda")
 
 
 def run(root: Path, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -35,43 +30,27 @@ def test_history_that_is_missing_is_said_at_once(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def write_clips(data: Path) -> None:
-    """Four random clips and a held-out one as `prepare_emoji.py` leaves them, but for the files' kind."""
-    data.mkdir(parents=True)
-    rows = []
-    for k, name in enumerate((*NAMES, "held-out heart")):
-        first, *rest = map(Image.fromarray, np.random.default_rng(k).integers(0, 255, (16, 64, 64, 3), np.uint8))
-        first.save(data / f"{k}.webp", save_all=True, append_images=rest, duration=125, lossless=True)
-        split = "train" if k < len(NAMES) else "heldout"
-        rows.append({"file_name": f"{k}.webp", "captions": [name, f"a {name}"], "split": split, "weight": 1.0})
-    (data / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-@pytest.mark.slow
-def test_whole_and_stopped_on_its_way(tmp_path: Path) -> None:
-    out, programs = tmp_path / "out", tmp_path / "programs"
-    write_clips(out / "data")
-    save_file(LPIPS().state_dict(), tmp_path / "lpips.safetensors")  # random weights
-    programs.mkdir()
-    # The second stage fails once, as if the machine had been taken away.
-    stop = f'[ "$1" != train-autoencoder ] || [ -e {tmp_path}/stopped ] || {{ touch {tmp_path}/stopped; exit 143; }}'
-    command = 'exec python -m contentmotion "$@"'
-    scripts = {"python": f'exec "{sys.executable}" "$@"', "contentmotion": f"{stop}\n{command}"}
-    for name, text in scripts.items():
-        (programs / name).write_text(f"#!/bin/bash\n{text}\n")
-        (programs / name).chmod(0o755)
-    settings = {
-        "OUT": str(out), "CLIPS": "none", "STEPS": "1", "SECOND": str(ROOT / "src/contentmotion/assets/emoji"),
-        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "CONTENTMOTION_I3D": "",
-        "CONTENTMOTION_LPIPS": str(tmp_path / "lpips.safetensors"),
-    }  # fmt: skip
-    assert run(ROOT, **settings).returncode == 143
-    assert not (out / "autoencoder-first").exists()
-    trained, moved = (out / "vae" / "metrics.jsonl").read_bytes(), out / "autoencoder-start" / "config.json"
-    when = moved.stat().st_mtime_ns
+@pytest.mark.parametrize("steps", ["", "2"])
+def test_every_command_in_its_order(tmp_path: Path, steps: str) -> None:
+    log, out = tmp_path / "log", tmp_path / "out"
+    for name in ("contentmotion", "python"):  # programs that note how they were called
+        (tmp_path / name).write_text(f'#!/bin/bash\nprintf "%s\\t" {name} "$@" >> {log}; echo >> {log}\n')
+        (tmp_path / name).chmod(0o755)
+    settings = {"OUT": str(out), "STEPS": steps, "SECOND": "second", "CLIPS": "none", "CONTENTMOTION_LPIPS": "lpips"}
+    settings |= {"CONTENTMOTION_I3D": "i3d", "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     done = run(ROOT, **settings)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert (out / "vae" / "metrics.jsonl").read_bytes() == trained, "no step is taken again"
-    assert moved.stat().st_mtime_ns == when, "nor is the autoencoder moved again"
-    for made in ("pipeline/model_index.json", "few-step/model_index.json", "samples/sheet.png"):
-        assert (out / made).is_file(), made
+    assert done.returncode == 0, done.stderr
+    calls = [line.split("\t")[:-1] for line in log.read_text().splitlines()]
+    assert [f"{call[0]} {call[1]}" for call in calls] == [
+        "python runs/prepare_emoji.py", "contentmotion train-vae", "python runs/move_autoencoder.py",
+        "contentmotion train-autoencoder", "contentmotion train-autoencoder", "contentmotion encode",
+        "contentmotion train-content", "contentmotion train-content", "contentmotion train-motion",
+        "contentmotion export", "contentmotion encode", "contentmotion distill", "contentmotion distill",
+        "contentmotion export",
+        "contentmotion generate", "contentmotion evaluate", "python benchmarks/few_steps.py",
+    ]  # fmt: skip
+    for _, name, *words in (call for call in calls if call[0] == "contentmotion"):
+        config = parse_config(name, COMMANDS[name].config_class, COMMANDS[name].positional, words)
+        if name.startswith("train") or name == "distill":
+            assert (config.max_train_steps == 2) == bool(steps), words
+            assert (config.train_batch_size == 2) == bool(steps), words
