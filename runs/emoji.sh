@@ -90,7 +90,7 @@ contentmotion generate "a crying cat" "woman lifting weights, dark skin tone" "r
 if [ -n "${CONTENTMOTION_I3D:-}" ]; then
     # The first package's 465 training clips and 12 held-out ones where they are at hand, else all.
     SCORED=$CLIPS
-    [ -d "$SCORED" ] || SCORED=$DATA
+    [ -d "$SCORED" ] && [ -z "${STEPS:-}" ] || SCORED=$DATA
     contentmotion evaluate --pretrained_model_name_or_path "$OUT/pipeline" --data_dir "$SCORED" \
         --batch_size 16 --output_dir "$OUT/scores" $SAMPLED $SCORED_FEW
     python benchmarks/few_steps.py --teachers teacher="$OUT/pipeline" --students student="$OUT/few-step" --data_dir "$SCORED" \
