@@ -168,5 +168,6 @@ def student_scheduler(scheduler: Any, num_ddim_steps: int) -> LCMScheduler | Flo
     # All values by name: from_config leaves those out that are the teacher class's defaults, and LCM's differ.
     settings = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        settings.pop("stochastic_sampling", None)  # LCM's always is
         return FlowMatchLCMScheduler.from_config(settings)  # type: ignore[return-value]
     return LCMScheduler.from_config(settings, original_inference_steps=num_ddim_steps)  # type: ignore[return-value]
