@@ -105,7 +105,7 @@ def test_settings_of_the_hub(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=message):
             parse("train-content", *words, *more)
     (tmp_path / "a.yaml").write_text("revision: v1\nhub:\n  revision: v2\n")
-    with pytest.raises(UsageError, match="hub.revision is there twice, with and without its block's name"):
+    with pytest.raises(UsageError, match="hub.revision is there twice, under two names"):
         parse("train-content", *words, f"--config={tmp_path}/a.yaml")
 
 
@@ -143,11 +143,21 @@ def test_blocks_on_the_command_line_and_in_files(tmp_path: Path, capsys: pytest.
     assert "other settings than before: seed 0 -> 1, model.num_heads 4 -> 8." in capsys.readouterr().err
 
 
+def test_files_may_go_on_using_names_of_before(tmp_path: Path) -> None:
+    """Runs go on with their own."""
+    file = tmp_path / "settings.yaml"
+    file.write_text("cache_dir: c\neval_cache_dir: d\noutput_dir: o\npart: content\n")
+    config = parse("distill", "--config", str(file))
+    assert (config.latent_cache, config.eval_latent_cache) == ("c", "d")
+    file.write_text("cache_dir: c\ndata_dir: d\n")
+    assert parse("evaluate", "--config", str(file)).measures_dir == "c"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("depth: 3", "FILE: unknown key 'depth': it is called model.depth now"),
-        ("cache_dir: x", "FILE: unknown key 'cache_dir': it is called latent_cache now"),
+        ("cache_dir: x\nlatent_cache: y", "FILE: latent_cache is there twice, under two names"),
         ("eval_steps: 3", "FILE: unknown key 'eval_steps': it is called eval.steps now"),
         (
             "depth: 3\nseed: 1\nseet: 2",

@@ -379,9 +379,10 @@ def read_settings(content: dict[str, Any], config_class: type, file: str) -> dic
     settings = settings_of(config_class)
     values, unknown = {}, []
     for name, value in flatten(content, {name.partition(".")[0] for name in settings if "." in name}):
-        name = whole_name(name, settings)
+        renamed = [new for new in settings if RENAMED.get(new) == name] if name not in settings else []
+        name = renamed[0] if renamed else whole_name(name, settings)
         if name in values:
-            raise UsageError(f"{file}: {name} is there twice, with and without its block's name")
+            raise UsageError(f"{file}: {name} is there twice, under two names")
         if name in settings:
             values[name] = settings[name].convert(value, f"{file}: {name}")
         elif not config_class.takes_any_recipe:
@@ -400,7 +401,8 @@ def flatten(content: dict[Any, Any], blocks: set[str]) -> Iterator[tuple[str, An
             yield str(name), value
 
 
-# What settings were called before: in diffusers' scripts ``cache_dir`` is where downloads are kept.
+# What settings were called before: files of settings may go on calling them so, for runs go on with theirs. In scripts
+# of diffusers ``cache_dir`` is where downloads are kept.
 RENAMED = {"latent_cache": "cache_dir", "eval_latent_cache": "eval_cache_dir", "measures_dir": "cache_dir"}
 # Settings of version 0.1 that have no other name now, and what to do.
 GONE = {"measure_motion": "a cache notes the statistics of its own motion latents, so leave it out"}

@@ -141,9 +141,11 @@ def push_as_process(endpoint: str, folder: Path, home: Path, token: str | None) 
 def test_upload(hub: str, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
     """Its card's commands then call it by its name on the hub."""
     folder = Path(shutil.copytree(tiny_pipeline_dir / "autoencoder", tmp_path / "mine"))
-    lines = ["--pretrained_model_name_or_path mine", 'from_pretrained("mine")']
-    card = "# mine\n\n## Use\n\n{}\n{}\n\n## Training\n\n--pretrained_model_name_or_path other\n"
-    (folder / "README.md").write_text(card.format(*lines))
+    command = 'contentmotion generate "a prompt" --pretrained_model_name_or_path {}\r\n'
+    lines = [command.format("'my own'"), 'pipe = ContentMotionPipeline.from_pretrained("my own")\n']
+    others = 'vae = AutoencoderKL.from_pretrained("my own")\n`contentmotion train --pretrained_model_name_or_path x`\n'
+    written = "# mine\r\n\n{}{}" + others
+    (folder / "README.md").write_bytes(written.format(*lines).encode())
     done = push_as_process(hub, folder, tmp_path, "hf_" + "a" * 34)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"{hub}/me/model"
@@ -153,7 +155,9 @@ def test_upload(hub: str, tiny_pipeline_dir: Path, tmp_path: Path) -> None:
     assert commit[0]["value"]["summary"] == "Upload with contentmotion"
     sent = {line["value"]["path"]: b64decode(line["value"]["content"]) for line in commit[1:]}
     assert sent.keys() == {"README.md", "config.json", "diffusion_pytorch_model.safetensors"}
-    assert sent["README.md"].decode() == card.format(*(line.replace("mine", "me/model") for line in lines))
+    own = [command.format("me/model"), lines[1].replace("my own", "me/model")]
+    assert sent["README.md"] == written.format(*own).encode()
+    assert (folder / "README.md").read_bytes() == written.format(*lines).encode(), "the file is the user's"
 
 
 def test_not_logged_in(hub: str, tiny_pipeline_dir: Path, tmp_path: Path) -> None:

@@ -273,8 +273,9 @@ def test_what_does_not_fit_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(row.note.startswith("does not fit: ") for row in result.stages if row.parameters)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_networks_that_do_not_fit_together_are_timed_one_at_a_time(
-    tiny_pipeline_dir: Path, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, tiny_pipeline_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[weakref.ref] = []
 
@@ -287,10 +288,10 @@ def test_networks_that_do_not_fit_together_are_timed_one_at_a_time(
 
     systems = [folder_system(str(tiny_pipeline_dir), BenchmarkConfig(num_frames=4, steps=2), 1)]
     results = count_systems(systems)
-    weights = [4 * row.parameters for row in results[0].stages]
+    weights = [dtype.itemsize * row.parameters for row in results[0].stages]
     monkeypatch.setattr("contentmotion.cost.clip.free_memory", lambda device: 1.1 * max(weights))
     monkeypatch.setattr("contentmotion.cost.clip.build", build_alone)
-    time_systems(systems, results, CPU, torch.float32, 3, 60.0)
+    time_systems(systems, results, CPU, dtype, 3, 60.0)
     assert len(made) == 3 * sum(size > 0 for size in weights)
     assert all(row.seconds and not row.note for row in results[0].stages)
     assert results[0].measured_seconds is None  # it can't run as a whole

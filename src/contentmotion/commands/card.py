@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -164,9 +165,9 @@ def _parts(folder: Path) -> str:
 def _use(name: str, takes_text: bool) -> str:
     asked, given = ('"a prompt"', '"a prompt"') if takes_text else ("--class_labels 0", "class_labels=0")
     return (
-        f"```sh\ncontentmotion generate {asked} --pretrained_model_name_or_path {name}\n```\n\n"
+        f"```sh\ncontentmotion generate {asked} --pretrained_model_name_or_path {shlex.quote(name)}\n```\n\n"
         f"```python\nfrom contentmotion import ContentMotionPipeline\n\n"
-        f'pipe = ContentMotionPipeline.from_pretrained("{name}")\nframes = pipe({given}).frames[0]\n```'
+        f"pipe = ContentMotionPipeline.from_pretrained({json.dumps(name)})\nframes = pipe({given}).frames[0]\n```"
     )
 
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from rich.console import Console
 
 from contentmotion.commands.info import CACHE, count_parameters, find_parts
 from contentmotion.config import PushConfig
-from contentmotion.saving import read_text
 from contentmotion.tables import print_table
 
 # Of training runs, what only serves to go on with them; and whatever is hidden, half-written files among it.
 LEFT_OUT = (".*", "*/.*", "checkpoint-*", "partial-*", "logs/*")
+# The lines of a card that say how the model is loaded, as commands/card.py writes them.
+OWN_COMMANDS = re.compile(
+    rb'(?m)^(contentmotion generate (?:"a prompt"|--class_labels 0) --pretrained_model_name_or_path '
+    rb'|pipe = ContentMotionPipeline\.from_pretrained\(")([^\r\n]*?)("\)|)(?=\r?$)'
+)
 
 
 def push(config: PushConfig) -> None:
@@ -40,17 +44,12 @@ def push(config: PushConfig) -> None:
             Console().print("No README.md: the hub will show no model card", style="yellow")
         return
     require_access(config.repo_id)
-    name_in_use(folder, config.repo_id)
+    changed = {} if is_cache else {Path("README.md"): card_of(folder, config.repo_id)}
+    uploaded = [CommitOperationAdd(path.as_posix(), changed.get(path) or folder / path) for path in files]
     api = HfApi()
     try:
         api.create_repo(config.repo_id, repo_type=kind, private=config.private, exist_ok=True)
-        api.upload_folder(
-            repo_id=config.repo_id,
-            repo_type=kind,
-            folder_path=folder,
-            ignore_patterns=list(LEFT_OUT),
-            commit_message=config.commit_message,
-        )
+        api.create_commit(config.repo_id, uploaded, commit_message=config.commit_message, repo_type=kind)
     except HfHubHTTPError as error:
         raise OSError(f"the hub refused {config.repo_id}: {' '.join(str(error).split())}") from error
     except Exception as error:
@@ -94,15 +93,13 @@ def check_folder(folder: Path) -> bool:
     return False
 
 
-def name_in_use(folder: Path, repo_id: str) -> None:
-    """Has a card's commands call the model by its name on the hub."""
+def card_of(folder: Path, repo_id: str) -> bytes | None:
+    """A model's card, with the commands that ``export`` wrote calling it by its name on the hub; None where there is no
+    card. The file stays as it is."""
     card = folder / "README.md"
     if not card.is_file():
-        return
-    before, title, after = read_text(card).partition("\n## Use\n")
-    use, *more = after.split("\n## ", 1)
-    use = re.sub(r'(_name_or_path |from_pretrained\(")[^\s"]+', rf"\g<1>{repo_id}", use)
-    card.write_text(before + title + "\n## ".join([use, *more]), encoding="utf-8")
+        return None
+    return OWN_COMMANDS.sub(lambda found: found[1] + repo_id.encode() + found[3], card.read_bytes())
 
 
 def list_files(folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ The networks have random weights: time does not depend on them.
 
 from __future__ import annotations
 
+import gc
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -480,7 +481,7 @@ def time_systems(
         whole_seconds: Whole pipelines run where their stages take no longer than this in all.
     """
     makers = {name: make for system in systems for name, make in system.networks.items()}
-    shapes = {name: build(make, META) for name, make in makers.items()}
+    shapes = {name: build(make, META, dtype) for name, make in makers.items()}
     needed = sum(p.numel() for shape in shapes.values() for p in shape.parameters()) * dtype.itemsize
     together = needed < 0.9 * free_memory(device)
     networks = {name: build(make, device, dtype) for name, make in makers.items()} if together else {}
@@ -513,6 +514,8 @@ def _one_at_a_time(
     names = {id(shape): name for name, shape in shapes.items()}
 
     def make(number: int, name: str) -> Callable[[], object]:
+        gc.collect()
+        torch.cuda.empty_cache()  # the network before this one; does nothing without a GPU
         network = _build_if_it_fits(system.networks[name], device, dtype)
         return system.passes({**shapes, name: network}, device)[number].call
 
