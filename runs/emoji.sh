@@ -13,7 +13,7 @@
 # shellcheck disable=SC2086 # FEW and its like are words, or none
 set -euo pipefail
 cd "$(dirname "$0")/.."
-OUT=${OUT:-outputs/emoji}
+OUT=${OUT:-outputs/emoji${STEPS:+-few}}
 CLIPS=${CLIPS:-../shared/data/fluent-emoji-anim}
 DATA=$OUT/data
 # Words that STEPS adds to commands: of preparation, training, sampling, evaluate and few_steps.py.

@@ -43,7 +43,8 @@ SUMMARY_HEADINGS = (
 NOTES = (
     "FLOPs are 2 x multiply-adds with attention, guidance counted. Paper's: multiply-adds of convolutions and linear "
     "layers, one pass a step, text encoder and image decoder left out (CMD Tables 8 and 9). Seconds: median call x "
-    "calls, ± half of slowest - fastest; ~: extrapolated from one call."
+    "calls, ± half of slowest - fastest; ~: extrapolated from one call. Networks that are larger than the memory "
+    "together are timed one at a time, without a call to warm them up."
 )
 # Colour-blind safe (Okabe and Ito), by stage.
 COLOURS = {
