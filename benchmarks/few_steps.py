@@ -85,6 +85,7 @@ def parse() -> argparse.Namespace:
     add("--guidance_rescale", type=float, default=0.0, help="likewise")
     add("--best_steps", type=int, default=50, help="steps of the teachers' best sampling (default 50)")
     add("--teacher_steps", type=int, nargs="*", default=FEW_STEPS, help="few steps of the teachers (default 1 2 4 8)")
+    add("--student_steps", type=int, nargs="+", default=FEW_STEPS, help="steps of the students (default 1 2 4 8)")
     add("--data_dir", required=True, help="real clips with captions")
     add("--num_videos", type=int, default=None, help="use only so many of them")
     add("--num_seeds", type=int, default=3)
@@ -154,7 +155,7 @@ def rows_of(arguments: argparse.Namespace, students: dict[str, str]) -> dict[str
         for n in arguments.teacher_steps:
             rows[f"{name}, {n} step{'s' * (n > 1)}"] = plain | {"num_inference_steps": n}
     for name, student in students.items():
-        for n in FEW_STEPS:
+        for n in arguments.student_steps:
             settings = {"pretrained_model_name_or_path": student, "num_inference_steps": n, "guidance_scale": 1.0}
             rows[f"{name}, {n} step{'s' * (n > 1)}"] = settings
     return rows
