@@ -77,7 +77,10 @@ def time_in_turns(
                 peaks[number] = peak_memory_since(before, device)
             if turn:
                 seconds[number].append(elapsed)
-    return [failures.get(number) or Timing(tuple(seconds[number]), peaks[number]) for number in range(len(jobs))]
+    return [
+        Timing(tuple(seconds[number]), peaks[number]) if seconds[number] else failures[number]
+        for number in range(len(jobs))
+    ]
 
 
 def _time(job: Callable[[], object], device: torch.device) -> float:
