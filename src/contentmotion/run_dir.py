@@ -216,8 +216,8 @@ def _tell_changes(path: Path, config: Any) -> None:
         )
 
 
-def describe_environment(device: torch.device, num_processes: int) -> dict[str, Any]:
-    """Versions and hardware that a run's numbers depend on."""
+def describe_environment(device: torch.device, num_processes: int, mixed_precision: str) -> dict[str, Any]:
+    """Versions, hardware and precision that a run's numbers depend on."""
     names = ("contentmotion", "torch", "accelerate", "diffusers", "transformers")
     versions = {}
     for name in names:
@@ -226,6 +226,7 @@ def describe_environment(device: torch.device, num_processes: int) -> dict[str, 
     return {
         "hardware": describe_hardware(device),
         "processes": num_processes,
+        "precision": str(resolve_dtype(mixed_precision, device) or "float32").removeprefix("torch."),
         "python": platform.python_version(),
         "system": platform.platform(),
         **versions,

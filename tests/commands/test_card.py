@@ -114,8 +114,10 @@ def test_card_of_training_runs(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
     ):
         shutil.copytree(tiny_pipeline_dir / name, tmp_path / name / name)
         settings = {"max_train_steps": 123, "train_batch_size": 7, "learning_rate": 1e-4, "seed": 5} | own
+        settings["mixed_precision"] = "auto"
         text = f"# To repeat the run: contentmotion {command} --config config.yaml\n{yaml.safe_dump(settings)}"
         (tmp_path / name / "config.yaml").write_text(text)
+        (tmp_path / name / "environment.json").write_text(json.dumps({"precision": "bfloat16"}))
     shutil.copytree(tiny_pipeline_dir / "motion_scheduler", tmp_path / "motion_transformer/motion_scheduler")
     shutil.copy(
         tiny_pipeline_dir / "motion_scheduler/scheduler_config.json", tmp_path / "motion_transformer/motion_transformer"
@@ -130,6 +132,7 @@ def test_card_of_training_runs(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
     assert "* train-autoencoder: `clips`, clips of 4 x 16 x 16" in text
     assert "* distill, motion: 42 clips of 4 x 16 x 16, split train" in text
     assert "| distill, motion | 123 | 7 |" in text
+    assert "| bfloat16 |" in text and "| auto |" not in text, "what was used, not what was asked for"
     assert "/home/me" not in text and str(tmp_path) not in text
 
 

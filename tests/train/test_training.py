@@ -105,6 +105,7 @@ def test_from_videos_to_a_video(run: Path) -> None:
         lines = [json.loads(line) for line in (run / stage / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == [1, 2]
         assert (run / stage / "config.yaml").exists()
+        assert json.loads((run / stage / "environment.json").read_text())["precision"] in ("float32", "bfloat16")
 
 
 @pytest.mark.parametrize("stage", ["content", "motion"])

@@ -17,6 +17,7 @@ from contentmotion.config import BenchmarkConfig, ExportConfig
 from contentmotion.cost.clip import count_systems, folder_system
 from contentmotion.evaluate.measures import columns
 from contentmotion.evaluate.summary import TITLES, cells, shown_columns
+from contentmotion.run_dir import ENVIRONMENT
 from contentmotion.saving import read_text
 from contentmotion.tables import markdown_table, number
 
@@ -124,6 +125,9 @@ def find_runs(config: ExportConfig) -> dict[str, dict[str, Any]]:
         manifest = Path(str(settings.get("latent_cache", settings.get("cache_dir")))) / "manifest.json"
         if manifest.is_file():
             settings["cache"] = json.loads(read_text(manifest))
+        environment = file.parent / ENVIRONMENT
+        if environment.is_file():  # "auto" says less; runs of earlier versions know no better
+            settings["mixed_precision"] = json.loads(read_text(environment)).get("precision", settings.get("mixed_precision"))
         runs[f"{command[1]}, {settings['part']}" if "part" in settings else command[1]] = settings
     return runs
 

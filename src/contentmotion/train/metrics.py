@@ -76,7 +76,8 @@ class Metrics:
         def prepare() -> None:
             run_dir.mkdir(parents=True, exist_ok=True)
             device: Any = self.process.device
-            write_json(run_dir / ENVIRONMENT, describe_environment(device, self.process.num_processes))
+            environment = describe_environment(device, self.process.num_processes, config.mixed_precision)
+            write_json(run_dir / ENVIRONMENT, environment)
             self._forget_steps_after(first_step)
             if config.report_to != "none" and (first_step == 0 or not (run_dir / TRACKED).exists()):
                 write_json(run_dir / TRACKED, {"id": uuid.uuid4().hex})
