@@ -131,6 +131,9 @@ def test_a_flow_teacher_is_distilled(root: Path, part: str) -> None:
         frames = pipe("a square", output_type="np", **steps).frames
     assert isinstance(scheduler, FlowMatchLCMScheduler) and scheduler.config.shift == 3.0
     assert frames.shape == (1, 4, 16, 16, 3) and frames.std() > 0
+    # Each step counts: the levels 1, 1/2 (and of four 3/4, 1/4), shifted once. By itself the last would be 0.009.
+    expected = [1000, 900, 750, 500] if part == "video" else [1000, 750]
+    assert scheduler.timesteps.tolist() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch.func.jvp's own

@@ -41,7 +41,7 @@ from contentmotion.stages.content import NETWORKS, content_stage, family_in
 from contentmotion.stages.content.family import ContentStage
 from contentmotion.stages.image_vae import decode_frames, encode_frames, vae_latent_channels, vae_scale_factor
 from contentmotion.stages.motion import MotionStage
-from contentmotion.stages.stage import Condition, Stage
+from contentmotion.stages.stage import Condition, Stage, few_step_levels
 
 REDRAWN = 0.5  # strength by which a given picture is drawn anew, where no other is given
 
@@ -605,6 +605,8 @@ class ContentMotionPipeline(LatentPipeline):
             "callback_on_step_end_tensor_inputs": list(names),
         }  # fmt: skip
         optional = {"height": height, "width": width, "eta": eta, **stage.stock_arguments}
+        if "timesteps" not in arguments:
+            optional |= few_step_levels(stock.scheduler, sampling.steps)
         if sampling.guidance_rescale:
             optional["guidance_rescale"] = sampling.guidance_rescale
         if noise is not None:

@@ -11,8 +11,9 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler, SchedulerMixin
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
@@ -180,7 +181,7 @@ class Stage(nn.Module):
 
     def set_timesteps(self, steps: int, shape: Sequence[int], device: torch.device) -> None:
         """Sets the scheduler's times to sample samples of a shape (b, ...)."""
-        self.scheduler.set_timesteps(steps, device=device)
+        self.scheduler.set_timesteps(steps, device=device, **few_step_levels(self.scheduler, steps))
 
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with what is drawn of conditions in training, such as noise on them, from its generator."""
@@ -309,6 +310,16 @@ def example_tokens(text_encoder: Any, batch_size: int, device: torch.device) -> 
     config = text_encoder.config
     shape = (batch_size, config.max_position_embeddings, config.hidden_size)
     return torch.zeros(shape, device=device, dtype=text_encoder.dtype)
+
+
+def few_step_levels(scheduler: Any, steps: int) -> dict[str, Any]:
+    """The noise levels, before the shift, at which a flow's student takes so many steps, as ``set_timesteps`` and stock
+    pipelines take them; nothing for other schedulers, which know their own.
+
+    Told a number of steps alone, ``FlowMatchLCMScheduler`` spreads them down to a level of 0.001, from which the last
+    one leads to 0: of two steps one would do nothing. These are evenly spaced, as ``NoiseSchedule.solver_times`` are.
+    """
+    return {"sigmas": np.linspace(1.0, 1 / steps, steps)} if isinstance(scheduler, FlowMatchLCMScheduler) else {}
 
 
 def make_scheduler(beta_schedule: str, prediction_type: str | None, flow_shift: float = 1.0) -> SchedulerMixin:
