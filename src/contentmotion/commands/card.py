@@ -127,7 +127,8 @@ def find_runs(config: ExportConfig) -> dict[str, dict[str, Any]]:
             settings["cache"] = json.loads(read_text(manifest))
         environment = file.parent / ENVIRONMENT
         if environment.is_file():  # "auto" says less; runs of earlier versions know no better
-            settings["mixed_precision"] = json.loads(read_text(environment)).get("precision", settings.get("mixed_precision"))
+            used = json.loads(read_text(environment)).get("precision")
+            settings["mixed_precision"] = used or settings.get("mixed_precision")
         runs[f"{command[1]}, {settings['part']}" if "part" in settings else command[1]] = settings
     return runs
 
