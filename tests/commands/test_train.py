@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,6 +82,7 @@ def test_it_ends_with_a_model_a_sheet_and_a_report(made: Path, phone: Path) -> N
     for words in ("waves at night", "3 clips of 3 videos", "4 frames of 32x32 pixels, 8 a second", "How to go on"):
         assert words in page, words
     assert page.count("<svg") == 4, "VAE, autoencoder, content, motion"
+    assert "--guidance_scale 3 " in page, "distilling as the pipeline is guided"
 
 
 def test_once_more_does_nothing(made: Path, phone: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,6 +136,7 @@ def test_an_edited_list_of_clips_is_read_as_any_other(made: Path, tmp_path: Path
     assert captions_of_clips(clips) == ["a $HOME dog"]
     page = make_page(folder)
     assert "1 clips of 1 videos" in page and "generate &#x27;a $HOME dog&#x27;" in page, "nothing a shell would expand"
+    assert "--guidance_scale 4 " in page, "of a pipeline that says nothing"
     (clips / "metadata.jsonl").write_text(rows[-1])
     with pytest.raises(ValueError, match="metadata.jsonl: no clip has a caption"):
         captions_of_clips(clips)
@@ -166,6 +170,37 @@ def test_a_change_below_is_refused_with_advice_that_works(
     assert give(phone, made) == 0
     assert (made / "autoencoder/checkpoint-000003").is_dir() and (made / "pipeline/model_index.json").is_file()
     assert json.loads((made / "train.json").read_text())["motion"] != state["motion"]
+
+
+def test_videos_that_came_later_are_named_with_advice_that_works(
+    phone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, root = shutil.copytree(phone, tmp_path / "data"), tmp_path / "my run"
+    monkeypatch.setattr(whole, "train_vae", lambda config: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert give(folder, root) == 130
+    planned = whole.plan_stages(TrainPipelineConfig(train_data_dir=str(folder), output_dir=str(root)))
+
+    def write_prompts() -> list[str]:
+        run = whole.Whole(root, planned, {})
+        run.configs["samples"] = None
+        run._note(planned[-1], started=[])
+        run._complete(planned[-1])
+        return (root / "prompts.txt").read_text().splitlines()
+
+    assert write_prompts() == ["waves at night", "a dog runs", "a red car"]
+    shutil.copy(folder / "a red car.mp4", folder / "a blue car.mp4")
+    capsys.readouterr()
+    assert give(folder, root) == 130
+    told = capsys.readouterr().err
+    assert f"1 new videos are not in it: {folder}/a blue car.mp4; {root} was cut before" in told
+    subprocess.run(re.findall(r"\((rm -r .*), and the same command\)", told)[0], shell=True, check=True)
+    assert give(folder, root) == 130 and "new videos" not in capsys.readouterr().err
+    assert write_prompts() == ["waves at night", "a blue car", "a dog runs", "a red car"], "of the new clips"
+    rows = (root / "clips/metadata.jsonl").read_text().splitlines()
+    (root / "clips/metadata.jsonl").write_text("\n".join(rows[1:]))
+    assert write_prompts() == ["a blue car", "a dog runs", "a red car"], "of a list that was edited"
+    (root / "prompts.txt").write_text("my own\n")
+    assert write_prompts() == ["my own"]
 
 
 def test_from_an_image_model(phone: Path, tmp_path: Path) -> None:

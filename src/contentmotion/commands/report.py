@@ -106,6 +106,8 @@ def _whole_sections(run: Path) -> list[str]:
     names = [Path(record.path).stem for record in read_metadata(clips, clips / LIST).records]  # NUMBER-PART
     cut, captions = read_json(clips / FACTS), captions_of_clips(clips)
     pipeline, quoted = shlex.quote(str(run / "pipeline")), shlex.quote(captions[0])
+    index = run / "pipeline/model_index.json"
+    own_scale = read_json(index).get("guidance_scale") if index.exists() else None
     trained = [name for name in done if (run / name / "metrics.jsonl").is_file()]
     facts = {
         "learned from": f"{len(names)} clips of {len({name.split('-')[0] for name in names})} videos",
@@ -119,7 +121,7 @@ def _whole_sections(run: Path) -> list[str]:
         f"--pretrained_model_name_or_path {pipeline}",
         "Train the motion longer": f"more max_train_steps in {run / 'settings'}/*-motion.yaml, then the same command",
         "Make it fast": f"contentmotion distill --part content --pretrained_model_name_or_path {pipeline} "
-        f"--latent_cache {shlex.quote(str(run / 'cache'))} --guidance_scale 4 "
+        f"--latent_cache {shlex.quote(str(run / 'cache'))} --guidance_scale {4 if own_scale is None else own_scale:g} "
         f"--output_dir {shlex.quote(str(run / 'content-lcm'))}",
     }
     shown = "".join(f"<li>{html.escape(text)}</li>" for text in captions[:MAX_CAPTIONS])

@@ -12,6 +12,7 @@ import gc
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -25,7 +26,7 @@ import torch
 import yaml
 
 from contentmotion.arguments import make_config, parse_config, read_settings, read_yaml
-from contentmotion.commands.cut import LIST, captions_of_clips, cut, open_captioned
+from contentmotion.commands.cut import FACTS, LIST, captions_of_clips, cut, open_captioned
 from contentmotion.commands.encode import encode
 from contentmotion.commands.export import export
 from contentmotion.commands.generate import generate
@@ -42,6 +43,7 @@ from contentmotion.config import (
     TrainPipelineConfig,
     TrainVAEConfig,
 )
+from contentmotion.data.formats import open_folder
 from contentmotion.data.layouts.metadata import read_metadata
 from contentmotion.loading import require_checkpoints
 from contentmotion.pipelines.folder import chosen_by
@@ -53,6 +55,7 @@ from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.content import train_content
 from contentmotion.train.motion import train_motion
 from contentmotion.train.vae import train_vae
+from contentmotion.video.sources import source_name
 
 PRESETS = Path(__file__).parents[1] / "presets"
 PROMPTS = "prompts.txt"
@@ -273,6 +276,7 @@ class Whole:
             if getattr(self.configs[stage.name], "hub", None) and self.configs[stage.name].hub.push_to_hub:
                 raise ValueError(f"{path}: train pushes no single stages; contentmotion push uploads what it made")
         self._require_unchanged()
+        self._tell_of_new_videos()
         if (
             "content" in self.configs and self.configs["content"].lora.rank and find_spec("peft") is None
         ):  # else hours later
@@ -323,6 +327,33 @@ class Whole:
                 f"(rm -r {folders}) and give the command again"
             )
 
+    def _tell_of_new_videos(self) -> None:
+        """Names, where the clips are cut, the videos that came to the folder since: they are in nothing of what is here."""
+        config, facts = self.configs["clips"], self.root / "clips" / FACTS
+        if not (facts.exists() and Path(config.train_data_dir).exists() and self.done.get("clips", {}).get("key")):
+            return
+        try:
+            names = [source_name(record.path) for record in open_folder(config.train_data_dir, config).records]
+        except (ValueError, OSError):  # the clips are here: nobody needs the folder any more
+            return
+        known = set(read_json(facts)["videos"])
+        new = [name for name in names if name not in known]
+        if not new:
+            return
+        made = [path for stage in self.stages if (path := self.root / stage.name).exists()] + [self.root / STATE]
+        made += [self.root / PROMPTS] if self._has_own_prompts() else []
+        print(
+            f"{len(new)} new videos are not in it: {', '.join(new[:3])}{', ...' if len(new) > 3 else ''}; "
+            f"{self.root} was cut before they came. To learn from them, too: another --output_dir, or all stages anew "
+            f"(rm -r {shlex.join(map(str, made))}, and the same command)",
+            file=sys.stderr,
+        )
+
+    def _has_own_prompts(self) -> bool:
+        """Whether the prompts are as they were written here: nobody has edited them."""
+        path = self.root / PROMPTS
+        return path.exists() and self.done.get("samples", {}).get("prompts") == _hash(read_text(path))
+
     def _complete(self, stage: Stage) -> Any:
         """A stage's settings with what only the clips can tell."""
         config, clips = self.configs[stage.name], self.root / "clips"
@@ -331,8 +362,10 @@ class Whole:
             return dataclasses.replace(config, cache_latents=config.cache_latents or few)
         if stage.name == "samples":
             prompts = self.root / PROMPTS
-            if not prompts.exists():
-                prompts.write_text("\n".join(captions_of_clips(clips)[:SHOWN_CAPTIONS]) + "\n", encoding="utf-8")
+            if not prompts.exists() or self._has_own_prompts():
+                text = "\n".join(captions_of_clips(clips)[:SHOWN_CAPTIONS]) + "\n"
+                prompts.write_text(text, encoding="utf-8")
+                self._note(stage, prompts=_hash(text))
         return config
 
     def _minutes_left(self, number: int) -> float:
