@@ -410,6 +410,24 @@ def test_saved_dataset(tmp_path: Path, clip_folder: Path, videos: list[bytes], k
     )
 
 
+@pytest.mark.parametrize(
+    ("values", "classes", "numbers"),
+    [
+        (["run", "jump", "run", ""], ("jump", "run"), [1, 0, 1, None]),
+        ([10, 9, -1, 10], ("9", "10"), [1, 0, None, 1]),
+        ([["x"], [], ["y"], []], None, [None] * 4),
+    ],
+)
+def test_saved_dataset_with_plain_labels(tmp_path: Path, values: list[Any], classes: Any, numbers: list[Any]) -> None:
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_dict({"video": [f"{k}.mp4" for k in range(4)], "label": values})
+    parts = {"train": table.select([0]), "test": table.select([1, 2, 3])}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    folder = read_clip_folder(tmp_path / "saved")
+    assert (folder.class_names, [record.label for record in folder.records]) == (classes, numbers)
+    assert bool(folder.notes) == (classes is None)
+
+
 def test_named_layout_that_is_not_there(tmp_path: Path) -> None:
     touch(tmp_path, "run/a.mp4")
     for layout in ("videofolder", "ucf101", "webvid", "msrvtt", "webdataset"):

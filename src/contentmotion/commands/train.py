@@ -328,7 +328,7 @@ class Whole:
             )
 
     def _tell_of_new_videos(self) -> None:
-        """Names, where the clips are cut, the videos that came to the folder since: they are in nothing of what is here."""
+        """Names the videos that came to the folder since the clips were cut: they are in nothing of what is here."""
         config, facts = self.configs["clips"], self.root / "clips" / FACTS
         if not (facts.exists() and Path(config.train_data_dir).exists() and self.done.get("clips", {}).get("key")):
             return

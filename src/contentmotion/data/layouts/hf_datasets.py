@@ -1,10 +1,12 @@
 """Hugging Face data sets, of the hub or saved by `save_to_disk`, read by the library `datasets` (optional).
 
-One column holds the videos; captions are in one of `CAPTION_COLUMNS`, classes in `label`. The
-library leaves decoding to this package: it hands over bytes or paths.
+One column holds the videos; captions are in one of `CAPTION_COLUMNS`, classes in `label` (a `ClassLabel`, or plain
+values; no value, or a number below 0, is no class). The library leaves decoding to this package: it hands over bytes
+or paths.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from contentmotion.data.layouts.metadata import CAPTION_COLUMNS, find_captions
-from contentmotion.data.records import ClipRecord, ConcatenatedRecords, Layout, Listing, Place, Records
+from contentmotion.data.records import ClipRecord, ConcatenatedRecords, Layout, Listing, Place, Records, sorted_classes
 from contentmotion.saving import require_regular
 from contentmotion.video.sources import StoredVideo
 
@@ -82,12 +84,20 @@ class TableRecords(Records):
         name: Its name, for messages.
         split: Its split, or None.
         caption_column: See `Place`.
+        class_names: Names of the classes of all splits, in label order; None: no labels.
 
     Raises:
         ValueError: No column holds videos, or none is called `caption_column`.
     """
 
-    def __init__(self, table: Any, name: str, split: str | None, caption_column: str | None = None) -> None:
+    def __init__(
+        self,
+        table: Any,
+        name: str,
+        split: str | None,
+        caption_column: str | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
         import datasets
 
         features = table.features
@@ -107,8 +117,8 @@ class TableRecords(Records):
         self.notes: list[str] = []
         if not self._texts.column_names:
             self.notes.append(f"no column with captions or labels (there are: {', '.join(features)})")
-        label = features.get("label")
-        self.class_names = tuple(label.names) if isinstance(label, datasets.ClassLabel) else None
+        self._numbers = {text: number for number, text in enumerate(class_names or ())}
+        self._label = features.get("label")
         self.split_names = [] if split is None else [split]
         self.split_codes = np.full(len(table), 0 if split else -1, dtype=np.int32)
 
@@ -118,9 +128,29 @@ class TableRecords(Records):
     def _record(self, index: int) -> ClipRecord:
         cells = self._texts[index] if self._texts.column_names else {}
         captions = find_captions(cells, self._caption_column) or ()
-        label = cells.get("label") if self.class_names else None
-        source = TableVideo(self._videos, index, self._name)
-        return ClipRecord(source, captions, label if label is not None and label >= 0 else None, self._split)
+        label = self._numbers.get(_class_of(self._label, cells.get("label")) or "")
+        return ClipRecord(TableVideo(self._videos, index, self._name), captions, label, self._split)
+
+
+def _class_of(feature: Any, value: Any) -> str | None:
+    """The name of a label's class; None where it has none."""
+    if value is None or value == "" or (isinstance(value, int) and value < 0):
+        return None
+    return feature.int2str(value) if hasattr(feature, "int2str") else str(value)
+
+
+def _find_classes(tables: Sequence[Any]) -> tuple[tuple[str, ...] | None, list[str]]:
+    """The classes of all tables in label order, and a note where their labels cannot be read as such."""
+    import datasets
+
+    labels = [(table, table.features["label"]) for table in tables if "label" in table.features]
+    orders = {tuple(feature.names) for _, feature in labels if isinstance(feature, datasets.ClassLabel)}
+    if len(orders) == 1 and all(isinstance(feature, datasets.ClassLabel) for _, feature in labels):
+        return orders.pop(), []
+    if not all(isinstance(feature, datasets.ClassLabel | datasets.Value) for _, feature in labels):
+        return None, [f"the column label is no class: it holds {labels[0][1]}"]
+    found = {_class_of(feature, value) for table, feature in labels for value in table.unique("label")} - {None}
+    return sorted_classes(found) or None, []  # type: ignore[arg-type]
 
 
 def read_dataset(name: str, caption_column: str | None = None) -> Listing:
@@ -141,11 +171,14 @@ def read_dataset(name: str, caption_column: str | None = None) -> Listing:
     except Exception as error:  # the library raises errors of its many dependencies
         raise ValueError(f"{name}: not loadable as a Hugging Face data set ({' '.join(str(error).split())})") from None
     if isinstance(loaded, datasets.Dataset):
-        parts = [TableRecords(loaded, name, str(loaded.split) if loaded.split else None, caption_column)]
+        tables = {str(loaded.split) if loaded.split else None: loaded}
     else:
-        parts = [TableRecords(table, name, split, caption_column) for split, table in loaded.items()]
+        tables = dict(loaded)
+    # Captions that are called label are no classes.
+    classes, notes = (None, []) if caption_column == "label" else _find_classes([*tables.values()])
+    parts = [TableRecords(table, name, split, caption_column, classes) for split, table in tables.items()]
     records = parts[0] if len(parts) == 1 else ConcatenatedRecords(parts)
-    return Listing(records, parts[0].class_names, notes=parts[0].notes, check_files=False)
+    return Listing(records, classes, notes=parts[0].notes + notes, check_files=False)
 
 
 DATASETS = Layout(
