@@ -255,7 +255,8 @@ def test_the_rate_leaves_videos_long_enough(make_frames: Callable[..., np.ndarra
     [
         ("a_dog-runs 02", ("a dog runs",)), ("ADogRuns", ("ADog Runs",)), ("IMG_2023 birthday", ("birthday",)),
         ("the film's end", ("the film's end",)), ("WhatsApp Video 2023-01-02", ()), ("VID_2023_x264", ("x",)[:0]),
-        ("犬が走る", ("犬が走る",)), ("GX010042", ()),
+        ("犬が走る", ("犬が走る",)), ("GX010042", ()), ("Hu\u0308ndin la\u0308uft 02", ("Hündin läuft",)),
+        ("कुत्ता_दौड़ता_है 02", ("कुत्ता दौड़ता है",)), ("❤\ufe0f IMG_1", ()), ("می\u200cرود", ("می\u200cرود",)),
     ],
 )  # fmt: skip
 def test_captions_in_names(stem: str, caption: tuple[str, ...]) -> None:

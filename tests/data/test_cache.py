@@ -15,7 +15,7 @@ from contentmotion.cli import main
 from contentmotion.commands.encode import encode
 from contentmotion.config import AutoencoderSizes, EncodeConfig, MotionSizes, TrainAutoencoderConfig, TrainMotionConfig
 from contentmotion.data.cache import LatentCache, Shard, collate_latents, hash_tensors, open_cache
-from contentmotion.data.clips import open_clips
+from contentmotion.data.clips import ClipDataset, open_clips
 from contentmotion.loading import load_autoencoder, load_vae
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.saving import hash_weights
@@ -25,6 +25,7 @@ from contentmotion.stages.text import encode_prompts
 from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.motion import train_motion
 from contentmotion.video.pixels import to_float
+from contentmotion.video.timeline import SlowVideoError
 from tiny import NARROW, STEPS, make_autoencoder, make_motion_dit
 
 
@@ -153,7 +154,45 @@ def test_bad_files_are_left_out_and_named(
     # Again, with nothing left to do: the same answer.
     before = {path.name: path.read_bytes() for path in Path(config.output_dir).iterdir()}
     encode(config)
+    assert f"skipped: {line}" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in Path(config.output_dir).iterdir()} == before
+
+
+def test_a_file_that_is_mended_comes_into_the_cache(
+    config: EncodeConfig, clip_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = folder_with_bad_files(clip_folder, tmp_path / "data", 2)
+    config = replace(config, train_data_dir=str(data), split=None, max_bad_fraction=0.4, num_clips_per_video=2)
+    encode(config)
+    shards = [shard["sha256"] for shard in index_of(config.output_dir)["shards"]]
+    capsys.readouterr()
+    shutil.copy(clip_folder / "videos/1.mp4", data / "a/1-broken-0.mp4")
+    encode(config)
+    said = capsys.readouterr().err
+    assert said.count("is made again, with files that could not be read before") == 2, "a clip is in two shards"
+    assert said.count("skipped: ") == 1 and "1-broken-1.mp4: " in said, "what is still bad is named again"
+    after = [shard["sha256"] for shard in index_of(config.output_dir)["shards"]]
+    assert [a == b for a, b in zip(shards, after, strict=True)] == [False, True, True, False, True, True]
+    whole = replace(config, output_dir=str(tmp_path / "at_once"))
+    encode(whole)
+    for path in Path(whole.output_dir).glob("*.safetensors"):
+        assert path.read_bytes() == (Path(config.output_dir) / path.name).read_bytes()
+
+
+def test_a_disk_that_stalled_is_asked_again(config: EncodeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stall(*args: Any, **kwargs: Any) -> None:
+        raise SlowVideoError("31 s")
+
+    config = replace(config, max_bad_fraction=0.4)
+    make = ClipDataset._make
+    monkeypatch.setattr(
+        ClipDataset, "_make", lambda own, index, seed: stall() if index == 2 else make(own, index, seed)
+    )
+    encode(config)
+    assert index_of(config.output_dir)["num_clips"] == 3
+    monkeypatch.undo()
+    encode(config)
+    assert index_of(config.output_dir)["num_clips"] == 4 and not index_of(config.output_dir)["skipped"]
 
 
 def test_too_many_bad_files_stop_the_run(config: EncodeConfig, clip_folder: Path, tmp_path: Path) -> None:

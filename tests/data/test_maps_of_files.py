@@ -14,7 +14,8 @@ from contentmotion.commands.encode import encode
 from contentmotion.config import EncodeConfig
 from contentmotion.data.cache import LatentCache, collate_latents
 from contentmotion.data.clips import open_clips
-from contentmotion.data.maps import sharpen_lines, sketch_of, to_grey
+from contentmotion.data.maps import sharpen_lines, sketch_of, to_grey, with_maps
+from contentmotion.data.records import ClipRecord
 from contentmotion.video.timeline import VideoError
 from contentmotion.video.write import write_video
 
@@ -100,6 +101,18 @@ def test_files_beside_videos_may_be_larger(
     encode(config)
     item = LatentCache(config.output_dir)[1]
     assert ((item["latents"][:, 1:2] + 1) * 127.5 - item["depth"]).abs().mean() < 8
+
+
+def test_dots_in_names_are_no_suffixes(tmp_path: Path) -> None:
+    videos, maps = tmp_path / "videos", tmp_path / "depth"
+    for folder in (videos / "frames 1.5", maps / "clip 2", maps / "x.y"):
+        folder.mkdir(parents=True)
+    for name in ("clip 1.mp4", "clip 1.5.mp4", "frames 1.mp4"):
+        (maps / name).write_bytes(b"")
+    names = ["clip 1.mp4", "clip 1.5.MP4", "clip 1.6.mp4", "clip 2.mpg", "frames 1.5", "x.y.mp4"]
+    records = with_maps([ClipRecord(videos / name, (), None, None) for name in names], videos, "depth", maps)
+    found = [path.name for record in records for _, path in record.conditions]
+    assert found == ["clip 1.mp4", "clip 1.5.mp4", "clip 1.6", "clip 2", "frames 1.5", "x.y"]
 
 
 def test_bad_maps_are_left_out_and_named(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -121,7 +122,11 @@ def captions_of_clips(clips: Path) -> list[str]:
 
 def caption_of_name(stem: str) -> tuple[str, ...]:
     """The caption in a file's name: "a_dog-runs 02" -> ("a dog runs",); () where it is a camera's, such as IMG_0042."""
-    words = re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", stem)
+    stem = unicodedata.normalize("NFC", stem)  # some systems write accents apart
+    # Vowel signs and the like are of no letter that re knows; they, and what joins letters, follow one in a word.
+    marks = "".join(character for character in stem if unicodedata.category(character)[0] == "M")
+    word = rf"[^\W\d_](?:[^\W\d_]|[\u0300\u200c\u200d{marks}])*"
+    words = re.findall(f"{word}(?:'{word})?", stem)
     while words and words[0].lower() in CAMERA_WORDS:
         del words[0]
     while words and words[-1].lower() in CAMERA_WORDS:

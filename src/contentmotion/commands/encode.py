@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import save
 from torch import Tensor
 
@@ -50,7 +51,8 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 def encode(config: EncodeConfig) -> None:
     """Fills a cache with content frames and motion latents, and notes the motion's statistics in its manifest.
 
-    Under torchrun or ``accelerate launch`` the processes share the work. Run again, it makes what is missing.
+    Under torchrun or ``accelerate launch`` the processes share the work. Run again, it makes what is missing, and again
+    the shards without a clip that can be read by now.
 
     Raises:
         ValueError: Too few usable videos, or the folder holds a cache made with other networks or settings.
@@ -71,8 +73,8 @@ def encode(config: EncodeConfig) -> None:
         for leftover in cache_dir.glob(".shard-*"):
             leftover.unlink()
         write_json(cache_dir / MANIFEST, (begun or {}) | manifest)
-    missing = [k for k in range(source.num_shards) if not _is_whole(cache_dir / _name(k))]
-    processes.wait_for_everyone()  # all have listed before one writes
+    # One process looks: what can be read may change between two looks, and all must deal the same list.
+    [missing] = broadcast_object_list([_find_missing(cache_dir, source) if processes.is_main_process else []])
     mine = missing[processes.process_index :: processes.num_processes]
     _encode_shards(config, encoder, source, mine, cache_dir, show=processes.is_main_process)
     processes.wait_for_everyone()
@@ -302,17 +304,36 @@ def _require_same(cache_dir: Path, begun: dict[str, Any] | None, manifest: dict[
         )
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a shard is there, and its bytes are those that were written."""
+def _find_missing(cache_dir: Path, source: ClipSource) -> list[int]:
+    """The shards to be made; of the others, the files that they are without are named."""
+    missing: list[int] = []
+    skipped: dict[str, None] = {}
+    for number in range(source.num_shards):
+        path = cache_dir / _name(number)
+        shard = _open_whole(path)
+        if shard is None:
+            missing.append(number)
+        elif shard.header["skipped"] and source.has_more(number, shard.rows("item").tolist()):
+            print(f"{path}: is made again, with files that could not be read before", file=sys.stderr)
+            missing.append(number)
+        else:
+            skipped |= dict.fromkeys(shard.header["skipped"])
+    for line in skipped:
+        print(f"skipped: {line}", file=sys.stderr)
+    return missing
+
+
+def _open_whole(path: Path) -> Shard | None:
+    """A shard that is there, and whose bytes are those that were written."""
     try:
         shard = Shard(path)
         shard.check(shard.header["sha256"])
     except FileNotFoundError:
-        return False
+        return None
     except (OSError, LookupError) as error:
         print(f"{path}: damaged, is made again ({error})", file=sys.stderr)
-        return False
-    return True
+        return None
+    return shard
 
 
 def _name(number: int) -> str:

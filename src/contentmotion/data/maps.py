@@ -255,12 +255,14 @@ def _find_map(record: ClipRecord, root: Path, folder: Path) -> Path:
     """The map's file; the name that it should have, without a suffix, where there is none."""
     inside = isinstance(record.path, Path) and record.path.is_relative_to(root)
     name = record.path.relative_to(root) if inside else Path(Path(str(record.path)).name)  # type: ignore[union-attr]
+    is_folder = isinstance(record.path, Path) and record.path.is_dir()
+    if not is_folder and not name.suffix[1:].isdigit():  # "clip 1.5", be it of frames, has no suffix
+        name = name.with_suffix("")
     candidates = [name, Path(*name.parts[1:])] if len(name.parts) > 1 else [name]
     for candidate in candidates:
-        stem = folder / candidate.with_suffix("")
-        if stem.is_dir():
-            return stem
+        if (folder / candidate).is_dir():
+            return folder / candidate
         for suffix in VIDEO_SUFFIXES:
-            if stem.with_suffix(suffix).is_file():
-                return stem.with_suffix(suffix)
-    return folder / candidates[-1].with_suffix("")
+            if (file := folder / f"{candidate}{suffix}").is_file():
+                return file
+    return folder / candidates[-1]

@@ -56,6 +56,10 @@ class ClipSource(Protocol):
         """The clips of these shards, decoded by so many processes (0: by this one)."""
         ...
 
+    def has_more(self, shard: int, items: Sequence[int]) -> bool:
+        """Whether a clip of a shard that is not among these items can be read now; a stream is not asked again."""
+        ...
+
     def describe(self) -> dict[str, Any]:
         """What tells this data from other data, for the cache's manifest."""
         ...
@@ -100,6 +104,10 @@ class ListSource:
             num_workers=num_workers,
         )
         return iter(loader)
+
+    def has_more(self, shard: int, items: Sequence[int]) -> bool:
+        clips, absent = _Clips(self.clips, self.config), set(map(int, self._find(shard)[1])) - set(items)
+        return any(not isinstance(clips[shard, item, False][2], str) for item in sorted(absent))
 
     def describe(self) -> dict[str, Any]:
         folder, digest = self.clips.folder, hashlib.sha256()

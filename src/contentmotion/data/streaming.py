@@ -180,6 +180,9 @@ class StreamSource:
     def batches(self, shards: Sequence[int], num_workers: int) -> Iterator[ClipBatch]:
         return iter(DataLoader(_Shards(self, shards), batch_size=None, num_workers=num_workers))
 
+    def has_more(self, shard: int, items: Sequence[int]) -> bool:
+        return False
+
     def describe(self) -> dict[str, Any]:
         return {"items": None, "data": [Path(url).name for url in self.urls], "class_names": None}
 
