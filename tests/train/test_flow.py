@@ -29,6 +29,7 @@ from contentmotion.pipelines.loading import load_pipeline, load_video_pipeline
 from contentmotion.stages.content import content_stage
 from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.content import train_content
+from contentmotion.train.denoiser import train_denoiser
 from contentmotion.train.distill import distill
 from contentmotion.train.motion import train_motion
 from contentmotion.train.video import train_video
@@ -233,6 +234,22 @@ def test_settings_of_flow_matching_are_not_ignored(setting: str) -> None:
     with pytest.raises(ValueError, match="they need --prediction_type flow"):
         TrainContentConfig(latent_cache="x", output_dir="y", **{setting: 2.0})
     TrainContentConfig(latent_cache="x", output_dir="y", prediction_type="flow", **{setting: 2.0})
+
+
+def test_a_pretrained_flow_model_is_given_its_times(root: Path, tmp_path: Path) -> None:
+    """Whether it is one is known when it is loaded; its shift and what it predicts it keeps."""
+    given: dict[str, Any] = {
+        "latent_cache": f"{root}/cache", "pretrained_model_name_or_path": f"{root}/content/content",
+    } | STEPS | {"max_train_steps": 1, "validation_steps": 0}  # fmt: skip
+    train_content(TrainContentConfig(**given, logit_mean=1.0, logit_std=0.1, output_dir=f"{tmp_path}/content"))
+    assert (tmp_path / "content/content/unet").is_dir()
+    for own in ({"flow_shift": 2.0}, {"prediction_type": "flow"}):
+        with pytest.raises(ValueError, match="prediction_type and flow_shift are for models from scratch"):
+            TrainContentConfig(**given, **own, output_dir="y")
+    ddpm = content_stage(tiny.make_stable_diffusion().components)
+    config = TrainContentConfig(**given, logit_std=0.1, output_dir=f"{tmp_path}/refused")
+    with pytest.raises(ValueError, match=r"logit_mean and logit_std are flow matching's: .*/content is a model of"):
+        train_denoiser(config, None, ddpm, None, run_dir=tmp_path)  # type: ignore[arg-type]
 
 
 def test_a_variance_to_learn_is_refused_with_the_config() -> None:

@@ -194,7 +194,8 @@ class TrainDenoiserConfig(ScoredTrainConfig):
         conditioning_dropout_prob: Share of items trained with the empty prompt (or the null class).
         prediction_type: What a network made from scratch predicts; v_prediction when not given. With "flow" it predicts
             the velocity of flow matching. A pretrained one keeps its own.
-        flow_shift: Of flow matching: above 1, times are moved towards noise, as large pictures need (SD3 Eq. 23).
+        flow_shift: Of flow matching: above 1, times are moved towards noise, as large pictures need (SD3 Eq. 23). A
+            pretrained network keeps its own.
         logit_mean: Of flow matching: mean of the times' logit (SD3's logit-normal times).
         logit_std: Of flow matching: standard deviation of the times' logit.
         snr_gamma: Weigh the loss by min(SNR, gamma) instead of the SNR that predicting the noise implies (Hang et al.
@@ -216,13 +217,20 @@ class TrainDenoiserConfig(ScoredTrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            self.prediction_type == "flow" or (self.flow_shift, self.logit_mean, self.logit_std) == (1.0, 0.0, 1.0),
+            self._keeps_schedule
+            or self.prediction_type == "flow"
+            or (self.flow_shift, self.logit_mean, self.logit_std) == (1.0, 0.0, 1.0),
             "flow_shift, logit_mean and logit_std are flow matching's: they need --prediction_type flow",
         )
         require(
             self.prediction_type != "flow" or not getattr(getattr(self, "model", None), "learn_sigma", False),
             "model.learn_sigma is DDPM's: a model of flow matching has no variance to learn",
         )
+
+    @property
+    def _keeps_schedule(self) -> bool:
+        """Whether only the model that is loaded says if it is one of flow matching."""
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,9 +257,13 @@ class TrainUNetConfig(TrainDenoiserConfig):
         )
         require(not (self.lora.rank and self.trainable_modules), "lora.rank goes without trainable_modules")
         require(
-            not (self.pretrained_model_name_or_path and self.prediction_type),
-            "prediction_type is for models from scratch: a pretrained one keeps its own",
+            not self._keeps_schedule or (self.prediction_type is None and self.flow_shift == 1.0),
+            "prediction_type and flow_shift are for models from scratch: a pretrained one keeps its own",
         )
+
+    @property
+    def _keeps_schedule(self) -> bool:
+        return bool(self.pretrained_model_name_or_path)
 
 
 @dataclass(frozen=True, kw_only=True)

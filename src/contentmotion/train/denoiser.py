@@ -40,7 +40,15 @@ def train_denoiser(
         scored: Another one, for scores, where these want more components; ``pipe`` when None.
         prompts: What previews show; captions of the cache when empty.
         run_dir: Folder of the run.
+
+    Raises:
+        ValueError: Settings of flow matching, of a model that is none.
     """
+    if not stage.schedule.is_flow and (config.logit_mean, config.logit_std) != (0.0, 1.0):
+        raise ValueError(
+            f"logit_mean and logit_std are flow matching's: {config.pretrained_model_name_or_path} is a model of "
+            f"another kind ({stage.schedule.prediction_type})"
+        )
     freeze_all_but(stage, config.trainable_modules)
 
     def preview(step: int) -> None:
