@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import tiny
 from contentmotion.commands.encode import encode
 from contentmotion.commands.export import export
 from contentmotion.config import (
@@ -30,7 +31,7 @@ from contentmotion.train.autoencoder import train_autoencoder
 from contentmotion.train.content import train_content
 from contentmotion.train.distill import distill
 from contentmotion.train.motion import train_motion
-from contentmotion.train.scoring import student_score
+from contentmotion.train.scoring import Scorer, student_score
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +187,18 @@ def test_the_best_is_kept_beside_the_last(
     capsys.readouterr()
     train_autoencoder(dataclasses.replace(config, eval=dataclasses.replace(config.eval, num_videos=None)))
     assert "best.json: scored on other clips or settings than now" in capsys.readouterr().err
+
+
+def test_few_videos_are_enough_where_nobody_gave_a_number(config: TrainAutoencoderConfig, tmp_path: Path) -> None:
+    pipe = tiny.make_pipeline()
+
+    def scored_on(**asked: Any) -> int | None:
+        given = ScheduledEvaluation(steps=2, data_dir=config.eval.data_dir, split="train", i3d=config.eval.i3d, **asked)
+        return Scorer(pipe, dataclasses.replace(config, eval=given), "full", tmp_path, None).settings.num_videos
+
+    assert (scored_on(), scored_on(num_videos=2), scored_on(num_videos=None)) == (4, 2, None)
+    with pytest.raises(ValueError, match="--eval.num_videos 5, but 4 are there"):
+        scored_on(num_videos=5)
 
 
 def test_scoring_does_not_change_the_run(config: TrainAutoencoderConfig, tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ class ScheduledEvaluation(Settings):
             of students see docs/distillation.md); 0 never.
         data_dir: Real videos to score against, in any layout (docs/data.md).
         split: Split of them, where they have splits.
-        num_videos: Use only n of them, drawn from the seed.
+        num_videos: Use only n of them, drawn from the seed; when not given 64, or all where there are fewer.
         num_inference_steps: Denoising steps; when not given 50, or 4 of a distilled model.
         i3d: I3D weights (see evaluate).
     """

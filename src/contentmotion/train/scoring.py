@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from contentmotion.config import EvaluateConfig, ScoredTrainConfig
+from contentmotion.config import EvaluateConfig, ScheduledEvaluation, ScoredTrainConfig
 from contentmotion.config.use import Component
 from contentmotion.evaluate.i3d import load_i3d
 from contentmotion.evaluate.run import open_data, score_pipeline
@@ -52,7 +53,7 @@ class Scorer:
     ) -> None:
         self.pipe, self.component, self.run_dir = pipe, component, run_dir
         self.settings = EvaluateConfig(
-            **{name: getattr(config.eval, name) for name in ("data_dir", "split", "num_videos", "i3d")},
+            **{name: getattr(config.eval, name) for name in ("data_dir", "split", "i3d")},
             num_inference_steps=config.eval.num_inference_steps,
             motion_num_inference_steps=config.eval.num_inference_steps if component == "motion" else None,
             guidance_scale=config.student_guidance if getattr(config, "guidance_range", None) else None,  # type: ignore[attr-defined]
@@ -65,7 +66,7 @@ class Scorer:
         # What is wrong is said now, not after hours.
         pipe.check_parts()
         load_i3d(find_weights(config.eval.i3d, "i3d"))
-        open_data(self.settings, pipe)
+        self.settings = replace(self.settings, num_videos=self._count_videos(config.eval.num_videos))
         names = ("data_dir", "split", "num_videos", "num_inference_steps", "i3d", "seed", "mixed_precision")
         names += ("frame_stride", "fps", "resize_mode")
         self.scored_on: dict[str, Any] = {"component": component} | {
@@ -77,6 +78,16 @@ class Scorer:
         self.best: Best | None = None
         if save is not None and this_process().is_main_process:
             self.best = Best(run_dir, run_dir / BEST_FOLDER, partial(write_best, run_dir, save), SCORE, self.scored_on)
+
+    def _count_videos(self, asked: int | None) -> int | None:
+        """How many videos to score on: where nobody gave a number, no more than are there."""
+        clips, _ = open_data(self.settings, self.pipe)
+        there = len(clips.selected)
+        if asked is None or asked <= there:
+            return asked
+        if asked == ScheduledEvaluation.num_videos:
+            return there
+        raise ValueError(f"{clips.folder.root}: --eval.num_videos {asked}, but {there} are there")
 
     def __call__(self, step: int) -> dict[str, float]:
         """The component's numbers after a step, by name; none in all processes but the first."""
