@@ -31,6 +31,7 @@ from contentmotion.config import (
 from contentmotion.run_dir import owned_folder, prepare_output_dir, write_config
 from contentmotion.saving import replacing_file
 
+ROOT = Path(__file__).parents[1]
 WORDS = "a list (words separated by spaces), each text"
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 # A busy machine is no failure.
@@ -474,6 +475,32 @@ def test_help_is_instant_and_imports_nothing_heavy() -> None:
         assert done.stderr == "[]\n"
         # Processor time: unlike the clock, it does not depend on what else the machine does.
         assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+# Of the command line itself, of torchrun and of accelerate.
+OTHER_FLAGS = set("config debug help help_all name print_completion version nproc_per_node use_".split())  # noqa: SIM905
+SCRIPTS = [path for folder in ("benchmarks", "runs") for path in sorted((ROOT / folder).glob("*.sh"))]
+
+
+def flags_in(text: str) -> set[str]:
+    return {flag.rstrip(".-") for flag in re.findall(r"(?<![\w-])--([a-zA-Z][\w.-]*)", text)}
+
+
+def test_every_flag_that_the_source_speaks_of_exists() -> None:
+    known = OTHER_FLAGS | {name for row in COMMANDS.values() for name in settings_of(row.config_class)}
+    known |= {name.removeprefix("hub.") for name in known}
+    for path in (ROOT / "src").rglob("*.py"):
+        assert flags_in(path.read_text(encoding="utf-8")) <= known, path
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_commands_in_scripts_have_these_flags(script: Path) -> None:
+    """Also where a script would go on after a command that fails."""
+    text, names = script.read_text(encoding="utf-8").replace("\\\n", " "), "|".join(COMMANDS)
+    for line in text.splitlines():
+        for command, words in re.findall(rf'(?:^ *|contentmotion |launch "?\S+ |=")({names}) (?!\w+=)([^#]*)', line):
+            known = {"config", *settings_of(COMMANDS[command].config_class)}
+            assert flags_in(words) <= known | {name.removeprefix("hub.") for name in known}, line
 
 
 def test_as_a_process() -> None:

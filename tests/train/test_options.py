@@ -39,12 +39,13 @@ from contentmotion.losses.diffusion import split_by_time
 from contentmotion.losses.player import Player
 from contentmotion.pipelines.loading import load_pipeline, load_video_pipeline
 from contentmotion.stages.content import load_content
+from contentmotion.train.best import Best
 from contentmotion.train.checkpoints import checkpoints, latest_checkpoint
 from contentmotion.train.content import train_content
 from contentmotion.train.loop import fit
 from contentmotion.train.motion import train_motion
 from contentmotion.train.optimizers import Average
-from contentmotion.train.stopping import OUT_OF_TIME, StopRequests
+from contentmotion.train.stopping import OUT_OF_TIME, StopRequests, explained
 from contentmotion.train.video import train_video
 from tiny import UNET
 
@@ -153,6 +154,15 @@ def test_dead_reader_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"a process that reads data died .*--dataloader_num_workers") as error:
         small_run(tmp_path, items=Numbers(spoil=kill_the_reader), dataloader_num_workers=1, max_train_steps=9)
     assert "\n" not in str(error.value) and "the last good checkpoint is" in str(error.value)
+
+
+def test_what_is_kept_where_nothing_is(tmp_path: Path) -> None:
+    died = pytest.raises(OSError, match="a process that reads data died .*; no checkpoint was written yet")
+    with died, explained(tmp_path):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+    best = Best(tmp_path, tmp_path / "best", lambda: (tmp_path / "no/such").mkdir(), "fvd", {})
+    with pytest.raises(OSError, match="best could not be written: .*; no checkpoint was written yet"):
+        best.offer(1, 2.0)
 
 
 def say(error: Exception) -> Callable[[int], None]:
@@ -370,6 +380,9 @@ def test_checkpoint_of_another_config_is_one_line(tmp_path: Path) -> None:
         small_run(tmp_path, torch.nn.Sequential(torch.nn.Linear(1, 3), torch.nn.Linear(3, 1)))
     assert "\n" not in str(error.value)
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-000002"
+    small_run(tmp_path / "plain", ema_decay=0.0)
+    with pytest.raises(ValueError, match=r"000002 does not fit this model and configuration: .* --ema_decay 0 and"):
+        small_run(tmp_path / "plain", ema_decay=0.5, max_train_steps=3)
 
 
 @pytest.mark.parametrize("engine", ["fsdp", "deepspeed"])

@@ -36,7 +36,7 @@ def add_adapters(network: nn.Module, rank: int, alpha: float | None, target_modu
         from peft import LoraConfig as PeftConfig
         from peft import inject_adapter_in_model
     except ImportError as error:
-        raise ImportError('--lora_rank needs PEFT: pip install "contentmotion[lora]"') from error
+        raise ImportError('--lora.rank needs PEFT: pip install "contentmotion[lora]"') from error
     config = PeftConfig(
         r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=list(target_modules),
         init_lora_weights=True,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from contentmotion.saving import read_json, restore_folder, write_json
-from contentmotion.train.checkpoints import latest_checkpoint, reason_of
+from contentmotion.train.checkpoints import latest_checkpoint, reason_of, what_is_kept
 
 BEST = "best.json"
 
@@ -58,8 +58,8 @@ class Best:
             try:
                 self.save()  # before the record: killed in between, the step is scored again
             except Exception as error:  # a full disk is an error of the system, or of safetensors
-                kept = f"; the last good checkpoint is {latest_checkpoint(self.path.parent)}"
-                raise OSError(f"{self.folder} could not be written: {reason_of(error)}{kept}") from error
+                kept = what_is_kept(self.path.parent)
+                raise OSError(f"{self.folder} could not be written: {reason_of(error)}; {kept}") from error
             best = last
         self.record = {**best, "last": last, "scored_on": self.scored_on}
         write_json(self.path, self.record)

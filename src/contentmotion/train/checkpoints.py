@@ -45,6 +45,12 @@ def latest_checkpoint(run_dir: Path) -> Path | None:
     return max(checkpoints(run_dir), key=checkpoint_step, default=None)
 
 
+def what_is_kept(run_dir: Path) -> str:
+    """The end of a message about a run that cannot go on."""
+    kept = latest_checkpoint(run_dir)
+    return f"the last good checkpoint is {kept}" if kept else "no checkpoint was written yet"
+
+
 def checkpoint_step(checkpoint: Path) -> int:
     """The number of optimizer steps behind a checkpoint."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
@@ -211,11 +217,7 @@ class CheckpointWriter:
                 for old in checkpoints(self.run_dir)[: -self.limit]:
                     shutil.rmtree(old)
         if problem:
-            kept = latest_checkpoint(self.run_dir)
-            raise OSError(
-                f"{final} could not be written: {problem}; "
-                + (f"the last good checkpoint is {kept}" if kept else "there is no checkpoint yet")
-            )
+            raise OSError(f"{final} could not be written: {problem}; {what_is_kept(self.run_dir)}")
 
 
 def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from contentmotion.config import TrainConfig
 from contentmotion.losses.player import Batch, Loss, Player
 from contentmotion.run_dir import require_same_settings, resolve_dtype
 from contentmotion.train.batches import begin_draws, make_batches
-from contentmotion.train.checkpoints import CheckpointWriter, latest_checkpoint, read_state, resume
+from contentmotion.train.checkpoints import CheckpointWriter, read_state, resume, what_is_kept
 from contentmotion.train.graph import record_passes
 from contentmotion.train.metrics import Metrics
 from contentmotion.train.optimizers import Trainee
@@ -322,12 +322,10 @@ class _Run:
         mine = float(here.detach() if isinstance(here, Tensor) else here)
         items = f" (items {index.tolist()})" if index is not None else ""
         value, items = next(filter(None, gather_object([None if math.isfinite(mine) else (mine, items)])))
-        kept = latest_checkpoint(self.run_dir)
         agree(
             ValueError(
-                f"{what} is {value} at step {step}{items}; "
-                + (f"the last good checkpoint is {kept}" if kept else "no checkpoint was written yet")
-                + ". A lower learning rate or full precision (--mixed_precision no) usually helps."
+                f"{what} is {value} at step {step}{items}; {what_is_kept(self.run_dir)}. A lower learning rate or full "
+                "precision (--mixed_precision no) usually helps."
             )
         )
 

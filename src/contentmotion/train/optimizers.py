@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from contentmotion.config import TrainConfig
 from contentmotion.losses.player import Player
-from contentmotion.train.checkpoints import fill, read_tensors
+from contentmotion.train.checkpoints import file_names, fill, read_tensors
 from contentmotion.train.sharding import local_rows, whole
 
 
@@ -33,7 +33,7 @@ def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> Optim
     try:
         from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]
     except ImportError as error:
-        raise ImportError('--use_8bit_adam needs bitsandbytes: pip install "contentmotion[8bit]"') from error
+        raise ImportError('--scale.use_8bit_adam needs bitsandbytes: pip install "contentmotion[8bit]"') from error
     return AdamW8bit(parameters, **settings)
 
 
@@ -170,6 +170,9 @@ class Trainee:
             ValueError: It does not fit.
             OSError: It is damaged.
         """
+        average = folder / file_names(f"{self.name}-average", num_parts)[0]
+        if self.average is not None and not record["average_steps"] and not average.exists():
+            raise ValueError("it was written with --ema_decay 0 and holds no moving average, which this run needs")
         values: dict[str, Any] = record["optimizer_values"]
         for stem, tensors in self.tensors().items():
             for path, value in read_tensors(folder, stem, num_parts):

@@ -15,7 +15,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
-from contentmotion.train.checkpoints import latest_checkpoint
+from contentmotion.train.checkpoints import latest_checkpoint, what_is_kept
 from contentmotion.train.processes import this_process
 
 OUT_OF_TIME = 75  # sysexits' EX_TEMPFAIL: try again later
@@ -114,4 +114,4 @@ def explained(run_dir: Path) -> Iterator[None]:
             what = f"another process of this run has ended ({str(error).splitlines()[0]})"
         else:
             raise
-        raise OSError(f"{what}; the last good checkpoint is {latest_checkpoint(run_dir)}") from error
+        raise OSError(f"{what}; {what_is_kept(run_dir)}") from error
