@@ -25,7 +25,6 @@ from PIL import Image
 from contentmotion import load_pipeline
 from contentmotion.commands.reconstruct import (
     clip_shape,
-    cut_clip,
     decompose,
     load_parts,
     motion_planes,
@@ -36,7 +35,7 @@ from contentmotion.config import SHIPPED_MODEL
 from contentmotion.demo.examples import write_examples
 from contentmotion.pipelines.interpolation import prompts_between
 from contentmotion.saving import replacing_file
-from contentmotion.video.reader import read_video
+from contentmotion.video.reader import read_clip
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTED = ROOT / "benchmarks/results/2026-11-21-benchmark-counted.json"
@@ -85,9 +84,8 @@ def draw_decomposition() -> plt.Figure:
     num_frames, height, width = clip_shape(vae, autoencoder)
     with tempfile.TemporaryDirectory() as folder:
         path = write_examples(Path(folder))[0]
-        frames = read_video(path).frames
-    clip = cut_clip(path.name, frames, num_frames, 1, height, width)
-    found = decompose(vae, autoencoder, clip)
+        frames = read_clip(path, num_frames=num_frames, height=height, width=width).frames
+    found = decompose(vae, autoencoder, torch.from_numpy(frames).permute(0, 3, 1, 2))
     rows = {
         "clip": to_pixels(found.original),
         "weights": weight_maps(found.weights, height, width),

@@ -10,7 +10,6 @@ from PIL import Image
 
 from contentmotion.cli import main
 from contentmotion.commands.reconstruct import (
-    cut_clip,
     decompose,
     load_parts,
     motion_planes,
@@ -18,6 +17,7 @@ from contentmotion.commands.reconstruct import (
     sheet_rows,
     weight_maps,
 )
+from contentmotion.video import reader
 from contentmotion.video.reader import read_video
 from contentmotion.video.write import write_video
 from tiny import make_autoencoder
@@ -68,11 +68,23 @@ def test_other_sizes_and_strides(clip_folder: Path, tiny_pipeline_dir: Path, tmp
     assert read_video(tmp_path / "out" / "reconstruction.mp4").frames.shape == (3, 12, 40, 3)
 
 
-def test_the_clip_is_the_middle_of_the_video() -> None:
-    frames = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
-    assert cut_clip("x", frames, 4, 1, 8, 8)[:, 0, 0, 0].tolist() == [3, 4, 5, 6]
-    assert cut_clip("x", frames, 4, 3, 8, 8)[:, 0, 0, 0].tolist() == [0, 3, 6, 9]
-    assert cut_clip("x", frames, 2, 3, 8, 8)[:, 0, 0, 0].tolist() == [3, 6]
+def test_the_clip_is_the_middle_of_the_video(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "grey").mkdir()
+    for number in range(10):
+        Image.new("RGB", (8, 8), (20 * number,) * 3).save(tmp_path / f"grey/{number}.png")
+    for num_frames, stride, chosen in ((4, 1, [3, 4, 5, 6]), (4, 3, [0, 3, 6, 9]), (2, 3, [3, 6])):
+        words = (f"--num_frames={num_frames}", f"--frame_stride={stride}", "--height=8", "--width=8")
+        reconstruct(tmp_path / "grey", tiny_pipeline_dir, tmp_path / f"{num_frames}-{stride}", *words)
+        written = read_video(tmp_path / f"{num_frames}-{stride}/reconstruction.mp4").frames
+        assert (written[:, :, :6].mean(axis=(1, 2, 3)) / 20).round().tolist() == chosen
+
+
+def test_of_a_large_video_only_the_clip_is_decoded(
+    tiny_pipeline_dir: Path, make_frames, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(tmp_path / "long.mp4", make_frames(20, 32, 32), fps=5)
+    monkeypatch.setitem(vars(reader._LIMITS), "max_bytes", 20 * 32 * 32)  # a third of it
+    assert reconstruct(tmp_path / "long.mp4", tiny_pipeline_dir, tmp_path / "out")["num_frames"] == 4
 
 
 def test_weight_maps_are_relative_to_each_pixel_s_largest() -> None:

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from contentmotion.config import EncodeConfig, TrainAutoencoderConfig
+from contentmotion.data import clips
 from contentmotion.data.buckets import choose_bucket
 from contentmotion.data.clips import ClipDataset, ClipShape, make_clip
 from contentmotion.data.formats import ClipFolder, read_clip_folder
 from contentmotion.data.records import ClipRecord
 from contentmotion.data.samplers import BucketSampler
+from contentmotion.train.autoencoder import open_training_clips
 from contentmotion.video.reader import read_clip, read_video
 from contentmotion.video.resize import fit_frame
 from contentmotion.video.sources import TarMember
@@ -138,6 +141,45 @@ def test_memory_changes_nothing(clip_folder: Path, changes: dict) -> None:
     plain, kept = dataset(clip_folder, **changes), dataset(clip_folder, cache_in_memory=True, **changes)
     for item in [(0, 1), (2, 7), 3]:
         assert torch.equal(plain[item]["frames"], kept[item]["frames"])
+
+
+def test_memory_is_bounded(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = dataset(clip_folder, num_frames=1)
+    size = 10 * 24 * 32 * 3  # of a video, as stored
+    for budget, num_kept in ((4 * size, 4), (4 * size - 1, 0)):  # a video's share of it is a quarter
+        monkeypatch.setattr(clips, "KEPT_BYTES", budget)
+        kept = dataset(clip_folder, num_frames=1, cache_in_memory=True)
+        for item in [(0, 1), (1, 5), (2, 7), 3, (0, 1)]:
+            assert torch.equal(plain[item]["frames"], kept[item]["frames"])
+        assert sum(whole is not None for whole in kept._kept.values()) == num_kept
+    monkeypatch.setattr(clips, "KEPT_BYTES", 4 * size)
+    kept = dataset(clip_folder, num_frames=1, height=24, width=32, cache_in_memory=True)
+    kept._room = 2 * size + 1
+    assert [kept[k]["index"] for k in range(4)] == [0, 1, 2, 3]
+    assert [whole is not None for whole in kept._kept.values()] == [True, True, False, False]
+
+
+def test_one_clip_of_each_video_takes_no_whole_videos(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ClipDataset, "_whole", None)
+    size = {"num_frames": 4, "height": 16, "width": 16}
+    config = TrainAutoencoderConfig(train_data_dir=str(clip_folder), output_dir="o", cache_latents=True, **size)
+    assert len(open_training_clips(config, None)[0]) == 4  # type: ignore[arg-type]
+
+
+def test_what_is_drawn_is_refused_where_clips_are_cut_once(clip_folder: Path) -> None:
+    paths = {"train_data_dir": str(clip_folder), "output_dir": "o"}
+    for drawn, flag in (
+        ({"random_flip": True}, "--random_flip true"),
+        ({"resize_mode": "random"}, "--resize_mode ran"),
+    ):
+        with pytest.raises(ValueError, match=f"{flag}.* is drawn for each .* --num_clips_per_video 2"):
+            EncodeConfig(**paths, latents_only=True, **drawn)
+        EncodeConfig(**paths, latents_only=True, num_clips_per_video=2, **drawn)
+        with pytest.raises(ValueError, match=f"{flag}.* goes without --cache_latents true"):
+            TrainAutoencoderConfig(**paths, cache_latents=True, **drawn)
+        with pytest.raises(ValueError, match=f"{flag}.* changes nothing of a latent cache"):
+            TrainAutoencoderConfig(latent_cache="c", output_dir="o", **drawn)
+        TrainAutoencoderConfig(**paths, **drawn)
 
 
 def test_crops_and_flips_are_drawn_by_the_seed(clip_folder: Path) -> None:

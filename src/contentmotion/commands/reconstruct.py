@@ -21,8 +21,7 @@ from contentmotion.run_dir import prepare_output_dir, resolve_device
 from contentmotion.saving import write_json
 from contentmotion.stages.image_vae import decode_frames, encode_frames, vae_latent_channels, vae_scale_factor
 from contentmotion.video.pixels import to_float, to_uint8
-from contentmotion.video.reader import read_video
-from contentmotion.video.resize import resize_and_crop
+from contentmotion.video.reader import read_clip
 from contentmotion.video.write import write_contact_sheet, write_video
 
 ERROR_GAIN = 4
@@ -78,20 +77,19 @@ def reconstruct(config: ReconstructConfig) -> None:
     require_checkpoints(
         pretrained_model_name_or_path=config.pretrained_model_name_or_path, autoencoder=config.autoencoder
     )
-    video = read_video(config.video)
     vae, autoencoder = load_parts(config.pretrained_model_name_or_path, config.autoencoder)
     autoencoder.to(device)
     if vae is not None:
         vae.to(device)
 
     num_frames, height, width = clip_shape(vae, autoencoder, config.num_frames, config.height, config.width)
-    original = cut_clip(config.video, video.frames, num_frames, config.frame_stride, height, width)
-    parts = decompose(vae, autoencoder, original)
+    clip = read_clip(config.video, num_frames=num_frames, frame_stride=config.frame_stride, height=height, width=width)
+    parts = decompose(vae, autoencoder, torch.from_numpy(clip.frames).permute(0, 3, 1, 2))
     output_dir = prepare_output_dir(config.output_dir, "reconstruct", config)
     scores = {"psnr": parts.psnr, "psnr_frozen": parts.psnr_frozen, "psnr_per_frame": parts.psnr_per_frame}
     shape = {"num_frames": num_frames, "height": height, "width": width}
     write_json(output_dir / "reconstruction.json", {"video": config.video} | scores | shape)
-    write_video(output_dir / "reconstruction.mp4", side_by_side(parts), video.fps / config.frame_stride)
+    write_video(output_dir / "reconstruction.mp4", side_by_side(parts), clip.fps)
     title = f"{Path(config.video).name}: PSNR {parts.psnr:.1f} dB"
     title += f" (every frame the content frame: {parts.psnr_frozen:.1f} dB)"
     rows = sheet_rows(parts)
@@ -199,22 +197,6 @@ def load_parts(name_or_path: str, autoencoder: str | None) -> tuple[ModelMixin |
             f"those of {name_or_path} have {vae_latent_channels(vae)}"
         )
     return vae, own
-
-
-def cut_clip(name: str, frames: np.ndarray, num_frames: int, stride: int, height: int, width: int) -> Tensor:
-    """The middle of a video, cropped and resized: uint8 (t, 3, height, width).
-
-    Raises:
-        ValueError: The video is too short.
-    """
-    span = (num_frames - 1) * stride + 1
-    if len(frames) < span:
-        raise ValueError(
-            f"{name}: {len(frames)} frames, but {span} are needed (num_frames {num_frames}, frame_stride {stride})"
-        )
-    start = (len(frames) - span) // 2
-    clip = torch.from_numpy(frames[start : start + span : stride].copy()).permute(0, 3, 1, 2)
-    return resize_and_crop(clip, height, width)
 
 
 def weight_maps(weights: Tensor, height: int, width: int) -> np.ndarray:

@@ -84,6 +84,11 @@ class ClipConfig(FolderConfig):
     resize_mode: Literal["center", "random", "pad"] = "center"
     random_flip: bool = False
 
+    def require_no_draw(self, reason: str) -> None:
+        """Refuses what is drawn anew each time that a clip is cut, where it is cut once and in the middle."""
+        require(not self.random_flip, f"--random_flip true {reason}")
+        require(self.resize_mode != "random", f"--resize_mode random {reason}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig(ClipConfig, CaptionConfig):
@@ -195,6 +200,8 @@ class EncodeConfig(HubConfig, ClipConfig, CaptionConfig):
             self.latents_only == (self.autoencoder is None),
             "give --autoencoder, or --latents_only true (exactly one of the two)",
         )
+        if self.num_clips_per_video == 1:
+            self.require_no_draw("is drawn for each of a video's clips: --num_clips_per_video 2 or more")
         for name in self.conditions:
             require(name in MAP_NAMES, f"--conditions {name}: only {' and '.join(MAP_NAMES)} are cached")
         require(self.latents_only or not self.conditions, "--conditions needs --latents_only true")

@@ -178,6 +178,10 @@ class TrainAutoencoderConfig(ClipConfig, ScoredTrainConfig):
             "buckets are cut from videos: they go with neither cache_latents nor latent_cache (a cache has those that "
             "encode --buckets made)",
         )
+        if self.latent_cache:
+            self.require_no_draw("changes nothing of a latent cache: give it to encode, with --num_clips_per_video 2")
+        if self.cache_latents:
+            self.require_no_draw("goes without --cache_latents true, which encodes one centred clip of each video")
         require(
             not self.perceptual.weight or min(self.height, self.width) >= 32,
             f"perceptual.weight needs clips of 32x32 pixels or more, got {self.height}x{self.width}",

@@ -21,12 +21,13 @@ from contentmotion.data.maps import read_map, with_maps
 from contentmotion.data.records import ClipRecord, Records
 from contentmotion.data.samplers import BucketSampler, StepSampler, make_sampler
 from contentmotion.run_dir import is_main_process
-from contentmotion.video.reader import Clip, read_clip
+from contentmotion.video.reader import Clip, probe_video, read_clip
 from contentmotion.video.resize import ResizeMode, crop_frames
 from contentmotion.video.sources import VideoSource, source_name
 from contentmotion.video.timeline import SlowVideoError, Timeline, choose_frames
 
 MAX_PROBLEMS = 20  # lines that are printed
+KEPT_BYTES = 1 << 30  # of videos that a data set keeps in memory
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class ClipDataset(Dataset):
         buckets: (frames, height, width) of groups of videos, in place of the one size of `shape`.
         bucket_of: Which bucket each video is in, int (number of videos,), -1 for none (`assign_buckets`).
         left_out: Of the videos in no bucket, one "path: reason" line each.
-        cache_in_memory: Keep whole videos, resized, in memory (for small folders).
+        cache_in_memory: Keep short videos, resized, in memory, as far as `KEPT_BYTES` reach (for small folders).
         maps: Of the records' `conditions`, those that items have (see `make_clip`); not from memory.
         **shape: How clips are cut: the fields of `ClipShape`.
 
@@ -188,7 +189,8 @@ class ClipDataset(Dataset):
         self.bucket_of, self.left_out = bucket_of, tuple(left_out)
         self.folder, self.maps = folder, tuple(maps)
         self.cache_in_memory = cache_in_memory and not maps
-        self._cache: dict[int, Clip] = {}
+        self._kept: dict[int, Clip | None] = {}  # None: not kept
+        self._room = KEPT_BYTES
         self._bad: dict[int, str] = {}  # index -> "path: reason", so that a bad file is tried once
 
     @property
@@ -257,16 +259,28 @@ class ClipDataset(Dataset):
         if bucket < 0:
             raise ValueError("fits no bucket")
         shape = self.shapes[bucket]
-        if not self.cache_in_memory:
+        whole = self._whole(index, shape) if self.cache_in_memory else None
+        if whole is None:
             return make_clip(record, shape, seed=seed, index=index, maps=self.maps)
-        if index not in self._cache:
-            size = {"height": shape.height, "width": shape.width, "resize_mode": shape.resize_mode}
-            self._cache[index] = read_clip(record.path, num_frames=None, crop=None, **size)
-        whole, draw = self._cache[index], _draw(record, shape, seed, index)
+        draw = _draw(record, shape, seed, index)
         timeline = Timeline(len(whole.frames), whole.fps, whole.times)
         chosen, fps = choose_frames(timeline, shape.num_frames, shape.frame_stride, shape.fps, draw.position)
         frames = crop_frames(whole.frames[chosen], shape.height, shape.width, draw.crop)
         return _item(record, frames, draw, index) | {"fps": fps}
+
+    def _whole(self, index: int, shape: ClipShape) -> Clip | None:
+        """All frames of a video that is short enough to be decoded and kept."""
+        if index not in self._kept:
+            path, whole = self.folder.records[index].path, None
+            info = probe_video(path)
+            num_frames = info.num_frames or info.fps * (info.duration or math.inf)
+            size = 3 * num_frames * max(info.height * info.width, shape.height * shape.width)
+            if size <= min(self._room, KEPT_BYTES / 4):
+                cut = {"height": shape.height, "width": shape.width, "resize_mode": shape.resize_mode}
+                whole = read_clip(path, num_frames=None, crop=None, **cut)
+                self._room -= whole.frames.nbytes
+            self._kept[index] = whole
+        return self._kept[index]
 
 
 def open_clips(

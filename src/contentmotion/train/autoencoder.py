@@ -102,7 +102,7 @@ def open_training_clips(config: TrainAutoencoderConfig, vae: ModelMixin | None) 
             raise ValueError("buckets need all headers before training starts: a stream takes one size")
         stream = open_stream(config, config.scale.shuffle_window)
         return stream, collate, collate(stream.peek(PREVIEW_CLIPS))
-    clips = open_clips(config, cache_in_memory=config.cache_latents)
+    clips = open_clips(config)
     first = [clips[i] for i in range(min(PREVIEW_CLIPS, len(clips)))]
     shown = collate([item for item in first if item["frames"].shape == first[0]["frames"].shape])  # buckets: one size
     if config.cache_latents:
