@@ -286,7 +286,9 @@ def test_compiled_blocks_learn_the_same(tmp_path: Path) -> None:
 
 def test_8bit_adam_without_its_library_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    with pytest.raises(ImportError, match=r'--use_8bit_adam needs bitsandbytes: pip install "contentmotion\[8bit\]"'):
+    with pytest.raises(
+        ImportError, match=r'--scale.use_8bit_adam needs bitsandbytes: pip install "contentmotion\[8bit\]"'
+    ):
         small_run(tmp_path, scale=ScaleSettings(use_8bit_adam=True))
 
 
