@@ -215,12 +215,15 @@ def test_a_loop_is_closed(name: str, request: pytest.FixtureRequest) -> None:
     assert steps[-1] < 1.3 * steps.mean()
 
 
-def test_prompts_that_change(pipe: ContentMotionPipeline) -> None:
+def test_prompts_that_change(pipe: ContentMotionPipeline, caplog: pytest.LogCaptureFixture) -> None:
     settings = FEW | {"num_frames": 12, "generator": seeded(), "guidance_scale": 6.0}
     first, second = (pipe(prompt, **settings | {"generator": seeded()}).frames for prompt in ("a cat", "a rocket"))
     out = pipe({0: "a cat", 6: "a rocket"}, **settings).frames
     assert (out[:, 0] - first[:, 0]).abs().mean() < (out[:, 0] - second[:, 0]).abs().mean()
     assert (out[:, -1] - second[:, -1]).abs().mean() < (out[:, -1] - first[:, -1]).abs().mean()
+    assert not caplog.messages
+    pipe({0: "a cat", 7: "a dog", 8: "a bee"}, **settings)
+    assert "no clip is of 'a dog': this video's begin at frames [0, " in caplog.text
     with pytest.raises(ValueError, match="begin at frame 0"):
         pipe({3: "a cat"})
 

@@ -255,6 +255,8 @@ def test_class_conditional_on_pixels() -> None:
         ({"prompt": "a", "num_videos_per_prompt": 0}, "num_videos_per_prompt"),
         ({"prompt": "a", "generator": [torch.Generator()] * 2}, "2 generators for 1 videos"),
         ({"prompt": "a", "negative_prompt": ["a", "b"]}, "2 negative prompts for 1"),
+        ({"prompt": ["a", "b"], "negative_prompt": ("a", "b")}, "negative_prompt must be a text or a list of texts"),
+        ({"prompt": "a", "num_frames": 0}, "num_frames must be positive, got 0"),
         ({"prompt": "a", "latents": torch.zeros(1, 4, 4, 4)}, "initial noise of shape"),
     ],
 )

@@ -487,6 +487,49 @@ def test_a_picture_of_another_size_is_resized(ours: ContentMotionPipeline) -> No
     assert large.content_frame.shape == (1, 4, 8, 8)
 
 
+def test_a_picture_for_each_video(ours: ContentMotionPipeline) -> None:
+    """One step at least is taken, of however few; pictures belong to videos, however they are given."""
+    pictures = [PICTURE, PICTURE.rotate(90)]
+    pair = SETTINGS | {"num_videos_per_prompt": 2, "strength": 0.1}  # 0.2 of a step
+    two = ours("a cat", image=pictures, **pair, generator=[seeded(k) for k in range(2)])
+    for k, picture in enumerate(pictures):
+        one = ours("a cat", image=picture, **SETTINGS, strength=0.1, generator=seeded(k))
+        torch.testing.assert_close(two.content_frame[k : k + 1], one.content_frame, atol=1e-4, rtol=1e-3)
+        kept = ours("a cat", image=picture, **SETTINGS, strength=0.0).content_frame
+        assert (one.content_frame - kept).abs().mean() > 1e-3, "drawn anew"
+    with pytest.raises(ValueError, match="image: 2 for 4 videos"):
+        ours(["a cat", "a dog"], image=pictures, **pair)
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_parts_of_several_number_formats(ours: ContentMotionPipeline, ours_first: bool) -> None:
+    """An image pipeline in 16 bits beside an autoencoder and a motion model that are not, and the other way round."""
+    expected = ours("a cat", num_inference_steps=1, output_type="np", generator=seeded()).frames
+    image_parts = [part for name, part in ours.components.items() if isinstance(part, torch.nn.Module)
+                   and name not in ("autoencoder", "motion_transformer")]  # fmt: skip
+    halves = [ours.autoencoder, ours.motion_transformer] if ours_first else image_parts
+    try:
+        for part in halves:
+            part.to(torch.bfloat16)
+        frames = ours("a cat", num_inference_steps=1, output_type="np", generator=seeded()).frames
+        assert frames.shape == expected.shape and abs(frames - expected).mean() < 0.05
+        again = ours("a cat", image=PICTURE, num_inference_steps=1, output_type="np", generator=seeded()).frames
+        assert again.shape == expected.shape
+    finally:
+        for part in halves:
+            part.to(torch.float32)
+
+
+def test_a_vae_that_overflows_in_float16_is_brought_to_float32(ours: ContentMotionPipeline) -> None:
+    """Stable Diffusion XL's, as its own pipeline knows; others' stay as they are."""
+    assert ours.vae.config.force_upcast
+    try:
+        ours.vae.to(torch.float16)
+        assert ours._image_vae.dtype == (torch.float32 if is_xl(ours) else torch.float16)
+    finally:
+        ours.vae.to(torch.float32)
+
+
 def test_embeddings_in_place_of_the_prompt(ours: ContentMotionPipeline, stock: DiffusionPipeline) -> None:
     """They are the content frame's; the motion model still reads the prompt."""
     encoded = stock.encode_prompt("a rocket", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True)
@@ -527,6 +570,9 @@ def test_controlnet_passes_through_and_its_folder_comes_back(
 def test_an_argument_that_nobody_knows(ours: ContentMotionPipeline) -> None:
     with pytest.raises(TypeError, match=r"strenght: neither .* StableDiffusion\w*Pipeline, takes .* mean strength"):
         ours("a cat", image=PICTURE, strenght=0.5)
+    if not is_xl(ours):  # whose image-to-image pipeline has latents; inpainting would need a mask
+        with pytest.raises(TypeError, match="^image, latents, strength: .* takes these together"):
+            ours("a cat", image=PICTURE, strength=0.5, latents=torch.zeros(1, 4, 8, 8))
     with pytest.raises(TypeError, match="num_images_per_prompt: say num_videos_per_prompt"):
         ours("a cat", num_images_per_prompt=2)
     with pytest.raises(TypeError, match="clip_skip: with content_latents no image pipeline is called"):

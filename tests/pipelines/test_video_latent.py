@@ -124,6 +124,8 @@ def test_a_distilled_model_takes_few_steps(conditional: VideoLatentPipeline) -> 
         ({"conditions": {"sketch": torch.zeros(1, 4, 1, 8, 8)}}, "sketch must be"),
         ({"height": 15}, "height must be a multiple of 2, got 15"),
         ({"num_frames": -1}, "num_frames must be positive"),
+        ({"num_frames": 0}, "num_frames must be positive"),
+        ({"height": 0}, "height must be a multiple of 2, got 0"),
         ({"prompt": []}, "prompt must be"),
         ({"latents": torch.zeros(1, 4, 3, 8, 8)}, "initial noise"),
     ],

@@ -22,6 +22,7 @@ from contentmotion.stages.content.dit import DiTContent
 from contentmotion.stages.stage import Stage
 from contentmotion.train.distill import distill
 from contentmotion.train.motion import train_motion
+from families import FAMILIES
 from tiny import make_content_dit, make_ddim
 
 Configure = Callable[..., DistillConfig]
@@ -375,3 +376,16 @@ def test_cache_of_another_autoencoder(root: Path, distill_config: Configure, tmp
     (other / "manifest.json").write_text(json.dumps(manifest | {"autoencoder": "another"}))
     with pytest.raises(ValueError, match="was not made with this autoencoder"):
         distill(distill_config("bad", "motion", latent_cache=str(other)))
+
+
+def test_guidance_that_previews_could_not_show_is_said_before_training(tmp_path: Path) -> None:
+    """Stable Diffusion 3's stock pipeline has no such guidance; training knows it."""
+    FAMILIES["stable_diffusion_3"]().save_pretrained(tmp_path / "teacher")
+    settings: dict[str, Any] = {
+        "part": "content", "pretrained_model_name_or_path": f"{tmp_path}/teacher", "latent_cache": f"{tmp_path}/none",
+        "output_dir": f"{tmp_path}/out", "guidance_rescale": 0.5, "max_train_steps": 10,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="StableDiffusion3Pipeline has no such .*; --validation_steps 0 trains"):
+        distill(DistillConfig(**settings))
+    with pytest.raises(ValueError, match="no latent cache"):
+        distill(DistillConfig(**settings, validation_steps=0))

@@ -86,7 +86,10 @@ def check_inputs(
         prompts, labels = ([prompt] if isinstance(prompt, str) else list(prompt)), []
         if not prompts or not all(isinstance(p, str) for p in prompts):
             raise ValueError(f"prompt must be a text or a list of texts, got {prompt!r}")
-        if isinstance(negative_prompt, list) and len(negative_prompt) != len(prompts):
+        negatives = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""]
+        if not all(isinstance(p, str) for p in negatives):
+            raise ValueError(f"negative_prompt must be a text or a list of texts, got {negative_prompt!r}")
+        if isinstance(negative_prompt, list) and len(negatives) != len(prompts):
             raise ValueError(f"{len(negative_prompt)} negative prompts for {len(prompts)} prompts")
     size = max(len(prompts), len(labels)) * num_videos_per_prompt
     if isinstance(generator, list) and len(generator) != size:

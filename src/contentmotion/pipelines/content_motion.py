@@ -36,7 +36,14 @@ from contentmotion.pipelines.image import (
 from contentmotion.pipelines.inputs import Fit, as_pictures, as_videos, for_each, read_schedule
 from contentmotion.pipelines.interpolation import MotionBetween, PromptBetween
 from contentmotion.pipelines.long_video import Clips, LongMotionStage, stack_conditions
-from contentmotion.pipelines.sampling import FiniteValues, Sampling, is_distilled, resolve_sampling, times_at_hand
+from contentmotion.pipelines.sampling import (
+    FiniteValues,
+    Sampling,
+    is_distilled,
+    resolve_sampling,
+    times_at_hand,
+    warn_once,
+)
 from contentmotion.stages.content import NETWORKS, content_stage, family_in
 from contentmotion.stages.content.family import ContentStage
 from contentmotion.stages.image_vae import decode_frames, encode_frames, vae_latent_channels, vae_scale_factor
@@ -59,6 +66,13 @@ class Scene:
     told: dict[str, Tensor]
     null: dict[str, Tensor] | None
     said: dict[str, Any]
+
+    def one_by_one(self) -> Self:
+        """The same with a prompt for each video: where there is a picture for each."""
+        repeats = self.said["num_images_per_prompt"]
+        lists = {name: self.said[name] for name in ("prompt", "negative_prompt")}
+        said = {name: texts and [text for text in texts for _ in range(repeats)] for name, texts in lists.items()}
+        return replace(self, said=said | {"num_images_per_prompt": 1})
 
 
 @dataclass(frozen=True)
@@ -425,7 +439,7 @@ class ContentMotionPipeline(LatentPipeline):
             image_arguments |= {"image": image, "strength": strength}
         kept = "" if strength == 1 or redraws else "where the content frame is given"
         kept = "with content_latents" if content_latents is not None and kept else kept
-        stock = self._image_pipeline_for(image_arguments, kept, eta, latents, guidance_rescale, guidance_interval)
+        stock = self.image_pipeline_for(image_arguments, kept, eta, latents, guidance_rescale, guidance_interval)
         call_back, names = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         on_motion_step, _ = self._step_callback(motion_callback_on_step_end, ("latents",))
         changes, texts = read_schedule(prompt)
@@ -449,10 +463,17 @@ class ContentMotionPipeline(LatentPipeline):
                 self._motion_shape(shape[1:], frames)
         if redraws:
             pixels = as_pictures(image, *self._pixel_sides(shape), fit)
-            image_arguments["image"] = for_each("image", pixels, size // num_videos_per_prompt)
+            alone = not any(name.endswith("prompt_embeds") for name in image_arguments)
+            image_arguments["image"] = for_each("image", pixels, size if alone else size // num_videos_per_prompt)
+            # A little more than one step: the stock pipeline rounds down, and would take none.
+            image_arguments["strength"] = min(1.0, max(strength, (1 + 1e-6) / sampling.steps))
             start = replace(start, contents=[None])
         scenes = self._scenes(texts or prompts, labels, size, negative_prompt, num_videos_per_prompt, sampling)
-        scenes = [scenes[clips.scene(k, changes)] for k in range(len(clips))]
+        numbers = [clips.scene(k, changes) for k in range(len(clips))]
+        unused = [text for k, text in enumerate(texts or ()) if k not in numbers]
+        if clips.num_frames and unused:
+            warn_once(f"no clip is of {', '.join(map(repr, unused))}: this video's begin at frames {clips.starts}")
+        scenes = [scenes[number].one_by_one() if redraws and alone else scenes[number] for number in numbers]
         settings: dict[str, Any] = {"sampling": sampling, "eta": eta, "generator": generator}
 
         def draw(scene: Scene, noise: Tensor | None, content: Tensor | None) -> Tensor:
@@ -537,7 +558,7 @@ class ContentMotionPipeline(LatentPipeline):
             for k in range(max(1, len(prompts) // number))
         ]
 
-    def _image_pipeline_for(
+    def image_pipeline_for(
         self, arguments: Mapping[str, Any], kept: str, eta: float, noise: Tensor | None, rescale: float,
         interval: Interval | None,
     ) -> DiffusionPipeline | None:  # fmt: skip
@@ -574,7 +595,7 @@ class ContentMotionPipeline(LatentPipeline):
         """Content frames (scaled latents) by a stock pipeline.
 
         Args:
-            stock: See ``_image_pipeline_for``.
+            stock: See ``image_pipeline_for``.
             told: Text features of the prompts, one item a video.
             null: Those of the negative prompts; None where nothing is guided.
             shape: Of all content frames.
@@ -663,6 +684,8 @@ class ContentMotionPipeline(LatentPipeline):
         own = self.autoencoder.config
         length = own.num_frames if clip_frames is None else clip_frames
         frames: int = own.num_frames if num_frames is None else num_frames
+        if frames < 1:
+            raise ValueError(f"num_frames must be positive, got {frames}")
         if length < 2 and frames > length:
             raise ValueError(f"clip_frames must be 2 or more, got {length}")
         # Nothing would lead from the last frame of a chain to its first: clips of a loop share a content frame.
@@ -701,7 +724,7 @@ class ContentMotionPipeline(LatentPipeline):
         sides = self._pixel_sides(shape)
         if image is not None:
             pixels = as_pictures(image, *sides, fit).to(self._execution_device)
-            contents = [for_each("image", encode_frames(self.vae, pixels[:, None] * 2 - 1)[:, 0], size)]
+            contents = [for_each("image", encode_frames(self._image_vae, pixels[:, None] * 2 - 1)[:, 0], size)]
         for name, source in {"video": video, "motion_video": motion_video}.items():
             if source is None:
                 continue
@@ -791,7 +814,7 @@ class ContentMotionPipeline(LatentPipeline):
                 (size, *self._motion_shape(shape, clips.length)), noise,
                 start=start.motions[k] if start.motions else None, strength=start.motion_strength, **settings,
             )  # fmt: skip
-            frames = self.autoencoder.decode(content, motion)
+            frames = self._decoded(content, motion)
             content, frames = frames[:, -1], frames[:, bool(k) :][:, :left]  # the first is the last one before
             left -= frames.shape[1]
             yield frames
@@ -804,7 +827,7 @@ class ContentMotionPipeline(LatentPipeline):
     ) -> Iterator[Float[Tensor, "b t c h w"]]:  # fmt: skip
         """See ``_frames``: of clips that overlap."""
         if start.motions and start.motion_strength == 0:
-            yield from clips.fade(lambda k: self.autoencoder.decode(contents[k], start.motions[k]))
+            yield from clips.fade(lambda k: self._decoded(contents[k], start.motions[k]))
             return
         given = clips.average(start.motions.__getitem__, axis=2) if start.motions else None
         shape = (len(contents[0]), *self._motion_shape(tuple(contents[0].shape[1:]), clips.num_frames))
@@ -819,7 +842,7 @@ class ContentMotionPipeline(LatentPipeline):
             motion = self._motion(
                 stage, told, null, shape, noise, start=given, strength=start.motion_strength, **settings
             )  # fmt: skip
-        yield from clips.fade(lambda k: self.autoencoder.decode(contents[k], motion[:, :, clips.frames(k)]))
+        yield from clips.fade(lambda k: self._decoded(contents[k], motion[:, :, clips.frames(k)]))
 
     def _continued(
         self, scenes: list[Scene], clips: Clips, frames: list[dict[str, Tensor]], start: Start, given: Tensor | None,
@@ -894,7 +917,7 @@ class ContentMotionPipeline(LatentPipeline):
         """Scaled latents to pixels in [-1, 1], unless latents are asked for."""
         self._finite.require("the autoencoder", x)
         if output_type != "latent":
-            x = decode_frames(self.vae, x, self._frames_per_chunk)
+            x = decode_frames(self._image_vae, x, self._frames_per_chunk)
             self._finite.require("the image VAE", x)
         self._finite.now()
         return x
@@ -904,7 +927,7 @@ class ContentMotionPipeline(LatentPipeline):
         self, frames: Float[Tensor, "b t 3 H W"]
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b D t s"]]:
         """Real frames in [-1, 1] to content frames (scaled latents) and motion latents (not standardised)."""
-        x = encode_frames(self.vae, frames.to(self._execution_device))
+        x = encode_frames(self._image_vae, frames.to(self._execution_device))
         encoded = self.autoencoder.encode(x.to(self.autoencoder.dtype))
         return encoded.content, encoded.motion_latent
 
@@ -913,7 +936,19 @@ class ContentMotionPipeline(LatentPipeline):
         self, content: Float[Tensor, "b c h w"], motion_latent: Float[Tensor, "b D t s"]
     ) -> Float[Tensor, "b t 3 H W"]:
         """Content frames and motion latents (not standardised) to frames in [-1, 1]."""
-        return decode_frames(self.vae, self.autoencoder.decode(content, motion_latent), self._frames_per_chunk)
+        return decode_frames(self._image_vae, self._decoded(content, motion_latent), self._frames_per_chunk)
+
+    def _decoded(self, content: Tensor, motion: Tensor) -> Float[Tensor, "b t c h w"]:
+        """The autoencoder's frames; parts may be of several number formats."""
+        return self.autoencoder.decode(content.to(self.autoencoder.dtype), motion.to(self.autoencoder.dtype))
+
+    @property
+    def _image_vae(self) -> Any:
+        """The VAE, in float32 where float16 makes it overflow, as its stock pipeline has it."""
+        fragile = self._network is not None and content_stage(self.components).vae_overflows
+        if fragile and self.vae is not None and self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
+            self.vae.to(torch.float32)
+        return self.vae
 
     def _content_shape(self, given: Tensor | None, size: int, height: int | None, width: int | None) -> tuple[int, ...]:
         """Shape of a content frame: of those given, or of those to make."""

@@ -79,11 +79,12 @@ def pipeline_for(pipe: DiffusionPipeline, names: Iterable[str]) -> DiffusionPipe
     Raises:
         TypeError: None of them takes them all.
     """
-    unknown = sorted(set(names) - arguments_of(pipe))
+    names = set(names)
+    unknown = sorted(names - arguments_of(pipe))
     if not unknown:
         return pipe
     known = arguments_of(pipe)
-    for auto in (AutoPipelineForImage2Image, AutoPipelineForInpainting):
+    for auto in (AutoPipelineForImage2Image, *[AutoPipelineForInpainting] * ("mask_image" in names)):
         scheduler = pipe.scheduler
         pipe.register_modules(scheduler=None)  # see make_stock
         try:
@@ -95,9 +96,11 @@ def pipeline_for(pipe: DiffusionPipeline, names: Iterable[str]) -> DiffusionPipe
             pipe.register_modules(scheduler=scheduler)
         other.register_modules(scheduler=scheduler)
         known |= arguments_of(other)
-        if set(names) <= arguments_of(other):
+        if names <= arguments_of(other):
             return other
-    unknown = [name for name in unknown if name not in known] or unknown
+    unknown = [name for name in unknown if name not in known]
+    if not unknown:
+        raise TypeError(f"{', '.join(sorted(names))}: no image pipeline of this family takes these together")
     close = difflib.get_close_matches(unknown[0], sorted(known), n=1)
     raise TypeError(
         f"{', '.join(unknown)}: neither ContentMotionPipeline nor its image pipeline, {type(pipe).__name__}, takes "

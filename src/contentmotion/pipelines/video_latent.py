@@ -193,7 +193,9 @@ class VideoLatentPipeline(LatentPipeline):
     def _latent_shape(
         self, size: int, num_frames: int | None, height: int | None, width: int | None
     ) -> tuple[int, int, int, int, int]:
-        frames, *sides = (a or b for a, b in zip((num_frames, height, width), self.clip_shape, strict=True))
+        frames, *sides = (
+            b if a is None else a for a, b in zip((num_frames, height, width), self.clip_shape, strict=True)
+        )
         factor = vae_scale_factor(self.vae)
         multiple = factor * self.stages["video"].side_multiple
         for name, side in zip(("height", "width"), sides, strict=True):

@@ -159,10 +159,12 @@ class MotionStage(Stage):
         target_timesteps: Tensor | None = None,
     ) -> Float[Tensor, "b out t s"]:  # fmt: skip
         times = timesteps.to(noisy.device).expand(len(noisy))
+        # Of other networks, which may be of another number format.
+        told = {name: condition[name].to(self.dtype) for name in ("content", "pooled_text") if name in condition}
+        condition = condition | told
         if target_timesteps is not None:
             condition = condition | {"target_timesteps": target_timesteps.to(noisy.device).expand(len(noisy))}
         if "known" in condition:
-            condition = dict(condition)
             noisy = torch.where(condition["known"][:, None, :, None], condition.pop("known_motion").to(noisy), noisy)
         return self.network(noisy.to(self.dtype), times, **condition)
 

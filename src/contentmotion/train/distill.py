@@ -66,6 +66,13 @@ def distill(config: DistillConfig) -> None:
     what = f"{config.pretrained_model_name_or_path}: its {config.part} model"
     objective = OBJECTIVES[config.objective]
     objective.require_teacher(teacher, what, config.num_ddim_steps)
+    if (
+        config.part == "content" and config.validation_steps
+    ):  # previews sample the teacher: what they cannot is said now
+        try:
+            pipe.image_pipeline_for({}, "", 0.0, None, config.guidance_rescale, config.guidance_interval)
+        except ValueError as error:
+            raise ValueError(f"{error}; --validation_steps 0 trains without its previews") from error
     cache, unseen = open_caches(config, teacher)
     for component in pipe.components.values():
         if isinstance(component, nn.Module):

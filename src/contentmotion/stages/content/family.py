@@ -27,6 +27,7 @@ class ContentStage(Stage):
         takes_references: Whether its ``image`` is pictures to imitate, of which the prompt says what becomes.
         guided_in_one_call: Whether the stock pipeline asks the network about null conditions and prompts in one call,
             in this order.
+        vae_overflows: Whether its VAE does in float16.
         stock_arguments: What the stock pipeline is always called with, unless the caller says otherwise.
     """
 
@@ -39,6 +40,7 @@ class ContentStage(Stage):
     empty_is_null: ClassVar[bool] = True
     takes_references: ClassVar[bool] = False
     guided_in_one_call: ClassVar[bool] = True
+    vae_overflows: ClassVar[bool] = False
     stock_arguments: ClassVar[Mapping[str, Any]] = {}
 
     @property

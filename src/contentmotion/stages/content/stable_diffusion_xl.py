@@ -31,6 +31,7 @@ class StableDiffusionXLContent(StableDiffusionContent):
     text_needs = ("tokens", "pooled")
     trains_text = False
     empty_is_null = False  # zeros where none is given
+    vae_overflows = True
 
     @classmethod
     def load_text(cls, name_or_path: str) -> dict[str, Any]:
