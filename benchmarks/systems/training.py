@@ -4,6 +4,7 @@ and gradient checkpointing, where the network has it."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -101,6 +102,7 @@ def _time_step(
     result: TrainingResult, name: str, make: Callable[[Networks, torch.device], Pass], shapes: Networks,
     device: torch.device, dtype: torch.dtype, repeats: int,
 ) -> None:  # fmt: skip
+    gc.collect()  # the network before this one
     needed, free = BYTES_PER_TRAINED_PARAMETER.get(device.type, 16) * result.parameters, free_memory(device)
     if needed > free:
         result.note = f"does not fit: {needed / GIB:.1f} GiB and activations, {free / GIB:.1f} free"

@@ -19,6 +19,7 @@ from contentmotion.cli import main
 from contentmotion.config import BenchmarkConfig
 from contentmotion.cost.benchmark import SYSTEMS, compare
 from contentmotion.cost.clip import (
+    Pass,
     Size,
     StageResult,
     SystemResult,
@@ -31,12 +32,14 @@ from contentmotion.cost.count import count_cost
 from contentmotion.cost.measure import time_in_turns
 from contentmotion.cost.networks import build, skeletons
 from contentmotion.loading import ASSETS
+from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.models.video_unet import make_video_unet
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.tables import number
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import few_steps  # noqa: E402
+import systems.training  # noqa: E402
 from systems.clips import SYSTEMS as OTHERS  # noqa: E402
 from systems.training import TrainingResult, training_report, training_steps  # noqa: E402
 
@@ -201,6 +204,29 @@ def test_video_models_are_counted(tmp_path: Path) -> None:
     assert {row.stage: row.passes for row in result.stages} == {
         "text": 2, "denoiser": 100, "image decoder": 4, "file": 1,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_a_training_step_is_timed(checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With gradient checkpointing where the network has it (ModelScope's has not)."""
+
+    class Network(MotionDiT):
+        _supports_gradient_checkpointing = checkpointing
+
+    def make() -> nn.Module:
+        sizes = {"hidden_size": 16, "depth": 1, "num_heads": 2, "content_patch_size": 2, "num_classes": 2}
+        return Network(motion_channels=2, content_channels=3, **sizes)
+
+    def forward(networks: Any, device: torch.device) -> Pass:
+        network = networks["tiny"]
+        x, content = torch.zeros(1, 2, 4, 8, device=device), torch.zeros(1, 3, 8, 8, device=device)
+        labels = torch.ones(1, dtype=torch.long, device=device)
+        return Pass("motion", network, lambda: network(x, labels, content=content, class_labels=labels))
+
+    monkeypatch.setattr(systems.training, "NETWORKS", {"tiny": make})
+    monkeypatch.setattr(systems.training, "training_passes", lambda size: {"Tiny": ("tiny", forward)})
+    [result] = training_steps(Size(4, 8, 8), CPU, torch.float32, 2)
+    assert result.note == "" and result.seconds and result.peak_gb and result.tflops > 0
 
 
 def test_random_weights_are_finite_and_differ() -> None:
