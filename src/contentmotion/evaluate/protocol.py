@@ -32,6 +32,7 @@ from contentmotion.evaluate.store import digest, file_digest
 from contentmotion.pipelines.base import LatentPipeline
 from contentmotion.pipelines.sampling import resolve_sampling
 from contentmotion.run_dir import describe_hardware
+from contentmotion.stages.stage import few_step_levels
 from contentmotion.video.sources import file_size
 
 MEASURES_VERSION = 1  # to be raised when the same videos get other numbers: stored ones are then not used again
@@ -232,6 +233,8 @@ def _describe_sampling(pipeline: LatentPipeline, config: EvaluateConfig) -> dict
     sampling, asked = resolve_sampling(pipeline, **config.sampling()), config.sampling()
     # Nothing is said of what is not given: what older versions have measured counts.
     extra = {name: asked[name] for name in asked if asked[name] and not name.endswith(("_scale", "_steps"))}
+    if any(few_step_levels(scheduler, sampling.steps) for scheduler in _schedulers(pipeline)):
+        extra["levels"] = "evenly spaced"  # those of flows' students were not, in older versions
     return {
         "num_inference_steps": sampling.steps,
         "motion_num_inference_steps": sampling.motion_steps,
