@@ -4,7 +4,6 @@ and gradient checkpointing, where the network has it."""
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -102,12 +101,11 @@ def _time_step(
     result: TrainingResult, name: str, make: Callable[[Networks, torch.device], Pass], shapes: Networks,
     device: torch.device, dtype: torch.dtype, repeats: int,
 ) -> None:  # fmt: skip
-    gc.collect()  # the network before this one
+    before = start_watching_memory(device)  # gives back the memory of the network before this one
     needed, free = BYTES_PER_TRAINED_PARAMETER.get(device.type, 16) * result.parameters, free_memory(device)
     if needed > free:
         result.note = f"does not fit: {needed / GIB:.1f} GiB and activations, {free / GIB:.1f} free"
         return
-    before = start_watching_memory(device)
     network = build(NETWORKS[name], device).train()
     optimizer: torch.optim.Optimizer
     if device.type == "cpu":
