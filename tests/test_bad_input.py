@@ -177,7 +177,7 @@ def bad_videos(tmp_path: Path) -> dict[str, Path]:
         "cut short: ": folder / "corrupt.mp4",
         "not a readable video (": folder / "text.mp4",
         "empty file": folder / "empty.mp4",
-        "1 frames, but 4 are needed": folder / "single.gif",
+        "1 frames, 4 needed": folder / "single.gif",
         "a folder without numbered png or jpg frames": folder / "frames",
         "no such file": folder / "no.mp4",
     }
