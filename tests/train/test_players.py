@@ -6,6 +6,7 @@ import pickle
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from contentmotion.config import ScaleSettings, TrainConfig
 from contentmotion.draws import randn
+from contentmotion.train import checkpoints as checkpoints_module
 from contentmotion.train.checkpoints import checkpoints
 from contentmotion.train.loop import Batch, Player, fit
 
@@ -254,8 +256,12 @@ def test_what_is_trained_is_saved_where_the_time_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_weights_that_are_not_finite_never_reach_a_checkpoint(tmp_path: Path, background: bool) -> None:
-    """The update overflows, at a step whose loss and gradient are finite."""
+def test_weights_that_are_not_finite_never_reach_a_checkpoint(
+    tmp_path: Path, background: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The update overflows, at a step whose loss and gradient are finite, while a good checkpoint is being written."""
+    write = checkpoints_module.save_file
+    monkeypatch.setattr(checkpoints_module, "save_file", lambda *given: time.sleep(0.1) or write(*given))
 
     def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         class Overflowing(torch.optim.SGD):

@@ -83,13 +83,12 @@ def fit(
         on_main(lambda: record(run.used()))
     metrics = Metrics(config, run_dir, first_step, dataset)
     batches = closing(make_batches(dataset, config, run.process, first_step, collate))
-    writer = CheckpointWriter(run_dir, config.checkpoints_total_limit, config.scale.async_checkpointing)
     stop = StopRequests(config.scale.max_train_time)
 
     def due(step: int) -> list[int]:
         return [k for k, (every, _) in enumerate(at) if every and (step % every == 0 or step == last)]
 
-    with explained(run_dir), batches as reader, metrics.progress, stop, writer:
+    with explained(run_dir), batches as reader, metrics.progress, stop, run.writer as writer:
         owed = [k for k in due(first_step) if k in run.owed]
         while owed:
             owed, _ = run.call(at, owed, first_step, metrics, stop)
@@ -155,6 +154,7 @@ class _Run:
         if not names or len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
             raise ValueError(f"players need names of their own, of letters, digits and _: got {names}")
         self.config, self.run_dir, self.process = config, Path(config.output_dir), this_process()
+        self.writer = CheckpointWriter(self.run_dir, config.checkpoints_total_limit, config.scale.async_checkpointing)
         self.owed: list[int] = []  # functions that were due at the step of the checkpoint
         self._numbers: list[_Number] = []  # of the steps since the last look: a look waits for the GPU
         device: Any = self.process.device
@@ -322,6 +322,7 @@ class _Run:
         mine = float(here.detach() if isinstance(here, Tensor) else here)
         items = f" (items {index.tolist()})" if index is not None else ""
         value, items = next(filter(None, gather_object([None if math.isfinite(mine) else (mine, items)])))
+        self.writer.wait()  # or the last good one would not be named
         agree(
             ValueError(
                 f"{what} is {value} at step {step}{items}; {what_is_kept(self.run_dir)}. A lower learning rate or full "
