@@ -14,6 +14,7 @@ from diffusers import (
     ControlNetModel,
     DiffusionPipeline,
     EulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
     LatentConsistencyModelPipeline,
     LCMScheduler,
     StableDiffusionControlNetPipeline,
@@ -499,6 +500,22 @@ def test_a_picture_for_each_video(ours: ContentMotionPipeline) -> None:
         assert (one.content_frame - kept).abs().mean() > 1e-3, "drawn anew"
     with pytest.raises(ValueError, match="image: 2 for 4 videos"):
         ours(["a cat", "a dog"], image=pictures, **pair)
+
+
+@pytest.mark.parametrize("name", ["stable_diffusion_3", "sana", "z_image"])
+def test_a_flows_student_takes_even_steps_in_its_stock_pipeline(name: str) -> None:
+    """By itself the scheduler's last step would begin next to the sample; what the caller gives stays."""
+    pipe = make_family(name)
+    student = FlowMatchLCMScheduler(shift=1.0)
+    pipe.register_modules(scheduler=student)
+    asked: dict[str, Any] = {"num_inference_steps": 2, "motion_num_inference_steps": 1, "output_type": "latent"}
+    pipe("a cat", **asked)
+    assert student.timesteps.tolist() == pytest.approx([1000, 500])
+    pipe("a cat", **asked, sigmas=[1.0, 0.3])
+    assert student.timesteps.tolist() == pytest.approx([1000, 300])
+    if name == "sana":  # the others' pipelines take no times
+        pipe("a cat", **asked, timesteps=[1000, 400])
+        assert student.timesteps.tolist() == pytest.approx([1000, 400])
 
 
 @pytest.mark.parametrize("ours_first", [True, False])

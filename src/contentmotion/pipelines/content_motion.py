@@ -454,26 +454,17 @@ class ContentMotionPipeline(LatentPipeline):
         size = len(prompts or labels) * num_videos_per_prompt
         clips = self.clips(num_frames, clip_frames, loop)
         start = self._start(
-            clips, size, height, width, content_latents=content_latents, image=image, video=video,
+            clips, size, height, width, content_latents=content_latents, image=None if redraws else image, video=video,
             motion_video=motion_video, strength=strength, motion_strength=motion_strength or 0.0, fit=fit,
         )  # fmt: skip
         shape = (size, *self._content_shape(start.contents[0], size, height, width))
         if clips.num_frames:  # what cannot be made is said before sampling
             for frames in (clips.num_frames, clips.length):
                 self._motion_shape(shape[1:], frames)
-        if redraws:
-            pixels = as_pictures(image, *self._pixel_sides(shape), fit)
-            alone = not any(name.endswith("prompt_embeds") for name in image_arguments)
-            image_arguments["image"] = for_each("image", pixels, size if alone else size // num_videos_per_prompt)
-            # A little more than one step: the stock pipeline rounds down, and would take none.
-            image_arguments["strength"] = min(1.0, max(strength, (1 + 1e-6) / sampling.steps))
-            start = replace(start, contents=[None])
         scenes = self._scenes(texts or prompts, labels, size, negative_prompt, num_videos_per_prompt, sampling)
-        numbers = [clips.scene(k, changes) for k in range(len(clips))]
-        unused = [text for k, text in enumerate(texts or ()) if k not in numbers]
-        if clips.num_frames and unused:
-            warn_once(f"no clip is of {', '.join(map(repr, unused))}: this video's begin at frames {clips.starts}")
-        scenes = [scenes[number].one_by_one() if redraws and alone else scenes[number] for number in numbers]
+        if redraws:
+            scenes, image_arguments = self._with_pictures(scenes, image_arguments, shape, fit, sampling.steps)
+        scenes = self._scenes_of_clips(scenes, clips, changes, texts)
         settings: dict[str, Any] = {"sampling": sampling, "eta": eta, "generator": generator}
 
         def draw(scene: Scene, noise: Tensor | None, content: Tensor | None) -> Tensor:
@@ -557,6 +548,29 @@ class ContentMotionPipeline(LatentPipeline):
             )
             for k in range(max(1, len(prompts) // number))
         ]
+
+    def _with_pictures(
+        self, scenes: list[Scene], arguments: dict[str, Any], shape: tuple[int, ...], fit: Fit, steps: int
+    ) -> tuple[list[Scene], dict[str, Any]]:
+        """Scenes and arguments of an image-to-image pipeline, "image" and "strength" among them: a prompt and a picture
+        for each video; where the caller has features of the prompts, a picture for each of these."""
+        pixels, size = as_pictures(arguments["image"], *self._pixel_sides(shape), fit), shape[0]
+        if any(name.endswith("prompt_embeds") for name in arguments):
+            size //= scenes[0].said["num_images_per_prompt"]
+        else:
+            scenes = [scene.one_by_one() for scene in scenes]
+        # A little more than one step: the stock pipeline rounds down, and would take none.
+        strength = min(1.0, max(arguments["strength"], (1 + 1e-6) / steps))
+        return scenes, arguments | {"image": for_each("image", pixels, size), "strength": strength}
+
+    @staticmethod
+    def _scenes_of_clips(scenes: list[Scene], clips: Clips, changes: list[int], texts: list[str] | None) -> list[Scene]:
+        """The scene of each clip; says which prompts of a schedule (``texts``) none has."""
+        numbers = [clips.scene(k, changes) for k in range(len(clips))]
+        unused = [text for k, text in enumerate(texts or ()) if k not in numbers]
+        if clips.num_frames and unused:
+            warn_once(f"no clip is of {', '.join(map(repr, unused))}: this video's begin at frames {clips.starts}")
+        return [scenes[number] for number in numbers]
 
     def image_pipeline_for(
         self, arguments: Mapping[str, Any], kept: str, eta: float, noise: Tensor | None, rescale: float,

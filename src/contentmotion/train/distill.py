@@ -66,9 +66,8 @@ def distill(config: DistillConfig) -> None:
     what = f"{config.pretrained_model_name_or_path}: its {config.part} model"
     objective = OBJECTIVES[config.objective]
     objective.require_teacher(teacher, what, config.num_ddim_steps)
-    if (
-        config.part == "content" and config.validation_steps
-    ):  # previews sample the teacher: what they cannot is said now
+    # Previews sample the teacher: what they cannot is said now.
+    if config.part == "content" and config.validation_steps:
         try:
             pipe.image_pipeline_for({}, "", 0.0, None, config.guidance_rescale, config.guidance_interval)
         except ValueError as error:
