@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import gc
+import importlib
 import json
 import os
 import shutil
@@ -40,16 +41,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by then stays: whoever collects garbage need not look at it again."""
-    gc.collect()
-    gc.freeze()
+    importlib.import_module("frozen")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def no_garbage() -> Iterator[None]:
-    """Garbage with temporary files in it, forked into a reader, would be removed there, and then missed here."""
+    """Garbage with temporary files in it, forked into a reader, would be removed there, and then missed here. What is
+    left has been imported, or is a session's: it is not looked at again."""
     yield
     gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ _COMMANDS = ("train.vae", "train.autoencoder", "train.content", "train.motion", 
 _OTHERS = ("commands.encode", "commands.generate", "commands.inspect", "evaluate.run", "cost.plan")
 _LAZY = ("diffusers.models.unets.unet_2d_condition", "transformers.models.clip.modeling_clip", "accelerate")
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([*(f"contentmotion.{name}" for name in (*_COMMANDS, *_OTHERS)), *_LAZY])
+CONTEXT.set_forkserver_preload([*(f"contentmotion.{name}" for name in (*_COMMANDS, *_OTHERS)), *_LAZY, "frozen"])
 
 
 class Process:

@@ -1,5 +1,6 @@
 """A served page over the tiny pipeline."""
 
+import functools
 import re
 import time
 from collections.abc import Iterator
@@ -8,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from httpx._transports import default as _default
 
 import warm
 
 pytest.importorskip("gradio", reason="needs Gradio: pip install contentmotion[demo]")
 
+# Gradio's client makes a new client of httpx for every request, and each of them reads all certificates.
+_default.create_ssl_context = functools.cache(_default.create_ssl_context)
 LIMITS = {"queue_size": 4, "max_upload_mb": 1.0, "max_video_seconds": 5.0, "max_prompt_length": 60, "max_steps": 20}
 
 

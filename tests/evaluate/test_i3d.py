@@ -1,7 +1,6 @@
 import os
 import pickle
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 from typing import get_args
@@ -193,12 +192,12 @@ def flax_checkpoint(state: dict[str, torch.Tensor]) -> dict:
     return tree
 
 
-def test_convert_makes_the_file(i3d_folder: Path, tmp_path: Path) -> None:
+def test_convert_makes_the_file(i3d_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = load_file(i3d_folder / WEIGHTS)
     checkpoint, output = tmp_path / "i3d.ckpt", tmp_path / "i3d.safetensors"
     checkpoint.write_bytes(pickle.dumps(flax_checkpoint(expected)))
-    command = [sys.executable, str(CONVERTER), "i3d", str(checkpoint), str(output)]
-    subprocess.run(command, check=True, capture_output=True)
+    monkeypatch.setattr(sys, "argv", [str(CONVERTER), "i3d", str(checkpoint), str(output)])
+    runpy.run_path(str(CONVERTER), run_name="__main__")
     converted = load_file(output)
     assert converted.keys() == expected.keys()
     assert all(torch.equal(converted[name], expected[name]) for name in expected)

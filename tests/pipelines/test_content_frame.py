@@ -182,7 +182,7 @@ def test_clips_do_not_jump_where_they_meet(loop: bool) -> None:
     """The shipped student, against clips that know nothing of each other."""
     pipe = load_pipeline("emoji-lcm")
     pipe.set_progress_bar_config(disable=True)
-    prompts = ["rocket", "red heart", "thumbs up", "clown face"]
+    prompts = ["rocket", "red heart"]
     long = pipe(prompts, num_frames=32, loop=loop, generator=seeded(), output_type="pt").frames
     assert long.shape[1] == 32
     apart = [pipe(prompts, generator=seeded(k), output_type="pt").frames for k in range(2)]

@@ -87,7 +87,8 @@ def test_stream_goes_on_without_a_shard_and_says_so(
 
 def test_stream_of_nothing_is_one_line(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--train_data_dir", f"file://{shards}/none-{{0..3}}.tar", "--output_dir", f"{tmp_path}/run"]
-    assert main(["train-autoencoder", *words]) == 1
+    sizes = [f"--model.{name}={size}" for name, size in NARROW.items()]
+    assert main(["train-autoencoder", *words, *sizes]) == 1
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("contentmotion: error")]
     assert "none-0.tar: No such file" in line
 

@@ -112,7 +112,7 @@ def test_from_videos_to_a_video(run: Path) -> None:
 def test_what_a_gpu_is_trained_by_has_the_plain_losses(
     stage: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cache kept whole, and numbers read every ten steps: step by step the same, but for rounding."""
+    """A cache kept whole, and numbers read every four steps: step by step the same, but for rounding."""
     noted: list[dict[str, float]] = []
     note = Metrics.note
     monkeypatch.setattr(Metrics, "note", lambda metrics, steps: note(metrics, steps) or noted.extend(steps))
@@ -120,15 +120,15 @@ def test_what_a_gpu_is_trained_by_has_the_plain_losses(
     def train(name: str, logging_steps: int) -> list[list[float]]:
         noted.clear()
         config = yaml.safe_load((run / stage / "config.yaml").read_text())
-        config |= {"output_dir": str(tmp_path / name), "max_train_steps": 20, "validation_steps": 0}
+        config |= {"output_dir": str(tmp_path / name), "max_train_steps": 8, "validation_steps": 0}
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config | {"logging_steps": logging_steps}))
         assert main([f"train-{stage}", "--config", str(tmp_path / f"{name}.yaml")]) == 0
         return [[one["loss"], one["grad_norm"]] for one in noted]
 
     plain = train("plain", 1)
     monkeypatch.setattr(batches, "_keep_there", lambda cache, *_: cache.keep_on(torch.device("cpu")) or True)
-    assert len(plain) == 20 and plain[0] != plain[-1]
-    assert train("there", 10) == [pytest.approx(one, rel=1e-6) for one in plain]
+    assert len(plain) == 8 and plain[0] != plain[-1]
+    assert train("there", 4) == [pytest.approx(one, rel=1e-6) for one in plain]
 
 
 def test_cache_holds_what_the_autoencoder_makes(run: Path, clip_folder: Path) -> None:

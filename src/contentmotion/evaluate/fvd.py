@@ -90,6 +90,21 @@ def frechet_distance(a: FrechetStatistics, b: FrechetStatistics) -> float:
     return max(0.0, float(distance))  # rounding can put equal sets at -1e-13
 
 
+def distance_of_features(a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> float:
+    """The same of features (n, d) and (m, d), many times faster where they are fewer than their dimensions.
+
+    Centred features are a factor of their covariance, ``C = X^T X / (n - 1)``, so the cross term needs the singular
+    values of an (n, m) matrix alone.
+    """
+    a, b = (torch.as_tensor(x).to("cpu", torch.float64) for x in (a, b))
+    if max(len(a), len(b)) >= a.shape[1]:
+        return frechet_distance(FrechetStatistics(a), FrechetStatistics(b))
+    factor_a, factor_b = ((x - x.mean(dim=0)) / (len(x) - 1) ** 0.5 for x in (a, b))
+    traces = factor_a.square().sum() + factor_b.square().sum()
+    cross = torch.linalg.svdvals(factor_a @ factor_b.T).sum()
+    return max(0.0, float((a.mean(dim=0) - b.mean(dim=0)).square().sum() + traces - 2 * cross))
+
+
 @dataclass(frozen=True)
 class Extrapolation:
     """A distance extrapolated to infinitely many videos.
@@ -138,7 +153,7 @@ def extrapolated_distance(
     for fraction in fractions:
         subsets = [x[random.permutation(len(x))[: round(fraction * len(x))]] for x in (a, b)]
         sizes.append(len(subsets[0]))
-        distances.append(frechet_distance(*(FrechetStatistics(x) for x in subsets)))
+        distances.append(distance_of_features(*subsets))
     design = np.stack([np.ones(num_sizes), 1 / fractions], axis=1)
     coefficients = np.linalg.lstsq(design, np.array(distances))[0]
     variance = np.square(design @ coefficients - distances).sum() / (num_sizes - 2)

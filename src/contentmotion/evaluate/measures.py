@@ -24,7 +24,12 @@ from contentmotion.evaluate.following import (
     outline_recall,
     sketch_following,
 )
-from contentmotion.evaluate.fvd import FrechetStatistics, extrapolated_distance, frechet_distance
+from contentmotion.evaluate.fvd import (
+    FrechetStatistics,
+    distance_of_features,
+    extrapolated_distance,
+    frechet_distance,
+)
 from contentmotion.evaluate.i3d import NUM_CLASSES, i3d_features, load_i3d
 from contentmotion.evaluate.lpips import diversity, load_lpips, lpips_distance
 from contentmotion.evaluate.pixel_metrics import (
@@ -265,8 +270,7 @@ def halves(real: Float[np.ndarray, "n d"]) -> Scores:
     distances = []
     for _ in range(NUM_HALVINGS):
         order = draw.permutation(len(real))
-        a, b = real[order[:half]], real[order[half : 2 * half]]
-        distances.append(frechet_distance(FrechetStatistics(a), FrechetStatistics(b)))
+        distances.append(distance_of_features(real[order[:half]], real[order[half : 2 * half]]))
     return {"n": half, "fvd": float(np.mean(distances)), "fvd_std": float(np.std(distances))}
 
 
