@@ -170,7 +170,8 @@ def test_conditions() -> None:
 
 def test_slugs() -> None:
     assert slug("Woman lifting weights, dark skin tone!") == "woman-lifting-weights-dark-skin-tone"
-    assert slug("Ünïcode 猫") == "ünïcode-猫"
+    assert slug("Ünïcode 猫") == slug("U\u0308ni\u0308code 猫") == "ünïcode-猫"
+    assert slug("हिन्दी बिल्ली") == "हिन्दी-बिल्ली"
     assert slug("../../etc/passwd") == "etc-passwd"
     assert slug("🚀") == "prompt"
     assert slug(207) == "class-207"

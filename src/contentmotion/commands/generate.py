@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -612,8 +612,9 @@ def _between(
 
 
 def slug(condition: str | int) -> str:
-    """A condition as part of a file's name: letters and digits of any alphabet, joined by hyphens."""
-    words = re.findall(r"\w+", _caption(condition).lower().replace("_", " "))
+    """A condition as part of a file's name: letters (with their marks) and digits of any script, joined by hyphens."""
+    text = unicodedata.normalize("NFC", _caption(condition).lower())
+    words = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text).split()
     return "-".join(words)[:MAX_SLUG].rstrip("-") or "prompt"
 
 
