@@ -16,7 +16,8 @@ import torch
 from contentmotion.arguments import parse_config
 from contentmotion.cli import COMMANDS
 from contentmotion.config import BenchmarkConfig, LoraSettings, MotionSizes, TrainContentConfig, TrainMotionConfig
-from contentmotion.cost.clip import META, MODELS, cmd_system, count_systems
+from contentmotion.cost.clip import MODELS, cmd_system, count_systems
+from contentmotion.cost.count import META
 from contentmotion.cost.networks import build
 from contentmotion.cost.plan import plan_run
 from contentmotion.models.autoencoder import ContentMotionAutoencoder

@@ -14,9 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from contentmotion.config import SHIPPED_MODEL, SHIPPED_STUDENT, BenchmarkConfig
 from contentmotion.cost.clip import (
-    META,
     MODELS,
-    StageResult,
     System,
     SystemResult,
     cmd_system,
@@ -24,11 +22,14 @@ from contentmotion.cost.clip import (
     folder_system,
     time_systems,
 )
+from contentmotion.cost.count import META
 from contentmotion.run_dir import describe_hardware, prepare_output_dir, resolve_device, resolve_dtype
 from contentmotion.saving import replacing_file, write_json
 from contentmotion.tables import markdown_table, number, print_table
 
-SYSTEMS: dict[str, Callable[[BenchmarkConfig, int], System]] = {
+# By name: made from the settings and the frames that an image decoder takes at a time.
+Systems = dict[str, Callable[[BenchmarkConfig, int], System]]
+SYSTEMS: Systems = {
     f"cmd-{model}{'-4' if few else ''}": partial(cmd_system, model, few)
     for model, few in (("sd15", False), ("sd21", False), *((model, True) for model in MODELS if model != "sd15"))
 }
@@ -65,15 +66,14 @@ def benchmark(config: BenchmarkConfig) -> None:
 
 def compare(
     config: BenchmarkConfig,
-    known: dict[str, Callable[[BenchmarkConfig, int], System]],
+    known: Systems,
     further: Callable[[torch.device | None, torch.dtype], tuple[dict[str, Any], str]] | None = None,
 ) -> list[SystemResult]:
     """What ``benchmark`` does, with a table of systems of the caller's.
 
     Args:
         config: The command's settings.
-        known: Systems by name, made from the settings and the frames that an image decoder takes at a time; other names
-            are pipeline folders.
+        known: The systems; other names are pipeline folders.
         further: ``further(device, dtype)`` gives more facts for the JSON, and markdown behind the tables; its device is
             None where nothing is to run.
 
@@ -90,12 +90,17 @@ def compare(
     if device != META:
         time_systems(systems, results, device, dtype, config.repeats, config.whole_seconds)
     facts, extra = further(None if config.meta else device, dtype) if further else ({}, "")
-    hardware = f"{describe_hardware(device)}, {str(dtype).removeprefix('torch.')}"
-    if config.meta:
-        hardware = "counted, not run"
+    timed_on = f"{describe_hardware(device)}, {str(dtype).removeprefix('torch.')}"
+    hardware = "counted, not run" if config.meta else timed_on
     title = f"contentmotion benchmark, {date.today()}, {hardware}, torch {torch.__version__}"
     facts = {"title": title, "date": str(date.today()), "hardware": hardware, "torch": torch.__version__} | facts
-    write_report(output_dir, title, results, facts, extra)
+    write_json(output_dir / "benchmark.json", facts | {"systems": [result.as_json() for result in results]})
+    text = f"# {title}\n\n{markdown_table(SUMMARY_HEADINGS, summary_rows(results))}\n"
+    text += f"{markdown_table(HEADINGS, stage_rows(results))}\n{NOTES}\n{extra}"
+    with replacing_file(output_dir / "benchmark.md") as partial:
+        partial.write_text(text, encoding="utf-8")
+    with replacing_file(output_dir / "benchmark.png") as partial:
+        draw_bars(results).save(partial)
     if config.json:
         print((output_dir / "benchmark.json").read_text(encoding="utf-8"), end="")
         return results
@@ -108,9 +113,7 @@ def compare(
     return results
 
 
-def _find(
-    name: str, known: dict[str, Callable[[BenchmarkConfig, int], System]], config: BenchmarkConfig, chunk: int
-) -> System:
+def _find(name: str, known: Systems, config: BenchmarkConfig, chunk: int) -> System:
     if name in known:
         return known[name](config, chunk)
     if name not in (SHIPPED_MODEL, SHIPPED_STUDENT) and not Path(name).is_dir():
@@ -127,29 +130,28 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
 
 def stage_rows(results: Sequence[SystemResult]) -> list[tuple[str, ...]]:
     """The cells under ``HEADINGS``."""
-    return [
-        (result.system, *_stage_cells(stage, result.tflops, result.seconds))
-        for result in results
-        for stage in result.stages
-        if stage.parameters or stage.seconds is not None
-    ]
-
-
-def _stage_cells(stage: StageResult, tflops: float, seconds: float | None) -> tuple[str, ...]:
-    counted = stage.parameters > 0
-    time = _seconds(stage.seconds, stage.spread, extrapolated=stage.calls > 1) if stage.seconds is not None else ""
-    return (
-        stage.stage,
-        number(stage.parameters / 1e6) if counted else "",
-        str(stage.passes) if counted else "",
-        number(stage.tflops_per_pass) if counted else "",
-        number(stage.tflops) if counted else "",
-        f"{stage.tflops / tflops:.1%}" if counted and tflops else "",
-        "" if stage.paper_tflops is None else number(stage.paper_tflops),
-        time or stage.note,
-        f"{stage.seconds / seconds:.1%}" if stage.seconds is not None and seconds else "",
-        "" if stage.peak_gb is None else number(stage.peak_gb),
-    )
+    rows = []
+    for result in results:
+        for stage in result.stages:
+            counted = stage.parameters > 0  # a file is not
+            if not counted and stage.seconds is None:
+                continue
+            rows.append(
+                (
+                    result.system,
+                    stage.stage,
+                    number(stage.parameters / 1e6) if counted else "",
+                    str(stage.passes) if counted else "",
+                    number(stage.tflops_per_pass) if counted else "",
+                    number(stage.tflops) if counted else "",
+                    f"{stage.tflops / result.tflops:.1%}" if counted and result.tflops else "",
+                    _number(stage.paper_tflops),
+                    _seconds(stage.seconds, stage.spread, extrapolated=stage.calls > 1) or stage.note,
+                    f"{stage.seconds / result.seconds:.1%}" if stage.seconds is not None and result.seconds else "",
+                    _number(stage.peak_gb),
+                )
+            )
+    return rows
 
 
 def summary_rows(results: Sequence[SystemResult]) -> list[tuple[str, ...]]:
@@ -157,11 +159,9 @@ def summary_rows(results: Sequence[SystemResult]) -> list[tuple[str, ...]]:
     dearest = max(results, key=lambda result: result.tflops)
     rows = []
     for result in results:
-        pixels = math.prod(result.size)
         seconds = result.measured_seconds or result.seconds
         saved = dearest.tflops / result.tflops if result.tflops else math.nan
         faster = dearest.seconds / result.seconds if dearest.seconds and result.seconds else None
-        whole = result.measured_seconds
         rows.append(
             (
                 result.system,
@@ -169,10 +169,10 @@ def summary_rows(results: Sequence[SystemResult]) -> list[tuple[str, ...]]:
                 number(result.parameters / 1e6),
                 number(result.tflops),
                 number(result.paper_tflops),
-                "" if result.seconds is None else number(result.seconds),
-                "" if whole is None else _seconds(whole, result.measured_spread, extrapolated=False),
-                "" if seconds is None else number(pixels / seconds / 1e6),
-                "" if result.peak_gb is None else number(result.peak_gb),
+                _number(result.seconds),
+                _seconds(result.measured_seconds, result.measured_spread),
+                "" if seconds is None else number(math.prod(result.size) / seconds / 1e6),
+                _number(result.peak_gb),
                 f"{number(saved)}x",
                 "" if faster is None else f"{number(faster)}x ({faster / saved:.0%} of TFLOPs)",
             )
@@ -180,27 +180,14 @@ def summary_rows(results: Sequence[SystemResult]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _seconds(median: float, spread: float | None, extrapolated: bool) -> str:
-    return f"{'~' * extrapolated}{number(median)}" + (f" ±{spread / median:.0%}" if spread and median else "")
+def _number(value: float | None) -> str:
+    return "" if value is None else number(value)
 
 
-def write_report(folder: Path, title: str, results: Sequence[SystemResult], facts: dict[str, Any], extra: str) -> None:
-    """Writes ``benchmark.json``, ``benchmark.md`` and ``benchmark.png``.
-
-    Args:
-        folder: Where.
-        title: One line: command, date, hardware.
-        results: What was found.
-        facts: What else the JSON holds.
-        extra: More markdown, behind the tables.
-    """
-    write_json(folder / "benchmark.json", facts | {"systems": [result.as_json() for result in results]})
-    text = f"# {title}\n\n{markdown_table(SUMMARY_HEADINGS, summary_rows(results))}\n"
-    text += f"{markdown_table(HEADINGS, stage_rows(results))}\n{NOTES}\n{extra}"
-    with replacing_file(folder / "benchmark.md") as partial:
-        partial.write_text(text, encoding="utf-8")
-    with replacing_file(folder / "benchmark.png") as partial:
-        draw_bars(results).save(partial)
+def _seconds(median: float | None, spread: float | None, extrapolated: bool = False) -> str:
+    if median is None:
+        return ""
+    return "~" * extrapolated + number(median) + (f" ±{spread / median:.0%}" if spread and median else "")
 
 
 def draw_bars(results: Sequence[SystemResult]) -> Image.Image:

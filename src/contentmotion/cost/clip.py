@@ -9,7 +9,7 @@ import gc
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -22,8 +22,8 @@ from torch.utils._pytree import tree_map
 from transformers import CLIPTokenizer
 
 from contentmotion.config import SHIPPED_MODEL, SHIPPED_STUDENT, BenchmarkConfig
-from contentmotion.cost.count import Cost, count_cost
-from contentmotion.cost.measure import GIB, Timing, free_memory, time_in_turns
+from contentmotion.cost.count import GIB, META, TERA, Cost, count_cost
+from contentmotion.cost.measure import Timing, free_memory, time_in_turns
 from contentmotion.cost.networks import COMPONENTS, NETWORKS, build, from_config
 from contentmotion.loading import ASSETS, load_scheduler, resolve_name
 from contentmotion.pipelines.base import LatentPipeline
@@ -38,8 +38,6 @@ from contentmotion.stages.image_vae import normalize_latents
 from contentmotion.video.pixels import to_bytes
 from contentmotion.video.write import write_video
 
-META = torch.device("meta")
-TERA = 1e12
 # What the paper's tables count; they leave out text encoder and image decoder.
 PAPER_STAGES = ("content", "motion", "denoiser", "autoencoder")
 Networks = dict[str, tuple[str, Callable[[], nn.Module]]]  # by component: a name, and what makes it
@@ -78,12 +76,12 @@ class Size:
 
 @dataclass(frozen=True)
 class Pass:
-    """One network on the way from a prompt to a file.
+    """One network on the way from a prompt to pixels.
 
     Attributes:
-        name: What tables call it: "text", "content", "motion", "denoiser", "autoencoder", "image decoder",
-            "video decoder" or "file".
-        network: Whose weights it needs; None for the file.
+        name: What tables call it: "text", "content", "motion", "denoiser", "autoencoder", "image decoder" or
+            "video decoder".
+        network: Whose weights it needs.
         call: One call.
         calls: Calls per clip.
         batch: Items per call: 2 with classifier-free guidance, the null condition beside the prompt. A pass is one
@@ -91,7 +89,7 @@ class Pass:
     """
 
     name: str
-    network: nn.Module | None
+    network: nn.Module
     call: Callable[[], object]
     calls: int = 1
     batch: int = 1
@@ -122,6 +120,10 @@ class System:
     networks: Mapping[str, Callable[[], nn.Module]]
     passes: Callable[[Mapping[str, nn.Module], torch.device], list[Pass]]
     clip: Callable[[Mapping[str, nn.Module]], Callable[[], np.ndarray]] | None = None
+
+
+def _num_parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def noise(device: torch.device, dtype: torch.dtype, *shape: int) -> Tensor:
@@ -190,12 +192,7 @@ def pipeline_passes(
 
 
 def clip_cost(pipe: LatentPipeline, sampling: Sampling) -> dict[str, Cost]:
-    """What one video costs from prompt to pixels, counted from the networks' configs: nothing is run.
-
-    Args:
-        pipe: The pipeline.
-        sampling: Steps and guidance of the video.
-    """
+    """What one video costs from prompt to pixels, by pass, counted from the networks' configs: nothing is run."""
     networks = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
     with META:
         bare = {
@@ -219,27 +216,26 @@ def cmd_system(model: str, few: bool, config: BenchmarkConfig, chunk: int) -> Sy
         chunk: Frames that the image decoder takes at a time.
     """
     steps = config.steps or (4 if few else 50)
-    tiny = config.decoder == "tiny" or (config.decoder == "auto" and steps <= FEW_STEPS)
+    windows = steps <= FEW_STEPS
     parts, tiny_vae = MODELS[model]
-    tiny = tiny and tiny_vae != parts["vae"]
+    tiny = tiny_vae != parts["vae"] and (config.decoder == "tiny" or (config.decoder == "auto" and windows))
     own = f"-{model}" if f"autoencoder-{model}" in NETWORKS else ""  # else of latents with 4 channels
     names = parts | {
         "motion_transformer": f"motion-{model}",
-        "autoencoder": f"autoencoder-windows{own}" if steps <= FEW_STEPS else f"autoencoder{own}",
+        "autoencoder": ("autoencoder-windows" if windows else "autoencoder") + own,
         "vae": tiny_vae if tiny else parts["vae"],
     }
     scheduler = LCMScheduler if few else DDIMScheduler
-    schedulers = {name: scheduler(clip_sample=False) for name in ("scheduler", "motion_scheduler")}
     return _system(
         f"cmd-{model}-4" if few else f"cmd-{model}",
         ContentMotionPipeline,
         {component: (name, NETWORKS[name]) for component, name in names.items()},
-        schedulers,
+        {name: scheduler(clip_sample=False) for name in ("scheduler", "motion_scheduler")},
         Sampling(steps, steps, 1.0 if few else 3.0, 1.0),
         Size(config.num_frames, config.height or 512, config.width or 1024),
         chunk,
         ASSETS / SHIPPED_MODEL,  # random networks take any words
-        ", windows" * (steps <= FEW_STEPS) + ", tiny decoder" * tiny,
+        ", windows" * windows + ", tiny decoder" * tiny,
     )
 
 
@@ -271,7 +267,7 @@ def folder_system(name: str, config: BenchmarkConfig, chunk: int) -> System:
         raise ValueError(f"{name} is no whole pipeline folder: no {' and no '.join(sorted(needed - networks.keys()))}")
     schedulers = {n: load_scheduler(path / n) for n in ("scheduler", "motion_scheduler") if (path / n).is_dir()}
     with META:
-        pipe = _assemble(kind, {component: make() for component, (_, make) in networks.items()}, schedulers)
+        pipe = _assemble(kind, {component: make() for component, (_, make) in networks.items()} | schedulers)
     pipe.check_parts()
     _, height, width = pipe.clip_shape
     return _system(
@@ -281,14 +277,13 @@ def folder_system(name: str, config: BenchmarkConfig, chunk: int) -> System:
 
 
 def _system(
-    name: str, kind: type[LatentPipeline], networks: Networks, schedulers: Mapping[str, Any], sampling: Sampling,
+    name: str, kind: type[LatentPipeline], networks: Networks, schedulers: dict[str, Any], sampling: Sampling,
     size: Size, chunk: int, tokenizer: Path, words: str = "",
 ) -> System:  # fmt: skip
     """A pipeline of ours: its networks by component, a name and what makes it; ``words`` are added to its sampling."""
 
-    def pipeline(made: Mapping[str, nn.Module], **others: Any) -> LatentPipeline:
-        own = {component: made[key] for component, (key, _) in networks.items()}
-        pipe = _assemble(kind, own, dict(schedulers) | others)
+    def pipeline(made: Mapping[str, nn.Module]) -> LatentPipeline:
+        pipe = _assemble(kind, {component: made[key] for component, (key, _) in networks.items()} | schedulers)
         if pipe.device.type == "cuda":  # as generate does
             use_channels_last(pipe)
         return pipe
@@ -326,11 +321,8 @@ def _system(
     return System(name, sampled, size, dict(networks.values()), passes, whole)
 
 
-def _assemble(
-    kind: type[LatentPipeline], networks: Mapping[str, nn.Module], others: Mapping[str, Any]
-) -> LatentPipeline:
-    empty = dict.fromkeys(("vae", "text_encoder", "tokenizer"))
-    return kind(**(empty | dict(networks) | dict(others)))
+def _assemble(kind: type[LatentPipeline], parts: dict[str, Any]) -> LatentPipeline:
+    return kind(**(dict.fromkeys(("vae", "text_encoder", "tokenizer")) | parts))
 
 
 @dataclass(kw_only=True)
@@ -372,7 +364,7 @@ class StageResult:
         cost, passes = one.count(), one.calls * one.batch
         return cls(
             stage=one.name,
-            parameters=sum(p.numel() for p in one.network.parameters()) if one.network is not None else 0,
+            parameters=_num_parameters(one.network),
             passes=passes,
             calls=one.calls,
             tflops_per_pass=cost.flops / TERA,
@@ -392,7 +384,7 @@ class StageResult:
             self.peak_gb = (weights + timing.peak_bytes) / GIB
 
 
-@dataclass(kw_only=True)
+@dataclass
 class SystemResult:
     """One system.
 
@@ -408,7 +400,7 @@ class SystemResult:
     system: str
     sampling: str
     size: tuple[int, int, int]
-    stages: list[StageResult] = field(default_factory=list)
+    stages: list[StageResult]
     measured_seconds: float | None = None
     measured_spread: float | None = None
 
@@ -457,9 +449,8 @@ def count_systems(systems: Sequence[System]) -> list[SystemResult]:
     results = []
     for system in systems:
         shapes |= {name: build(make, META) for name, make in system.networks.items() if name not in shapes}
-        size = (system.size.frames, system.size.height, system.size.width)
         stages = [StageResult.counted(one) for one in system.passes(shapes, META)] + [StageResult(stage="file")]
-        results.append(SystemResult(system=system.name, sampling=system.sampling, size=size, stages=stages))
+        results.append(SystemResult(system.name, system.sampling, astuple(system.size), stages))
     return results
 
 
@@ -482,7 +473,7 @@ def time_systems(
     """
     makers = {name: make for system in systems for name, make in system.networks.items()}
     shapes = {name: build(make, META, dtype) for name, make in makers.items()}
-    needed = sum(p.numel() for shape in shapes.values() for p in shape.parameters()) * dtype.itemsize
+    needed = sum(map(_num_parameters, shapes.values())) * dtype.itemsize
     together = needed < 0.9 * free_memory(device)
     networks = {name: build(make, device, dtype) for name, make in makers.items()} if together else {}
     jobs: list[Callable[[], object]] = []
@@ -511,28 +502,18 @@ def _one_at_a_time(
     system: System, shapes: Mapping[str, nn.Module], device: torch.device, dtype: torch.dtype
 ) -> list[Callable[[], object]]:
     """What makes each stage's call, with the stage's network in memory and the others as shapes."""
-    names = {id(shape): name for name, shape in shapes.items()}
+    names = {shape: name for name, shape in shapes.items()}
 
     def make(number: int, name: str) -> Callable[[], object]:
         gc.collect()
         torch.cuda.empty_cache()  # the network before this one; does nothing without a GPU
-        network = _build_if_it_fits(system.networks[name], device, dtype)
+        needed, free = _num_parameters(shapes[name]) * dtype.itemsize, free_memory(device)
+        if needed > 0.98 * free:
+            raise MemoryError(f"does not fit: {needed / GIB:.1f} GiB, {free / GIB:.1f} free")
+        network = build(system.networks[name], device, dtype)
         return system.passes({**shapes, name: network}, device)[number].call
 
-    passes = system.passes(shapes, META)
-    return [partial(make, number, names[id(one.network)]) for number, one in enumerate(passes)]
-
-
-def _build_if_it_fits(make: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A network on the device.
-
-    Raises:
-        MemoryError: It does not fit.
-    """
-    needed, free = sum(p.numel() for p in build(make, META).parameters()) * dtype.itemsize, free_memory(device)
-    if needed > 0.98 * free:
-        raise MemoryError(f"does not fit: {needed / GIB:.1f} GiB, {free / GIB:.1f} free")
-    return build(make, device, dtype)
+    return [partial(make, number, names[one.network]) for number, one in enumerate(system.passes(shapes, META))]
 
 
 def moving_square(size: Size) -> np.ndarray:

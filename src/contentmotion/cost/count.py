@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import flop_registry
+
+META = torch.device("meta")
+GIB, TERA = 2**30, 1e12
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiply-adds of a computation; FLOPs are twice as many.
+    """Multiply-adds of a computation.
 
     Attributes:
         layers: In convolutions and linear layers: the convention of CMD's tables.
@@ -41,21 +47,52 @@ def count_cost(compute: Callable[[], object]) -> Cost:
 
     Weights should require gradients, as those of a new network do: linear layers with frozen ones turn into batched
     products at times, which are taken for attention.
-
-    Args:
-        compute: Does the computation once.
     """
-    counter = FlopCounterMode(display=False)
+    counter = _FlopCounter()
     with torch.no_grad(), counter:
         compute()
-    layers = attention = 0
-    for op, flops in counter.get_flop_counts()["Global"].items():
-        name = str(op)
-        if "attention" in name or "bmm" in name:
-            attention += flops // 2
+    attention = sum(flops for name, flops in counter.flops.items() if "attention" in name or "bmm" in name)
+    return Cost(layers=(counter.flops.total() - attention) // 2, attention=attention // 2)
+
+
+class _FlopCounter(TorchDispatchMode):
+    """FLOPs by operation, as torch's own ``FlopCounterMode`` has them; but what comes again on the meta device, with
+    arguments of the same form, is looked up: a network has many equal layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops: Counter[str] = Counter()
+        self._known: dict[Any, tuple[Any, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        form = (func, _form(args), _form(tuple(kwargs.items())))
+        if form in self._known:
+            output, flops = self._known[form]
+            output = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, output)
         else:
-            layers += flops // 2
-    return Cost(layers=layers, attention=attention)
+            formula = flop_registry.get(func._overloadpacket)
+            if formula is None:
+                with self:  # what it is made of is counted, if anything is
+                    output = func.decompose(*args, **kwargs)
+                if output is not NotImplemented:
+                    return output
+            output = func(*args, **kwargs)
+            flops = formula(*args, **kwargs, out_val=output) if formula else 0
+            tensors = [x for x in tree_leaves((args, output)) if isinstance(x, Tensor)]
+            if all(x.is_meta for x in tensors) and not func._schema.is_mutable:
+                self._known[form] = (output, flops)
+        self.flops[func.name()] += flops
+        return output
+
+
+def _form(x: Any) -> Any:
+    """What of an operation's argument decides, on the meta device, what it costs and gives."""
+    if isinstance(x, Tensor):
+        return (x.shape, x.stride(), x.dtype, x.device)
+    if isinstance(x, (list, tuple)):
+        return tuple(_form(part) for part in x)
+    return (type(x), x)  # 1 is not 1.0
 
 
 def count_activations(network: nn.Module, forward: Callable[[], Any]) -> int:

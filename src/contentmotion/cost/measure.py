@@ -14,7 +14,6 @@ from typing import Any
 import psutil
 import torch
 
-GIB = 2**30
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
@@ -62,21 +61,19 @@ def time_in_turns(
         for number, job in enumerate(jobs):
             if number in failures:
                 continue
-            call: Any = job
-            before = None
+            call: Any = None
             try:
                 call = job() if makers else job
                 before = start_watching_memory(device) if number not in peaks else None
                 elapsed = _time(call, device)
+                if number not in peaks:
+                    peaks[number] = peak_memory_since(before, device)
+                if turn:
+                    seconds[number].append(elapsed)
             except (RuntimeError, MemoryError) as error:  # torch's out of memory is a RuntimeError
                 failures[number] = " ".join(str(error).split())[:120] or type(error).__name__
-                continue
             finally:
-                call = None
-            if number not in peaks:
-                peaks[number] = peak_memory_since(before, device)
-            if turn:
-                seconds[number].append(elapsed)
+                call = None  # what was made goes before the next is made
     return [
         Timing(tuple(seconds[number]), peaks[number]) if seconds[number] else failures[number]
         for number in range(len(jobs))
@@ -84,19 +81,15 @@ def time_in_turns(
 
 
 def _time(job: Callable[[], object], device: torch.device) -> float:
-    synchronize(device)
+    def wait() -> None:
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+
+    wait()
     started = time.perf_counter()
     job()
-    synchronize(device)
+    wait()
     return time.perf_counter() - started
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def start_watching_memory(device: torch.device) -> int | None:

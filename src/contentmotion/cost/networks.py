@@ -12,8 +12,8 @@ import torch
 import transformers
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from transformers import CLIPTextConfig, CLIPTextModel
 
+from contentmotion.cost.count import META
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.condition_encoder import ConditionEncoder
 from contentmotion.models.motion_dit import MotionDiT
@@ -28,27 +28,14 @@ COMPONENTS = (
     "text_encoder", "text_encoder_2", "text_encoder_3", "unet", "transformer", "motion_transformer", "autoencoder",
     "vae", "condition_encoder",
 )  # fmt: skip
+# Text encoders that a folder's config may name; another one is taken for the first.
+TEXT_ENCODERS = (
+    "CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel", "Gemma2Model", "Qwen3Model", "Qwen3ForCausalLM",
+)  # fmt: skip
 _UNMEASURED = {"motion_mean": [0.0] * 8, "motion_std": [1.0] * 8}  # so that a pipeline takes it
-
-
-def _clip(hidden_size: int, num_layers: int, num_heads: int) -> CLIPTextModel:
-    config = CLIPTextConfig(
-        hidden_size=hidden_size,
-        intermediate_size=4 * hidden_size,
-        num_hidden_layers=num_layers,
-        num_attention_heads=num_heads,
-    )
-    return CLIPTextModel(config)
-
-
-# Text encoders that a folder's config may name, besides CLIP's.
-TEXT_ENCODERS = ("CLIPTextModelWithProjection", "T5EncoderModel", "Gemma2Model", "Qwen3Model", "Qwen3ForCausalLM")
 _QWEN3_4B: dict[str, Any] = {
     "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
     "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True,
-}  # fmt: skip
-_T5_XXL: dict[str, Any] = {
-    "d_model": 4096, "d_ff": 10240, "num_heads": 64, "num_layers": 24, "feed_forward_proj": "gated-gelu",
 }  # fmt: skip
 
 
@@ -58,80 +45,23 @@ def _text(kind: str, **sizes: Any) -> nn.Module:
     return cls(cls.config_class(**sizes))
 
 
-def _projected_clip(hidden_size: int, num_layers: int, num_heads: int) -> nn.Module:
+def _clip(hidden_size: int, num_layers: int, num_heads: int, kind: str = "CLIPTextModel") -> nn.Module:
     return _text(
-        "CLIPTextModelWithProjection", hidden_size=hidden_size, intermediate_size=4 * hidden_size,
-        num_hidden_layers=num_layers, num_attention_heads=num_heads, projection_dim=hidden_size,
+        kind, hidden_size=hidden_size, intermediate_size=4 * hidden_size, num_hidden_layers=num_layers,
+        num_attention_heads=num_heads, projection_dim=hidden_size,
     )  # fmt: skip
 
 
-def _sd35_medium() -> diffusers.SD3Transformer2DModel:
-    return diffusers.SD3Transformer2DModel(
-        sample_size=128, num_layers=24, attention_head_dim=64, num_attention_heads=24, caption_projection_dim=1536,
-        pos_embed_max_size=384, dual_attention_layers=tuple(range(13)), qk_norm="rms_norm",
+def _sd_vae(latent_channels: int) -> diffusers.AutoencoderKL:
+    return diffusers.AutoencoderKL(
+        latent_channels=latent_channels, block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
     )  # fmt: skip
-
-
-def _sana_600m() -> diffusers.SanaTransformer2DModel:
-    return diffusers.SanaTransformer2DModel(
-        num_layers=28, num_attention_heads=36, num_cross_attention_heads=16, cross_attention_head_dim=72,
-        cross_attention_dim=1152,
-    )  # fmt: skip
-
-
-def _klein_4b() -> diffusers.Flux2Transformer2DModel:
-    return diffusers.Flux2Transformer2DModel(
-        num_layers=5, num_single_layers=20, num_attention_heads=24, joint_attention_dim=7680, guidance_embeds=False
-    )
 
 
 def _sana_vae() -> diffusers.AutoencoderDC:
     blocks = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
     return diffusers.AutoencoderDC(encoder_block_types=blocks, decoder_block_types=blocks)
-
-
-def _tiny_sana_vae() -> diffusers.AutoencoderTiny:
-    """TAESD's blocks for latents of 32x32 pixels, one and none at the two finest levels: nobody trained it yet."""
-    return diffusers.AutoencoderTiny(
-        latent_channels=32, encoder_block_out_channels=(64,) * 6, decoder_block_out_channels=(64,) * 6,
-        num_encoder_blocks=(1, 3, 3, 3, 3, 3), num_decoder_blocks=(3, 3, 3, 3, 1, 0),
-    )  # fmt: skip
-
-
-def _autoencoder(channels: int, patch_size: int, window: int) -> ContentMotionAutoencoder:
-    """The paper's, few-step or not, of another family's latents."""
-    return ContentMotionAutoencoder(
-        in_channels=channels, patch_size=patch_size, attention_window=window, residual_decoding=bool(window),
-        **_UNMEASURED,
-    )  # fmt: skip
-
-
-def _sd_vae(latent_channels: int = 4) -> diffusers.AutoencoderKL:
-    return diffusers.AutoencoderKL(
-        latent_channels=latent_channels,
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        sample_size=512,
-    )
-
-
-def _sd21_unet() -> diffusers.UNet2DConditionModel:
-    return diffusers.UNet2DConditionModel(
-        sample_size=64, block_out_channels=(320, 640, 1280, 1280), attention_head_dim=(5, 10, 20, 20),
-        cross_attention_dim=1024, use_linear_projection=True,
-    )  # fmt: skip
-
-
-def _sdxl_unet() -> diffusers.UNet2DConditionModel:
-    return diffusers.UNet2DConditionModel(
-        sample_size=128, block_out_channels=(320, 640, 1280), transformer_layers_per_block=(1, 2, 10),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=(5, 10, 20),
-        cross_attention_dim=2048, use_linear_projection=True, addition_embed_type="text_time",
-        addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
-    )  # fmt: skip
 
 
 def _motion_xl(content_patch_size: int, text_dim: int, content_channels: int = 4) -> MotionDiT:
@@ -142,37 +72,69 @@ def _motion_xl(content_patch_size: int, text_dim: int, content_channels: int = 4
     )  # fmt: skip
 
 
+def _autoencoder(channels: int, patch_size: int, window: int = 0) -> ContentMotionAutoencoder:
+    """The paper's, or with windows the few-step one, of some family's latents."""
+    return ContentMotionAutoencoder(
+        in_channels=channels, patch_size=patch_size, attention_window=window, residual_decoding=bool(window),
+        **_UNMEASURED,
+    )  # fmt: skip
+
+
 # By name; called on the device where the network is wanted ("meta": shapes alone).
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    # CMD: Stable Diffusion 1.5 with CLIP ViT-L/14, 2.1 with OpenCLIP ViT-H/14 (its last but one layer).
-    "clip-l": lambda: _clip(768, 12, 12),
-    "clip-h": lambda: _clip(1024, 23, 16),
-    "unet-sd15": lambda: diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
-    "unet-sd21": _sd21_unet,
-    "unet-sdxl": _sdxl_unet,
-    "motion-sd15": lambda: _motion_xl(4, 768),
-    "motion-sd21": lambda: _motion_xl(8, 1024),
-    "motion-sdxl": lambda: _motion_xl(8, 1280),
-    "autoencoder": lambda: ContentMotionAutoencoder(residual_decoding=False, **_UNMEASURED),
-    "autoencoder-windows": lambda: ContentMotionAutoencoder(attention_window=CHEAP_DECODER_WINDOW, **_UNMEASURED),
-    "vae-sd": _sd_vae,
-    "vae-tiny": diffusers.AutoencoderTiny,
-    "clip-l-projected": lambda: _projected_clip(768, 12, 12),
-    "clip-g-projected": lambda: _projected_clip(1280, 32, 20),
-    "t5-xxl": lambda: _text("T5EncoderModel", **_T5_XXL),
-    "gemma-2-2b": lambda: _text("Gemma2Model"),
-    "qwen3-4b": lambda: _text("Qwen3Model", **_QWEN3_4B),
-    "qwen3-4b-lm": lambda: _text("Qwen3ForCausalLM", **_QWEN3_4B),
-    "transformer-sd35": _sd35_medium,
-    "transformer-sana": _sana_600m,
-    "transformer-klein": _klein_4b,
+    "clip-l": partial(_clip, 768, 12, 12),
+    "clip-h": partial(_clip, 1024, 23, 16),  # OpenCLIP ViT-H/14 up to its last but one layer
+    "clip-l-projected": partial(_clip, 768, 12, 12, "CLIPTextModelWithProjection"),
+    "clip-g-projected": partial(_clip, 1280, 32, 20, "CLIPTextModelWithProjection"),
+    "t5-xxl": partial(
+        _text, "T5EncoderModel", d_model=4096, d_ff=10240, num_heads=64, num_layers=24, feed_forward_proj="gated-gelu"
+    ),
+    "gemma-2-2b": partial(_text, "Gemma2Model"),
+    "qwen3-4b": partial(_text, "Qwen3Model", **_QWEN3_4B),
+    "qwen3-4b-lm": partial(_text, "Qwen3ForCausalLM", **_QWEN3_4B),
+    "unet-sd15": partial(diffusers.UNet2DConditionModel, sample_size=64, cross_attention_dim=768),
+    "unet-sd21": partial(
+        diffusers.UNet2DConditionModel, sample_size=64, block_out_channels=(320, 640, 1280, 1280),
+        attention_head_dim=(5, 10, 20, 20), cross_attention_dim=1024, use_linear_projection=True,
+    ),
+    "unet-sdxl": partial(
+        diffusers.UNet2DConditionModel, sample_size=128, block_out_channels=(320, 640, 1280),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=(5, 10, 20),
+        transformer_layers_per_block=(1, 2, 10), cross_attention_dim=2048, use_linear_projection=True,
+        addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
+    ),
+    "transformer-sd35": partial(
+        diffusers.SD3Transformer2DModel, sample_size=128, num_layers=24, attention_head_dim=64, num_attention_heads=24,
+        caption_projection_dim=1536, pos_embed_max_size=384, dual_attention_layers=tuple(range(13)), qk_norm="rms_norm",
+    ),
+    "transformer-sana": partial(
+        diffusers.SanaTransformer2DModel, num_layers=28, num_attention_heads=36, num_cross_attention_heads=16,
+        cross_attention_head_dim=72, cross_attention_dim=1152,
+    ),
+    "transformer-klein": partial(
+        diffusers.Flux2Transformer2DModel, num_layers=5, num_single_layers=20, num_attention_heads=24,
+        joint_attention_dim=7680, guidance_embeds=False,
+    ),
     "transformer-z-image": diffusers.ZImageTransformer2DModel,
-    "vae-16": lambda: _sd_vae(16),
+    "vae-sd": partial(_sd_vae, 4),
+    "vae-16": partial(_sd_vae, 16),
     "vae-sana": _sana_vae,
     "vae-klein": diffusers.AutoencoderKLFlux2,
-    "vae-tiny-16": lambda: diffusers.AutoencoderTiny(latent_channels=16),
-    "vae-tiny-sana": _tiny_sana_vae,
-}
+    "vae-tiny": diffusers.AutoencoderTiny,
+    "vae-tiny-16": partial(diffusers.AutoencoderTiny, latent_channels=16),
+    # TAESD's blocks for latents of 32x32 pixels, one and none at the two finest levels: nobody trained it yet.
+    "vae-tiny-sana": partial(
+        diffusers.AutoencoderTiny, latent_channels=32, encoder_block_out_channels=(64,) * 6,
+        decoder_block_out_channels=(64,) * 6, num_encoder_blocks=(1, 3, 3, 3, 3, 3),
+        num_decoder_blocks=(3, 3, 3, 3, 1, 0),
+    ),
+    "motion-sd15": partial(_motion_xl, 4, 768),
+    "motion-sd21": partial(_motion_xl, 8, 1024),
+    "motion-sdxl": partial(_motion_xl, 8, 1280),
+    "autoencoder": partial(_autoencoder, 4, 2),
+    "autoencoder-windows": partial(_autoencoder, 4, 2, CHEAP_DECODER_WINDOW),
+}  # fmt: skip
 # The paper's motion model and autoencoder for other latents: channels, pixels of a side, width of the pooled text.
 # A patch is of 16x16 pixels, of SANA 32x32; the motion model sees the content frame in patches of 64x64.
 for _family, (_channels, _factor, _text_dim) in {
@@ -181,7 +143,7 @@ for _family, (_channels, _factor, _text_dim) in {
     _patch = max(1, 16 // _factor)
     NETWORKS |= {
         f"motion-{_family}": partial(_motion_xl, 64 // _factor, _text_dim, _channels),
-        f"autoencoder-{_family}": partial(_autoencoder, _channels, _patch, 0),
+        f"autoencoder-{_family}": partial(_autoencoder, _channels, _patch),
         f"autoencoder-windows-{_family}": partial(_autoencoder, _channels, _patch, CHEAP_DECODER_WINDOW),
     }
 
@@ -203,7 +165,11 @@ def build(make: str | Callable[[], nn.Module], device: torch.device, dtype: torc
         torch.set_default_dtype(default)
     network = nn.Module.to(network, dtype).eval()  # diffusers' own `to` has words of caution about trained weights
     if device.type != "meta":
-        fill(network)
+        block = _random_block(device, dtype)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                for piece in parameter.view(-1).split(BLOCK):
+                    piece.copy_(block[: len(piece)])
     return network
 
 
@@ -217,34 +183,21 @@ class _NoInit(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-@torch.no_grad()
-def fill(network: nn.Module) -> None:
-    """Gives a network small normal weights: one block of random numbers, over and over."""
-    for parameter in network.parameters():
-        flat = parameter.view(-1)
-        block = _random_block(parameter.device, parameter.dtype)
-        for start in range(0, len(flat), BLOCK):
-            piece = flat[start : start + BLOCK]
-            piece.copy_(block[: len(piece)])
-
-
 @cache
 def _random_block(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Small normal numbers, of which all weights are made: drawing billions would take minutes."""
     return (0.02 * torch.randn(BLOCK, device=device)).to(dtype)
 
 
 def skeletons(folder: Path) -> dict[str, nn.Module | None]:
     """The networks of a pipeline folder by part, made from its configs on the meta device; no weights are read."""
-    parts: dict[str, nn.Module | None] = {}
-    for name in COMPONENTS:
-        there = (folder / name / "config.json").exists()
-        parts[name] = skeleton(read_json(folder / name / "config.json")) if there else None
-    return parts
+    configs = {name: folder / name / "config.json" for name in COMPONENTS}
+    return {name: skeleton(read_json(config)) if config.exists() else None for name, config in configs.items()}
 
 
 def skeleton(config: dict) -> nn.Module:
     """The network that a ``config.json`` describes, on the meta device."""
-    return build(lambda: from_config(config), torch.device("meta"))
+    return build(partial(from_config, config), META)
 
 
 def from_config(config: dict) -> nn.Module:
@@ -257,8 +210,8 @@ def from_config(config: dict) -> nn.Module:
     name = config.get("_class_name")
     try:
         if name is None:
-            kind = (config.get("architectures") or [CLIPTextModel.__name__])[0]
-            text: Any = getattr(transformers, kind) if kind in TEXT_ENCODERS else CLIPTextModel
+            kind = (config.get("architectures") or TEXT_ENCODERS)[0]
+            text: Any = getattr(transformers, kind if kind in TEXT_ENCODERS else TEXT_ENCODERS[0])
             return text(text.config_class.from_dict(config))
         cls = own[name] if name in own else getattr(diffusers, name)
         return cls.from_config(config)  # type: ignore[reportReturnType]
