@@ -17,12 +17,12 @@ from contentmotion.arguments import parse_config
 from contentmotion.cli import COMMANDS
 from contentmotion.config import BenchmarkConfig, LoraSettings, MotionSizes, TrainContentConfig, TrainMotionConfig
 from contentmotion.cost.clip import MODELS, cmd_system, count_systems
-from contentmotion.cost.count import META
 from contentmotion.cost.networks import build
 from contentmotion.cost.plan import plan_run
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.saving import replacing_file
 from contentmotion.stages.image_vae import vae_latent_channels, vae_scale_factor
+from contentmotion.stages.stage import META
 from contentmotion.tables import markdown_table, number
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

@@ -13,9 +13,10 @@ from torch import nn
 
 from contentmotion.config import BenchmarkConfig
 from contentmotion.cost.clip import Pass, Size, cmd_system, noise
-from contentmotion.cost.count import GIB, META, TERA
+from contentmotion.cost.count import GIB, TERA
 from contentmotion.cost.measure import free_memory, peak_memory_since, start_watching_memory, time_in_turns
 from contentmotion.cost.networks import build
+from contentmotion.stages.stage import META
 from contentmotion.tables import markdown_table, number
 from systems.clips import NETWORKS, ltx, unet3d, wan
 

@@ -22,9 +22,9 @@ from contentmotion.cost.clip import (
     folder_system,
     time_systems,
 )
-from contentmotion.cost.count import META
 from contentmotion.run_dir import describe_hardware, prepare_output_dir, resolve_device, resolve_dtype
 from contentmotion.saving import replacing_file, write_json
+from contentmotion.stages.stage import META
 from contentmotion.tables import markdown_table, number, print_table
 
 # By name: made from the settings and the frames that an image decoder takes at a time.
@@ -104,10 +104,9 @@ def compare(
     if config.json:
         print((output_dir / "benchmark.json").read_text(encoding="utf-8"), end="")
         return results
-    if results:
-        print_table(HEADINGS, stage_rows(results), title="Stages of one clip", text=(0, 1))
-        print_table(SUMMARY_HEADINGS, summary_rows(results), title=title, text=(0, 1))
-        print(NOTES)
+    print_table(HEADINGS, stage_rows(results), title="Stages of one clip", text=(0, 1))
+    print_table(SUMMARY_HEADINGS, summary_rows(results), title=title, text=(0, 1))
+    print(NOTES)
     print(extra.strip(), end="\n" * bool(extra))
     print(*(output_dir / f"benchmark.{kind}" for kind in ("md", "json", "png")), sep="\n")
     return results

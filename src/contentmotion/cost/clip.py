@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 from transformers import CLIPTokenizer
 
 from contentmotion.config import SHIPPED_MODEL, SHIPPED_STUDENT, BenchmarkConfig
-from contentmotion.cost.count import GIB, META, TERA, Cost, count_cost
+from contentmotion.cost.count import GIB, TERA, Cost, count_cost
 from contentmotion.cost.measure import Timing, free_memory, time_in_turns
 from contentmotion.cost.networks import COMPONENTS, NETWORKS, build, from_config
 from contentmotion.loading import ASSETS, load_scheduler, resolve_name
@@ -35,6 +35,7 @@ from contentmotion.pipelines.video_latent import VideoLatentPipeline
 from contentmotion.saving import read_json
 from contentmotion.stages.content import family_in
 from contentmotion.stages.image_vae import normalize_latents
+from contentmotion.stages.stage import META
 from contentmotion.video.pixels import to_bytes
 from contentmotion.video.write import write_video
 

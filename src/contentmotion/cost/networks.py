@@ -13,13 +13,13 @@ import transformers
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from contentmotion.cost.count import META
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.condition_encoder import ConditionEncoder
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.models.patch_vae import PatchVAE
 from contentmotion.models.video_unet import VideoUNet
 from contentmotion.saving import read_json
+from contentmotion.stages.stage import META
 
 # Of a decoder's 12 blocks 8 attend inside windows of 16x16 patches: what the few-step system takes to stay cheap.
 CHEAP_DECODER_WINDOW = 16

@@ -24,7 +24,7 @@ from contentmotion.config import (
     TrainVAEConfig,
     TrainVideoConfig,
 )
-from contentmotion.cost.count import count_activations, count_cost
+from contentmotion.cost.count import GIB, TERA, count_activations, count_cost
 from contentmotion.cost.networks import build, skeleton, skeletons
 from contentmotion.data.cache import open_cache
 from contentmotion.loading import resolve_name
@@ -36,17 +36,13 @@ from contentmotion.stages.content import ARCHITECTURES, content_stage
 from contentmotion.stages.image_vae import make_image_vae, vae_latent_channels, vae_scale_factor
 from contentmotion.stages.lora import adapt, freeze_all_but
 from contentmotion.stages.motion import MotionStage
-from contentmotion.stages.stage import Stage
+from contentmotion.stages.stage import META, Stage
 from contentmotion.stages.video import VideoStage
 from contentmotion.tables import number, print_table
 
-GIB, TERA = 2**30, 1e12
-META = torch.device("meta")
 STAGES: dict[str, Callable[[dict[str, Any]], Stage]] = {
-    "content": content_stage,
-    "motion": MotionStage,
-    "video": VideoStage,
-}
+    "content": content_stage, "motion": MotionStage, "video": VideoStage,
+}  # fmt: skip
 # Hub ids whose shapes are known without asking the hub.
 KNOWN = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": {"unet": "unet-sd15", "vae": "vae-sd", "text_encoder": "clip-l"},
@@ -131,21 +127,17 @@ def print_plan(config: TrainConfig) -> None:
     Raises:
         ValueError: See ``plan_run``.
     """
-    plan = plan_run(config)
-    device = resolve_device("auto")
+    plan, device = plan_run(config), resolve_device("auto")
     half = resolve_dtype(config.mixed_precision, device) is not None
-    memory = plan.memory(config, half)
+    memory, tflops = plan.memory(config, half), plan.tflops_per_step(config)
     batch = f"{config.train_batch_size} x {config.gradient_accumulation_steps}"
     rows = [
         ("trained parameters", f"{plan.trained:,}"),
         ("frozen parameters", f"{plan.frozen:,}"),
         *((f"memory: {purpose}", f"{gib:.2f} GiB") for purpose, gib in memory.items()),
         ("memory in all, about", f"{sum(memory.values()):.2f} GiB"),
-        (f"TFLOPs per step (batch {batch})", number(plan.tflops_per_step(config))),
-        (
-            f"PFLOPs in all ({config.max_train_steps} steps)",
-            number(plan.tflops_per_step(config) * config.max_train_steps / 1e3),
-        ),
+        (f"TFLOPs per step (batch {batch})", number(tflops)),
+        (f"PFLOPs in all ({config.max_train_steps} steps)", number(tflops * config.max_train_steps / 1e3)),
     ]
     print_table((), rows, title="Dry run: nothing is trained, nothing is written")
     print(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
+import socket
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +35,7 @@ CSS = """
 
 
 def demo(config: DemoConfig) -> None:
-    """Serves the page until it is interrupted.
+    """Serves the page until it is interrupted, with a temporary folder of its own that goes when it ends.
 
     Raises:
         ValueError: A checkpoint is missing or damaged.
@@ -45,62 +43,38 @@ def demo(config: DemoConfig) -> None:
         ImportError: Gradio is not installed.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that its folder goes whoever ends it
-    with serving(config) as page:
-        where = "this machine alone" if config.server_name in LOCAL else "everybody who can reach this machine"
-        print(f"contentmotion demo listens on {page.local_url} for {where}; Ctrl-C ends it", flush=True)
-        if config.share:
-            print(f"and on {page.share_url or 'no public address: gradio.live gave none'}", flush=True)
-        threading.Event().wait()
-
-
-@contextmanager
-def serving(config: DemoConfig) -> Iterator[gr.Blocks]:
-    """Serves the page in the background, with a temporary folder of its own that goes when it ends.
-
-    One page at a time in a process: Gradio takes the folder from the environment.
-
-    Args:
-        config: The page's settings; port 0 takes any that is free.
-
-    Raises:
-        ValueError: A checkpoint is missing or damaged.
-        OSError: The port is taken.
-        ImportError: Gradio is not installed.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="contentmotion-demo-")).resolve()
-    ours = {
-        "GRADIO_TEMP_DIR": str(folder),
-        "GRADIO_EXAMPLES_CACHE": str(folder / "examples"),
-        "GRADIO_ANALYTICS_ENABLED": "False",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
-    before = {name: os.environ.get(name) for name in ours}
-    os.environ.update(ours)
     page = None
-    try:
-        _require_gradio()
-        from contentmotion.demo.visitors import Visitors
+    with tempfile.TemporaryDirectory(prefix="contentmotion-demo-", ignore_cleanup_errors=True) as name:
+        folder = Path(name).resolve()
+        ours = {
+            "GRADIO_TEMP_DIR": str(folder),
+            "GRADIO_EXAMPLES_CACHE": str(folder / "examples"),
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+        before = {name: os.environ.get(name) for name in ours}
+        os.environ.update(ours)
+        try:
+            _require_gradio()
+            from contentmotion.demo.visitors import Visitors
 
-        studio, visitors = Studio(config, folder / "results"), Visitors()
-        page = build_page(studio, visitors, write_examples(_made(folder / "clips")))
-        launch(page, config, folder, visitors)
-        yield page
-    finally:
-        if page is not None:
-            page.close(verbose=False)
-        shutil.rmtree(folder, ignore_errors=True)
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+            studio, visitors = Studio(config, folder / "results"), Visitors()
+            page = build_page(studio, visitors, write_examples(folder / "clips"))
+            launch(page, config, folder, visitors)
+            where = "this machine alone" if config.server_name in LOCAL else "everybody who can reach this machine"
+            print(f"contentmotion demo listens on {page.local_url} for {where}; Ctrl-C ends it", flush=True)
+            if config.share:
+                print(f"and on {page.share_url or 'no public address: gradio.live gave none'}", flush=True)
+            threading.Event().wait()
+        finally:
+            if page is not None:
+                page.close(verbose=False)
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def build_page(studio: Studio, visitors: Visitors, examples: list[Path]) -> gr.Blocks:
-    """The page, not served yet.
-
-    Args:
-        studio: Its models.
-        visitors: Who waits for what.
-        examples: Videos to offer for taking apart.
-    """
+    """The page, not served yet; ``examples`` are videos to offer for taking apart."""
     import gradio as gr
 
     from contentmotion.demo.checkpoint_tab import add_checkpoint_tab
@@ -123,13 +97,7 @@ def build_page(studio: Studio, visitors: Visitors, examples: list[Path]) -> gr.B
 
 
 def launch(page: gr.Blocks, config: DemoConfig, folder: Path, visitors: Visitors) -> None:
-    """Starts to serve the page, with its limits; returns at once.
-
-    Args:
-        page: The page.
-        config: Its settings.
-        folder: Where uploads and results go.
-        visitors: Who waits for what.
+    """Starts to serve the page, with its limits; uploads and results go to ``folder``. Returns at once.
 
     Raises:
         OSError: The port is taken.
@@ -139,16 +107,18 @@ def launch(page: gr.Blocks, config: DemoConfig, folder: Path, visitors: Visitors
 
     from contentmotion.demo.guards import Gate
 
-    upload_bytes = int(config.max_upload_mb * 1e6)
-    system = ["system-ui", "sans-serif"]  # the theme's own fonts come from another server
-    theme = gr.themes.Default(font=system, font_mono=["ui-monospace", "monospace"])
+    port = config.server_port
+    if port == 0:  # any that is free
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
     page.queue(max_size=config.queue_size, default_concurrency_limit=1, api_open=False)
     visitors.watch(page._queue)
     options: dict[str, Any] = {
         "app_kwargs": {"middleware": [Middleware(Gate, config=config, folder=folder, visitors=visitors)]},
         "enable_monitoring": False,
         "footer_links": ["api"],
-        "max_file_size": upload_bytes,
+        "max_file_size": int(config.max_upload_mb * 1e6),
         "mcp_server": False,
         "prevent_thread_lock": True,
         "pwa": False,
@@ -157,14 +127,9 @@ def launch(page: gr.Blocks, config: DemoConfig, folder: Path, visitors: Visitors
         "ssr_mode": False,
         "state_session_capacity": 100,
     }
-    page.launch(
-        server_name=config.server_name,
-        server_port=config.server_port or _free_port(config.server_name),
-        share=config.share,
-        theme=theme,
-        css=CSS,
-        **options,
-    )
+    # The theme's own fonts come from another server.
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    page.launch(server_name=config.server_name, server_port=port, share=config.share, theme=theme, css=CSS, **options)
 
 
 def _require_gradio() -> None:
@@ -172,16 +137,3 @@ def _require_gradio() -> None:
         import gradio  # noqa: F401
     except ImportError:
         raise ImportError('the page needs Gradio, which is not installed: pip install "contentmotion[demo]"') from None
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
-
-
-def _free_port(name: str) -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind((name, 0))
-        return probe.getsockname()[1]

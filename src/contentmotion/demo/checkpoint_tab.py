@@ -14,12 +14,8 @@ from contentmotion.demo.guards import reported
 from contentmotion.demo.studio import Model, Studio
 from contentmotion.demo.visitors import MODEL
 from contentmotion.loading import resolve_name
+from contentmotion.pipelines.sampling import Sampling
 from contentmotion.stages.image_vae import vae_scale_factor
-
-PARTS = ["part", "class", "parameters", "settings"]
-WIDTHS = ["170px", "230px", "110px", "500px"]
-COSTS = ["part", "multiply-adds (G)", "of which attention (G)"]
-COST_WIDTHS = ["40%", "30%", "30%"]
 
 
 def add_checkpoint_tab(studio: Studio) -> None:
@@ -30,17 +26,12 @@ def add_checkpoint_tab(studio: Studio) -> None:
         button = gr.Button("Show it, and count what a video costs", variant="primary", min_width=200)
     flow = gr.Markdown(_flow(studio.main))
     parts = gr.Dataframe(
-        _parts(studio.main),
-        headers=PARTS,
-        label="Parts",
-        interactive=False,
-        wrap=True,
-        column_widths=WIDTHS,
-        max_height=900,
-    )
+        _parts(studio.main), headers=["part", "class", "parameters", "settings"], label="Parts", interactive=False,
+        wrap=True, column_widths=["170px", "230px", "110px", "500px"], max_height=900,
+    )  # fmt: skip
     costs = gr.Dataframe(
-        headers=COSTS, label="One video at the usual steps and guidance", interactive=False, elem_id="costs", wrap=True,
-        column_widths=COST_WIDTHS,
+        headers=["part", "multiply-adds (G)", "of which attention (G)"], interactive=False, elem_id="costs", wrap=True,
+        label="One video at the usual steps and guidance", column_widths=["40%", "30%", "30%"],
     )  # fmt: skip
     with gr.Accordion("Model card", open=False):
         card = gr.Markdown(_card(studio.main))
@@ -56,7 +47,7 @@ def add_checkpoint_tab(studio: Studio) -> None:
             Shapes; parts with their parameters and settings; multiply-adds by part; the model card.
         """
         found = studio.model(model)
-        return _flow(found), _parts(found), _costs(studio, found), _card(found)
+        return _flow(found), _parts(found), _costs(found, found.sampling(studio.config)), _card(found)
 
     outputs: list[Any] = [flow, parts, costs, card]
     button.click(describe, chosen, outputs, api_name="checkpoint", show_progress_on=costs, **MODEL)
@@ -72,13 +63,11 @@ def _flow(model: Model) -> str:
 def _parts(model: Model) -> list[list[str]]:
     rows = []
     for name, part in model.pipe.components.items():
-        if part is None:
-            continue
-        config = getattr(part, "config", {})
-        settings = config if isinstance(config, dict) else getattr(config, "to_dict", dict)()
-        shown = ", ".join(f"{key} {value}" for key, value in shown_settings(settings).items())
-        count = _count(part)
-        rows.append([name, type(part).__name__, f"{count:,}" if count else "", shown])
+        if part is not None:
+            config, count = getattr(part, "config", {}), _count(part)
+            settings = config if isinstance(config, dict) else getattr(config, "to_dict", dict)()
+            shown = ", ".join(f"{key} {value}" for key, value in shown_settings(settings).items())
+            rows.append([name, type(part).__name__, f"{count:,}" if count else "", shown])
     return rows
 
 
@@ -86,13 +75,11 @@ def _count(part: Any) -> int:
     return sum(parameter.numel() for parameter in part.parameters()) if hasattr(part, "parameters") else 0
 
 
-def _costs(studio: Studio, model: Model) -> list[list[str]]:
-    sampling = model.sampling(studio.config)
-    costs = clip_cost(model.pipe, sampling)
-    total = [sum(getattr(cost, name) for cost in costs.values()) for name in ("multiply_adds", "attention")]
-    rows = [[name, f"{cost.multiply_adds / 1e9:.1f}", f"{cost.attention / 1e9:.1f}"] for name, cost in costs.items()]
+def _costs(model: Model, sampling: Sampling) -> list[list[str]]:
+    costs = {name: (cost.multiply_adds, cost.attention) for name, cost in clip_cost(model.pipe, sampling).items()}
     steps = f"in all ({sampling.steps} + {sampling.motion_steps} steps, {sampling.passes} network passes)"
-    return [*rows, [steps, *(f"{value / 1e9:.1f}" for value in total)]]
+    costs[steps] = tuple(map(sum, zip(*costs.values(), strict=True)))
+    return [[name, *(f"{count / 1e9:.1f}" for count in counts)] for name, counts in costs.items()]
 
 
 def _card(model: Model) -> str:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
 from contentmotion.demo.guards import reported
-from contentmotion.demo.settings import prompt_field, seed_field
-from contentmotion.demo.studio import MAX_GUIDANCE, Request, Studio, Take
-from contentmotion.demo.visitors import LEFT, MODEL, Visitors, at_times
-
-HEADER = ["", "model", "steps", "passes", "seconds"]
-WIDTHS = ["10%", "32%", "20%", "18%", "20%"]
+from contentmotion.demo.settings import made_video, prompt_field, seed_field
+from contentmotion.demo.studio import MAX_GUIDANCE, Request, Studio
+from contentmotion.demo.visitors import MODEL, Visitors
 
 
 def add_compare_tab(studio: Studio, visitors: Visitors) -> None:
@@ -29,19 +27,18 @@ def add_compare_tab(studio: Studio, visitors: Visitors) -> None:
     button = gr.Button("Compare", variant="primary")
     with gr.Row():
         videos = [
-            gr.Video(
-                label=f"Video {letter}", autoplay=True, loop=True, interactive=False, height=260, min_width=150,
-                elem_id=f"compare-{letter.lower()}", buttons=["download"],
-            )
+            made_video(label=f"Video {letter}", height=260, min_width=150, elem_id=f"compare-{letter.lower()}")
             for letter in "AB"
-        ]  # fmt: skip
+        ]
     table = gr.Dataframe(
-        headers=HEADER, label="What they took: steps of content + motion, network passes, seconds", interactive=False,
-        elem_id="compare-table", wrap=True, column_widths=WIDTHS,
+        headers=["", "model", "steps", "passes", "seconds"], column_widths=["10%", "32%", "20%", "18%", "20%"],
+        label="What they took: steps of content + motion, network passes, seconds", interactive=False, wrap=True,
+        elem_id="compare-table",
     )  # fmt: skip
     inputs: list[Any] = [prompt, seed, *sides]
-    compare = _endpoint(studio, visitors)
-    button.click(compare, inputs, [*videos, table], api_name="compare", show_progress_on=videos, **MODEL)
+    button.click(
+        _endpoint(studio, visitors), inputs, [*videos, table], api_name="compare", show_progress_on=videos, **MODEL
+    )
 
 
 def _endpoint(studio: Studio, visitors: Visitors) -> Callable[..., Any]:
@@ -75,44 +72,31 @@ def _endpoint(studio: Studio, visitors: Visitors) -> Callable[..., Any]:
         Returns:
             The two videos (mp4), and a table of steps, network passes and seconds.
         """
-
-        show = at_times(progress)
-
-        def on_step(letter: str, done: int, total: int) -> None:
-            show(done, total, f"video {letter}")
-            if visitors.has_left(str(visitor.session_hash)):
-                raise gr.Error(LEFT, print_exception=False)
-
+        on_step = visitors.follow(str(visitor.session_hash), progress)
         sides = {"A": (model_a, steps_a, guidance_scale_a), "B": (model_b, steps_b, guidance_scale_b)}
-        requests = {
-            letter: Request(prompt=prompt or "", seed=seed, steps=steps, guidance_scale=guidance)
-            for letter, (_, steps, guidance) in sides.items()
+        asked = {
+            letter: (Request(prompt=prompt or "", seed=seed, steps=steps, guidance_scale=guidance), studio.model(name))
+            for letter, (name, steps, guidance) in sides.items()
         }
-        models = {letter: studio.model(name) for letter, (name, *_) in sides.items()}
-        for letter, request in requests.items():
-            studio.check(request, models[letter])  # both, before the first one is begun
-        takes = {
-            letter: studio.generate(request, models[letter], lambda done, total, at=letter: on_step(at, done, total))
-            for letter, request in requests.items()
-        }
-        rows = [_row(letter, models[letter].name, take) for letter, take in takes.items()]
-        return str(takes["A"].videos[0]), str(takes["B"].videos[0]), rows
+        for request, model in asked.values():
+            studio.check(request, model)  # both, before the first one is begun
+        videos, rows = [], []
+        for letter, (request, model) in asked.items():
+            take = studio.generate(request, model, partial(on_step, f"video {letter}"))
+            videos.append(str(take.videos[0]))
+            steps = f"{take.sampling.steps} + {take.sampling.motion_steps}"
+            rows.append([letter, model.name, steps, str(take.passes), f"{take.seconds:.2f}"])
+        return videos[0], videos[1], rows
 
     return compare
 
 
-def _row(letter: str, name: str, take: Take) -> list[str]:
-    steps = f"{take.sampling.steps} + {take.sampling.motion_steps}"
-    return [letter, name, steps, str(take.passes), f"{take.seconds:.2f}"]
-
-
 def _side(studio: Studio, letter: str, number: int) -> list[Any]:
     """Model, steps and guidance of one side; with one model, the second side takes a quarter of the steps."""
-    names = [model.name for model in studio.models]
+    names, most = [model.name for model in studio.models], studio.config.max_steps
     model = studio.models[min(number, len(names) - 1)]
     usual = model.sampling(studio.config)
     steps = max(1, usual.steps // 4) if number and len(names) == 1 else usual.steps
-    most = studio.config.max_steps
     chosen = gr.Dropdown(names, value=model.name, label=f"Model {letter}")
     with gr.Row():
         return [

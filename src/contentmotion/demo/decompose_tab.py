@@ -21,6 +21,7 @@ from contentmotion.commands.reconstruct import (
     weight_maps,
 )
 from contentmotion.demo.guards import reported, uploaded_video
+from contentmotion.demo.settings import made_picture, made_video
 from contentmotion.demo.studio import Studio
 from contentmotion.demo.uploads import MAX_STRIDE, read_upload
 from contentmotion.demo.visitors import MODEL
@@ -37,14 +38,10 @@ def add_decompose_tab(studio: Studio, examples: list[Path], history: gr.State) -
             newest = gr.Button("Take my newest generated video", size="sm")
         with gr.Column(min_width=300):
             with gr.Row():
-                both = gr.Video(
-                    label="The clip | its reconstruction", autoplay=True, loop=True, interactive=False, height=220,
-                    elem_id="reconstruction", min_width=220, buttons=["download"],
-                )  # fmt: skip
-                content = gr.Image(
-                    label="Its content frame", interactive=False, height=220, min_width=150, type="filepath",
-                    buttons=["download"], elem_classes="picture",
-                )  # fmt: skip
+                both = made_video(
+                    label="The clip | its reconstruction", height=220, min_width=220, elem_id="reconstruction"
+                )
+                content = made_picture(label="Its content frame", height=220, min_width=150)
             summary = gr.Markdown(elem_id="psnr")
     weights = _picture("Weights", "Frames, and below each its weights in the content frame (white: counts most there).")
     with gr.Row():
@@ -65,7 +62,19 @@ def add_decompose_tab(studio: Studio, examples: list[Path], history: gr.State) -
             The clip beside its reconstruction (mp4), the content frame, the frames with their weights, the two motion
             planes (png), and the PSNR.
         """
-        return _take_apart(studio, video, frame_stride)
+        found, fps = _read(studio, video, frame_stride)
+        original = to_pixels(found.original)
+        maps = weight_maps(found.weights, *original.shape[1:3])
+        rows = found.weights.shape[2] // studio.main.pipe.autoencoder.config.patch_size
+        planes = motion_planes(found.motion_latent, rows)
+        return (
+            str(studio.video(side_by_side(found), fps, "reconstruction")),
+            str(studio.picture(Image.fromarray(to_pixels(found.content[None])[0]), "content-frame")),
+            str(studio.picture(_strip(original, maps), "weights")),
+            str(studio.picture(planes[0], "motion-plane-x")),
+            str(studio.picture(planes[1], "motion-plane-y")),
+            f"PSNR {found.psnr:.1f} dB (every frame the content frame: {found.psnr_frozen:.1f} dB)",
+        )
 
     outputs: list[Any] = [both, content, weights, across, down, summary]
     button.click(take_apart, [video, stride], outputs, api_name="decompose", show_progress_on=both, **MODEL)
@@ -88,10 +97,7 @@ def _add_swap(studio: Studio, examples: list[Path]) -> None:
         with gr.Column(min_width=240):
             motion_video, motion_stride = _upload("Motion of", examples[::-1], "swap-motion")
         with gr.Column(min_width=240):
-            swapped = gr.Video(
-                label="Content of | motion of | both together", autoplay=True, loop=True, interactive=False, height=220,
-                elem_id="swapped", buttons=["download"],
-            )  # fmt: skip
+            swapped = made_video(label="Content of | motion of | both together", height=220, elem_id="swapped")
             button = gr.Button("Swap", variant="primary")
 
     @reported
@@ -121,9 +127,7 @@ def _add_swap(studio: Studio, examples: list[Path]) -> None:
 def _picture(label: str, caption: str) -> gr.Image:
     """A picture below its caption: a label would cover some of it."""
     gr.Markdown(caption)
-    return gr.Image(
-        label=label, show_label=False, interactive=False, type="filepath", elem_classes="picture", buttons=["download"]
-    )
+    return made_picture(label=label, show_label=False)
 
 
 def _upload(label: str, examples: list[Path], name: str) -> tuple[gr.Video, gr.Number]:
@@ -140,24 +144,6 @@ def _read(studio: Studio, video: str | None, frame_stride: float) -> tuple[Decom
     clip = read_upload(video, studio.config, studio.limits, shape, frame_stride)
     frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2)
     return decompose(pipe.vae, pipe.autoencoder, frames), clip.fps
-
-
-def _take_apart(studio: Studio, video: str | None, frame_stride: float) -> tuple[str, str, str, str, str, str]:
-    found, fps = _read(studio, video, frame_stride)
-    original = to_pixels(found.original)
-    maps = weight_maps(found.weights, *original.shape[1:3])
-    rows = found.weights.shape[2] // studio.main.pipe.autoencoder.config.patch_size
-    planes = motion_planes(found.motion_latent, rows)
-    files = [
-        studio.video(side_by_side(found), fps, "reconstruction"),
-        studio.picture(to_pixels(found.content[None])[0], "content-frame"),
-        studio.picture(_strip(original, maps), "weights"),
-        studio.picture(planes[0], "motion-plane-x"),
-        studio.picture(planes[1], "motion-plane-y"),
-    ]
-    text = f"PSNR {found.psnr:.1f} dB (every frame the content frame: {found.psnr_frozen:.1f} dB)"
-    both, content, weights, across, down = map(str, files)
-    return both, content, weights, across, down, text
 
 
 def _strip(frames: np.ndarray, maps: np.ndarray) -> Image.Image:

@@ -15,6 +15,7 @@ SIDE, NUM_FRAMES, FPS, OVERSAMPLING = 128, 32, 8.0, 4
 
 def write_examples(folder: Path) -> list[Path]:
     """Writes a bouncing ball and a turning wheel, 32 frames of 128x128 each; returns the files."""
+    folder.mkdir(exist_ok=True)
     paths = []
     for name, draw in (("bouncing-ball", _ball), ("turning-wheel", _wheel)):
         frames = np.stack([_frame(draw, k / 16) for k in range(NUM_FRAMES)])

@@ -9,9 +9,9 @@ from typing import Any
 import gradio as gr
 
 from contentmotion.demo.guards import reported
-from contentmotion.demo.settings import add_settings, choose
+from contentmotion.demo.settings import PRIVATE, add_settings, choose, made_picture, made_video
 from contentmotion.demo.studio import Request, Studio
-from contentmotion.demo.visitors import LEFT, MODEL, Visitors, at_times
+from contentmotion.demo.visitors import MODEL, Visitors
 from contentmotion.pipelines.content_motion import REDRAWN
 
 MAX_HISTORY = 24  # videos a session remembers
@@ -27,12 +27,7 @@ class Stopped(Exception):
 
 
 class Runs:
-    """The runs of all sessions: what is made for each, and which of them is to stop.
-
-    Args:
-        studio: Makes the videos.
-        visitors: Who waits for them.
-    """
+    """The runs of all sessions: what is made for each, and which of them is to stop."""
 
     def __init__(self, studio: Studio, visitors: Visitors) -> None:
         self.studio = studio
@@ -57,15 +52,12 @@ class Runs:
         self, request: Request, few_steps: bool, history: list, session: str, progress: gr.Progress
     ) -> tuple[Any, ...]:
         """What the tab shows of a request: video, content frame, files, summary, history."""
-
-        show = at_times(progress)
+        follow = self.visitors.follow(session, progress)
 
         def on_step(done: int, total: int) -> None:
-            show(done, total, "denoising")
             if session in self._stopped:
                 raise Stopped(f"Stopped after {done} of {total} steps.")
-            if self.visitors.has_left(session):
-                raise gr.Error(LEFT, print_exception=False)
+            follow("denoising", done, total)
 
         try:
             take = self.studio.generate(request, choose(self.studio, few_steps), on_step)
@@ -85,23 +77,26 @@ def add_generate_tab(studio: Studio, visitors: Visitors) -> gr.State:
         with gr.Column(min_width=300):
             fields, button, stop = add_settings(studio)
         with gr.Column(min_width=300):
-            video, content, summary, files = _add_outputs()
+            with gr.Row():
+                video = made_video(label="Video", height=300, min_width=150, elem_id="generated")
+                content = made_picture(label="Its content frame", height=300, min_width=150, elem_id="content")
+            summary = gr.Markdown(elem_id="summary")
+            files = gr.File(label="Download: mp4, gif, content frame", file_count="multiple", interactive=False)
     gr.Markdown("This session (click to show again)")
     gallery = gr.Gallery(
         label="This session", show_label=False, height=170, allow_preview=False, interactive=False,
         object_fit="contain", buttons=[], elem_id="history",
     )  # fmt: skip
     shown: list[Any] = [video, content, files, summary]
-    private: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
     asked, inputs = [button.click, fields["prompt"].submit], [*(fields[name] for name in ORDER), history]
-    gr.on(asked, runs.start, None, stop, **private)
+    gr.on(asked, runs.start, None, stop, **PRIVATE)
     done = gr.on(
         asked, _endpoint(runs), inputs, [*shown, history], api_name="generate", show_progress_on=video, **MODEL
     )
-    stop.click(runs.stop, None, stop, **private)
-    done.then(runs.end, None, stop, **private)
-    done.success(_show_history, history, gallery, **private)
-    gallery.select(_show_again, history, shown, **private)
+    stop.click(runs.stop, None, stop, **PRIVATE)
+    done.then(runs.end, None, stop, **PRIVATE)
+    done.success(_show_history, history, gallery, **PRIVATE)
+    gallery.select(_show_again, history, shown, **PRIVATE)
     return history
 
 
@@ -172,22 +167,6 @@ def _show_again(history: list, chosen: gr.SelectData) -> tuple[str, str, list[st
     entry = _alive(history)[chosen.index]
     files = entry["files"]
     return files[0], files[2], files, f"{entry['caption']}: {entry['summary']}"
-
-
-def _add_outputs() -> tuple[gr.Video, gr.Image, gr.Markdown, gr.File]:
-    """The right half: where the last video is shown, its content frame, what it took, and its files."""
-    with gr.Row():
-        video = gr.Video(
-            label="Video", autoplay=True, loop=True, interactive=False, height=300, min_width=150,
-            elem_id="generated", buttons=["download"],
-        )  # fmt: skip
-        content = gr.Image(
-            label="Its content frame", interactive=False, height=300, min_width=150,
-            type="filepath", buttons=["download"], elem_id="content", elem_classes="picture",
-        )  # fmt: skip
-    summary = gr.Markdown(elem_id="summary")
-    files = gr.File(label="Download: mp4, gif, content frame", file_count="multiple", interactive=False)
-    return video, content, summary, files
 
 
 def _alive(history: list) -> list:

@@ -1,4 +1,4 @@
-"""The left half of tab Generate: the fields of what a visitor asks for."""
+"""Fields of what a visitor asks for, the left half of tab Generate above all, and of what comes of it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from contentmotion.demo.studio import MAX_GUIDANCE, MAX_SEED, Model, Studio
 from contentmotion.pipelines.content_motion import REDRAWN
 from contentmotion.pipelines.sampling import MOST_DISTILLED_STEPS
 
+# Of what only the page itself calls, and answers at once.
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 NEW_SEED = f"() => Math.floor(Math.random() * {MAX_SEED})"
 
 
@@ -60,6 +62,16 @@ def seed_field(studio: Studio) -> gr.Number:
     return gr.Number(studio.config.seed, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=120)
 
 
+def made_video(**settings: Any) -> gr.Video:
+    """Plays a video that was made, over and over."""
+    return gr.Video(autoplay=True, loop=True, interactive=False, buttons=["download"], **settings)
+
+
+def made_picture(**settings: Any) -> gr.Image:
+    """Shows a picture that was made."""
+    return gr.Image(interactive=False, type="filepath", elem_classes="picture", buttons=["download"], **settings)
+
+
 def choose(studio: Studio, few_steps: bool) -> Model:
     """The model that the switch stands for.
 
@@ -103,9 +115,8 @@ def _start(model: Model) -> dict[str, Any]:
     motion_strength = gr.Slider(
         0, 1, 0, step=0.05, label="Drawn anew of the motion", info="Of a video's: 0 keeps it, 1 forgets it"
     )
-    private: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
-    image.upload(lambda: model.redrawn, None, strength, **private)
-    video.upload(lambda: REDRAWN, None, strength, **private)
+    image.upload(lambda: model.redrawn, None, strength, **PRIVATE)
+    video.upload(lambda: REDRAWN, None, strength, **PRIVATE)
     return {
         "image": image, "video": video, "motion_video": motion_video, "strength": strength,
         "motion_strength": motion_strength,

@@ -351,10 +351,10 @@ class Studio:
         folder.mkdir(parents=True)
         return folder
 
-    def picture(self, pixels: np.ndarray | Image.Image, name: str) -> Path:
-        """Writes a picture, uint8 (h, w, 3), into a folder of its own."""
+    def picture(self, picture: Image.Image, name: str) -> Path:
+        """Writes a picture into a folder of its own."""
         path = self.place() / f"{name}.png"
-        write_picture(path, pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels))
+        write_picture(path, picture)
         return path
 
     def video(self, frames: np.ndarray, fps: float, name: str) -> Path:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+import gradio as gr
 from gradio.server_messages import ProcessCompletedMessage
 
 if TYPE_CHECKING:
@@ -85,6 +86,18 @@ class Visitors:
             now = monotonic()
             self._heard = {name: at for name, at in self._heard.items() if now - at < PATIENCE} | {session: now}
             self._streams += Counter()  # those of nobody go
+
+    def follow(self, session: str, progress: Callable[..., object]) -> Callable[[str, int, int], None]:
+        """What is called after each step of a session's job (of what, done, in all): shows it, and ends a job that
+        nobody waits for."""
+        show = at_times(progress)
+
+        def on_step(what: str, done: int, total: int) -> None:
+            show(done, total, what)
+            if self.has_left(session):
+                raise gr.Error(LEFT, print_exception=False)
+
+        return on_step
 
     def has_left(self, session: str) -> bool:
         """Whether a session's visitor waits no longer for the job that runs."""
