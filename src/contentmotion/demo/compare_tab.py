@@ -83,9 +83,8 @@ def _endpoint(studio: Studio, visitors: Visitors) -> Callable[..., Any]:
         videos, rows = [], []
         for letter, (request, model) in asked.items():
             take = studio.generate(request, model, partial(on_step, f"video {letter}"))
-            videos.append(str(take.videos[0]))
-            steps = f"{take.sampling.steps} + {take.sampling.motion_steps}"
-            rows.append([letter, model.name, steps, str(take.passes), f"{take.seconds:.2f}"])
+            videos.append(str(take.files[0][0]))
+            rows.append([letter, model.name, take.steps, str(take.passes), f"{take.seconds:.2f}"])
         return videos[0], videos[1], rows
 
     return compare

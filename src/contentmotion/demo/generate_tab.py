@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,6 @@ from contentmotion.demo.visitors import MODEL, Visitors
 from contentmotion.pipelines.content_motion import REDRAWN
 
 MAX_HISTORY = 24  # videos a session remembers
-# The endpoint's arguments in order.
-ORDER = (
-    "prompt", "negative_prompt", "seed", "steps", "guidance_scale", "motion_guidance_scale", "few_steps", "num_videos",
-    "same_content", "image", "video", "motion_video", "strength", "motion_strength", "num_frames", "loop",
-)  # fmt: skip
 
 
 class Stopped(Exception):
@@ -64,7 +60,7 @@ class Runs:
         except Stopped as stopped:
             self._stopped.discard(session)
             return gr.skip(), gr.skip(), gr.skip(), str(stopped), gr.skip()
-        rows = [[str(path) for path in row] for row in zip(take.videos, take.gifs, take.contents, strict=True)]
+        rows = [[str(path) for path in row] for row in take.files]
         entries = [{"files": row, "caption": take.caption, "summary": take.summary} for row in rows]
         written = [path for row in rows for path in row]
         return rows[0][0], rows[0][2], written, take.summary, (entries + history)[:MAX_HISTORY]
@@ -88,10 +84,11 @@ def add_generate_tab(studio: Studio, visitors: Visitors) -> gr.State:
         object_fit="contain", buttons=[], elem_id="history",
     )  # fmt: skip
     shown: list[Any] = [video, content, files, summary]
-    asked, inputs = [button.click, fields["prompt"].submit], [*(fields[name] for name in ORDER), history]
+    asked, generate = [button.click, fields["prompt"].submit], _endpoint(runs)
+    inputs = [fields[name] for name in inspect.signature(generate).parameters if name in fields]
     gr.on(asked, runs.start, None, stop, **PRIVATE)
     done = gr.on(
-        asked, _endpoint(runs), inputs, [*shown, history], api_name="generate", show_progress_on=video, **MODEL
+        asked, generate, [*inputs, history], [*shown, history], api_name="generate", show_progress_on=video, **MODEL
     )
     stop.click(runs.stop, None, stop, **PRIVATE)
     done.then(runs.end, None, stop, **PRIVATE)

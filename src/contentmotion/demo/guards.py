@@ -62,14 +62,8 @@ def _refuse_addresses(component: gr.Video | gr.Image) -> None:
 
 class Gate:
     """ASGI middleware that lets in what the page itself sends: no other site's requests, no addresses to fetch files
-    from, nothing larger than it has use for, and no more files than there is room for.
-
-    Args:
-        app: What it protects.
-        config: The page's settings.
-        folder: Where uploads and results go.
-        visitors: Gets to know who listens.
-    """
+    from, nothing larger than it has use for, and no more files than there is room for in ``folder``, where uploads and
+    results go."""
 
     def __init__(self, app: ASGIApp, config: DemoConfig, folder: Path, visitors: Visitors) -> None:
         self.app = app

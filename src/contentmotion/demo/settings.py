@@ -9,7 +9,6 @@ import gradio as gr
 from contentmotion.demo.guards import uploaded_picture, uploaded_video
 from contentmotion.demo.studio import MAX_GUIDANCE, MAX_SEED, Model, Studio
 from contentmotion.pipelines.content_motion import REDRAWN
-from contentmotion.pipelines.sampling import MOST_DISTILLED_STEPS
 
 # Of what only the page itself calls, and answers at once.
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
@@ -37,8 +36,7 @@ def add_settings(studio: Studio) -> tuple[dict[str, Any], gr.Button, gr.Button]:
 
     def turn(few_steps: bool) -> tuple[Any, Any]:
         chosen = choose(studio, few_steps)
-        sampling, config = chosen.sampling(studio.config), studio.config
-        most = min(MOST_DISTILLED_STEPS, config.max_steps) if chosen.distilled else config.max_steps
+        sampling, most = chosen.sampling(studio.config), studio.most_steps(chosen)
         return gr.Slider(maximum=most, value=min(sampling.steps, most)), gr.Slider(value=sampling.guidance_scale)
 
     turned = [fields["steps"], fields["guidance_scale"]]
@@ -78,18 +76,16 @@ def choose(studio: Studio, few_steps: bool) -> Model:
     Raises:
         ValueError: None of that kind is loaded.
     """
-    for model in studio.models:
-        if model.distilled == few_steps:
-            return model
-    if few_steps:
+    model = next((model for model in studio.models if model.distilled == few_steps), None)
+    if model is None and few_steps:
         raise ValueError("no distilled model is loaded: few_steps needs one (contentmotion demo --compare_with FOLDER)")
-    return studio.main
+    return model or studio.main
 
 
 def _how_many(studio: Studio) -> dict[str, Any]:
     """Of videos and of frames."""
     model, most = studio.main, studio.config.max_frames
-    usual, step = model.pipe.clip_shape[0], model.frame_step
+    usual, step = model.pipe.clip_shape[0], model.pipe.motion_transformer.config.patch_size
     with gr.Row():
         num_videos = gr.Slider(1, studio.config.max_videos, 1, step=1, label="Videos", min_width=130)
         same = gr.Checkbox(False, label="One content frame", info="Several videos of the same picture", min_width=130)
@@ -125,10 +121,10 @@ def _start(model: Model) -> dict[str, Any]:
 
 def _sampling(studio: Studio) -> dict[str, Any]:
     """Steps and guidance."""
-    config, usual = studio.config, studio.main.sampling(studio.config)
+    usual, most = studio.main.sampling(studio.config), studio.most_steps(studio.main)
     return {
-        "negative_prompt": gr.Textbox("", label="Negative prompt", max_length=config.max_prompt_length),
-        "steps": gr.Slider(1, config.max_steps, min(usual.steps, config.max_steps), step=1, label="Steps"),
+        "negative_prompt": gr.Textbox("", label="Negative prompt", max_length=studio.config.max_prompt_length),
+        "steps": gr.Slider(1, most, min(usual.steps, most), step=1, label="Steps"),
         "guidance_scale": gr.Slider(
             0, MAX_GUIDANCE, usual.guidance_scale, step=0.1, label="Guidance of the content frame"
         ),

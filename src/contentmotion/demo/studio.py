@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -36,9 +35,6 @@ from contentmotion.pipelines.sampling import MOST_DISTILLED_STEPS, Sampling, dra
 from contentmotion.run_dir import resolve_device
 from contentmotion.video.timeline import Limits
 from contentmotion.video.write import write_picture, write_video
-
-if TYPE_CHECKING:
-    import torch
 
 MAX_SEED = 2**31 - 1
 MAX_GUIDANCE = 20.0
@@ -77,11 +73,6 @@ class Model:
         """How much of a given picture this model draws anew unless told otherwise."""
         return 0.0 if self.pipe.autoencoder.config.content_mode == "frame" else REDRAWN
 
-    @property
-    def frame_step(self) -> int:
-        """What a video's frames are a multiple of."""
-        return self.pipe.motion_transformer.config.patch_size
-
     def sampling(self, config: SamplingConfig) -> Sampling:
         """Steps and guidance of this model under some settings."""
         return resolve_sampling(self.pipe, **config.sampling())
@@ -89,25 +80,8 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a visitor asks for.
-
-    Attributes:
-        prompt: What to show, which a picture or a video may say; of a class-conditional model the number of a class.
-        negative_prompt: What to steer away from.
-        seed: Seed of the noise.
-        steps: Denoising steps.
-        guidance_scale: Guidance of the content frame.
-        motion_guidance_scale: Guidance of the motion.
-        num_videos: Videos.
-        same_content: Whether they share one content frame.
-        image: File of a picture to animate.
-        video: File of a video to edit.
-        motion_video: File of a video whose motion to take.
-        strength: How much of the picture, or of what the video shows, is drawn anew.
-        motion_strength: How much of the given motion is.
-        num_frames: Frames of a video; None: the model's clip.
-        loop: Whether its end leads back to its beginning.
-    """
+    """What a visitor asks for: the arguments of the endpoint ``generate``, which says what they are (``generate_tab``);
+    ``num_frames`` None is the model's clip."""
 
     prompt: str
     negative_prompt: str = ""
@@ -131,9 +105,7 @@ class Take:
     """What came of a request.
 
     Attributes:
-        videos: An mp4 file per video.
-        gifs: The same as gif files.
-        contents: The content frames as png files.
+        files: Of each video an mp4 file, the same as a gif, and its content frame as a png.
         caption: Prompt and seed.
         seconds: From the prompt to the last video's pixels.
         sampling: Steps and guidance it was made with; of given and of long ones the steps that were taken.
@@ -141,9 +113,7 @@ class Take:
         notes: Lines about what was done to fit what was asked for.
     """
 
-    videos: list[Path]
-    gifs: list[Path]
-    contents: list[Path]
+    files: list[list[Path]]
     caption: str
     seconds: float
     sampling: Sampling
@@ -153,10 +123,14 @@ class Take:
     @property
     def summary(self) -> str:
         """One line about what it took, and the notes."""
-        videos = f"{len(self.videos)} videos" if len(self.videos) > 1 else "1 video"
-        steps = f"{self.sampling.steps} + {self.sampling.motion_steps} steps"
-        took = f"{videos} in {self.seconds:.1f} s: {steps}, {self.passes} network passes a video"
+        videos = f"{len(self.files)} videos" if len(self.files) > 1 else "1 video"
+        took = f"{videos} in {self.seconds:.1f} s: {self.steps} steps, {self.passes} network passes a video"
         return "; ".join([took, *self.notes])
+
+    @property
+    def steps(self) -> str:
+        """Those of the content frame and those of the motion."""
+        return f"{self.sampling.steps} + {self.sampling.motion_steps}"
 
 
 class Studio:
@@ -178,28 +152,21 @@ class Studio:
             compare_with=config.compare_with,
         )
         own_parts = config.autoencoder or config.motion_transformer
-        shipped = config.pretrained_model_name_or_path == SHIPPED_MODEL and not own_parts
-        second = config.compare_with or (SHIPPED_STUDENT if shipped else None)
+        first, second = config.pretrained_model_name_or_path, config.compare_with
+        if second is None and first == SHIPPED_MODEL and not own_parts:
+            second = SHIPPED_STUDENT
         self.config = config
         self.folder = folder
         self.limits = Limits(max_pixels=MAX_PIXELS, max_seconds=READING_SECONDS, max_bytes=2**30)
-        device = resolve_device(config.device)
-        first = config.pretrained_model_name_or_path
-        self.models = [Model(_short(first), first, self._load(config, device))]
+        self.models = [_load(config)]
         if second is not None:
-            parts = {"autoencoder": None, "motion_transformer": None}
-            other = dataclasses.replace(config, pretrained_model_name_or_path=second, **parts)
-            name = _short(second)
-            name = f"{name} (2)" if name == self.models[0].name else name
-            self.models.append(Model(name, second, self._load(other, device)))
-
-    @staticmethod
-    def _load(config: DemoConfig, device: torch.device) -> ContentMotionPipeline:
-        pipe = load_for_sampling(config, device)
-        if not isinstance(pipe, ContentMotionPipeline):
-            name = config.pretrained_model_name_or_path
-            raise ValueError(f"{name} is a video model: the page shows models of content and motion")
-        return pipe
+            other = dataclasses.replace(
+                config, pretrained_model_name_or_path=second, autoencoder=None, motion_transformer=None
+            )
+            model = _load(other)
+            if model.name == self.main.name:
+                model = dataclasses.replace(model, name=f"{model.name} (2)")
+            self.models.append(model)
 
     @property
     def main(self) -> Model:
@@ -219,10 +186,14 @@ class Studio:
         Raises:
             ValueError: There is none of that name.
         """
-        for model in self.models:
-            if model.name == name:
-                return model
-        raise ValueError(f"no model of that name is loaded: choose {' or '.join(model.name for model in self.models)}")
+        names = [model.name for model in self.models]
+        if name not in names:
+            raise ValueError(f"no model of that name is loaded: choose {' or '.join(names)}")
+        return self.models[names.index(name)]
+
+    def most_steps(self, model: Model) -> int:
+        """Denoising steps that a visitor may ask a model for."""
+        return min(self.config.max_steps, MOST_DISTILLED_STEPS) if model.distilled else self.config.max_steps
 
     def check(self, request: Request, model: Model) -> GenerateConfig:
         """A visitor's wishes as the settings of ``generate``.
@@ -230,39 +201,35 @@ class Studio:
         Raises:
             ValueError: They are beyond the page's limits, or make no sense.
         """
-        config = self.config
-        most_steps = min(config.max_steps, MOST_DISTILLED_STEPS) if model.distilled else config.max_steps
+        config, of = self.config, " of a few-step model" if model.distilled else ""
         _require_whole("seed", request.seed, 0, MAX_SEED)
-        _require_whole("steps", request.steps, 1, most_steps, " of a few-step model" if model.distilled else "")
+        _require_whole(f"steps{of}", request.steps, 1, self.most_steps(model))
         _require_whole("num_videos", request.num_videos, 1, config.max_videos)
         if request.num_frames is not None:
             _require_whole("num_frames", request.num_frames, 1, config.max_frames)
         for name, most in RANGES.items():
-            value = getattr(request, name)
-            if not (_is_finite(value) and 0 <= value <= most):
+            if not _is_within(value := getattr(request, name), 0, most):
                 raise ValueError(f"{name} must be between 0 and {most:g}, got {value}")
         prompt, negative = request.prompt.strip(), request.negative_prompt.strip()
         for name, text in (("prompt", prompt), ("negative prompt", negative)):
             if len(text) > config.max_prompt_length:
-                raise ValueError(
-                    f"the {name} has {len(text)} characters; at most {config.max_prompt_length} are taken here"
-                )
+                most = config.max_prompt_length
+                raise ValueError(f"the {name} has {len(text)} characters; at most {most} are taken here")
         if not prompt and not (model.takes_text and (request.image or request.video)):
             raise ValueError("empty prompt: say what to show")
         if not model.takes_text and not prompt.isdecimal():
             raise ValueError(f"this model makes videos of classes: give the number of one, not {prompt!r}")
         self._check_start(request)
-        inherited = {field.name: getattr(config, field.name) for field in dataclasses.fields(SamplingConfig)}
+        settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(SamplingConfig)} | {
+            "pretrained_model_name_or_path": model.source,
+            "num_inference_steps": int(request.steps),
+            "motion_num_inference_steps": None,
+            "guidance_scale": float(request.guidance_scale),
+            "motion_guidance_scale": float(request.motion_guidance_scale),
+            "seed": int(request.seed),
+        }
         return GenerateConfig(
-            **inherited
-            | {
-                "pretrained_model_name_or_path": model.source,
-                "num_inference_steps": int(request.steps),
-                "motion_num_inference_steps": None,
-                "guidance_scale": float(request.guidance_scale),
-                "motion_guidance_scale": float(request.motion_guidance_scale),
-                "seed": int(request.seed),
-            },
+            **settings,
             prompt=[prompt] if prompt and model.takes_text else None,
             class_labels=None if model.takes_text else [int(prompt)],
             negative_prompt=negative or None,
@@ -306,16 +273,14 @@ class Studio:
         clips = pipe.clips(config.num_frames, loop=config.loop)
         pipe.sample_shapes(config.num_frames)  # what cannot be made is said before files are read
         notes = [line] if (line := about_clips(pipe, config)) else []
-        given = read_start(
-            pipe, config, self.limits, lambda line: notes.append(named_as_by_owner(line.partition(" (--")[0]))
-        )
+        tell = lambda line: notes.append(named_as_by_owner(line.partition(" (--")[0]))  # noqa: E731
+        given = read_start(pipe, config, self.limits, tell)
         sampling = model.sampling(config)
         steps, motion_steps = denoising_steps(pipe, config, sampling)
         sampling = dataclasses.replace(sampling, steps=steps, motion_steps=motion_steps)
         # Where clips overlap that are made at once, each step goes through all of them.
-        passes = dataclasses.replace(
-            sampling, motion_steps=motion_steps * (1 if clips.chained or clips.overlap else len(clips))
-        ).passes
+        at_once = 1 if clips.chained or clips.overlap else len(clips)
+        passes = dataclasses.replace(sampling, motion_steps=motion_steps * at_once).passes
         same = request.same_content and count > 1
         batches = 1 if same else math.ceil(count / config.batch_size)
         total, done = batches * (steps + motion_steps) + same * motion_steps, 0
@@ -332,13 +297,9 @@ class Studio:
             conditions: list = [condition] * count
             drawn = list(sample_all(pipe, config, conditions, step, start=given))
         seconds = time.perf_counter() - start
-        videos, gifs, contents = [], [], []
-        for number, one in enumerate(drawn):
-            files = self._write(one, config, frame_rate(model.pipe, config), condition, number)
-            for path, group in zip(files, (videos, gifs, contents), strict=True):
-                group.append(path)
+        files = [self._write(one, config, frame_rate(pipe, config), condition, k) for k, one in enumerate(drawn)]
         caption = f"{request.prompt.strip() or source(config)} · seed {config.seed}"
-        return Take(videos, gifs, contents, caption, seconds, sampling, passes, notes)
+        return Take(files, caption, seconds, sampling, passes, notes)
 
     def place(self) -> Path:
         """A new folder for results, of a name that nobody can guess.
@@ -372,17 +333,19 @@ class Studio:
         return files
 
 
-def _short(name_or_path: str) -> str:
-    """A model's name without where it lies."""
-    return Path(name_or_path).resolve().name if Path(name_or_path).is_dir() else name_or_path
+def _load(config: DemoConfig) -> Model:
+    name = config.pretrained_model_name_or_path
+    pipe = load_for_sampling(config, resolve_device(config.device))
+    if not isinstance(pipe, ContentMotionPipeline):
+        raise ValueError(f"{name} is a video model: the page shows models of content and motion")
+    return Model(Path(name).resolve().name if Path(name).is_dir() else name, name, pipe)
 
 
-def _require_whole(name: str, value: float, low: int, high: int, of: str = "") -> None:
-    fits = _is_finite(value) and value == int(value) and low <= value <= high
-    if not fits:
-        raise ValueError(f"{name}{of} must be a whole number between {low} and {high}, got {value}")
+def _require_whole(name: str, value: float, low: int, high: int) -> None:
+    if not (_is_within(value, low, high) and value == int(value)):
+        raise ValueError(f"{name} must be a whole number between {low} and {high}, got {value}")
 
 
-def _is_finite(value: float | None) -> bool:
-    """Whether it is a number; a field that was emptied comes as None."""
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def _is_within(value: float | None, low: float, high: float) -> bool:
+    """Whether it is a number of a range; a field that was emptied comes as None."""
+    return isinstance(value, (int, float)) and low <= value <= high

@@ -16,14 +16,7 @@ MAX_STRIDE = 1000
 def read_upload(
     path: str | None, config: DemoConfig, limits: Limits, shape: tuple[int, int, int], frame_stride: float
 ) -> Clip:
-    """The middle of an uploaded video at a model's size.
-
-    Args:
-        path: The file; None where nothing was uploaded.
-        config: The page's limits on bytes and seconds.
-        limits: What decoding may cost.
-        shape: Frames, height and width of the clip.
-        frame_stride: Take every n-th frame.
+    """The middle of an uploaded video, every n-th frame of it, at a model's ``shape`` (frames, height, width).
 
     Raises:
         ValueError: No file, no video, too large, too long or too short; one line.
