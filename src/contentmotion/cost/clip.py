@@ -9,10 +9,10 @@ import gc
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -66,8 +66,7 @@ MODELS: dict[str, tuple[dict[str, str], str]] = {
 FEW_STEPS = 8  # up to these, a system of ours is the few-step one: windows in its decoder, a tiny image decoder
 
 
-@dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     """A clip's size in pixels."""
 
     frames: int
@@ -159,7 +158,7 @@ def pipeline_passes(
     Args:
         pipe: Its networks are on the device, or without weights.
         sampling: Steps and guidance.
-        size: Of the clip.
+        size: The clip's.
         device: Where the calls' inputs are.
         chunk: Frames that the image decoder takes at a time.
 
@@ -167,7 +166,7 @@ def pipeline_passes(
         ValueError: A size that the pipeline does not make.
     """
     passes: list[Pass] = []
-    shapes = pipe.sample_shapes(size.frames, size.height, size.width)
+    shapes = pipe.sample_shapes(*size)
     for name, tokens in next(iter(pipe.stages.values())).text_lengths.items():
         title = name.replace("text_encoder", "text").replace("_", " ")
         passes.append(text_pass(getattr(pipe, name), tokens, 1 + sampling.guided, device, title))
@@ -194,11 +193,11 @@ def pipeline_passes(
 
 def clip_cost(pipe: LatentPipeline, sampling: Sampling) -> dict[str, Cost]:
     """What one video costs from prompt to pixels, by pass, counted from the networks' configs: nothing is run."""
-    networks = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
     with META:
         bare = {
             name: type(part).from_config(part.config) if hasattr(part, "from_config") else type(part)(part.config)
-            for name, part in networks.items()
+            for name, part in pipe.components.items()
+            if isinstance(part, nn.Module)
         }
     costs = {}
     for one in pipeline_passes(type(pipe)(**(pipe.components | bare)), sampling, Size(*pipe.clip_shape), META):
@@ -208,14 +207,8 @@ def clip_cost(pipe: LatentPipeline, sampling: Sampling) -> dict[str, Cost]:
 
 
 def cmd_system(model: str, few: bool, config: BenchmarkConfig, chunk: int) -> System:
-    """CMD at the paper's sizes.
-
-    Args:
-        model: Its content model, one of ``MODELS``.
-        few: In 4 + 4 steps without guidance; else in 50 + 50, the content frame guided.
-        config: Size; steps and image decoder in place of the usual ones.
-        chunk: Frames that the image decoder takes at a time.
-    """
+    """CMD at the paper's sizes, its content model one of ``MODELS``, in 50 + 50 steps with the content frame guided; with
+    ``few`` in 4 + 4 without guidance. An image decoder takes ``chunk`` frames at a time."""
     steps = config.steps or (4 if few else 50)
     windows = steps <= FEW_STEPS
     parts, tiny_vae = MODELS[model]
@@ -241,12 +234,8 @@ def cmd_system(model: str, few: bool, config: BenchmarkConfig, chunk: int) -> Sy
 
 
 def folder_system(name: str, config: BenchmarkConfig, chunk: int) -> System:
-    """A pipeline folder, as it is sampled by default; its weights are not read.
-
-    Args:
-        name: The folder, or a shipped model's name.
-        config: Size and steps in place of the folder's own.
-        chunk: Frames that the image decoder takes at a time.
+    """A pipeline folder or a shipped model, as it is sampled by default at the config's size and steps; its weights are
+    not read. An image decoder takes ``chunk`` frames at a time.
 
     Raises:
         ValueError: It is no pipeline folder, of no known family, or its networks were not made for one another.
@@ -315,8 +304,9 @@ def _system(
 
         return run
 
-    steps = f"{sampling.steps} + {sampling.motion_steps} steps" if sampling.motion_steps else f"{sampling.steps} steps"
-    guided = ", guided" if not sampling.motion_steps else ", content guided"
+    steps, guided = f"{sampling.steps} steps", ", guided"
+    if sampling.motion_steps:
+        steps, guided = f"{sampling.steps} + {sampling.motion_steps} steps", ", content guided"
     sampled = steps + guided * (sampling.guidance_scale > 1) + words
     whole = None if "transformer" in networks else clip  # their tokenizers are not here
     return System(name, sampled, size, dict(networks.values()), passes, whole)
@@ -392,7 +382,7 @@ class SystemResult:
     Attributes:
         system: Its name.
         sampling: Steps and guidance, in words.
-        size: Frames, height and width of its clip.
+        size: Of its clip.
         stages: In order.
         measured_seconds: The whole pipeline from prompt to file, run and timed as one; None where it was not.
         measured_spread: Half the distance between fastest and slowest run.
@@ -400,7 +390,7 @@ class SystemResult:
 
     system: str
     sampling: str
-    size: tuple[int, int, int]
+    size: Size
     stages: list[StageResult]
     measured_seconds: float | None = None
     measured_spread: float | None = None
@@ -451,7 +441,7 @@ def count_systems(systems: Sequence[System]) -> list[SystemResult]:
     for system in systems:
         shapes |= {name: build(make, META) for name, make in system.networks.items() if name not in shapes}
         stages = [StageResult.counted(one) for one in system.passes(shapes, META)] + [StageResult(stage="file")]
-        results.append(SystemResult(system.name, system.sampling, astuple(system.size), stages))
+        results.append(SystemResult(system.name, system.sampling, system.size, stages))
     return results
 
 
@@ -467,8 +457,8 @@ def time_systems(
     Args:
         systems: The systems.
         results: What was counted of each; gets what is measured.
-        device: Where.
-        dtype: Of the networks.
+        device: Where they run.
+        dtype: The networks' number format.
         repeats: Timed calls of each stage.
         whole_seconds: Whole pipelines run where their stages take no longer than this in all.
     """
@@ -491,12 +481,11 @@ def time_systems(
             row.add(timing, dtype)
         for system, result in zip(systems, results, strict=True):
             short = result.seconds is not None and result.seconds <= whole_seconds
-            if system.clip is None or not together or not short:
-                continue
-            clip = system.clip(networks)
-            timing = time_in_turns([lambda clip=clip: write_video(file, clip(), 8)], repeats, device)[0]
-            if not isinstance(timing, str):
-                result.measured_seconds, result.measured_spread = timing.median, timing.spread
+            if together and short and system.clip is not None:
+                clip = system.clip(networks)
+                timing = time_in_turns([lambda clip=clip: write_video(file, clip(), 8)], repeats, device)[0]
+                if not isinstance(timing, str):
+                    result.measured_seconds, result.measured_spread = timing.median, timing.spread
 
 
 def _one_at_a_time(
@@ -519,7 +508,7 @@ def _one_at_a_time(
 
 def moving_square(size: Size) -> np.ndarray:
     """A clip that costs a codec about what a generated one does: a colour ramp and a square that moves over it."""
-    frames = np.empty((size.frames, size.height, size.width, 3), np.uint8)
+    frames = np.empty((*size, 3), np.uint8)
     frames[..., 0] = np.linspace(0, 255, size.height)[:, None]
     frames[..., 1] = np.linspace(255, 0, size.width)
     frames[..., 2] = 128
