@@ -16,8 +16,8 @@ import torch
 from contentmotion.arguments import parse_config
 from contentmotion.cli import COMMANDS
 from contentmotion.config import BenchmarkConfig, LoraSettings, MotionSizes, TrainContentConfig, TrainMotionConfig
-from contentmotion.cost.clip import MODELS, cmd_system, count_systems
-from contentmotion.cost.networks import build
+from contentmotion.cost.clip import cmd_system, count_systems
+from contentmotion.cost.networks import MODELS, build
 from contentmotion.cost.plan import plan_run
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.saving import replacing_file

@@ -13,15 +13,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from contentmotion.config import SHIPPED_MODEL, SHIPPED_STUDENT, BenchmarkConfig
-from contentmotion.cost.clip import (
-    MODELS,
-    System,
-    SystemResult,
-    cmd_system,
-    count_systems,
-    folder_system,
-    time_systems,
-)
+from contentmotion.cost.clip import System, SystemResult, cmd_system, count_systems, folder_system, time_systems
+from contentmotion.cost.networks import MODELS
 from contentmotion.run_dir import describe_hardware, prepare_output_dir, resolve_device, resolve_dtype
 from contentmotion.saving import replacing_file, write_json
 from contentmotion.stages.stage import META

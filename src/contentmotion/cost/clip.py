@@ -24,7 +24,7 @@ from transformers import CLIPTokenizer
 from contentmotion.config import SHIPPED_MODEL, SHIPPED_STUDENT, BenchmarkConfig
 from contentmotion.cost.count import GIB, TERA, Cost, count_cost
 from contentmotion.cost.measure import Timing, free_memory, time_in_turns
-from contentmotion.cost.networks import COMPONENTS, NETWORKS, build, from_config
+from contentmotion.cost.networks import COMPONENTS, MODELS, NETWORKS, build, from_config
 from contentmotion.loading import ASSETS, load_scheduler, resolve_name
 from contentmotion.pipelines.base import LatentPipeline
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
@@ -42,27 +42,6 @@ from contentmotion.video.write import write_video
 # What the paper's tables count; they leave out text encoder and image decoder.
 PAPER_STAGES = ("content", "motion", "denoiser", "autoencoder")
 Networks = dict[str, tuple[str, Callable[[], nn.Module]]]  # by component: a name, and what makes it
-# Content models at their published sizes: networks by component, and what there is in place of the image VAE's decoder.
-MODELS: dict[str, tuple[dict[str, str], str]] = {
-    "sd15": ({"text_encoder": "clip-l", "unet": "unet-sd15", "vae": "vae-sd"}, "vae-tiny"),
-    "sd21": ({"text_encoder": "clip-h", "unet": "unet-sd21", "vae": "vae-sd"}, "vae-tiny"),
-    "sdxl": (
-        {"text_encoder": "clip-l", "text_encoder_2": "clip-g-projected", "unet": "unet-sdxl", "vae": "vae-sd"},
-        "vae-tiny",
-    ),
-    "sd35": (
-        {
-            "text_encoder": "clip-l-projected", "text_encoder_2": "clip-g-projected", "text_encoder_3": "t5-xxl",
-            "transformer": "transformer-sd35", "vae": "vae-16",
-        },
-        "vae-tiny-16",
-    ),
-    "sana": ({"text_encoder": "gemma-2-2b", "transformer": "transformer-sana", "vae": "vae-sana"}, "vae-tiny-sana"),
-    "klein": ({"text_encoder": "qwen3-4b-lm", "transformer": "transformer-klein", "vae": "vae-klein"}, "vae-klein"),
-    "z-image": (
-        {"text_encoder": "qwen3-4b", "transformer": "transformer-z-image", "vae": "vae-16"}, "vae-tiny-16",
-    ),
-}  # fmt: skip
 FEW_STEPS = 8  # up to these, a system of ours is the few-step one: windows in its decoder, a tiny image decoder
 
 
@@ -207,7 +186,7 @@ def clip_cost(pipe: LatentPipeline, sampling: Sampling) -> dict[str, Cost]:
 
 
 def cmd_system(model: str, few: bool, config: BenchmarkConfig, chunk: int) -> System:
-    """CMD at the paper's sizes, its content model one of ``MODELS``, in 50 + 50 steps with the content frame guided; with
+    """CMD at the paper's sizes with a content model of ``MODELS``: in 50 + 50 steps, the content frame guided; or with
     ``few`` in 4 + 4 without guidance. An image decoder takes ``chunk`` frames at a time."""
     steps = config.steps or (4 if few else 50)
     windows = steps <= FEW_STEPS

