@@ -28,7 +28,14 @@ from contentmotion.commands.generate import (
     stem,
 )
 from contentmotion.config import SHIPPED_MODEL, SHIPPED_STUDENT, DemoConfig, GenerateConfig, SamplingConfig
-from contentmotion.demo.uploads import named_as_by_owner, require_room, require_short, require_small
+from contentmotion.demo.uploads import (
+    is_within,
+    named_as_by_owner,
+    require_room,
+    require_short,
+    require_small,
+    require_whole,
+)
 from contentmotion.loading import require_checkpoints
 from contentmotion.pipelines.content_motion import REDRAWN, ContentMotionPipeline
 from contentmotion.pipelines.sampling import MOST_DISTILLED_STEPS, Sampling, draws_in_few_steps, resolve_sampling
@@ -202,13 +209,13 @@ class Studio:
             ValueError: They are beyond the page's limits, or make no sense.
         """
         config, of = self.config, " of a few-step model" if model.distilled else ""
-        _require_whole("seed", request.seed, 0, MAX_SEED)
-        _require_whole(f"steps{of}", request.steps, 1, self.most_steps(model))
-        _require_whole("num_videos", request.num_videos, 1, config.max_videos)
+        require_whole("seed", request.seed, 0, MAX_SEED)
+        require_whole(f"steps{of}", request.steps, 1, self.most_steps(model))
+        require_whole("num_videos", request.num_videos, 1, config.max_videos)
         if request.num_frames is not None:
-            _require_whole("num_frames", request.num_frames, 1, config.max_frames)
+            require_whole("num_frames", request.num_frames, 1, config.max_frames)
         for name, most in RANGES.items():
-            if not _is_within(value := getattr(request, name), 0, most):
+            if not is_within(value := getattr(request, name), 0, most):
                 raise ValueError(f"{name} must be between 0 and {most:g}, got {value}")
         prompt, negative = request.prompt.strip(), request.negative_prompt.strip()
         for name, text in (("prompt", prompt), ("negative prompt", negative)):
@@ -339,13 +346,3 @@ def _load(config: DemoConfig) -> Model:
     if not isinstance(pipe, ContentMotionPipeline):
         raise ValueError(f"{name} is a video model: the page shows models of content and motion")
     return Model(Path(name).resolve().name if Path(name).is_dir() else name, name, pipe)
-
-
-def _require_whole(name: str, value: float, low: int, high: int) -> None:
-    if not (_is_within(value, low, high) and value == int(value)):
-        raise ValueError(f"{name} must be a whole number between {low} and {high}, got {value}")
-
-
-def _is_within(value: float | None, low: float, high: float) -> bool:
-    """Whether it is a number of a range; a field that was emptied comes as None."""
-    return isinstance(value, (int, float)) and low <= value <= high

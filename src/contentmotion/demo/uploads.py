@@ -1,4 +1,5 @@
-"""Pictures and videos that visitors bring: checked before they are decoded, and read no further than needed."""
+"""What visitors bring: numbers, and pictures and videos, which are checked before they are decoded, and read no further
+than needed."""
 
 from __future__ import annotations
 
@@ -23,8 +24,7 @@ def read_upload(
     """
     if path is None:
         raise ValueError("no video yet: upload one, or pick an example")
-    if frame_stride not in range(1, MAX_STRIDE + 1):
-        raise ValueError(f"frame_stride must be a whole number between 1 and {MAX_STRIDE}, got {frame_stride}")
+    require_whole("frame_stride", frame_stride, 1, MAX_STRIDE)
     require_short(path, config, limits)
     num_frames, height, width = shape
     try:
@@ -33,6 +33,17 @@ def read_upload(
         )
     except VideoError as error:
         raise ValueError(f"cannot use {error}") from None
+
+
+def require_whole(name: str, value: float | None, low: int, high: int) -> None:
+    """Raises ``ValueError`` where it is no whole number of a range."""
+    if value is None or not is_within(value, low, high) or value != int(value):
+        raise ValueError(f"{name} must be a whole number between {low} and {high}, got {value}")
+
+
+def is_within(value: float | None, low: float, high: float) -> bool:
+    """Whether it is a number of a range; a field that was emptied comes as None."""
+    return isinstance(value, (int, float)) and low <= value <= high
 
 
 def require_small(path: str, config: DemoConfig) -> None:
@@ -54,10 +65,8 @@ def require_short(path: str, config: DemoConfig, limits: Limits) -> None:
         raise ValueError(f"cannot use {error}") from None
     seconds = info.duration or (info.num_frames or 0) / info.fps
     if seconds > config.max_video_seconds:
-        raise ValueError(
-            f"{Path(path).name} is too long: {seconds:.0f} s, at most {config.max_video_seconds:g} s are taken; "
-            "cut it first"
-        )
+        most = f"at most {config.max_video_seconds:g} s are taken; cut it first"
+        raise ValueError(f"{Path(path).name} is too long: {seconds:.0f} s, {most}")
 
 
 def named_as_by_owner(text: str) -> str:
