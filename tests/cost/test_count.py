@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
 
 from contentmotion.cost.clip import clip_cost
 from contentmotion.cost.count import Cost, count_cost
@@ -12,6 +13,7 @@ from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.pipelines.sampling import Sampling
+from tiny import make_image_unet
 
 TERA = 1e12
 
@@ -50,6 +52,30 @@ def test_one_matrix_product() -> None:
     q = torch.empty(1, 2, 11, 4, device="meta")
     cost = count_cost(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q))
     assert cost == Cost(layers=0, attention=2 * 2 * 11 * 11 * 4)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_what_is_looked_up_is_what_torch_counts(mode: type) -> None:
+    """Equal layers at equal and at other shapes, changes in place, and operations that are made of others."""
+    unet = make_image_unet().to("meta")
+    text = torch.empty(1, 5, unet.config.cross_attention_dim, device="meta")
+
+    def call() -> None:
+        for side in (16, 32, 16):
+            unet(torch.empty(1, unet.config.in_channels, side, side, device="meta"), 1, text).sample.mul_(2)
+
+    counter = FlopCounterMode(display=False)
+    with mode():
+        cost = count_cost(call)
+        with counter:
+            call()
+    assert cost.flops == counter.get_total_flops() > 0
+
+
+def test_a_number_of_another_kind_is_another_operation() -> None:
+    x, dtypes = torch.ones(2, dtype=torch.int32, device="meta"), []
+    count_cost(lambda: dtypes.extend((x * number).dtype for number in (2, 2.0, 2)))
+    assert dtypes == [torch.int32, torch.float32, torch.int32]
 
 
 def test_content_unet() -> None:
