@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from contentmotion.cost.clip import count_systems, folder_system
 from contentmotion.evaluate.measures import columns
 from contentmotion.evaluate.summary import TITLES, cells, shown_columns
 from contentmotion.run_dir import ENVIRONMENT
-from contentmotion.saving import read_text
+from contentmotion.saving import read_json
 from contentmotion.tables import markdown_table, number
 
 INTENDED = """\
@@ -33,34 +34,30 @@ disinformation; nor to make sensitive, malicious or illegal content. The authors
 generators in their ethics statement, and ask to keep it in mind and to work on safe ones. Nothing filters prompts or
 videos here. Generated files say in their metadata that a model made them (`contentmotion info FILE`); who publishes
 them should say so, too."""
-# What of a run's settings goes into its row: heading and names.
+# What of a run's settings goes into its row: heading and name.
 SETTINGS = {
-    "steps": ("max_train_steps",),
-    "batch": ("train_batch_size",),
-    "accumulation": ("gradient_accumulation_steps",),
-    "learning rate": ("learning_rate",),
-    "average": ("ema_decay",),
-    "precision": ("mixed_precision",),
-    "seed": ("seed",),
+    "steps": "max_train_steps",
+    "batch": "train_batch_size",
+    "accumulation": "gradient_accumulation_steps",
+    "learning rate": "learning_rate",
+    "average": "ema_decay",
+    "precision": "mixed_precision",
+    "seed": "seed",
 }
 BRACKETS = "*[{}]*"
 
 
 def write_card(folder: Path, config: ExportConfig, scores: dict[str, Any] | None) -> None:
-    """Writes README.md into a pipeline folder that is complete otherwise.
-
-    Args:
-        folder: The pipeline.
-        config: Where its parts are from, its name and licence.
-        scores: As ``read_scores`` gives them, or None.
-    """
+    """Writes README.md into a pipeline folder that is complete otherwise; ``scores`` as ``read_scores`` gives them."""
     runs = find_runs(config)
     name = Path(config.output_dir).resolve().name
-    data = metadata(config, name, scores, (folder / "text_encoder").is_dir())
+    takes_text = (folder / "text_encoder").is_dir()
+    data = _metadata(config, name, scores, takes_text)
+    summary, parts = _parts(folder)
     sections = {
-        f"# {name}": _summary(folder),
-        "## Parts": _parts(folder),
-        "## Use": _use(name, (folder / "text_encoder").is_dir()),
+        f"# {name}": summary,
+        "## Parts": parts,
+        "## Use": _use(name, takes_text),
         "## Data": _data(runs),
         "## Training": _training(runs),
         "## Scores": _scores(scores),
@@ -74,33 +71,29 @@ def write_card(folder: Path, config: ExportConfig, scores: dict[str, Any] | None
     (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n{body}\n", encoding="utf-8")
 
 
-def metadata(config: ExportConfig, name: str, scores: dict[str, Any] | None, takes_text: bool) -> ModelCardData:
-    """The header that the hub reads.
-
-    Args:
-        config: Licence; what the content model is from.
-        name: Of the model.
-        scores: Of ``evaluate``, or None.
-        takes_text: Whether it is asked for videos by a text.
-    """
-    results = []
-    for part, row in (scores or {"parts": {}})["parts"].items():
-        for key in (key for key in ("fvd", "psnr", "ssim", "lpips", "clipsim") if key in row and part != "real_halves"):
-            found = EvalResult(
-                task_type="text-to-video",
-                dataset_type="video",
-                dataset_name=f"{_last(_run_of(scores).get('data_dir'))}, {row['n']} clips",
-                metric_type=key,
-                metric_name=f"{columns()[key].heading}, {TITLES.get(part, part)}",
-                metric_value=round(float(row[key]), 4),
-            )
-            results.append(found)
+def _metadata(config: ExportConfig, name: str, scores: dict[str, Any] | None, takes_text: bool) -> ModelCardData:
+    """The header that the hub reads."""
+    scores = scores or {"parts": {}, "protocol": {}}
+    data = _last((scores["protocol"].get("run") or {}).get("data_dir"))
+    results = [
+        EvalResult(
+            task_type="text-to-video",
+            dataset_type="video",
+            dataset_name=f"{data}, {row['n']} clips",
+            metric_type=key,
+            metric_name=f"{columns()[key].heading}, {TITLES.get(part, part)}",
+            metric_value=round(float(row[key]), 4),
+        )
+        for part, row in scores["parts"].items()
+        for key in ("fvd", "psnr", "ssim", "lpips", "clipsim")
+        if key in row and part != "real_halves"
+    ]
     source = config.pretrained_model_name_or_path
     return ModelCardData(
         license=config.license,
         library_name="diffusers",
         pipeline_tag="text-to-video" if takes_text else None,
-        tags=["contentmotion", "content-motion", *(["text-to-video"] if takes_text else ["class-to-video"])],
+        tags=["contentmotion", "content-motion", "text-to-video" if takes_text else "class-to-video"],
         base_model=source if source.count("/") == 1 and not Path(source).exists() else None,
         model_name=name if results else None,
         eval_results=results or None,
@@ -124,10 +117,10 @@ def find_runs(config: ExportConfig) -> dict[str, dict[str, Any]]:
             continue
         manifest = Path(str(settings.get("latent_cache", settings.get("cache_dir")))) / "manifest.json"
         if manifest.is_file():
-            settings["cache"] = json.loads(read_text(manifest))
+            settings["cache"] = read_json(manifest)
         environment = file.parent / ENVIRONMENT
         if environment.is_file():  # "auto" says less; runs of earlier versions know no better
-            used = json.loads(read_text(environment)).get("precision")
+            used = read_json(environment).get("precision")
             settings["mixed_precision"] = used or settings.get("mixed_precision")
         runs[f"{command[1]}, {settings['part']}" if "part" in settings else command[1]] = settings
     return runs
@@ -140,31 +133,26 @@ def read_scores(file: str) -> dict[str, Any]:
         ValueError: It is none.
         OSError: It cannot be read.
     """
-    try:
-        scores = json.loads(read_text(file))
+    with suppress(ValueError):
+        scores = read_json(Path(file))
         if {"parts", "protocol"} <= scores.keys():
             return scores
-    except (ValueError, AttributeError):
-        pass
     raise ValueError(f"--scores {file}: not a scores.json of contentmotion evaluate")
 
 
-def _summary(folder: Path) -> str:
-    parts = find_parts(folder)
-    millions = sum(count_parameters(part)[0] for part in parts.values()) / 1e6
-    flow = f" {describe_flow(parts)}." if "autoencoder" in parts else ""
-    return (
-        f"A video model of content frame and motion latent (CMD, arXiv 2403.14148), {millions:,.2f} M parameters, made "
-        f"with contentmotion {contentmotion.__version__}.{flow}"
-    )
-
-
-def _parts(folder: Path) -> str:
-    rows = []
-    for name, part in find_parts(folder).items():
+def _parts(folder: Path) -> tuple[str, str]:
+    """What the model is, and a table of its parts."""
+    parts, rows, total = find_parts(folder), [], 0
+    for name, part in parts.items():
         parameters, _, dtypes = count_parameters(part)
+        total += parameters
         rows.append([f"`{name}`", read_settings(part)[0], f"{parameters:,}" if parameters else "", dtypes])
-    return markdown_table(["part", "class", "parameters", "numbers"], rows)
+    flow = f" {describe_flow(parts)}." if "autoencoder" in parts else ""
+    summary = (
+        f"A video model of content frame and motion latent (CMD, arXiv 2403.14148), {total / 1e6:,.2f} M parameters, "
+        f"made with contentmotion {contentmotion.__version__}.{flow}"
+    )
+    return summary, markdown_table(["part", "class", "parameters", "numbers"], rows)
 
 
 def _use(name: str, takes_text: bool) -> str:
@@ -189,17 +177,14 @@ def _data(runs: dict[str, dict[str, Any]]) -> str:
                 f"* {command}: {cache.get('items')} clips of {size}, split {cache.get('split')} (SHA-256 of the list "
                 f"{str(cache.get('data'))[:16]})"
             )
-    lines.append(BRACKETS.format("say what the data shows, where it is from, whom it belongs to"))
-    return "\n".join(lines[:-1]) + ("\n\n" if len(lines) > 1 else "") + lines[-1]
+    asked = BRACKETS.format("say what the data shows, where it is from, whom it belongs to")
+    return "\n".join([*lines, "", asked] if lines else [asked])
 
 
 def _training(runs: dict[str, dict[str, Any]]) -> str:
     if not runs:
         return BRACKETS.format("the parts are in no folder of a training run: say how they were trained")
-    rows = [
-        [command, *(str(settings.get(name, "")) for names in SETTINGS.values() for name in names)]
-        for command, settings in runs.items()
-    ]
+    rows = [[command, *(str(run.get(name, "")) for name in SETTINGS.values())] for command, run in runs.items()]
     return markdown_table(["run", *SETTINGS], rows)
 
 
@@ -219,11 +204,7 @@ def _scores(scores: dict[str, Any] | None) -> str:
 
 
 def describe_cost(folder: Path) -> str:
-    """FLOPs of one clip by stage; or why they are not counted, which is no reason to lose an export.
-
-    Args:
-        folder: Of a pipeline.
-    """
+    """FLOPs of one clip of a pipeline by stage; or why they are not counted, which is no reason to lose an export."""
     try:
         [result] = count_systems([folder_system(str(folder), BenchmarkConfig(meta=True), 1)])
     except (ValueError, RuntimeError, AttributeError) as error:  # networks of other libraries
@@ -238,10 +219,6 @@ def describe_cost(folder: Path) -> str:
     table = markdown_table(["stage", "parameters (M)", "passes", "TFLOPs"], rows)
     how = "counted, not run (2 x multiply-adds, attention included)"
     return f"Of one clip of {size}, {result.sampling}; {how}:\n\n{table}"
-
-
-def _run_of(scores: dict[str, Any] | None) -> dict[str, Any]:
-    return ((scores or {}).get("protocol") or {}).get("run") or {}
 
 
 def _last(name: object) -> str:

@@ -43,29 +43,28 @@ def cut(config: CutConfig) -> None:
     """
     folder, captions = open_captioned(config)
     output = prepare_output_dir(config.output_dir, "cut", config)
-    infos, skipped = _look_at(folder.records)
-    fps = config.fps or choose_rate(infos, config.num_frames)
+    headers = [_look_at(record) for record in folder.records]
+    fps = config.fps or _choose_rate([info for info in headers if isinstance(info, VideoInfo)], config.num_frames)
     size = {name: getattr(config, name) for name in ("num_frames", "height", "width", "resize_mode", "clips_per_video")}
     facts = size | {"fps": fps, "videos": [source_name(record.path) for record in folder.records]}
     _require_same(output, facts)
     write_json(output / FACTS, facts)
-    rows = []
+    rows, skipped = [], []
     with progress_bar() as bar:
         for index, record in enumerate(bar.track(folder.records, description="cutting clips")):
-            info, problem = infos[index], skipped.get(index)
-            if problem is None and not captions[index]:
-                problem = "no caption"
+            header = headers[index]
             try:
-                if info is not None and problem is None:
-                    rows += _cut_one(config, record, info, fps, output, index, captions[index])
+                if not isinstance(header, VideoInfo):
+                    raise header
+                if not captions[index]:
+                    raise ValueError("no caption")
+                rows += _cut_one(config, record, header, fps, output, index, captions[index])
             except (ValueError, OSError) as error:
-                problem = str(error)
-            if problem is not None:
-                skipped[index] = problem
-                name = source_name(record.path)
+                name, problem = source_name(record.path), str(error)
+                skipped.append(problem)
                 print(f"left out: {problem if name in problem else f'{name}: {problem}'}", file=sys.stderr)
     if not rows:
-        raise ValueError(f"{config.train_data_dir}: no usable video; {next(iter(skipped.values()))}")
+        raise ValueError(f"{config.train_data_dir}: no usable video; {skipped[0]}")
     require_few_bad(len(skipped), len(folder.records), config.max_bad_fraction, len(folder.records))
     with replacing_file(output / LIST) as partial:  # last: a folder with a list is whole
         partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -73,7 +72,8 @@ def cut(config: CutConfig) -> None:
 
 
 def open_captioned(config: CutConfig) -> tuple[ClipFolder, list[tuple[str, ...]]]:
-    """The videos, and every one's captions.
+    """The videos, and every one's captions: the data's, else its class's name, else its file's; none where that says
+    nothing.
 
     Raises:
         ValueError: A stream, no videos, or not one of them has a caption.
@@ -81,17 +81,7 @@ def open_captioned(config: CutConfig) -> tuple[ClipFolder, list[tuple[str, ...]]
     """
     if is_stream(config.train_data_dir):
         raise ValueError(f"{config.train_data_dir} is a stream: clips are cut from videos that are here")
-    folder = open_folder(config.train_data_dir, config)
-    return folder, read_captions(folder)
-
-
-def read_captions(folder: ClipFolder) -> list[tuple[str, ...]]:
-    """Every video's captions: the data's, else its class's name, else its file's; none where that says nothing.
-
-    Raises:
-        ValueError: Not one video has any.
-    """
-    found = []
+    folder, found = open_folder(config.train_data_dir, config), []
     for record in folder.records:
         own = tuple(record.captions)
         if not own and record.label is not None and folder.class_names:
@@ -104,7 +94,7 @@ def read_captions(folder: ClipFolder) -> list[tuple[str, ...]]:
             f"each video ({name.with_suffix('.txt').name}), or {folder.root}/metadata.csv with the columns "
             "file_name,caption"
         )
-    return found
+    return folder, found
 
 
 def captions_of_clips(clips: Path) -> list[str]:
@@ -135,9 +125,9 @@ def caption_of_name(stem: str) -> tuple[str, ...]:
     return (text,) if len(text) > 1 else ()
 
 
-def choose_rate(infos: Sequence[VideoInfo | None], num_frames: int) -> float:
+def _choose_rate(infos: Sequence[VideoInfo], num_frames: int) -> float:
     """The lowest of some frame rates at which nearly all videos hold a clip that do so at any."""
-    counts = [sum(_num_clips(info, rate, num_frames, 1) for info in infos if info is not None) for rate in RATES]
+    counts = [sum(_num_clips(info, rate, num_frames, 1) for info in infos) for rate in RATES]
     return next(rate for rate, count in zip(RATES, counts, strict=True) if count >= ENOUGH * max(counts))
 
 
@@ -149,28 +139,18 @@ def _num_clips(info: VideoInfo, fps: float, num_frames: int, most: int) -> int:
     return 1 if duration is None else min(most, int((duration + 0.5 / info.fps) * fps / num_frames))
 
 
-def _look_at(records: Sequence[ClipRecord]) -> tuple[list[VideoInfo | None], dict[int, str]]:
-    """The headers, and of those that cannot be read why."""
-    infos: list[VideoInfo | None] = []
-    problems = {}
-    for index, record in enumerate(records):
-        try:
-            infos.append(probe_video(record.path))
-        except (ValueError, OSError) as error:
-            infos.append(None)
-            problems[index] = str(error)
-    return infos, problems
+def _look_at(record: ClipRecord) -> VideoInfo | ValueError | OSError:
+    """A video's header, or why it cannot be read."""
+    try:
+        return probe_video(record.path)
+    except (ValueError, OSError) as error:
+        return error
 
 
 def _cut_one(
-    config: CutConfig,
-    record: ClipRecord,
-    info: VideoInfo,
-    fps: float,
-    output: Path,
-    index: int,
+    config: CutConfig, record: ClipRecord, info: VideoInfo, fps: float, output: Path, index: int,
     captions: Sequence[str],
-) -> list[dict]:
+) -> list[dict]:  # fmt: skip
     """Writes a video's clips where they are not there yet; gives their rows."""
     rows = []
     count = max(1, _num_clips(info, fps, config.num_frames, config.clips_per_video))
@@ -188,12 +168,10 @@ def _cut_one(
 
 def _require_same(output: Path, facts: dict) -> None:
     """Raises ``ValueError`` where the folder's clips were cut otherwise."""
-    path = output / FACTS
-    if path.exists():
-        before = read_json(path)
-        changed = [name for name, value in facts.items() if before.get(name) != value]
-        if changed:
-            raise ValueError(
-                f"{output} holds clips that were cut otherwise ({', '.join(changed)}): remove it, or choose another "
-                "--output_dir"
-            )
+    before = read_json(output / FACTS) if (output / FACTS).exists() else facts
+    changed = [name for name, value in facts.items() if before.get(name) != value]
+    if changed:
+        raise ValueError(
+            f"{output} holds clips that were cut otherwise ({', '.join(changed)}): remove it, or choose another "
+            "--output_dir"
+        )

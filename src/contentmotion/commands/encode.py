@@ -102,13 +102,10 @@ class Encoder:
 
     @torch.no_grad()
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Encodes a batch.
+        """The tensors that a shard holds of a batch, on the CPU, in the cache's number format.
 
         Args:
             items: Clips with "frames" uint8 (t, 3, h, w), "captions", "path", and maps that were read from files.
-
-        Returns:
-            The tensors that a shard holds, on the CPU, in the cache's number format.
 
         Raises:
             ValueError: A value that this format does not hold, or a clip without the depth that is to be cached.
@@ -151,9 +148,8 @@ def _encode_shards(
     config: EncodeConfig, encoder: Encoder, source: ClipSource, mine: list[int], cache_dir: Path, show: bool
 ) -> None:
     """Reads, encodes and writes shards; a bad file is left out, never replaced by another."""
-    tensors: dict[int, list[dict[str, Tensor]]] = defaultdict(list)
-    items: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    skipped: dict[int, list[str]] = defaultdict(list)
+    begun: dict[int, tuple[list, list, list]] = defaultdict(lambda: ([], [], []))  # what _write_shard takes
+    heavy = ("frames", *config.conditions)
     good, bad = 0, set()
     with progress_bar(shown=show) as bar:
         batches = source.batches(mine, config.dataloader_num_workers)
@@ -161,14 +157,13 @@ def _encode_shards(
             number = batch.shard
             if batch.broken:
                 print(f"{batch.skipped[0]}; run again to try it once more", file=sys.stderr)
-                for part in (tensors, items, skipped):
-                    part.pop(number, None)
+                begun.pop(number, None)
                 continue
+            tensors, items, skipped = begun[number]
             if batch.items:
-                tensors[number].append(encoder(batch.items))
-            heavy = ("frames", *config.conditions)
-            items[number] += [{k: v for k, v in item.items() if k not in heavy} for item in batch.items]
-            skipped[number] += batch.skipped
+                tensors.append(encoder(batch.items))
+            items += [{k: v for k, v in item.items() if k not in heavy} for item in batch.items]
+            skipped += batch.skipped
             for line in batch.skipped:
                 if line not in bad:
                     bad.add(line)
@@ -176,16 +171,14 @@ def _encode_shards(
             good += len(batch.items)
             require_few_bad(len(bad), good + len(bad), config.max_bad_fraction, None)
             if batch.last:
-                path, bucket = cache_dir / _name(number), source.bucket(number)
-                _write_shard(path, tensors.pop(number, []), items.pop(number), skipped.pop(number), bucket)
+                _write_shard(cache_dir / _name(number), *begun.pop(number), source.bucket(number))
 
 
 def _write_shard(
     path: Path, batches: list[dict[str, Tensor]], items: list[dict[str, Any]], skipped: list[str], bucket: str | None
 ) -> None:
-    tensors = {
-        name: torch.cat([batch[name] for batch in batches]).contiguous() for name in (batches[0] if batches else ())
-    }
+    names = batches[0] if batches else ()
+    tensors = {name: torch.cat([batch[name] for batch in batches]).contiguous() for name in names}
     lines = [json.dumps({"path": item["path"], "captions": item["captions"]}).encode() + b"\n" for item in items]
     tensors["texts"] = torch.frombuffer(bytearray(b"".join(lines) or b"\n"), dtype=torch.uint8)
     tensors["text_ends"] = torch.tensor([len(line) for line in lines], dtype=torch.int64).cumsum(0)
@@ -224,20 +217,14 @@ def _make_index(cache_dir: Path, source: ClipSource, limit: float) -> tuple[dict
     Raises:
         ValueError: Too much is bad or missing.
     """
-    shards, skipped, sums, weighted = [], dict.fromkeys(source.left_out), [], False
-    rates: list[Any] = []
     paths = [path for path in (cache_dir / _name(k) for k in range(source.num_shards)) if path.exists()]
-    for path in paths:
-        header = Shard(path).header
-        shards.append(
-            {"name": path.name, "clips": header["clips"], "bytes": path.stat().st_size, "sha256": header["sha256"]}
-            | {name: header[name] for name in ("bucket",) if name in header}
-        )
-        skipped |= dict.fromkeys(header["skipped"])
-        weighted = weighted or header["weighted"]
-        if header["motion"]:
-            sums.append(header["motion"])
-        rates += [header.get("frame_rate")] * header["clips"]
+    headers = [Shard(path).header for path in paths]
+    shards = [
+        {"name": path.name, "clips": header["clips"], "bytes": path.stat().st_size, "sha256": header["sha256"]}
+        | ({"bucket": header["bucket"]} if "bucket" in header else {})
+        for path, header in zip(paths, headers, strict=True)
+    ]
+    skipped = list(dict.fromkeys([*source.left_out, *(line for header in headers for line in header["skipped"])]))
     clips, lost = sum(shard["clips"] for shard in shards), source.num_shards - len(paths)
     if not clips:
         raise ValueError(f"no usable video; {next(iter(skipped), 'no shard could be read')}")
@@ -247,11 +234,14 @@ def _make_index(cache_dir: Path, source: ClipSource, limit: float) -> tuple[dict
             f"{limit}: run again to try them once more"
         )
     require_few_bad(len(skipped), clips + len(skipped), limit, clips + len(skipped))
-    index: dict[str, Any] = {"shards": shards, "num_clips": clips, "weighted": weighted, "skipped": list(skipped)}
-    index["files"] = source.account(index["skipped"])
+    weighted = any(header["weighted"] for header in headers)
+    index = {"shards": shards, "num_clips": clips, "weighted": weighted, "skipped": skipped}
+    index["files"] = source.account(skipped)
+    rates = [header.get("frame_rate") for header in headers for _ in range(header["clips"])]
     statistics = {}
     if None not in rates:  # an earlier version did not note them
         statistics["frame_rate"] = round(float(np.median(rates)), 3)
+    sums = [header["motion"] for header in headers if header["motion"]]
     if sums:
         totals, squares, counts = (np.sum(part, axis=0, dtype=np.float64) for part in zip(*sums, strict=True))
         mean = totals / counts
@@ -262,12 +252,10 @@ def _make_index(cache_dir: Path, source: ClipSource, limit: float) -> tuple[dict
 
 def _manifest(config: EncodeConfig, encoder: Encoder, source: ClipSource, version: int) -> dict[str, Any]:
     """All that the cache's content depends on; ``version`` is that of the networks' hashes."""
-    places = ("train_data_dir",)  # data may be moved; `data` tells whether it is the same
-    names = [field.name for field in dataclasses.fields(ClipConfig) if field.name not in places]
+    names = [field.name for field in dataclasses.fields(ClipConfig)]
+    names.remove("train_data_dir")  # data may be moved; `data` tells whether it is the same
     names += ["class_prompts", "caption_column", "buckets", "latents_only", "clips_per_shard", "num_clips_per_video"]
     names += ["seed", "cache_dtype"]
-    heard = encoder.text.components if encoder.text else {}
-    tokenizers = {name: part for name, part in heard.items() if name.startswith("tokenizer")}
     models = {"autoencoder": encoder.autoencoder, "vae": encoder.vae, "text_encoder": None}
     models |= encoder.text.text_encoders if encoder.text else {}
     models["depth_model"] = encoder.depth_model.model if encoder.depth_model else None
@@ -278,13 +266,14 @@ def _manifest(config: EncodeConfig, encoder: Encoder, source: ClipSource, versio
         "text_features": config.text_features if encoder.text else None,
         "text_family": encoder.text.text_family if encoder.text else None,
         "precision": str(encoder.autocast or torch.float32),
-        **{name: getattr(config, name) for name in dict.fromkeys(names)},
+        **{name: getattr(config, name) for name in names},
         **source.describe(),
         "conditions": sorted(config.conditions),
     }
     if version > 1:
+        heard = encoder.text.components if encoder.text else {}
         manifest |= {"hash": version, "tokenizer": None}
-        manifest |= {name: hash_tokenizer(tokenizer) for name, tokenizer in tokenizers.items()}
+        manifest |= {name: hash_tokenizer(part) for name, part in heard.items() if name.startswith("tokenizer")}
     return json.loads(json.dumps(manifest))
 
 

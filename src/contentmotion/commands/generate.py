@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -120,16 +119,17 @@ def generate(config: GenerateConfig) -> None:
         for k in mine:
             batch, first = conditions[k : k + config.batch_size], config.number + k
             with ExitStack() as stack:
-                files = _Files(config, batch, first, _num_frames(pipe, config), frame_rate(pipe, config), stack)
+                files = _Files(config, batch, first, _size(pipe, config)[0], frame_rate(pipe, config), stack)
                 sample(
-                    pipe, config, batch, first, lambda step, latents: progress.advance(task), content_frames=False,
-                    follow=follow, start=start, on_frames=files.add,
+                    pipe, config, batch, first, lambda: progress.advance(task), content_frames=False, follow=follow,
+                    start=start, on_frames=files.add,
                 )  # fmt: skip
-            rows += enumerate(files.sheet_rows, k)
+            rows += enumerate(map(np.stack, files.rows), k)
     rows = gather_object(rows)  # once all are done
     if not processes.is_main_process:
         return
-    sheet_rows = [_on_sheet(read_video(paths[0]).frames) for paths in made]
+    before = [read_video(paths[0]).frames for paths in made]
+    sheet_rows = [frames[_shown(len(frames))] for frames in before]
     sheet_rows += [frames for _, frames in sorted(rows, key=lambda row: row[0])]
     written = [path for k, condition in enumerate(conditions, config.number) for path in _paths(config, condition, k)]
     captions = [_caption(condition) for condition in conditions]
@@ -200,10 +200,6 @@ def _shown(num_frames: int) -> list[int]:
     return np.linspace(0, num_frames - 1, min(SHEET_COLUMNS, num_frames)).round().astype(int).tolist()
 
 
-def _on_sheet(frames: np.ndarray) -> np.ndarray:
-    return frames[_shown(len(frames))]
-
-
 class _Files:
     """The files of one batch of videos, which grow as frames are drawn, and what of them is on the sheet."""
 
@@ -213,7 +209,7 @@ class _Files:
     ) -> None:  # fmt: skip
         self._writers: list[list[Callable[[np.ndarray], None]]] = []
         self._shown = set(_shown(num_frames))
-        self._rows: list[list[np.ndarray]] = [[] for _ in batch]
+        self.rows: list[list[np.ndarray]] = [[] for _ in batch]  # of each video the frames on the sheet, (H, W, 3)
         self._count = 0
         for number, condition in enumerate(batch, start=first):
             metadata, paths = provenance(config, condition, number), _paths(config, condition, number)
@@ -222,16 +218,11 @@ class _Files:
     def add(self, frames: torch.Tensor) -> None:
         """Writes some frames more of all videos, (b, t, 3, H, W) in [0, 1]."""
         videos = to_bytes(frames)
-        for video, writers, row in zip(videos, self._writers, self._rows, strict=True):
+        for video, writers, row in zip(videos, self._writers, self.rows, strict=True):
             for add in writers:
                 add(video)
             row += [frame for number, frame in enumerate(video, start=self._count) if number in self._shown]
         self._count += videos.shape[1]
-
-    @property
-    def sheet_rows(self) -> list[np.ndarray]:
-        """Of each video the frames that the sheet shows, uint8 (n, H, W, 3)."""
-        return [np.stack(row) for row in self._rows]
 
 
 def _say(line: str) -> None:
@@ -239,8 +230,10 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr)
 
 
-def _num_frames(pipe: LatentPipeline, config: GenerateConfig) -> int:
-    return config.num_frames or pipe.clip_shape[0]
+def _size(pipe: LatentPipeline, config: GenerateConfig) -> tuple[int, int, int]:
+    """Frames, height and width of the videos."""
+    num_frames, height, width = pipe.clip_shape
+    return config.num_frames or num_frames, config.height or height, config.width or width
 
 
 def frame_rate(pipe: LatentPipeline, config: GenerateConfig) -> float:
@@ -295,30 +288,30 @@ def load_for_sampling(config: SamplingConfig, device: torch.device) -> Any:
     if config.enable_model_cpu_offload and device.type == "cpu":
         raise ValueError("enable_model_cpu_offload needs a GPU, and this run is on the CPU")
     dtype = resolve_dtype(config.mixed_precision, device)  # autocast alone would copy all weights at every step
-    parts = (config.pretrained_model_name_or_path, config.autoencoder, config.motion_transformer)
-    pipe = load_any_pipeline(*parts, dtype=dtype)
+    pipe = load_any_pipeline(
+        config.pretrained_model_name_or_path, config.autoencoder, config.motion_transformer, dtype=dtype
+    )
     if isinstance(pipe, VideoLatentPipeline):
         _require_video_settings(config)
     pipe.set_progress_bar_config(disable=True)
     pipe.enable_text_cache()
-    switches = config if isinstance(config, GenerateConfig) else None
-    if switches and switches.vae_decoder:
-        use_vae(pipe, load_vae(switches.vae_decoder).to(dtype or torch.float32))
-    if switches and switches.vae_slicing:
-        pipe.enable_vae_slicing()
-    if switches and switches.vae_tiling:
-        enable_tiling(pipe)
-    if switches:
-        quantize_networks(pipe, switches.quantization)
+    if isinstance(config, GenerateConfig):
+        if config.vae_decoder:
+            use_vae(pipe, load_vae(config.vae_decoder).to(dtype or torch.float32))
+        if config.vae_slicing:
+            pipe.enable_vae_slicing()
+        if config.vae_tiling:
+            enable_tiling(pipe)
+        quantize_networks(pipe, config.quantization)
     if config.enable_model_cpu_offload:
         pipe.enable_model_cpu_offload(device=device)
     else:
         pipe.to(device)
     if device.type == "cuda":
         use_channels_last(pipe)
-    if switches and switches.compile:
+    if isinstance(config, GenerateConfig) and config.compile:
         compile_networks(pipe, device)
-    if switches and switches.cuda_graphs:
+    if isinstance(config, GenerateConfig) and config.cuda_graphs:
         replay_networks(pipe, device)
     return pipe
 
@@ -333,8 +326,7 @@ def read_followed(pipe: LatentPipeline, config: GenerateConfig) -> dict[str, tor
     if not config.condition_names:
         return None
     known = pipe.condition_names if isinstance(pipe, VideoLatentPipeline) else ()
-    asked = (config.num_frames, config.height, config.width)
-    num_frames, height, width = (a or b for a, b in zip(asked, pipe.clip_shape, strict=True))
+    num_frames, height, width = _size(pipe, config)
     vae = pipe.vae
     place = pipe._execution_device if vae is None else vae.device  # with CPU offload it rests on the CPU
     return read_conditions(
@@ -349,13 +341,8 @@ def read_start(
     limits: Limits = Limits(),  # noqa: B008  it is frozen
     tell: Callable[[str], object] = _say,
 ) -> dict[str, Any]:
-    """The pictures and videos to start from that the settings name, as a ContentMotionPipeline takes them.
-
-    Args:
-        pipe: The pipeline.
-        config: The settings.
-        limits: What reading a file may cost.
-        tell: Gets a line about each that is fitted.
+    """The pictures and videos to start from that the settings name, as a ContentMotionPipeline takes them; ``tell``
+    gets a line about each that is fitted.
 
     Raises:
         ValueError: A file that cannot be used; one line that names it.
@@ -366,7 +353,7 @@ def read_start(
     start: dict[str, Any] = {
         name: getattr(config, name) for name in ("strength", "motion_strength", "clip_frames", "loop")
     }
-    height, width = (a or b for a, b in zip((config.height, config.width), pipe.clip_shape[1:], strict=True))
+    num_frames, height, width = _size(pipe, config)
 
     def tell_of(path: str, h: int, w: int) -> None:
         if abs(w * height / (h * width) - 1) > MAX_SKEW:
@@ -381,15 +368,7 @@ def read_start(
         if path := getattr(config, flag):
             info = probe_video(path, limits=limits)
             start[name] = read_frames(
-                f"--{flag}",
-                path,
-                _num_frames(pipe, config),
-                height,
-                width,
-                config.fit,
-                pipe.frame_rate,
-                config.frame_stride,
-                limits,
+                f"--{flag}", path, num_frames, height, width, config.fit, pipe.frame_rate, config.frame_stride, limits
             )
             tell_of(path, info.height, info.width)
     if "motion_end" in start:
@@ -401,8 +380,8 @@ def read_start(
 def _require_video_settings(config: SamplingConfig) -> None:
     """Raises ``ValueError`` where settings are for models of content and motion."""
     name = config.pretrained_model_name_or_path
-    usual = {f.name: f.default for f in dataclasses.fields(SamplingConfig) if f.name.startswith("motion_")}
-    if any(getattr(config, name) != value for name, value in usual.items() if name != "motion_transformer"):
+    of_motion = config.sampling().keys() - config.sampling(motion=False).keys()
+    if any(getattr(config, setting) != getattr(SamplingConfig, setting) for setting in of_motion):
         raise ValueError(f"{name} is a video model: it has no motion model for motion_... settings to act on")
     if isinstance(config, GenerateConfig) and config.starts_from:
         raise ValueError(f"--{config.starts_from[0]}: {name} is a video model, without content frame and motion")
@@ -411,24 +390,18 @@ def _require_video_settings(config: SamplingConfig) -> None:
 
 
 def provenance(config: SamplingConfig, condition: str | int, number: int) -> dict[str, str]:
-    """What a generated file says about itself.
-
-    Args:
-        config: The model and the seed. Of a folder the name alone is told, not where it lies.
-        condition: Prompt or class id.
-        number: Number of the video in its run.
-    """
+    """What a generated file says about itself: of a folder or a file the name alone, not where it lies."""
     model = config.pretrained_model_name_or_path
-    given = {name: getattr(config, name, None) for name in ("image", "video", "motion_from", "motion_to")}
-    ends = {name: str(getattr(config, name, None)) for name in ("interpolate", "to_seed")}
+    names = ("interpolate", "to_seed", "image", "video", "motion_from", "motion_to")
+    given = {name: value for name in names if (value := getattr(config, name, None)) not in (None, "")}
     return {
         "generated": f"by a model, with contentmotion {contentmotion.__version__}",
         "model": Path(model).resolve().name if Path(model).is_dir() else model,
         "prompt": _caption(condition),
         "seed": str(config.seed),
         "number": str(number),
-        **{name: value for name, value in ends.items() if value != "None"},
-    } | {name: Path(path).name for name, path in given.items() if path}
+        **{name: Path(value).name if isinstance(value, str) else str(value) for name, value in given.items()},
+    }
 
 
 def prompts_or_labels(config: GenerateConfig) -> list[str] | list[int]:
@@ -463,21 +436,10 @@ def sample_all(
     content_frames: bool = True,
     start: Mapping[str, Any] | None = None,
 ) -> Iterator[Drawn]:
-    """Generates one video per condition, ``config.batch_size`` at once.
-
-    Args:
-        pipe: On its device.
-        config: The sampler's settings.
-        conditions: Prompts or class ids.
-        on_step: Called after each denoising step of a batch.
-        content_frames: Whether to decode the content frames too.
-        start: What ``read_start`` gives.
-    """
+    """Generates one video per prompt or class id, ``config.batch_size`` at once; see ``sample``."""
     for first in range(0, len(conditions), config.batch_size):
         batch = conditions[first : first + config.batch_size]
-        yield from sample(
-            pipe, config, batch, first, lambda step, latents: on_step(), content_frames=content_frames, start=start
-        )
+        yield from sample(pipe, config, batch, first, on_step, content_frames=content_frames, start=start)
 
 
 def sample_motions(
@@ -491,8 +453,6 @@ def sample_motions(
     """Generates several videos of one content frame: only the motion is drawn anew.
 
     Args:
-        pipe: On its device.
-        config: The sampler's settings.
         condition: Prompt or class id.
         count: Videos; the first is the one that ``sample_all`` gives.
         on_step: Called after each denoising step: of the first video, then of the others' motion, all at once.
@@ -500,7 +460,7 @@ def sample_motions(
     """
     one: Any = [condition]
     start = dict(start or {})
-    (first,) = sample(pipe, config, one, 0, lambda step, _: on_step(), start=start)
+    (first,) = sample(pipe, config, one, 0, on_step, start=start)
     if count == 1:
         return [first]
     others: Any = [condition] * (count - 1)
@@ -510,7 +470,7 @@ def sample_motions(
     if video is not None:
         start.setdefault("motion_video", video)
     own = start | {"image": None, "strength": None}
-    return [first, *sample(pipe, config, others, 1, lambda step, _: on_step(), content_latents=latents, start=own)]
+    return [first, *sample(pipe, config, others, 1, on_step, content_latents=latents, start=own)]
 
 
 def sample(
@@ -518,7 +478,7 @@ def sample(
     config: GenerateConfig,
     batch: list[str] | list[int],
     first: int,
-    on_step: Callable[[int, torch.Tensor], object],
+    on_step: Callable[[], object],
     content_latents: torch.Tensor | None = None,
     content_frames: bool = True,
     follow: Mapping[str, torch.Tensor] | None = None,
@@ -528,11 +488,9 @@ def sample(
     """Generates one batch.
 
     Args:
-        pipe: On its device.
-        config: The sampler's settings.
         batch: Prompts or class ids, one per video.
         first: Number of the batch's first video in the run, which its noise is drawn from.
-        on_step: Gets number and latents after each denoising step.
+        on_step: Called after each denoising step.
         content_latents: Content frames to use, (b, c, h, w); drawn when None.
         content_frames: Whether to decode the content frames too.
         follow: Conditions beside the prompts, by name, for video models that take some.
@@ -541,11 +499,10 @@ def sample(
     """
     device = pipe._execution_device
     dtype = resolve_dtype(config.mixed_precision, device)
-    kind = "class_labels" if config.class_labels is not None else "prompt"
     place = device if config.noise_on_device else "cpu"
 
     def callback(pipe: LatentPipeline, step: int, timestep: object, tensors: dict) -> dict:
-        on_step(step, tensors["latents"])
+        on_step()
         return tensors
 
     if isinstance(pipe, VideoLatentPipeline):
@@ -561,7 +518,7 @@ def sample(
     numbers = [config.number if config.interpolate else first + k for k in range(len(batch))]
     generators = [seeded_generator(config.seed, number, place) for number in numbers]
     own |= _between(pipe, config, first, len(batch), place, own)
-    asked: dict[str, Any] = {kind: batch}
+    asked: dict[str, Any] = {"prompt" if config.class_labels is None else "class_labels": batch}
     if config.schedule:
         asked = {"prompt": config.schedule, "num_videos_per_prompt": len(batch)}
     # Weights of that type need none on a GPU; on CPUs results are what they were with it.

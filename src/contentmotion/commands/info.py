@@ -38,15 +38,17 @@ def info(config: InfoConfig) -> None:
     Raises:
         ValueError: It is none of these, or damaged.
     """
+    from contentmotion.pipelines.folder import fetch  # with diffusers, of which `push` needs nothing
+
     path = Path(config.checkpoint)
-    folder = path if path.is_file() else local_folder(config.checkpoint)
-    found = describe_file(path) if path.is_file() else describe(folder)
+    folder = path if path.is_file() else fetch(config.checkpoint)
+    found = _describe_file(path) if path.is_file() else _describe(folder)
     if config.json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     elif path.is_file():
         print_table((), list(found.items()), title=str(path), text=(0, 1))
     elif "cache" in found:
-        print_table((), cache_rows(folder), title=f"latent cache {folder}", text=(0, 1))
+        print_table((), _cache_rows(folder, found), title=f"latent cache {folder}", text=(0, 1))
     else:
         rows = [_part_row(name, part) for name, part in found["parts"].items()]
         print_table(("part", "parameters", "settings"), rows, title=str(folder), text=(0, 2))
@@ -55,17 +57,10 @@ def info(config: InfoConfig) -> None:
             print(found["flow"])
 
 
-def describe(folder: Path) -> dict[str, Any]:
-    """What the tables say, for programs: "cache", or "parts", "parameters" and perhaps "flow".
-
-    Args:
-        folder: Of a checkpoint or a latent cache.
-
-    Raises:
-        ValueError: It is none of these, or damaged.
-    """
+def _describe(folder: Path) -> dict[str, Any]:
+    """What the tables say, for programs: "cache", or "parts", "parameters" and perhaps "flow"."""
     if (folder / CACHE).exists():
-        shards = [read_shapes(shard) for shard in sorted(folder.glob("shard-*.safetensors"))]
+        shards = _read_shards(folder)
         clips = sum(shapes["label"][0][0] for shapes in shards)
         return {"cache": str(folder), "clips": clips, "shards": len(shards), "manifest": read_json(folder / CACHE)}
     parts: dict[str, dict[str, Any]] = {}
@@ -88,23 +83,17 @@ def _part_row(name: str, part: Mapping[str, Any]) -> tuple[str, str, str]:
     return f"{name}\n{part['class']}", count, weights + shown
 
 
-def describe_file(path: Path) -> dict[str, str]:
-    """What a file says of itself: a generated video or picture, weights, or the settings of a run.
-
-    Raises:
-        ValueError: It is none of these, or says nothing.
-    """
+def _describe_file(path: Path) -> dict[str, str]:
+    """What a file says of itself: a generated video or picture, or weights."""
     import av  # here alone: checkpoints are described without it
 
     from contentmotion.video.write import read_metadata
 
     if path.suffix == ".safetensors":
-        shapes = read_shapes(path)
-        parameters = sum(math.prod(shape) for shape, _ in shapes.values())
-        dtypes = ", ".join(sorted({dtype for _, dtype in shapes.values()}))
+        parameters, _, dtypes = count_parameters(path)
         with safe_open(path, "np") as file:
             noted = file.metadata() or {}
-        return {"tensors": str(len(shapes)), "parameters": f"{parameters:,}", "numbers": dtypes} | noted
+            return {"tensors": str(len(file.keys())), "parameters": f"{parameters:,}", "numbers": dtypes} | noted
     if path.suffix in (".json", ".jsonl", ".yaml"):
         raise ValueError(f"{path} is text to be read as it is: info describes the folder that it lies in")
     try:
@@ -117,26 +106,6 @@ def describe_file(path: Path) -> dict[str, str]:
             "re-encoded and videos of cameras do not"
         )
     return found
-
-
-def local_folder(name_or_path: str) -> Path:
-    """The folder of a checkpoint; a hub id is downloaded first.
-
-    Raises:
-        ValueError: No such checkpoint.
-    """
-    from contentmotion.loading import resolve_name  # with diffusers, of which `push` needs nothing
-
-    path = Path(resolve_name(name_or_path))
-    if path.is_dir():
-        return path
-    from diffusers import DiffusionPipeline
-
-    try:
-        return Path(DiffusionPipeline.download(str(path)))
-    except Exception as error:  # the hub, the network and diffusers each raise their own
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"no such checkpoint: {path} (the hub did not give it: {reason})") from error
 
 
 def find_parts(folder: Path) -> dict[str, Path]:
@@ -195,27 +164,19 @@ def shown_settings(settings: Mapping[str, Any]) -> dict[str, str]:
     return {key: _text(settings[key]) for key in SHOWN if settings.get(key) is not None}
 
 
-def count_parameters(part: Path) -> tuple[int, int, str]:
-    """Parameters, bytes and number formats in a part's safetensors files."""
-    parameters, size, dtypes = 0, 0, set()
-    for file in sorted(part.glob("*.safetensors")):
-        size += file.stat().st_size
-        for shape, dtype in read_shapes(file).values():
-            parameters += math.prod(shape)
-            dtypes.add(dtype)
-    return parameters, size, ", ".join(sorted(dtypes))
+def count_parameters(place: Path) -> tuple[int, int, str]:
+    """Parameters, bytes and number formats of a safetensors file, or of those in a part's folder."""
+    files = [place] if place.is_file() else sorted(place.glob("*.safetensors"))
+    tensors = [tensor for file in files for tensor in _read_shapes(file).values()]
+    dtypes = ", ".join(sorted({dtype for _, dtype in tensors}))
+    return sum(math.prod(shape) for shape, _ in tensors), sum(file.stat().st_size for file in files), dtypes
 
 
-def read_shapes(file: Path) -> dict[str, tuple[list[int], str]]:
-    """Shape and number format of each tensor of a safetensors file.
-
-    Raises:
-        ValueError: The file is damaged.
-    """
+def _read_shapes(file: Path) -> dict[str, tuple[list[int], str]]:
+    """Shape and number format of each tensor of a safetensors file; ``ValueError`` where it is damaged."""
     try:
         with safe_open(file, "np") as tensors:
-            names = tensors.keys()
-            slices = {name: tensors.get_slice(name) for name in names}
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
             return {name: (part.get_shape(), str(part.get_dtype())) for name, part in slices.items()}
     except SafetensorError as error:
         raise ValueError(f"{file}: damaged file ({error})") from error
@@ -228,9 +189,13 @@ def describe_flow(parts: dict[str, Path]) -> str:
         ValueError: The autoencoder's or the VAE's config lacks what they follow from.
     """
     config = parts["autoencoder"] / "config.json"
+    factor = 1 if len(parts) > 1 else None  # a pipeline: without a VAE it works on pixels
     try:
-        # A pipeline: without a VAE it works on pixels.
-        return flow_text(read_json(config), _scale_factor(parts.get("vae")) if len(parts) > 1 else None)
+        if "vae" in parts:
+            from contentmotion.stages.image_vae import pixels_per_latent
+
+            factor = pixels_per_latent(read_json(parts["vae"] / "config.json"))
+        return flow_text(read_json(config), factor)
     except (KeyError, TypeError, ArithmeticError) as error:
         raise ValueError(f"{config}: not an autoencoder's config ({type(error).__name__}: {error})") from error
 
@@ -244,35 +209,28 @@ def flow_text(own: Mapping[str, Any], factor: int | None) -> str:
     """
     t, c, h, w = own["num_frames"], own["in_channels"], own["sample_height"], own["sample_width"]
     rows, columns = h // own["patch_size"], w // own["patch_size"]
-    whole = f"{t} frames of {c} x {h} x {w}"
-    if factor is not None:
-        whole = f"{t} frames of {h * factor} x {w * factor} pixels"
-    return (
-        f"{whole} = content frame {c} x {h} x {w} + motion latent {own['motion_channels']} x {t} x ({rows} + {columns})"
-    )
+    frame = f"{c} x {h} x {w}"
+    shown = frame if factor is None else f"{h * factor} x {w * factor} pixels"
+    motion = f"{own['motion_channels']} x {t} x ({rows} + {columns})"
+    return f"{t} frames of {shown} = content frame {frame} + motion latent {motion}"
 
 
-def cache_rows(folder: Path) -> list[tuple[str, str]]:
+def _read_shards(cache: Path) -> list[dict[str, tuple[list[int], str]]]:
+    return [_read_shapes(shard) for shard in sorted(cache.glob("shard-*.safetensors"))]
+
+
+def _cache_rows(folder: Path, found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a latent cache holds: its clips, their shapes, and what it was made with."""
-    shards = [read_shapes(shard) for shard in sorted(folder.glob("shard-*.safetensors"))]
-    clips = sum(shapes["label"][0][0] for shapes in shards)
-    rows = [("stored", f"{clips} clips in {len(shards)} shards")]
-    full = max(shards, key=len, default={})  # a shard without a good clip has fewer tensors
+    rows = [("stored", f"{found['clips']} clips in {found['shards']} shards")]
+    full = max(_read_shards(folder), key=len, default={})  # a shard without a good clip has fewer tensors
     for name in ("content", "motion", "latents", "pooled", "tokens"):
         if name in full:
             shape, dtype = full[name]
             rows.append((f"{name} of a clip", f"{_text(shape[1:])} {dtype}"))
-    for key, value in read_json(folder / CACHE).items():
+    for key, value in found["manifest"].items():
         made_by = key in ("vae", "autoencoder", "text_encoder", "depth_model") and isinstance(value, str)
         rows.append((key, f"weights {value[:SHORT]}" if made_by else _text(value)))
     return rows
-
-
-def _scale_factor(vae: Path | None) -> int:
-    """Pixels per latent along a side, from a VAE's config."""
-    from contentmotion.stages.image_vae import pixels_per_latent
-
-    return 1 if vae is None else pixels_per_latent(read_json(vae / "config.json"))
 
 
 def _read_tensors(part: Path) -> Iterator[tuple[str, Tensor]]:
