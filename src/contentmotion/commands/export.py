@@ -27,7 +27,7 @@ def export(config: ExportConfig) -> None:
         OSError: The folder cannot be written.
     """
     output_dir = Path(config.output_dir)
-    if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise ValueError(f"output folder {output_dir} is already in use: choose a new one")
     scores = read_scores(config.scores) if config.scores else None
     pipe = load_pipeline(

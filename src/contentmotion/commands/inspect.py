@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,16 +81,13 @@ def inspect(config: InspectConfig) -> None:
     num = min(num_all, config.num_videos or num_all)
     indices = np.unique(np.linspace(0, num_all - 1, num).round().astype(np.int64)).tolist()
     workers = config.num_workers or _num_cores()
-    clip = clip_arguments(config)
     with progress_bar() as progress:
-        found = look_at_all(folder.records, indices, clip, config.decode, workers)
-        facts = sorted(
-            progress.track(found, total=len(indices), description="looking at videos"), key=lambda one: one.index
-        )
-    captions = [folder.records[index].captions for index in indices]
-    report = make_report(config, folder, facts, captions, tokenizer)
+        found = look_at_all(folder.records, indices, clip_arguments(config), config.decode, workers)
+        found = progress.track(found, total=len(indices), description="looking at videos")
+        facts = sorted(found, key=lambda one: one.index)
+    report = _make_report(config, folder, facts, tokenizer)
     write_json(output / "inspect.json", report)
-    write_picture(output / "inspect.png", _draw(report, folder, facts, captions, clip))
+    write_picture(output / "inspect.png", _draw(report, folder, facts))
     if config.json:
         print((output / "inspect.json").read_text(encoding="utf-8"), end="")
         return
@@ -118,25 +116,17 @@ def sized(clip: dict[str, Any], size: tuple[int, int, int] | None) -> dict[str, 
 
 
 def look_at(index: int, record: ClipRecord, clip: dict[str, Any], decode: bool) -> VideoFacts:
-    """Looks at one video.
-
-    Args:
-        index: Its number in the list.
-        record: The video.
-        clip: How the recipe cuts clips: `clip_arguments`.
-        decode: Decode the centred clip, which finds damage that the header does not show.
-    """
-    facts = VideoFacts(index, source_name(record.path))
+    """Looks at one video; ``decode`` finds damage, in the centred clip, that the header does not show."""
+    name = source_name(record.path)
     try:
-        info = probe_video(record.path)
-        facts = replace(facts, num_bytes=file_size(record.path))
+        info, num_bytes = probe_video(record.path), file_size(record.path)
     except (ValueError, OSError) as error:
-        return replace(facts, status="bad", reason=_reason(error, facts.name))
+        return VideoFacts(index, name, "bad", _reason(error, name))
     if info.num_frames is None and info.duration is not None:
         info = replace(info, num_frames=round(info.duration * info.fps))
     if info.duration is None and info.num_frames is not None and info.fps:
         info = replace(info, duration=info.num_frames / info.fps)
-    facts = replace(facts, info=info)
+    facts = VideoFacts(index, name, num_bytes=num_bytes, info=info)
     if "buckets" in clip:
         bucket = choose_bucket(info, clip["buckets"], clip["frame_stride"], clip["fps"])
         if bucket < 0:
@@ -148,7 +138,7 @@ def look_at(index: int, record: ClipRecord, clip: dict[str, Any], decode: bool) 
         try:
             read_clip(record.path, **clip)
         except (ValueError, OSError) as error:
-            reason = _reason(error, facts.name)
+            reason = _reason(error, name)
     if reason:
         return replace(facts, status="short" if reason.endswith(TOO_SHORT) else "bad", reason=reason, size=None)
     return facts
@@ -172,43 +162,36 @@ def _reason(error: Exception, name: str) -> str:
 def look_at_all(
     records: Sequence[ClipRecord], indices: Sequence[int], clip: dict[str, Any], decode: bool, num_workers: int
 ) -> Iterator[VideoFacts]:
-    """Looks at videos, in any order.
+    """Looks at the videos of these indices, in any order; with one process, or few videos, right here.
 
     A file that takes its process down with it is looked for, and named.
-
-    Args:
-        records: The list.
-        indices: Which of them.
-        clip: See `look_at`.
-        decode: See `look_at`.
-        num_workers: Processes; with one, or few videos, it is done right here.
     """
     num_workers = min(num_workers, len(indices) // MIN_PER_PROCESS + 1)
     if num_workers < 2:
         yield from (look_at(index, records[index], clip, decode) for index in indices)
         return
     work = (records, clip, decode)
-    broken: list[list[int]] = []
     chunks = (list(indices[k : k + CHUNK]) for k in range(0, len(indices), CHUNK))
-    yield from _look_in_processes(work, chunks, num_workers, broken)
-    for index in (index for chunk in broken for index in chunk):
-        crashed: list[list[int]] = []
-        yield from _look_in_processes(work, [[index]], 1, crashed)
-        if crashed:
-            yield VideoFacts(index, source_name(records[index].path), "bad", "the decoder crashed")
+    for chunk in chunks:  # after a crash, of those that were not begun yet
+        broken: list[list[int]] = []
+        yield from _look_in_processes(work, chain([chunk], chunks), num_workers, broken)
+        for index in chain.from_iterable(broken):
+            crashed: list[list[int]] = []
+            yield from _look_in_processes(work, iter([[index]]), 1, crashed)
+            if crashed:
+                yield VideoFacts(index, source_name(records[index].path), "bad", "the decoder crashed")
 
 
 def _look_in_processes(
-    work: tuple[Any, ...], chunks: Iterable[list[int]], num_workers: int, broken: list[list[int]]
+    work: tuple[Any, ...], chunks: Iterator[list[int]], num_workers: int, broken: list[list[int]]
 ) -> Iterator[VideoFacts]:
-    """Hands chunks to processes; those that were not done when a process crashed are put into `broken`."""
+    """Hands chunks to processes until one crashes; those that it was handed and has not done are put into `broken`."""
     # Not forked: this process may have threads, whose locks a fork would copy as they are.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_workers, context, _set_worker, work) as pool:
         waiting: dict[Future[list[VideoFacts]], list[int]] = {}
-        rest = iter(chunks)
         while True:
-            while len(waiting) < 4 * num_workers and (chunk := next(rest, None)) is not None:
+            while not broken and len(waiting) < 4 * num_workers and (chunk := next(chunks, None)):
                 try:
                     waiting[pool.submit(_look_at_chunk, chunk)] = chunk
                 except BrokenProcessPool:
@@ -245,19 +228,10 @@ def _look_at_chunk(indices: list[int]) -> list[VideoFacts]:
 # ---- the report
 
 
-def make_report(
-    config: InspectConfig, folder: ClipFolder, facts: Sequence[VideoFacts], captions: Sequence[tuple[str, ...]],
-    tokenizer: Any,
-) -> dict[str, Any]:  # fmt: skip
-    """Everything that `inspect.json` holds.
-
-    Args:
-        config: The recipe.
-        folder: The data set.
-        facts: The videos looked at.
-        captions: Their captions.
-        tokenizer: What cuts them, or None.
-    """
+def _make_report(
+    config: InspectConfig, folder: ClipFolder, facts: Sequence[VideoFacts], tokenizer: Any
+) -> dict[str, Any]:
+    """Everything that `inspect.json` holds, of the videos looked at."""
     infos = [one.info for one in facts if one.info is not None and one.status != "bad"]
     labels = () if folder.class_names is None else (folder.records[one.index].label for one in facts)
     clip = clip_arguments(config)
@@ -284,7 +258,7 @@ def make_report(
             "rotated": sum(info.rotation != 0 for info in infos),
             "with_audio": sum(info.has_audio for info in infos),
         },
-        "captions": _captions(captions) | {"cut": _count_cut(captions, tokenizer)},
+        "captions": _captions([folder.records[one.index].captions for one in facts], tokenizer),
         "classes": _counts("(none)" if label is None else (folder.class_names or ())[label] for label in labels),
         "bad": [{"path": one.name, "reason": one.reason} for one in facts if one.status == "bad"],
         "too_short": [{"path": one.name, "reason": one.reason} for one in facts if one.status == "short"],
@@ -314,8 +288,13 @@ def _counts(values: Iterable[str]) -> dict[str, int]:
     return dict(Counter(values).most_common())
 
 
-def _captions(captions: Sequence[tuple[str, ...]]) -> dict[str, Any]:
-    texts = Counter(text for several in captions for text in several)
+def _captions(captions: Sequence[tuple[str, ...]], tokenizer: Any) -> dict[str, Any]:
+    """What they are; "cut": how many a recipe's text encoder takes only a part of, None where there is no tokenizer."""
+    texts, cut = Counter(text for several in captions for text in several), None
+    if tokenizer is not None:
+        from contentmotion.stages.text import cut_words  # it imports torch
+
+        cut = sum(bool(cut_words(tokenizer, text)) for text in texts.elements())
     repeated = [(text, count) for text, count in texts.most_common() if count > 1]
     return {
         "captions": texts.total(),
@@ -325,6 +304,7 @@ def _captions(captions: Sequence[tuple[str, ...]]) -> dict[str, Any]:
         "most_repeated": dict(repeated[:SHOWN]),
         "words": _statistics([len(text.split()) for text in texts.elements()]),
         "characters": _statistics([len(text) for text in texts.elements()]),
+        "cut": cut,
     }
 
 
@@ -342,15 +322,6 @@ def _tokenizer_of(name: str | None) -> Any:
             reason = " ".join(str(error).split())
     print(f"captions that {name} cuts are not counted: {reason}", file=sys.stderr)
     return None
-
-
-def _count_cut(captions: Sequence[tuple[str, ...]], tokenizer: Any) -> int | None:
-    """How many captions a recipe's text encoder takes only a part of; None where there is no tokenizer."""
-    if tokenizer is None:
-        return None
-    from contentmotion.stages.text import cut_words  # it imports torch
-
-    return sum(bool(cut_words(tokenizer, text)) for several in captions for text in several)
 
 
 def _yield(
@@ -437,10 +408,7 @@ def _model_config(folder: str | None) -> dict[str, Any]:
 # ---- the picture
 
 
-def _draw(
-    report: dict[str, Any], folder: ClipFolder, facts: Sequence[VideoFacts], captions: Sequence[tuple[str, ...]],
-    clip: dict[str, Any],
-) -> Image.Image:  # fmt: skip
+def _draw(report: dict[str, Any], folder: ClipFolder, facts: Sequence[VideoFacts]) -> Image.Image:
     """Histograms above a contact sheet."""
     infos = [one.info for one in facts if one.info is not None and one.status != "bad"]
     values: dict[str, list[float]] = {
@@ -449,10 +417,10 @@ def _draw(
         "frames per second": [info.fps for info in infos],
         "width (pixels)": [info.width for info in infos],
         "height (pixels)": [info.height for info in infos],
-        "words per caption": [len(text.split()) for several in captions for text in several],
+        "words per caption": [len(text.split()) for one in facts for text in folder.records[one.index].captions],
     }
     panels = [_histogram(name, numbers) for name, numbers in values.items() if numbers]
-    sheet = _sheet(folder, facts, clip)
+    sheet = _sheet(folder, facts, report["recipe"]["clip"])
     top, rows = 40, -(-len(panels) // PANEL_COLUMNS)
     size = (max(PANEL_COLUMNS * PANEL[0], sheet.width), top + rows * PANEL[1] + sheet.height)
     picture = Image.new("RGB", size, "white")

@@ -30,26 +30,33 @@ def push(config: PushConfig) -> None:
         ValueError: The folder holds nothing that ``info`` understands, the name is none, or nobody is logged in.
         OSError: The hub cannot be reached, or refuses.
     """
-    folder = Path(config.folder)
-    is_cache = check_folder(folder)
-    require_name(config.repo_id)
-    files = list_files(folder)
+    folder, card = Path(config.folder), Path(config.folder) / "README.md"
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    is_cache = (folder / CACHE).exists()
+    for part in () if is_cache else find_parts(folder).values():
+        count_parameters(part)  # raises where a file is damaged
+    _require_name(config.repo_id)
+    found = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    files = list(filter_repo_objects([path.as_posix() for path in found], ignore_patterns=list(LEFT_OUT)))
     kind = "dataset" if is_cache else "model"
     if config.dry_run:
-        sizes = [(folder / path).stat().st_size for path in files]
-        rows = [[path.as_posix(), f"{size / 1e6:.3f}"] for path, size in zip(files, sizes, strict=True)]
+        sizes = [(folder / file).stat().st_size for file in files]
+        rows = [[file, f"{size / 1e6:.3f}"] for file, size in zip(files, sizes, strict=True)]
         rows.append([f"{len(files)} files", f"{sum(sizes) / 1e6:.3f}"])
         print_table(["file", "MB"], rows, title=f"would be uploaded to {kind} {config.repo_id}")
-        if not is_cache and not (folder / "README.md").exists():
+        if not is_cache and not card.exists():
             Console().print("No README.md: the hub will show no model card", style="yellow")
         return
     require_access(config.repo_id)
-    changed = {} if is_cache else {Path("README.md"): card_of(folder, config.repo_id)}
-    uploaded = [CommitOperationAdd(path.as_posix(), changed.get(path) or folder / path) for path in files]
+    uploaded = {file: CommitOperationAdd(file, folder / file) for file in files}
+    if not is_cache and card.is_file():  # calls the model by its name on the hub; the file stays as it is
+        told = OWN_COMMANDS.sub(lambda found: found[1] + config.repo_id.encode() + found[3], card.read_bytes())
+        uploaded["README.md"] = CommitOperationAdd("README.md", told)
     api = HfApi()
     try:
         api.create_repo(config.repo_id, repo_type=kind, private=config.private, exist_ok=True)
-        api.create_commit(config.repo_id, uploaded, commit_message=config.commit_message, repo_type=kind)
+        api.create_commit(config.repo_id, uploaded.values(), commit_message=config.commit_message, repo_type=kind)
     except HfHubHTTPError as error:
         raise OSError(f"the hub refused {config.repo_id}: {' '.join(str(error).split())}") from error
     except Exception as error:
@@ -59,7 +66,7 @@ def push(config: PushConfig) -> None:
     print(f"{api.endpoint}/{'datasets/' if is_cache else ''}{config.repo_id}")
 
 
-def require_name(repo_id: str) -> None:
+def _require_name(repo_id: str) -> None:
     """Raises ``ValueError`` where this is no name of a repository."""
     try:
         validate_repo_id(repo_id)
@@ -71,39 +78,8 @@ def require_name(repo_id: str) -> None:
 
 def require_access(repo_id: str) -> None:
     """Raises ``ValueError`` where nothing can be uploaded to such a repository."""
-    require_name(repo_id)
+    _require_name(repo_id)
     if constants.is_offline_mode():
         raise ValueError("HF_HUB_OFFLINE is set, so the hub is not to be asked: unset it to push")
     if get_token() is None:
         raise ValueError("not logged in to the hub: run `hf auth login`, or put a token into HF_TOKEN")
-
-
-def check_folder(folder: Path) -> bool:
-    """Whether a folder is a latent cache; otherwise it is a checkpoint, and whole.
-
-    Raises:
-        ValueError: It is neither, or a file of it is missing or damaged.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder")
-    if (folder / CACHE).exists():
-        return True
-    for part in find_parts(folder).values():
-        count_parameters(part)
-    return False
-
-
-def card_of(folder: Path, repo_id: str) -> bytes | None:
-    """A model's card, with the commands that ``export`` wrote calling it by its name on the hub; None where there is no
-    card. The file stays as it is."""
-    card = folder / "README.md"
-    if not card.is_file():
-        return None
-    return OWN_COMMANDS.sub(lambda found: found[1] + repo_id.encode() + found[3], card.read_bytes())
-
-
-def list_files(folder: Path) -> list[Path]:
-    """What would be uploaded, relative to the folder, sorted."""
-    found = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    names = filter_repo_objects([path.as_posix() for path in found], ignore_patterns=list(LEFT_OUT))
-    return [Path(name) for name in names]

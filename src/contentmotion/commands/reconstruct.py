@@ -131,8 +131,6 @@ def decompose(
 
     Args:
         vae: Image VAE, or None for pixels; on the autoencoder's device.
-        autoencoder: Splits and joins.
-        original: The clip.
 
     Raises:
         ValueError: A network gives numbers that are not finite.
@@ -156,13 +154,10 @@ def recombine(
     content_latent: Float[Tensor, "c h w"],
     motion_latent: Float[Tensor, "D t s"],
 ) -> UInt8[Tensor, "t 3 H W"]:
-    """Joins a content frame and a motion latent, of one clip or of two, to frames.
+    """Joins a content frame and a motion latent as ``decompose`` gives them, of one clip or of two, to frames.
 
     Args:
         vae: Image VAE, or None for pixels; on the autoencoder's device.
-        autoencoder: Joins.
-        content_latent: As ``decompose`` gives it.
-        motion_latent: As ``decompose`` gives it.
 
     Raises:
         ValueError: The two are of different sizes, or a network gives numbers that are not finite.
@@ -200,12 +195,10 @@ def load_parts(name_or_path: str, autoencoder: str | None) -> tuple[ModelMixin |
 
 
 def weight_maps(weights: Tensor, height: int, width: int) -> np.ndarray:
-    """How much of each frame went into the content frame, as grey pictures.
+    """How much of each frame went into the content frame, as grey pictures of height and width in pixels.
 
     Args:
         weights: Shares of the frames, (t, c, h, w), summing to 1 over t.
-        height: Pixels of the pictures.
-        width: Pixels of the pictures.
 
     Returns:
         uint8 (t, height, width, 3): the mean over channels, relative to the pixel's largest. White everywhere
@@ -223,7 +216,6 @@ def motion_planes(motion_latent: Float[Tensor, "D t s"], rows: int, cell: int = 
     """The two planes of a motion latent as grey pictures, their D channels in rows of four, each over its own range.
 
     Args:
-        motion_latent: As ``decompose`` gives it.
         rows: Rows H' of the patch grid: how many of the s places belong to the first plane.
         cell: Pixels that a value is drawn as, along each side.
 

@@ -63,15 +63,7 @@ def report(config: ReportConfig) -> None:
 
 
 def make_page(run: Path) -> str:
-    """A run's page as HTML: of one stage's run, or of all that `train` did.
-
-    Args:
-        run: The folder that the command wrote.
-
-    Raises:
-        ValueError: See ``report``.
-        ImportError: Matplotlib is not installed.
-    """
+    """A run's page as HTML, of its folder: of one stage's run, or of all that `train` did; raises as ``report``."""
     sections = _whole_sections(run) if (run / STATE).is_file() else _stage_sections(run)
     title = html.escape(run.resolve().name)
     body = "\n".join([f"<h1>{title}</h1>", *sections])
@@ -86,7 +78,8 @@ def _stage_sections(run: Path) -> list[str]:
     alarms = find_alarms(lines, settings)
     told = [f'<p class="alarm">{html.escape(alarm)}</p>' for alarm in alarms] or ["<p>Nothing looks wrong.</p>"]
     facts = {"steps": f"{lines[-1]['step']} of {settings.get('max_train_steps', 'an unknown number')}"}
-    facts |= {name: _number(value) for name, value in latest(lines).items() if name != "step"}
+    last = {name: value for name, value in latest(lines).items() if name != "step"}
+    facts |= {name: f"{value:.5g}" if isinstance(value, float) else str(value) for name, value in last.items()}
     environment = run / ENVIRONMENT
     machine = read_json(environment) if environment.exists() else {}
     return [
@@ -126,7 +119,7 @@ def _whole_sections(run: Path) -> list[str]:
     }
     shown = "".join(f"<li>{html.escape(text)}</li>" for text in captions[:MAX_CAPTIONS])
     more = f"<p>... and {len(captions) - MAX_CAPTIONS} more.</p>" if len(captions) > MAX_CAPTIONS else ""
-    sheets = [path for path in sorted((run / "samples").glob("sheet*.png"))][:1]
+    sheets = sorted((run / "samples").glob("sheet*.png"))[:1]
     steps = "".join(f"<p>{html.escape(what)}:</p><pre>{html.escape(text)}</pre>" for what, text in commands.items())
     return [
         *(f'<div class="sheet"><img alt="what it makes" src="{_inline(path)}"></div>' for path in sheets),
@@ -172,12 +165,7 @@ def latest(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def find_alarms(lines: Sequence[dict[str, Any]], settings: dict[str, Any]) -> list[str]:
-    """What someone should look at, a sentence each.
-
-    Args:
-        lines: The run's metrics.
-        settings: Its config.
-    """
+    """What someone should look at in a run's metrics, a sentence each."""
     columns = {
         name: [line[name] for line in lines if line.get(name) is not None] for name in latest(lines) if name != "step"
     }
@@ -211,11 +199,7 @@ def find_alarms(lines: Sequence[dict[str, Any]], settings: dict[str, Any]) -> li
 
 
 def draw_curves(lines: Sequence[dict[str, Any]]) -> str:
-    """One picture (SVG) with a plot for each group of columns that is there, in two columns, over the same steps.
-
-    Raises:
-        ImportError: Matplotlib is not installed.
-    """
+    """One picture (SVG) with a plot for each group of columns that is there, in two columns, over the same steps."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -254,11 +238,10 @@ def draw_curves(lines: Sequence[dict[str, Any]]) -> str:
 def _pictures(run: Path) -> str:
     """The last previews side by side, newest first, inside the page."""
     paths = sorted(run.glob("preview-*.png"))[-MAX_PICTURES:][::-1]
-    figures = "".join(
-        f'<figure><figcaption>{html.escape(path.stem)}</figcaption><img alt="{html.escape(path.stem)}" '
-        f'src="{_inline(path)}"></figure>'
-        for path in paths
-    )
+    figures = ""
+    for path in paths:
+        name = html.escape(path.stem)
+        figures += f'<figure><figcaption>{name}</figcaption><img alt="{name}" src="{_inline(path)}"></figure>'
     return f'<div class="strip">{figures}</div>' if figures else "<p>None were written.</p>"
 
 
@@ -274,10 +257,6 @@ def _table(values: dict[str, Any]) -> str:
         if value is not None
     )
     return f"<table>{rows}</table>" if rows else "<p>Not known.</p>"
-
-
-def _number(value: Any) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from contentmotion.config import (
     CutConfig,
     EncodeConfig,
     ExportConfig,
+    FolderConfig,
     GenerateConfig,
     ReportConfig,
     TrainAutoencoderConfig,
@@ -81,6 +82,7 @@ class Stage:
 
     Attributes:
         name: Its folder in the output folder.
+        settings: The file with its settings.
         command: The command that it is.
         config_class: Its settings.
         run: What the command calls.
@@ -89,11 +91,16 @@ class Stage:
     """
 
     name: str
+    settings: Path
     command: str
     config_class: type
     run: Callable[[Any], None]
     own: dict[str, Any]
     needs: tuple[str, ...]
+
+    def read(self) -> Any:
+        """Its settings, as its file has them."""
+        return parse_config(self.command, self.config_class, None, ["--config", str(self.settings)])
 
 
 def train(config: TrainPipelineConfig) -> None:
@@ -119,13 +126,12 @@ def train(config: TrainPipelineConfig) -> None:
     minutes = content.pop("minutes")
     stages = plan_stages(config)
     if not (root / "clips" / LIST).exists():  # before there is a folder: no videos, or nothing that says what they show
-        path = _settings_path(root, 1, stages[0])
         own = CutConfig(output_dir=str(root / "clips"), **stages[0].own)
-        open_captioned(parse_config("cut", CutConfig, None, ["--config", str(path)]) if path.exists() else own)
+        open_captioned(stages[0].read() if stages[0].settings.exists() else own)
     write_settings(root, stages, content, preset)  # first: a preset that is none leaves nothing
     prepare_output_dir(root, "train", config)
     if config.dry_run:
-        _print_plan(root, preset, stages, minutes)
+        _print_plan(preset, stages, minutes)
         return
     print(f"Preset {preset}; the settings of each stage are in {root / 'settings'}", file=sys.stderr)
     try:
@@ -176,53 +182,33 @@ def read_preset(name: str, with_image_model: bool) -> dict[str, dict[str, Any]]:
 def plan_stages(config: TrainPipelineConfig) -> list[Stage]:
     """All stages in their order, each with what the others leave for it."""
     root, image, seed = config.output_dir, config.image_model, {"seed": config.seed}
-    vae = image or config.vae or f"{root}/vae/vae"
-    clips = {"train_data_dir": f"{root}/clips"}
-    autoencoder, content = f"{root}/autoencoder/autoencoder", f"{root}/content/content"
-    trained = not image or config.fine_tune
-    if image and not config.fine_tune:
-        content = image
-    motion_needs = ("cache", "content") if trained else ("cache",)
-    of_cache = clips | seed | {"vae": vae, "autoencoder": autoencoder}
-    start = {"pretrained_model_name_or_path": image} if image else {"vae": vae}
-    data = {field: getattr(config, field) for field in ("layout", "split", "metadata_path", "split_number")}
-    latents: tuple[str, ...] = ("clips", "autoencoder")
-    stages = [Stage("clips", "cut", CutConfig, cut, data | {"train_data_dir": config.train_data_dir}, ())]
-    if vae == f"{root}/vae/vae":
-        stages.append(Stage("vae", "train-vae", TrainVAEConfig, train_vae, clips | seed, ("clips",)))
-        latents = ("clips", "vae", "autoencoder")
-    stages += [
-        Stage(
-            "autoencoder", "train-autoencoder", TrainAutoencoderConfig, train_autoencoder,
-            clips | seed | {"vae": vae}, latents[:-1],
-        ),
-        Stage("cache", "encode", EncodeConfig, encode, of_cache, latents),
-    ]  # fmt: skip
-    if trained:
-        own = seed | {"latent_cache": f"{root}/cache"} | start
-        stages.append(Stage("content", "train-content", TrainContentConfig, train_content, own, ("cache",)))
-    stages += [
-        Stage(
-            "motion", "train-motion", TrainMotionConfig, train_motion,
-            seed | {
-                "latent_cache": f"{root}/cache", "autoencoder": autoencoder, "pretrained_model_name_or_path": content,
-            },
-            motion_needs,
-        ),
-        Stage(
-            "pipeline", "export", ExportConfig, export,
-            {
-                "pretrained_model_name_or_path": content, "autoencoder": autoencoder,
-                "motion_transformer": f"{root}/motion/motion_transformer",
-            },
-            motion_needs[1:] + ("motion",),
-        ),
-        Stage(
-            "samples", "generate", GenerateConfig, generate,
-            seed | {"pretrained_model_name_or_path": f"{root}/pipeline", "prompt_file": f"{root}/{PROMPTS}"},
-            ("pipeline",),
-        ),
-    ]  # fmt: skip
+    data = {field.name: getattr(config, field.name) for field in dataclasses.fields(FolderConfig)}
+    clips, cache = {"train_data_dir": f"{root}/clips"}, {"latent_cache": f"{root}/cache"}
+    vae = {"vae": image or config.vae or f"{root}/vae/vae"}
+    autoencoder = {"autoencoder": f"{root}/autoencoder/autoencoder"}
+    of_vae = () if image or config.vae else ("vae",)
+    of_content = () if image and not config.fine_tune else ("content",)
+    content = {"pretrained_model_name_or_path": f"{root}/content/content" if of_content else image}
+    start = {"pretrained_model_name_or_path": image} if image else vae
+    stages: list[Stage] = []
+
+    def add(name: str, *rest: Any) -> None:
+        stages.append(Stage(name, Path(root, "settings", f"{len(stages) + 1}-{name}.yaml"), *rest))
+
+    add("clips", "cut", CutConfig, cut, data | {"train_data_dir": config.train_data_dir}, ())
+    if of_vae:
+        add("vae", "train-vae", TrainVAEConfig, train_vae, clips | seed, ("clips",))
+    own = clips | seed | vae
+    add("autoencoder", "train-autoencoder", TrainAutoencoderConfig, train_autoencoder, own, ("clips", *of_vae))
+    add("cache", "encode", EncodeConfig, encode, own | autoencoder, ("clips", *of_vae, "autoencoder"))
+    if of_content:
+        add("content", "train-content", TrainContentConfig, train_content, seed | cache | start, ("cache",))
+    own = seed | cache | autoencoder | content
+    add("motion", "train-motion", TrainMotionConfig, train_motion, own, ("cache", *of_content))
+    own = content | autoencoder | {"motion_transformer": f"{root}/motion/motion_transformer"}
+    add("pipeline", "export", ExportConfig, export, own, (*of_content, "motion"))
+    own = seed | {"pretrained_model_name_or_path": f"{root}/pipeline", "prompt_file": f"{root}/{PROMPTS}"}
+    add("samples", "generate", GenerateConfig, generate, own, ("pipeline",))
     return stages
 
 
@@ -234,21 +220,16 @@ def write_settings(root: Path, stages: list[Stage], preset: dict[str, dict[str, 
     """
     size = {k: v for k, v in preset.get("clips", {}).items() if k in ("num_frames", "height", "width")}
     made = {}
-    for number, stage in enumerate(stages, start=1):
-        path = _settings_path(root, number, stage)
-        if path.exists():
+    for stage in stages:
+        if stage.settings.exists():
             continue
         sized = size if stage.name in ("vae", "autoencoder", "cache") else {}
         values = read_settings(sized | preset.get(stage.name, {}), stage.config_class, f"preset {name}, {stage.name}")
         config = make_config(stage.config_class, values | stage.own | {"output_dir": str(root / stage.name)})
-        made[path] = (stage.command, config)
+        made[stage.settings] = (stage.command, config)
     (root / "settings").mkdir(parents=True, exist_ok=True)
     for path, (command, config) in made.items():
         write_config(path, command, config)
-
-
-def _settings_path(root: Path, number: int, stage: Stage) -> Path:
-    return root / "settings" / f"{number}-{stage.name}.yaml"
 
 
 class Whole:
@@ -256,9 +237,7 @@ class Whole:
 
     def __init__(self, root: Path, stages: list[Stage], minutes: dict[str, float]) -> None:
         self.root, self.stages, self.minutes = root, stages, minutes
-        self.done: dict[str, dict[str, Any]] = {}
-        if (root / STATE).exists():
-            self.done = read_json(root / STATE)
+        self.done: dict[str, dict[str, Any]] = read_json(root / STATE) if (root / STATE).exists() else {}
         self.configs: dict[str, Any] = {}
         self.keys: dict[str, str] = {}
 
@@ -268,18 +247,18 @@ class Whole:
         Raises:
             ValueError: See ``train``.
         """
-        for number, stage in enumerate(self.stages, start=1):
-            path = _settings_path(self.root, number, stage)
-            self.configs[stage.name] = parse_config(stage.command, stage.config_class, None, ["--config", str(path)])
+        for stage in self.stages:
+            config = self.configs[stage.name] = stage.read()
             # As the file has them: settings that came with a later version changed nothing of what was done.
-            self.keys[stage.name] = _hash([read_yaml(str(path)), *(self.keys[name] for name in stage.needs)])
-            if getattr(self.configs[stage.name], "hub", None) and self.configs[stage.name].hub.push_to_hub:
-                raise ValueError(f"{path}: train pushes no single stages; contentmotion push uploads what it made")
+            self.keys[stage.name] = _hash([read_yaml(str(stage.settings)), *self._inputs(stage)])
+            if getattr(config, "hub", None) and config.hub.push_to_hub:
+                raise ValueError(
+                    f"{stage.settings}: train pushes no single stages; contentmotion push uploads what it made"
+                )
         self._require_unchanged()
         self._tell_of_new_videos()
-        if (
-            "content" in self.configs and self.configs["content"].lora.rank and find_spec("peft") is None
-        ):  # else hours later
+        content = self.configs.get("content")
+        if content and content.lora.rank and find_spec("peft") is None:  # else hours later
             raise ImportError('lora.rank of the content stage needs peft: pip install "contentmotion[lora]"')
         for number, stage in enumerate(self.stages, start=1):
             before = self.done.get(stage.name, {})
@@ -288,8 +267,8 @@ class Whole:
             inputs = self._inputs(stage)
             left, then = self._minutes_left(number), self._minutes_left(number + 1)
             print(
-                f"[{number}/{len(self.stages)}] {NAMES[stage.name]} ({stage.command} --config "
-                f"{_settings_path(self.root, number, stage)}); about {left:.0f} min left in all",
+                f"[{number}/{len(self.stages)}] {NAMES[stage.name]} ({stage.command} --config {stage.settings}); about "
+                f"{left:.0f} min left in all",
                 file=sys.stderr,
             )
             anew = "key" in before or before.get("started", inputs) != inputs
@@ -403,14 +382,12 @@ def _require_same_run(root: Path, config: TrainPipelineConfig) -> None:
         )
 
 
-def _print_plan(root: Path, preset: str, stages: list[Stage], minutes: dict[str, float]) -> None:
+def _print_plan(preset: str, stages: list[Stage], minutes: dict[str, float]) -> None:
     rows = []
-    for number, stage in enumerate(stages, start=1):
-        path = _settings_path(root, number, stage)
-        steps = getattr(
-            parse_config(stage.command, stage.config_class, None, ["--config", str(path)]), "max_train_steps", 0
-        )
-        rows.append((NAMES[stage.name], str(path), f"{steps:,}" if steps else "", f"{minutes.get(stage.name, 0):g}"))
+    for stage in stages:
+        steps = getattr(stage.read(), "max_train_steps", 0)
+        about = f"{minutes.get(stage.name, 0):g}"
+        rows.append((NAMES[stage.name], str(stage.settings), f"{steps:,}" if steps else "", about))
     rows.append(("in all", "", "", f"{sum(minutes.get(stage.name, 0) for stage in stages):.3g}"))
     print_table(("stage", "settings", "steps", "minutes, about"), rows, title=f"Preset {preset}", text=(0, 1))
     print("Nothing is trained yet: change the settings if you like, then give the command without --dry_run.")
