@@ -27,9 +27,8 @@ from contentmotion.config.common import (
     require,
 )
 from contentmotion.config.conditions import CONDITION_NAMES, MAP_NAMES, ConditionConfig, MapName
-from contentmotion.config.data import CaptionConfig, ClipConfig, EncodeConfig, FolderConfig, InspectConfig
+from contentmotion.config.data import CaptionConfig, ClipConfig, CutConfig, EncodeConfig, FolderConfig, InspectConfig
 from contentmotion.config.distill import DistillConfig, MethodSettings
-from contentmotion.config.publish import PushConfig
 from contentmotion.config.train import (
     ScoredTrainConfig,
     TrainAutoencoderConfig,
@@ -37,8 +36,10 @@ from contentmotion.config.train import (
     TrainContentConfig,
     TrainDenoiserConfig,
     TrainMotionConfig,
+    TrainPipelineConfig,
     TrainUNetConfig,
     TrainVAEConfig,
+    TrainVideoConfig,
 )
 from contentmotion.config.use import (
     BenchmarkConfig,
@@ -47,9 +48,8 @@ from contentmotion.config.use import (
     ExportConfig,
     GenerateConfig,
     InfoConfig,
+    PushConfig,
     ReconstructConfig,
     ReportConfig,
     SamplingConfig,
 )
-from contentmotion.config.video import TrainVideoConfig
-from contentmotion.config.whole import CutConfig, TrainPipelineConfig

@@ -123,7 +123,7 @@ class UNetSizes(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         width = self.text_hidden_size
-        require(width > 0 and width % 32 == 0, f"model.text_hidden_size must be a multiple of 32, got {width}")
+        require(width % 32 == 0, f"model.text_hidden_size must be a multiple of 32, got {width}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,10 +224,8 @@ class ContentEvaluation(ScheduledEvaluation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            not self.steps or self.autoencoder is not None,
-            "eval.steps of train-content needs --eval.autoencoder: it says what the true content frames are",
-        )
+        if self.steps and self.autoencoder is None:
+            raise ValueError("eval.steps needs --eval.autoencoder: it says what the true content frames are")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,8 +233,7 @@ class PerceptualLoss(Settings):
     """What is weighed beside the squared error (ours; the paper has the squared error alone).
 
     Attributes:
-        weight: Weight of LPIPS between decoded and true pixels; 0: none. It sharpens; it needs height and width of 32
-            at least.
+        weight: Weight of LPIPS between decoded and true pixels, which sharpens 32x32 pixels or more; 0: none.
         start_step: Begin with LPIPS after this many steps, when there is something to sharpen.
         frames: Frames of each clip that LPIPS compares, drawn anew each step.
         difference_weight: Weight of the squared error of differences between neighbouring frames, which is flicker.
@@ -268,10 +265,8 @@ class HubSettings(ModelWeights):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.push_to_hub == (self.hub_model_id is not None),
-            "--push_to_hub needs --hub_model_id owner/name, and that goes with it",
-        )
+        if self.push_to_hub != (self.hub_model_id is not None):
+            raise ValueError("--push_to_hub needs --hub_model_id owner/name, and that goes with it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,21 +275,17 @@ class ScaleSettings(Settings):
 
     Attributes:
         use_8bit_adam: Adam's moments in 8 bits (bitsandbytes): a quarter of their memory.
-        fsdp: Share weights, gradients, Adam's moments and the average out among the processes (FSDP2), instead of a
-            copy of all in each.
+        fsdp: Share weights, gradients, Adam's moments and the average out among the processes (FSDP2).
         torch_compile: Compile the networks' blocks; the first step takes minutes.
         offload_ema: Keep the moving average in the CPU's memory: less of the GPU's, slower.
-        async_checkpointing: Write checkpoints while training goes on, from a copy in the CPU's memory, every process
-            its part.
+        async_checkpointing: Write checkpoints while training goes on, from a copy in the CPU's memory.
         shuffle_window: Clips that are mixed with one another, read from shards (of a cache or of a stream) that no
             other process reads; none: every clip of a cache with every other, which reads all over the disk.
         max_train_time: Stop after so many minutes of training, with a checkpoint to go on from; none: no limit.
         cache_on_device: Keep a latent cache on the GPU, where it takes no more than a quarter of what is free there.
-        noise_on_device: Draw noise on the GPU that needs it, without waiting for it; false: on the CPU, the same
-            numbers on every machine.
+        noise_on_device: Draw noise on the GPU, without waiting; false: on the CPU, the same on every machine.
         cuda_graphs: Record forward and backward pass as one CUDA graph, for small models that a GPU finishes sooner
-            than the processor can start; takes the memory of the largest batch's activations, and for
-            each size of the batch that of the gradients.
+            than the processor can start; keeps the largest batch's activations, and gradients for each size of batch.
     """
 
     block = "scale"
@@ -312,11 +303,10 @@ class ScaleSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            not self.cuda_graphs or (self.noise_on_device and not (self.torch_compile or self.fsdp)),
-            "scale.cuda_graphs goes with noise drawn there (scale.noise_on_device), and neither with "
-            "scale.torch_compile nor with scale.fsdp",
-        )
+        if self.cuda_graphs and (not self.noise_on_device or self.torch_compile or self.fsdp):
+            raise ValueError(
+                "scale.cuda_graphs goes with noise drawn there (scale.noise_on_device), without torch_compile and fsdp"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,8 +316,7 @@ class LoraSettings(Settings):
     Attributes:
         rank: Train adapters of this rank instead of all weights; 0 trains all.
         alpha: Scale of the adapters, over the rank; the rank when not given.
-        target_modules: Ends of the names of the layers with an adapter; when not given the attention's and the
-            feed-forward ones.
+        target_modules: Ends of the names of the layers with an adapter; else the attention's and feed-forward ones.
     """
 
     block = "lora"
@@ -338,7 +327,5 @@ class LoraSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.rank > 0 or not (self.alpha or self.target_modules),
-            "lora.alpha and lora.target_modules need --lora.rank",
-        )
+        if not self.rank and (self.alpha or self.target_modules):
+            raise ValueError("lora.alpha and lora.target_modules need --lora.rank")

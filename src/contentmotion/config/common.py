@@ -136,8 +136,7 @@ class ModelWeights(Settings):
 
     Attributes:
         revision: Branch, tag or commit of the image model or pipeline on the hub; its main branch when not given.
-        variant: Weights of it whose files carry this word in their names, such as "fp16"; those without a word when not
-            given, where there are such.
+        variant: Weights of it whose files carry this word in their names, such as "fp16"; else those without a word.
     """
 
     revision: str | None = None
@@ -175,14 +174,12 @@ def named_model(config: Any) -> str | None:
 
 def require_named_model(config: Any, weights: Any) -> None:
     """Raises ``ValueError`` where a revision or a variant is given, and nothing that it is of."""
-    if not (weights.revision or weights.variant):
-        return
     named = {getattr(config, name, None) for name in ("pretrained_model_name_or_path", "vae")} - {None}
-    require(
-        len(named) == 1,
-        "--revision and --variant are of the one model that is named, by --pretrained_model_name_or_path or --vae, and "
-        f"here are {len(named)}: of several, download what you want (hf download) and name the folders",
-    )
+    if (weights.revision or weights.variant) and len(named) != 1:
+        raise ValueError(
+            "--revision and --variant are of the one model that is named, by --pretrained_model_name_or_path or --vae, "
+            f"and here are {len(named)}: of several, download what you want (hf download) and name the folders"
+        )
 
 
 def require(condition: bool, message: str) -> None:
@@ -193,10 +190,8 @@ def require(condition: bool, message: str) -> None:
 
 def require_interval(name: str, interval: tuple[float, ...] | None) -> None:
     """Raises ``ValueError`` where a setting is no two times, the lower one first."""
-    require(
-        interval is None or (len(interval) == 2 and interval[0] <= interval[1]),
-        f"{name} takes two times of the schedule, the lower one first, such as 400 900",
-    )
+    if interval is not None and (len(interval) != 2 or interval[0] > interval[1]):
+        raise ValueError(f"{name} takes two times of the schedule, the lower one first, such as 400 900")
 
 
 def parse_bucket(text: str) -> tuple[int, int, int]:
@@ -206,10 +201,8 @@ def parse_bucket(text: str) -> tuple[int, int, int]:
         ValueError: Written otherwise.
     """
     numbers = text.split("x")
-    require(
-        len(numbers) == 3 and all(number.isdecimal() and int(number) > 0 for number in numbers),
-        f"a bucket is written FRAMESxHEIGHTxWIDTH, such as 16x256x384, got {text!r}",
-    )
+    if len(numbers) != 3 or not all(number.isdecimal() and int(number) > 0 for number in numbers):
+        raise ValueError(f"a bucket is written FRAMESxHEIGHTxWIDTH, such as 16x256x384, got {text!r}")
     frames, height, width = map(int, numbers)
     for number, kind in ((frames, Frames), (height, Pixels), (width, Pixels)):
         require(number in get_args(kind)[1], f"bucket {text}: {number:,} is not {get_args(kind)[1]}")

@@ -22,13 +22,11 @@ class ConditionConfig(Settings):
     Attributes:
         depth: Depth to follow: a grey video, gif or folder of frames, white = near.
         sketch: Sketch to follow: video, gif or folder of frames, white lines on black.
-        mask: What to make anew, white; where it is black, the driving video stays. A video, or one picture that serves
-            all frames.
+        mask: What to make anew, white; where it is black, the driving video stays. A video, or a picture for all of it.
         first_frame: The picture that the video begins with (of a video, its first frame).
         driving_video: The video that the mask keeps a part of, or that `extract` takes depth or sketches from.
         extract: What to take from the driving video: depth, sketch, or both.
-        depth_model: Folder or hub id of the depth-estimation model that `extract depth` needs, such as
-            depth-anything/Depth-Anything-V2-Small-hf.
+        depth_model: Model for `extract depth`, a folder or hub id such as depth-anything/Depth-Anything-V2-Small-hf.
     """
 
     depth: str | None = None
@@ -46,10 +44,8 @@ class ConditionConfig(Settings):
             require(getattr(self, name) is None, f"--{name} is given and --extract {name} too: leave one of them out")
         require(not self.mask or bool(self.driving_video), "--mask needs --driving_video, whose black part stays")
         require(not self.extract or bool(self.driving_video), "--extract needs --driving_video to take it from")
-        require(
-            not self.driving_video or bool(self.extract or self.mask),
-            "--driving_video does nothing by itself: give --extract depth, --extract sketch or --mask",
-        )
+        if self.driving_video and not (self.extract or self.mask):
+            raise ValueError("--driving_video does nothing by itself: give --extract depth, --extract sketch or --mask")
         require("depth" not in self.extract or bool(self.depth_model), "--extract depth needs --depth_model")
 
     @property

@@ -1,4 +1,4 @@
-"""Settings of the commands that read videos: which ones, how clips are cut, inspect and encode."""
+"""Settings of the commands that read videos: which ones, how clips are cut; cut, inspect and encode."""
 
 from __future__ import annotations
 
@@ -68,8 +68,7 @@ class ClipConfig(FolderConfig):
         height: Pixels.
         width: Pixels.
         frame_stride: Take every n-th frame of the file.
-        fps: Take the frames that are shown at this rate instead, whatever the file's own; files with fewer frames per
-            second are left out.
+        fps: Take the frames that are shown at this rate instead; files with fewer frames per second are left out.
         resize_mode: "center": fill the frame, cut off what sticks out on both sides; "random": cut it off at random;
             "pad": show all, between black bars.
         random_flip: Mirror every second clip (wrong where captions say left or right).
@@ -91,6 +90,37 @@ class ClipConfig(FolderConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CutConfig(FolderConfig):
+    """Cut short clips of one size out of videos of any size and length: a folder that every other command reads, and
+    reads fast. A run that was stopped goes on.
+
+    Example: contentmotion cut my_videos --output_dir clips
+
+    Attributes:
+        train_data_dir: Where the videos are (see train-autoencoder). Captions are the data's, else names of classes or
+            files ("a dog runs-2.mp4").
+        output_dir: Folder for the clips and their `metadata.jsonl`, which may be edited.
+        num_frames: Frames per clip.
+        height: Pixels.
+        width: Pixels.
+        fps: Frames per second of the clips; else 8, or as many as it takes for the videos to be long enough.
+        resize_mode: "center": fill the frame, cut off what sticks out; "pad": show all, between black bars.
+        clips_per_video: The most clips of one video; they do not overlap.
+        max_bad_fraction: Stop when more than this share of the videos cannot be used; fewer are left out and named.
+    """
+
+    train_data_dir: str
+    output_dir: str
+    num_frames: Frames = 16
+    height: Pixels = 64
+    width: Pixels = 64
+    fps: Rate | None = None
+    resize_mode: Literal["center", "pad"] = "center"
+    clips_per_video: Batch = 8
+    max_bad_fraction: Decay = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
 class InspectConfig(ClipConfig, CaptionConfig):
     """Look at a data set before training on it: counts, durations, sizes, captions, bad files with the reason of each,
     how many clips a recipe gets out of it and how large their cache would be. Writes inspect.json and inspect.png.
@@ -105,8 +135,7 @@ class InspectConfig(ClipConfig, CaptionConfig):
         decode: Decode a clip of each video, which finds damage that the header does not show; else read headers only.
         vae: Image VAE of the recipe, for the size of the cache (see train-autoencoder).
         autoencoder: Autoencoder of the recipe, for the size of the cache; else `model`.
-        pretrained_model_name_or_path: The recipe's folder with the text encoder: captions that it takes only a part of
-            are counted.
+        pretrained_model_name_or_path: Folder of the recipe's text encoder: captions longer than it takes are counted.
         model: What the size of a motion latent depends on.
         cache_dtype: Number format of the cache.
         num_workers: Processes; one per core when not given.
@@ -148,13 +177,11 @@ class EncodeConfig(HubConfig, ClipConfig, CaptionConfig):
             height and width: every video goes into the one that fits it best, every file of the cache, and every batch
             that is trained on, holds clips of one. One that fits none is a bad file. What has room for one size (the
             size of videos that a trained model makes when not told, previews) takes the first of these with clips.
-        latents_only: Cache the VAE's latents of all frames instead, for `train-autoencoder --latent_cache` and video
-            UNets.
+        latents_only: Cache the VAE's latents of all frames, for `train-autoencoder --latent_cache` and video UNets.
         conditions: With latents_only, cache maps of the clips, too, for models with conditions: sketch (edges, taken
             from the clip), depth (by `depth_model` or of `depth_dir`). Without these, maps are those that the list of
             videos names (columns `depth_file_name` and `sketch_file_name`).
-        depth_model: Folder or hub id of a depth-estimation model of transformers, such as
-            depth-anything/Depth-Anything-V2-Small-hf.
+        depth_model: Depth-estimation model, a folder or hub id such as depth-anything/Depth-Anything-V2-Small-hf.
         depth_dir: Folder of ready-made depth (grey, white = near) under the videos' names, frame by frame theirs.
         pretrained_model_name_or_path: Stable Diffusion folder or hub id: cache its text features of the captions, too.
         text_features: "pooled": one feature per caption (what train-motion needs); "tokens": one per token as well
@@ -196,10 +223,8 @@ class EncodeConfig(HubConfig, ClipConfig, CaptionConfig):
         for text in self.buckets:
             parse_bucket(text)
         require(len(set(self.buckets)) == len(self.buckets), "--buckets: each size once")
-        require(
-            self.latents_only == (self.autoencoder is None),
-            "give --autoencoder, or --latents_only true (exactly one of the two)",
-        )
+        if self.latents_only != (self.autoencoder is None):
+            raise ValueError("give --autoencoder, or --latents_only true (exactly one of the two)")
         if self.num_clips_per_video == 1:
             self.require_no_draw("is drawn for each of a video's clips: --num_clips_per_video 2 or more")
         for name in self.conditions:

@@ -18,7 +18,6 @@ from contentmotion.config.common import (
     Steps,
     Time,
     Weight,
-    require,
     require_interval,
 )
 from contentmotion.config.train import ScoredTrainConfig
@@ -29,8 +28,7 @@ class MethodSettings(Settings):
     """Particulars of an objective of distillation.
 
     Attributes:
-        solver: Of consistency: how the teacher gets a step further: "ddim" (of a flow, Euler's), or "heun", of second
-            order, for twice the teacher's passes.
+        solver: Of consistency: the teacher's: "ddim" (of a flow, Euler's), or "heun" (second order, twice the passes).
         student_every: Of distribution_matching: the student's turn is every n-th step, the critic's every one.
         gan_weight: Of distribution_matching, for UNets: the critic also learns to tell the student's samples from the
             cache's, and the student to pass for those; how much this counts for the student. 0: not at all; DMD2's is
@@ -47,15 +45,12 @@ class MethodSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        usual = type(self).__dataclass_fields__["critic_gan_weight"].default
-        require(
-            self.gan_weight > 0 or self.critic_gan_weight == usual,
-            "--method.critic_gan_weight needs --method.gan_weight",
-        )
-        require(
-            self.gan_weight == 0 or self.critic_gan_weight > 0,
-            "--method.gan_weight needs a --method.critic_gan_weight above 0: the classifier would learn nothing",
-        )
+        if not self.gan_weight and self.critic_gan_weight != MethodSettings.critic_gan_weight:
+            raise ValueError("--method.critic_gan_weight needs --method.gan_weight")
+        if self.gan_weight and not self.critic_gan_weight:
+            raise ValueError(
+                "--method.gan_weight needs a --method.critic_gan_weight above 0: the classifier would learn nothing"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +71,12 @@ class DistillConfig(ScoredTrainConfig):
         method: Particulars of an objective.
         guidance_scale: Guidance of the teacher that the student learns to do without, `null + g * (cond - null)`;
             VideoLCM's w of 9 is 10. Take what the teacher is sampled with.
-        guidance_interval: Two times of the noise schedule, such as 400 900: the teacher is guided between them alone,
-            as `generate` does.
+        guidance_interval: Two times of the noise schedule, such as 400 900: the teacher is guided between them alone.
         guidance_rescale: See `generate`.
         guidance_range: Two scales, such as 1 10: the student is told the scale, drawn between them in training, and is
             sampled with any of them, as LCM's UNets are (content model, all weights trained). It is scored and shown at
             guidance_scale.
-        num_ddim_steps: Steps of the teacher's solver over the whole schedule; 8 (the most steps that a student is shown
-            with) to 1000.
+        num_ddim_steps: Steps of the teacher's solver over the whole schedule; 8, a student's most, to 1000.
         huber_c: Below this, the loss is quadratic.
         content_noise: Of the motion model: noise on its content frames, see train-motion.
         condition_dropout_prob: Of a video model with conditions: see train-video.
@@ -119,49 +112,37 @@ class DistillConfig(ScoredTrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_interval("--guidance_interval", self.guidance_interval)
-        require(
-            self.objective == "consistency" or self.guidance_range is None,
-            f"--guidance_range is for --objective consistency, not {self.objective}",
-        )
-        require(
-            self.objective != "flow_map" or not self.lora.rank or self.part == "motion",
-            "--objective flow_map trains a new embedding of a UNet, which an adapter does not hold: leave --lora.rank",
-        )
-        require(
-            self.objective != "distribution_matching" or self.max_train_steps >= self.method.student_every,
-            "--method.student_every is more than --max_train_steps: the student would never be trained",
-        )
-        require(
-            self.objective != "distribution_matching" or not self.scale.cuda_graphs,
-            "--scale.cuda_graphs is not for --objective distribution_matching, whose steps differ from one another",
-        )
+        matches = self.objective == "distribution_matching"
+        if self.objective != "consistency" and self.guidance_range is not None:
+            raise ValueError(f"--guidance_range is for --objective consistency, not {self.objective}")
+        if self.objective == "flow_map" and self.lora.rank and self.part != "motion":
+            raise ValueError("--lora.rank: --objective flow_map trains a UNet's new embedding, which no adapter holds")
+        if matches and self.max_train_steps < self.method.student_every:
+            raise ValueError("--method.student_every is more than --max_train_steps: no step would be the student's")
+        if matches and self.scale.cuda_graphs:
+            raise ValueError("--scale.cuda_graphs is not for --objective distribution_matching, whose steps differ")
         matching = ("student_every", "gan_weight", "critic_gan_weight")
         unused = {"consistency": matching, "flow_map": (*matching, "solver", "num_ddim_steps")}
         for name in unused.get(self.objective, ("solver", "huber_c")):
             holder, block = (self.method, "method.") if hasattr(self.method, name) else (self, "")
-            usual = type(holder).__dataclass_fields__[name].default
-            require(getattr(holder, name) == usual, f"--objective {self.objective} has no use for --{block}{name}")
-        require(
-            self.objective != "distribution_matching" or self.eval_latent_cache is None,
-            "--objective distribution_matching matches no single samples, which held-out clips would score: score it "
-            "with --eval.steps",
-        )
+            if getattr(holder, name) != getattr(type(holder), name):
+                raise ValueError(f"--objective {self.objective} has no use for --{block}{name}")
+        if matches and self.eval_latent_cache is not None:
+            raise ValueError(
+                "--objective distribution_matching matches no single samples, which held-out clips would score: score "
+                "it with --eval.steps"
+            )
         bounds = self.guidance_range
-        require(
-            bounds is None or (len(bounds) == 2 and bounds[0] <= self.guidance_scale <= bounds[1]),
-            "--guidance_range takes two guidance scales with --guidance_scale between them",
-        )
-        require(
-            bounds is None or (self.part == "content" and not self.lora.rank),
-            "--guidance_range is for --part content with all weights trained: an adapter is not told its scale",
-        )
-        require(
-            self.heldout_steps is None or self.eval_latent_cache is not None, "heldout_steps needs --eval_latent_cache"
-        )
-        require(
-            self.eval_latent_cache is None or bool(self.heldout_steps or self.validation_steps),
-            "eval_latent_cache needs --heldout_steps where validation_steps is 0",
-        )
+        if bounds is not None and not (len(bounds) == 2 and bounds[0] <= self.guidance_scale <= bounds[1]):
+            raise ValueError("--guidance_range takes two guidance scales with --guidance_scale between them")
+        if bounds is not None and (self.part != "content" or self.lora.rank):
+            raise ValueError(
+                "--guidance_range is for --part content with all weights trained: an adapter is not told its scale"
+            )
+        if self.heldout_steps and self.eval_latent_cache is None:
+            raise ValueError("heldout_steps needs --eval_latent_cache")
+        if self.eval_latent_cache is not None and not (self.heldout_steps or self.validation_steps):
+            raise ValueError("eval_latent_cache needs --heldout_steps where validation_steps is 0")
 
     @property
     def guidance(self) -> dict[str, Any]:

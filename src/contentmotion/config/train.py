@@ -1,4 +1,4 @@
-"""Settings that all training shares, and those of CMD's stages."""
+"""Settings of training: what all of it shares, CMD's stages, video models, and all stages in one command."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from contentmotion.config.blocks import (
     PerceptualLoss,
     ScaleSettings,
     ScheduledEvaluation,
+    VideoSizes,
 )
 from contentmotion.config.common import (
     Batch,
@@ -37,7 +38,8 @@ from contentmotion.config.common import (
     require,
     require_named_model,
 )
-from contentmotion.config.data import ClipConfig
+from contentmotion.config.conditions import ConditionName
+from contentmotion.config.data import ClipConfig, FolderConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +59,7 @@ class TrainConfig(Settings):
         adam_weight_decay: Decoupled weight decay.
         max_grad_norm: Clip the gradient's norm to this; 0 does not clip.
         ema_decay: Decay of the weights' moving average, which is what gets saved at the end; 0 turns it off.
-        mixed_precision: "auto" takes what `accelerate launch --mixed_precision` says, else bf16 where the processor or
-            the GPU has it, else full precision.
+        mixed_precision: "auto": as `accelerate launch --mixed_precision` says, else bf16 where the hardware has it.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third slower.
         checkpointing_steps: Save a checkpoint every n steps.
         checkpoints_total_limit: Keep only the last k checkpoints.
@@ -105,10 +106,8 @@ class TrainConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_named_model(self, self.hub)
-        require(
-            not (self.scale.cuda_graphs and self.gradient_checkpointing),
-            "scale.cuda_graphs goes without gradient_checkpointing, whose random numbers cannot be recorded",
-        )
+        if self.scale.cuda_graphs and self.gradient_checkpointing:
+            raise ValueError("scale.cuda_graphs goes without gradient_checkpointing: it records no random numbers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +131,7 @@ class TrainVAEConfig(ClipConfig, TrainConfig):
         latent_noise: Standard deviation of noise added to each channel of the latents in training, relative to its
             own, so that the decoder forgives the small errors that a diffusion model makes.
         latent_whitening: How much alike the channels' variances are made, for models that denoise the latents:
-            0 leaves the principal components as they are, 1 gives each unit variance, 0.5 is half way (of the
-            exponent).
+            0 leaves the principal components as they are, 1 gives each unit variance, 0.5 halves the exponent.
     """
 
     model: ImageVAESizes = ImageVAESizes()
@@ -148,8 +146,7 @@ class TrainAutoencoderConfig(ClipConfig, ScoredTrainConfig):
     Example: contentmotion train-autoencoder --config configs/emoji/autoencoder.yaml
 
     Attributes:
-        vae: Image VAE whose latents are split: a VAE folder, or a Stable Diffusion folder or hub id; none works on
-            pixels.
+        vae: Image VAE whose latents are split: a VAE folder, or a Stable Diffusion folder or hub id; none: pixels.
         buckets: Sizes to train on side by side, each like "16x256x384" (frames, height, width): every video goes into
             the one that fits it best, every batch comes from one; none: num_frames, height and width for all.
         cache_latents: Keep the clips' VAE latents in memory (small data sets): encodes each clip once.
@@ -173,19 +170,16 @@ class TrainAutoencoderConfig(ClipConfig, ScoredTrainConfig):
         super().__post_init__()
         for text in self.buckets:
             parse_bucket(text)
-        require(
-            not (self.buckets and (self.cache_latents or self.latent_cache)),
-            "buckets are cut from videos: they go with neither cache_latents nor latent_cache (a cache has those that "
-            "encode --buckets made)",
-        )
+        if self.buckets and (self.cache_latents or self.latent_cache):
+            raise ValueError(
+                "buckets go with neither cache_latents nor latent_cache (a cache has those that encode --buckets made)"
+            )
         if self.latent_cache:
             self.require_no_draw("changes nothing of a latent cache: give it to encode, with --num_clips_per_video 2")
         if self.cache_latents:
             self.require_no_draw("goes without --cache_latents true, which encodes one centred clip of each video")
-        require(
-            not self.perceptual.weight or min(self.height, self.width) >= 32,
-            f"perceptual.weight needs clips of 32x32 pixels or more, got {self.height}x{self.width}",
-        )
+        if self.perceptual.weight and min(self.height, self.width) < 32:
+            raise ValueError(f"perceptual.weight needs clips of 32x32 pixels or more, got {self.height}x{self.width}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,8 +198,7 @@ class TrainDenoiserConfig(ScoredTrainConfig):
         logit_std: Of flow matching: standard deviation of the times' logit.
         snr_gamma: Weigh the loss by min(SNR, gamma) instead of the SNR that predicting the noise implies (Hang et al.
             2023, who take 5); none: the papers' plain loss.
-        trainable_modules: Train only what has one of these words in its name, such as temp_ or attn2; all when not
-            given.
+        trainable_modules: Train only what has one of these words in its name, such as temp_ or attn2; else all.
     """
 
     latent_cache: str
@@ -220,16 +213,11 @@ class TrainDenoiserConfig(ScoredTrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self._keeps_schedule
-            or self.prediction_type == "flow"
-            or (self.flow_shift, self.logit_mean, self.logit_std) == (1.0, 0.0, 1.0),
-            "flow_shift, logit_mean and logit_std are flow matching's: they need --prediction_type flow",
-        )
-        require(
-            self.prediction_type != "flow" or not getattr(getattr(self, "model", None), "learn_sigma", False),
-            "model.learn_sigma is DDPM's: a model of flow matching has no variance to learn",
-        )
+        times = (self.flow_shift, self.logit_mean, self.logit_std)
+        if times != (1.0, 0.0, 1.0) and self.prediction_type != "flow" and not self._keeps_schedule:
+            raise ValueError("flow_shift, logit_mean and logit_std are of flows: they need --prediction_type flow")
+        if self.prediction_type == "flow" and getattr(getattr(self, "model", None), "learn_sigma", False):
+            raise ValueError("model.learn_sigma is DDPM's: a model of flow matching has no variance to learn")
 
     @property
     def _keeps_schedule(self) -> bool:
@@ -255,15 +243,11 @@ class TrainUNetConfig(TrainDenoiserConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            not self.lora.rank or bool(self.pretrained_model_name_or_path and not self.train_text_encoder),
-            "lora.rank is for a pretrained UNet: it needs --pretrained_model_name_or_path, without train_text_encoder",
-        )
+        if self.lora.rank and (self.train_text_encoder or not self.pretrained_model_name_or_path):
+            raise ValueError("lora.rank is for a pretrained UNet (--pretrained_model_name_or_path), without train_text_encoder")
         require(not (self.lora.rank and self.trainable_modules), "lora.rank goes without trainable_modules")
-        require(
-            not self._keeps_schedule or (self.prediction_type is None and self.flow_shift == 1.0),
-            "prediction_type and flow_shift are for models from scratch: a pretrained one keeps its own",
-        )
+        if self._keeps_schedule and (self.prediction_type is not None or self.flow_shift != 1.0):
+            raise ValueError("prediction_type and flow_shift are for models from scratch: pretrained ones keep theirs")
 
     @property
     def _keeps_schedule(self) -> bool:
@@ -289,8 +273,7 @@ class TrainMotionConfig(TrainDenoiserConfig):
     pretrained_model_name_or_path names the folder whose text encoder is used.
 
     Attributes:
-        autoencoder: Folder of the ContentMotionAutoencoder that filled the cache: it knows the motion's mean and
-            deviation, and shows the previews.
+        autoencoder: Folder of the autoencoder that filled the cache: it knows the motion's scale, and shows previews.
         model: Sizes of the motion model.
         content_noise: Standard deviation of noise added to each channel of the content frame in training, relative to
             its own, so that the motion model forgives what the content model gets wrong.
@@ -302,3 +285,58 @@ class TrainMotionConfig(TrainDenoiserConfig):
     model: MotionSizes = MotionSizes()
     content_noise: Weight = 0.0
     overlap: Annotated[int, Range(0, 5000)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainVideoConfig(TrainUNetConfig):
+    """Train a video UNet on whole clips, as VideoLCM's teacher is: inflated from a Stable Diffusion UNet, continued
+    from a video model (ModelScope's folder, or the output of this command), or from scratch. With --conditions it
+    learns to follow depth, sketches, masks and first frames, any of them or none. The output is a pipeline folder.
+
+    Example: contentmotion train-video --latent_cache outputs/latents --vae outputs/vae --output_dir outputs/video
+
+    Attributes:
+        pretrained_model_name_or_path: Stable Diffusion or video pipeline folder or hub id; none trains from scratch.
+        latent_cache: Latents of whole clips, made by `encode --latents_only true`; depth and sketches must be in it.
+        model: Sizes of a model trained from scratch, and of the condition encoder.
+        conditions: Conditions to learn: depth, sketch, mask, first_frame.
+        condition_dropout_prob: Share of items that do without a condition, drawn for each one by itself; that all
+            are dropped, or all are kept, is drawn besides.
+    """
+
+    model: VideoSizes = VideoSizes()
+    conditions: tuple[ConditionName, ...] = ()
+    condition_dropout_prob: Share = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPipelineConfig(FolderConfig):
+    """From a folder of videos to a model of your own, in one command: cuts clips, trains every part, puts them
+    together, draws what the clips' captions say, and writes a report. The same command goes on where it was stopped.
+
+    Example: contentmotion train my_videos --output_dir outputs/mine
+
+    The settings of each stage are in output_dir/settings, as YAML, before anything is trained (--dry_run true stops
+    there): change them, and give the same command.
+
+    Attributes:
+        train_data_dir: Folder of the videos, of any size, length and layout. What they show is in a text beside each,
+            in a list, or in their names ("a dog runs.mp4").
+        output_dir: Folder for everything that is made.
+        preset: Sizes and steps for a machine: cpu (two cores, some 20 minutes), 12gb, 24gb, 80gb (GPUs by their
+            memory); "auto" looks at this one; or a YAML file of your own, like those in contentmotion/presets.
+        image_model: Stable Diffusion folder or hub id to start from; else everything is trained from nothing.
+        fine_tune: Train the image model on your clips, too; else it stays as it is, and your clips teach motion alone.
+        vae: Image VAE to use where there is no image_model; else a small one is trained.
+        seed: Seed of everything.
+        dry_run: Write the settings, say what would be done, and train nothing.
+    """
+
+    train_data_dir: str
+    output_dir: str = "outputs/mine"
+    preset: str = "auto"
+    image_model: str | None = None
+    fine_tune: bool = False
+    vae: str | None = None
+    seed: Seed = 0
+    dry_run: bool = False

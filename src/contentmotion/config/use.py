@@ -1,4 +1,4 @@
-"""Settings of the commands that use a model: generate, demo, reconstruct, evaluate, info, export."""
+"""Settings of the commands that use, measure, show or publish a model."""
 
 from __future__ import annotations
 
@@ -37,8 +37,7 @@ class SamplingConfig(HubConfig):
     Attributes:
         pretrained_model_name_or_path: Pipeline folder or hub id; "emoji" is the model shipped with the package,
             "emoji-lcm" its distilled student of few steps.
-        autoencoder: Folder of a ContentMotionAutoencoder that replaces the pipeline's (or completes a Stable
-            Diffusion folder).
+        autoencoder: Folder of an autoencoder that replaces the pipeline's (or completes a Stable Diffusion folder).
         motion_transformer: Folder of a MotionDiT that replaces the pipeline's (or completes a Stable Diffusion folder).
         num_inference_steps: Denoising steps of the content frame; when not given 50, or 4 of a distilled model.
         motion_num_inference_steps: Denoising steps of the motion latent; when not given the content frame's number, or
@@ -122,18 +121,12 @@ class StartConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(not (self.image and self.video), "give --image or --video: each of them is what is shown")
-        require(
-            self.strength is None or bool(self.image or self.video),
-            "--strength is how much of a given picture is drawn anew: it needs --image or --video",
-        )
-        require(
-            self.motion_strength is None or bool(self.motion_from or self.video),
-            "--motion_strength is how much of a given motion is drawn anew: it needs --motion_from or --video",
-        )
-        require(
-            self.frame_stride in (None, 1) or bool(self.motion_from or self.video),
-            "--frame_stride is of a given video: it needs --motion_from or --video",
-        )
+        if self.strength is not None and not (self.image or self.video):
+            raise ValueError("--strength is how much of a given picture is drawn anew: it needs --image or --video")
+        if self.motion_strength is not None and not (self.motion_from or self.video):
+            raise ValueError("--motion_strength is how much of a motion is drawn anew: give --motion_from or --video")
+        if self.frame_stride not in (None, 1) and not (self.motion_from or self.video):
+            raise ValueError("--frame_stride is of a given video: it needs --motion_from or --video")
         self.schedule  # noqa: B018  raises
 
     @property
@@ -142,10 +135,8 @@ class StartConfig(Settings):
         found: dict[int, str] = {}
         for text in self.prompts_at:
             frame, colon, prompt = text.partition(":")
-            require(
-                bool(colon and prompt.strip()) and frame.strip().isdecimal(),
-                f'--prompts_at: a frame and what to show from there on, such as "32: a dog", got {text!r}',
-            )
+            if not (colon and prompt.strip() and frame.strip().isdecimal()):
+                raise ValueError(f'--prompts_at: a frame and what to show, such as "32: a dog", got {text!r}')
             found[int(frame)] = prompt.strip()
         require(not found or 0 in found, '--prompts_at begins at frame 0: give "0: what to show"')
         require(len(found) == len(self.prompts_at), "--prompts_at: a frame stands there twice")
@@ -223,26 +214,18 @@ class GenerateConfig(SamplingConfig, StartConfig, ConditionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            not (self.cuda_graphs and (self.compile or self.enable_model_cpu_offload)),
-            "--cuda_graphs goes neither with --compile, which records them too, nor with --enable_model_cpu_offload",
-        )
+        if self.cuda_graphs and (self.compile or self.enable_model_cpu_offload):
+            raise ValueError("--cuda_graphs goes neither with --compile, which records them too, nor with offloading")
         given = sum(x is not None for x in (self.prompt, self.prompt_file, self.class_labels))
-        require(
-            given == (0 if self.prompts_at else 1) or (given == 0 and bool(self.image or self.video)),
-            "give prompts, or --prompt_file, or --class_labels (exactly one of the three)"
-            + (", or --prompts_at alone" if self.prompts_at else ""),
-        )
+        if given != (0 if self.prompts_at else 1) and not (given == 0 and (self.image or self.video)):
+            alone = ", or --prompts_at alone" if self.prompts_at else ""
+            raise ValueError(f"give prompts, or --prompt_file, or --class_labels (exactly one of the three){alone}")
         for name in ("to_seed", "motion_to"):
-            require(
-                getattr(self, name) is None or self.interpolate is not None,
-                f"--{name} is the other end of --interpolate NUMBER",
-            )
+            if getattr(self, name) is not None and self.interpolate is None:
+                raise ValueError(f"--{name} is the other end of --interpolate NUMBER")
         require(self.motion_to is None or bool(self.motion_from), "--motion_to goes with --motion_from: two motions")
-        require(
-            self.interpolate is None or (self.num_videos_per_prompt == 1 and not self.prompts_at),
-            "--interpolate says how many videos there are: without --num_videos_per_prompt, and without --prompts_at",
-        )
+        if self.interpolate is not None and (self.num_videos_per_prompt > 1 or self.prompts_at):
+            raise ValueError("--interpolate says how many videos: no --num_videos_per_prompt, no --prompts_at")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,8 +321,7 @@ class EvaluateConfig(CaptionConfig, SamplingConfig):
             captions alone), "following" (of models with conditions: from the caption and one condition of the real
             clip, each in turn).
         vae: Image VAE (none: pixels), where an autoencoder is scored without a pipeline.
-        i3d: I3D weights: a safetensors file, or owner/repository/file on the hub; else the environment variable
-            CONTENTMOTION_I3D.
+        i3d: I3D weights: a safetensors file, or owner/repository/file on the hub; else $CONTENTMOTION_I3D.
         lpips: LPIPS weights (safetensors, AlexNet); else CONTENTMOTION_LPIPS; without either it is left out.
         clip: CLIP model for CLIPSIM, a folder or a hub id such as openai/clip-vit-base-patch32; else it is left out.
         depth_model: Depth-estimation model, a folder or a hub id: estimates the real clips' depth where none lies
@@ -348,8 +330,8 @@ class EvaluateConfig(CaptionConfig, SamplingConfig):
             (CMD's Table 1), "ucf101-zero-shot" (100 videos a class, with --class_prompts), "webvid" (5,000). Sets the
             next three and fvd_resize where they are not given.
         num_videos: Use only n real videos, drawn from the seed; fewer are an error.
-        num_generated: Generate so many in full; as many as there are real ones when not given. More of them take the
-            captions again, with other noise.
+        num_generated: Generate so many in full; else as many as there are real ones. More take the captions again,
+            with other noise.
         videos_per_class: Generate so many of each class, instead.
         num_frames: Frames per clip; the model's training length when not given, or 16.
         frame_stride: Take every n-th frame of the real videos: what the model was trained on.
@@ -412,8 +394,7 @@ class InfoConfig(Settings):
     picture which model made it, from which prompt and seed.
 
     Attributes:
-        checkpoint: Folder of a pipeline, an autoencoder, a motion model or a latent cache; a hub id; or a generated
-            mp4, webm, gif or png.
+        checkpoint: Folder of a pipeline, of a part or of a latent cache; hub id; or a generated mp4, webm, gif or png.
         json: Print JSON, for programs.
     """
 
@@ -460,6 +441,28 @@ class ExportConfig(HubConfig):
     dtype: Literal["fp32", "fp16", "bf16"] = "fp16"
     scores: str | None = None
     license: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushConfig(Settings):
+    """Upload a pipeline folder, one of its parts or a latent cache to the Hugging Face hub, with the model card beside
+    it. Needs an account there (`hf auth login`, or a token in HF_TOKEN).
+
+    Example: contentmotion push outputs/mine/pipeline --repo_id me/my-model --dry_run
+
+    Attributes:
+        folder: What to upload: a folder that `info` understands.
+        repo_id: Where to: owner/name. Made when it does not exist; a latent cache becomes a data set.
+        private: Whether a repository that is made is private.
+        commit_message: What the hub's history says.
+        dry_run: List the files with their sizes, and upload nothing.
+    """
+
+    folder: str
+    repo_id: str
+    private: bool = True
+    commit_message: str = "Upload with contentmotion"
+    dry_run: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
