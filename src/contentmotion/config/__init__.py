@@ -11,22 +11,14 @@ from contentmotion.config.blocks import (
     ContentSizes,
     ImageVAESizes,
     LoraSettings,
-    MotionLatentSizes,
     MotionSizes,
     PerceptualLoss,
     ScaleSettings,
     ScheduledEvaluation,
     VideoSizes,
 )
-from contentmotion.config.common import (
-    SHIPPED_MODEL,
-    SHIPPED_STUDENT,
-    MixedPrecision,
-    PredictionType,
-    parse_bucket,
-    require,
-)
-from contentmotion.config.conditions import CONDITION_NAMES, MAP_NAMES, ConditionConfig, MapName
+from contentmotion.config.common import SHIPPED_MODEL, SHIPPED_STUDENT, parse_bucket
+from contentmotion.config.conditions import CONDITION_NAMES, MAP_NAMES, ConditionConfig
 from contentmotion.config.data import CaptionConfig, ClipConfig, CutConfig, EncodeConfig, FolderConfig, InspectConfig
 from contentmotion.config.distill import DistillConfig, MethodSettings
 from contentmotion.config.train import (
@@ -37,7 +29,6 @@ from contentmotion.config.train import (
     TrainDenoiserConfig,
     TrainMotionConfig,
     TrainPipelineConfig,
-    TrainUNetConfig,
     TrainVAEConfig,
     TrainVideoConfig,
 )

@@ -244,7 +244,9 @@ class TrainUNetConfig(TrainDenoiserConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lora.rank and (self.train_text_encoder or not self.pretrained_model_name_or_path):
-            raise ValueError("lora.rank is for a pretrained UNet (--pretrained_model_name_or_path), without train_text_encoder")
+            raise ValueError(
+                "lora.rank is for a pretrained UNet: it needs --pretrained_model_name_or_path, no train_text_encoder"
+            )
         require(not (self.lora.rank and self.trainable_modules), "lora.rank goes without trainable_modules")
         if self._keeps_schedule and (self.prediction_type is not None or self.flow_shift != 1.0):
             raise ValueError("prediction_type and flow_shift are for models from scratch: pretrained ones keep theirs")
