@@ -97,9 +97,9 @@ def generate(config: GenerateConfig) -> None:
     pipe = load_for_sampling(config, device)
 
     if config.interpolate:
-        conditions = on_the_way(config, conditions)
+        conditions = _on_the_way(config, conditions)
     conditions = [condition for condition in conditions for _ in range(config.num_videos_per_prompt)]
-    follow, start = read_followed(pipe, config), read_start(pipe, config)
+    follow, start = _read_followed(pipe, config), read_start(pipe, config)
     sampling = resolve_sampling(pipe, **config.sampling())
     output_dir, sheet = Path(config.output_dir), Path(config.output_dir) / "sheet.png"
     made = _made_before(config, conditions)
@@ -128,8 +128,10 @@ def generate(config: GenerateConfig) -> None:
     rows = gather_object(rows)  # once all are done
     if not processes.is_main_process:
         return
-    before = [read_video(paths[0]).frames for paths in made]
-    sheet_rows = [frames[_shown(len(frames))] for frames in before]
+    sheet_rows = []
+    for paths in made:
+        frames = read_video(paths[0]).frames
+        sheet_rows.append(frames[_shown(len(frames))])
     sheet_rows += [frames for _, frames in sorted(rows, key=lambda row: row[0])]
     written = [path for k, condition in enumerate(conditions, config.number) for path in _paths(config, condition, k)]
     captions = [_caption(condition) for condition in conditions]
@@ -167,12 +169,8 @@ def _paths(config: GenerateConfig, condition: str | int, number: int) -> list[Pa
     return [Path(config.output_dir) / f"{stem(config, condition, number)}.{suffix}" for suffix in config.formats]
 
 
-def on_the_way(config: GenerateConfig, conditions: list[str] | list[int]) -> list:
-    """The prompts (or class ids) of an interpolation's videos.
-
-    Raises:
-        ValueError: There are not two ends.
-    """
+def _on_the_way(config: GenerateConfig, conditions: list[str] | list[int]) -> list:
+    """The prompts (or class ids) of an interpolation's videos; ``ValueError`` where there are not two ends."""
     count, moves = config.interpolate or 0, config.to_seed is not None or config.motion_to is not None
     first, *others = conditions
     if len(others) == 1 and isinstance(first, str):
@@ -316,13 +314,8 @@ def load_for_sampling(config: SamplingConfig, device: torch.device) -> Any:
     return pipe
 
 
-def read_followed(pipe: LatentPipeline, config: GenerateConfig) -> dict[str, torch.Tensor] | None:
-    """What the videos have to follow besides their prompts: the files that the settings name, read.
-
-    Raises:
-        ValueError: A file that cannot be used, or a condition that the model does not take.
-        OSError: No such file.
-    """
+def _read_followed(pipe: LatentPipeline, config: GenerateConfig) -> dict[str, torch.Tensor] | None:
+    """What the videos have to follow besides their prompts: the files that the settings name, read."""
     if not config.condition_names:
         return None
     known = pipe.condition_names if isinstance(pipe, VideoLatentPipeline) else ()

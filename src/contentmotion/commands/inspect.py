@@ -106,7 +106,7 @@ def clip_arguments(config: InspectConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names} | buckets
 
 
-def sized(clip: dict[str, Any], size: tuple[int, int, int] | None) -> dict[str, Any]:
+def _sized(clip: dict[str, Any], size: tuple[int, int, int] | None) -> dict[str, Any]:
     """Arguments of `read_clip`: those of a recipe, with a bucket's (frames, height, width) where there is one."""
     given = {name: value for name, value in clip.items() if name != "buckets"}
     return given | ({} if size is None else dict(zip(("num_frames", "height", "width"), size, strict=True)))
@@ -115,7 +115,7 @@ def sized(clip: dict[str, Any], size: tuple[int, int, int] | None) -> dict[str, 
 # ---- looking at videos
 
 
-def look_at(index: int, record: ClipRecord, clip: dict[str, Any], decode: bool) -> VideoFacts:
+def _look_at(index: int, record: ClipRecord, clip: dict[str, Any], decode: bool) -> VideoFacts:
     """Looks at one video; ``decode`` finds damage, in the centred clip, that the header does not show."""
     name = source_name(record.path)
     try:
@@ -132,7 +132,7 @@ def look_at(index: int, record: ClipRecord, clip: dict[str, Any], decode: bool) 
         if bucket < 0:
             return replace(facts, status="short", reason="too short for every bucket")
         facts = replace(facts, size=clip["buckets"][bucket])
-    clip = sized(clip, facts.size)
+    clip = _sized(clip, facts.size)
     reason = "" if decode else _too_short(info, clip)
     if decode:
         try:
@@ -168,7 +168,7 @@ def look_at_all(
     """
     num_workers = min(num_workers, len(indices) // MIN_PER_PROCESS + 1)
     if num_workers < 2:
-        yield from (look_at(index, records[index], clip, decode) for index in indices)
+        yield from (_look_at(index, records[index], clip, decode) for index in indices)
         return
     work = (records, clip, decode)
     chunks = (list(indices[k : k + CHUNK]) for k in range(0, len(indices), CHUNK))
@@ -222,7 +222,7 @@ def _set_worker(records: Sequence[ClipRecord], clip: dict[str, Any], decode: boo
 def _look_at_chunk(indices: list[int]) -> list[VideoFacts]:
     assert _worker is not None
     records, clip, decode = _worker
-    return [look_at(index, records[index], clip, decode) for index in indices]
+    return [_look_at(index, records[index], clip, decode) for index in indices]
 
 
 # ---- the report
@@ -348,7 +348,7 @@ def _yield(
 def _clips_that_fit(facts: VideoFacts, clip: dict[str, Any]) -> int:
     """How many clips fit into a good video without overlap."""
     assert facts.info is not None
-    clip = sized(clip, facts.size)
+    clip = _sized(clip, facts.size)
     if clip["fps"] is not None:
         return max(1, int((facts.info.duration or 0) * clip["fps"] / clip["num_frames"]))
     return max(1, (facts.info.num_frames or 0) // (clip["num_frames"] * clip["frame_stride"]))
@@ -440,7 +440,7 @@ def _sheet(folder: ClipFolder, facts: Sequence[VideoFacts], clip: dict[str, Any]
     for one in (good[k] for k in picks):
         record, names = folder.records[one.index], folder.class_names or ()
         try:
-            frames = read_clip(record.path, **sized(clip, one.size)).frames
+            frames = read_clip(record.path, **_sized(clip, one.size)).frames
         except (ValueError, OSError):  # only where nothing was decoded before: the report says so
             continue
         factor = min(1.0, THUMBNAIL[0] / frames.shape[2], THUMBNAIL[1] / frames.shape[1])

@@ -78,13 +78,13 @@ def _stage_sections(run: Path) -> list[str]:
     alarms = find_alarms(lines, settings)
     told = [f'<p class="alarm">{html.escape(alarm)}</p>' for alarm in alarms] or ["<p>Nothing looks wrong.</p>"]
     facts = {"steps": f"{lines[-1]['step']} of {settings.get('max_train_steps', 'an unknown number')}"}
-    last = {name: value for name, value in latest(lines).items() if name != "step"}
+    last = {name: value for name, value in _latest(lines).items() if name != "step"}
     facts |= {name: f"{value:.5g}" if isinstance(value, float) else str(value) for name, value in last.items()}
     environment = run / ENVIRONMENT
     machine = read_json(environment) if environment.exists() else {}
     return [
         *told,
-        "<h3>Curves</h3>", draw_curves(lines),
+        "<h3>Curves</h3>", _draw_curves(lines),
         "<h3>Previews</h3>", _pictures(run),
         f'<div class="two"><div><h3>Last values</h3>{_table(facts)}</div>',
         f"<div><h3>Environment</h3>{_table(machine)}</div></div>",
@@ -156,7 +156,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def latest(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _latest(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The last value of each column."""
     merged: dict[str, Any] = {}
     for line in lines:
@@ -167,7 +167,7 @@ def latest(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def find_alarms(lines: Sequence[dict[str, Any]], settings: dict[str, Any]) -> list[str]:
     """What someone should look at in a run's metrics, a sentence each."""
     columns = {
-        name: [line[name] for line in lines if line.get(name) is not None] for name in latest(lines) if name != "step"
+        name: [line[name] for line in lines if line.get(name) is not None] for name in _latest(lines) if name != "step"
     }
     alarms = []
     last, wanted = lines[-1]["step"], settings.get("max_train_steps")
@@ -198,7 +198,7 @@ def find_alarms(lines: Sequence[dict[str, Any]], settings: dict[str, Any]) -> li
     return alarms
 
 
-def draw_curves(lines: Sequence[dict[str, Any]]) -> str:
+def _draw_curves(lines: Sequence[dict[str, Any]]) -> str:
     """One picture (SVG) with a plot for each group of columns that is there, in two columns, over the same steps."""
     try:
         import matplotlib
@@ -207,7 +207,7 @@ def draw_curves(lines: Sequence[dict[str, Any]]) -> str:
         raise ImportError('report needs matplotlib: pip install "contentmotion[report]"') from error
     groups, drawn = [], {"step"}
     for title, begins in GROUPS:
-        names = [name for name in latest(lines) if name not in drawn and name.startswith(begins)]
+        names = [name for name in _latest(lines) if name not in drawn and name.startswith(begins)]
         drawn |= set(names)
         groups += [(title, names)] if names else []
     num_rows = math.ceil(len(groups) / 2)

@@ -121,7 +121,7 @@ def train(config: TrainPipelineConfig) -> None:
     require_checkpoints(image_model=config.image_model, vae=config.vae)
     root = Path(config.output_dir)
     _require_same_run(root, config)
-    preset = choose_preset(config.preset)
+    preset = _choose_preset(config.preset)
     content = read_preset(preset, bool(config.image_model))
     minutes = content.pop("minutes")
     stages = plan_stages(config)
@@ -146,12 +146,8 @@ def train(config: TrainPipelineConfig) -> None:
     print(f"{root / 'pipeline'} (the model: --pretrained_model_name_or_path)")
 
 
-def choose_preset(name: str) -> str:
-    """The preset that "auto" means on this machine; another one's name, or file, as it is.
-
-    Raises:
-        ValueError: There is none of that name.
-    """
+def _choose_preset(name: str) -> str:
+    """The preset that "auto" means on this machine; another one's name, or file, as it is, where there is one."""
     known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
     if name in known or Path(name).is_file():
         return name

@@ -17,7 +17,6 @@ from contentmotion.config.common import (
     Positive,
     Range,
     Settings,
-    Steps,
     Weight,
     Width,
     require,
@@ -204,7 +203,7 @@ class ScheduledEvaluation(Settings):
     data_dir: str | None = None
     split: str | None = "test"
     num_videos: Count | None = 64
-    num_inference_steps: Steps | None = None
+    num_inference_steps: Count | None = None
     i3d: str | None = None
 
     def __post_init__(self) -> None:

@@ -56,9 +56,8 @@ def printable(text: str) -> str:
     return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
-Count = Annotated[int, Range(1, 10**9)]  # of videos, of clips
+Count = Annotated[int, Range(1, 10**9)]  # of videos, of clips, of steps
 Batch = Annotated[int, Range(1, 10**5)]
-Steps = Annotated[int, Range(1, 10**9)]
 Every = Annotated[int, Range(0, 10**9)]  # n steps; 0: never
 Frames = Annotated[int, Range(1, 10**4)]
 Pixels = Annotated[int, Range(1, 16_384)]

@@ -9,13 +9,13 @@ from contentmotion.config.blocks import LoraSettings
 from contentmotion.config.common import (
     SHIPPED_MODEL,
     Batch,
+    Count,
     Guidance,
     Positive,
     Range,
     Rate,
     Settings,
     Share,
-    Steps,
     Time,
     Weight,
     require_interval,
@@ -103,7 +103,7 @@ class DistillConfig(ScoredTrainConfig):
     condition_dropout_prob: Share = 0.5
     lora: LoraSettings = LoraSettings()
     eval_latent_cache: str | None = None
-    heldout_steps: Steps | None = None
+    heldout_steps: Count | None = None
     heldout_items: Batch = 16
     validation_prompts: tuple[str, ...] = ()
     learning_rate: Rate = 1e-5

@@ -31,7 +31,6 @@ from contentmotion.config.common import (
     Seed,
     Settings,
     Share,
-    Steps,
     Weight,
     Workers,
     parse_bucket,
@@ -77,7 +76,7 @@ class TrainConfig(Settings):
     """
 
     output_dir: str
-    max_train_steps: Steps = 1000
+    max_train_steps: Count = 1000
     train_batch_size: Batch = 8
     gradient_accumulation_steps: Batch = 1
     learning_rate: Rate = 1e-4
@@ -90,11 +89,11 @@ class TrainConfig(Settings):
     ema_decay: Decay = 0.999
     mixed_precision: MixedPrecision = "auto"
     gradient_checkpointing: bool = False
-    checkpointing_steps: Steps = 500
+    checkpointing_steps: Count = 500
     checkpoints_total_limit: Count = 2
     resume_from_checkpoint: str = "latest"
     validation_steps: Every = 500
-    logging_steps: Steps = 10
+    logging_steps: Count = 10
     report_to: str = "tensorboard"
     hub: HubSettings = HubSettings()
     dataloader_num_workers: Workers = 0

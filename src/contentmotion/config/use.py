@@ -20,7 +20,6 @@ from contentmotion.config.common import (
     Seed,
     Settings,
     Share,
-    Steps,
     Time,
     Weight,
     require,
@@ -60,8 +59,8 @@ class SamplingConfig(HubConfig):
     pretrained_model_name_or_path: str = SHIPPED_MODEL
     autoencoder: str | None = None
     motion_transformer: str | None = None
-    num_inference_steps: Steps | None = None
-    motion_num_inference_steps: Steps | None = None
+    num_inference_steps: Count | None = None
+    motion_num_inference_steps: Count | None = None
     guidance_scale: Guidance | None = None
     motion_guidance_scale: Guidance = 1.0
     guidance_interval: tuple[Time, ...] | None = None
@@ -263,7 +262,7 @@ class DemoConfig(SamplingConfig):
     max_upload_mb: Positive = 50.0
     max_video_seconds: Positive = 60.0
     max_prompt_length: Count = 500
-    max_steps: Steps = 100
+    max_steps: Count = 100
     max_videos: Batch = 4
     max_frames: Frames = 96
     max_disk_mb: Positive = 2000.0
@@ -497,7 +496,7 @@ class BenchmarkConfig(Settings):
     height: Pixels | None = None
     width: Pixels | None = None
     num_frames: Frames = 16
-    steps: Steps | None = None
+    steps: Count | None = None
     decoder: Literal["auto", "full", "tiny"] = "auto"
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     repeats: Batch = 3
