@@ -183,6 +183,23 @@ def test_processes(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [replace(facts, index=k) for k, facts in enumerate(found)] == alone
 
 
+def test_what_was_not_begun_when_a_process_crashed_is_read_together(
+    clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one pool of processes more, not by one for each video."""
+    monkeypatch.setattr(inspect_command, "MIN_PER_PROCESS", 1)
+    monkeypatch.setattr(inspect_command, "CHUNK", 1)
+    monkeypatch.setattr("multiprocessing.get_context", lambda kind: warm.CONTEXT)
+    pools, look = [], inspect_command._look_in_processes
+    monkeypatch.setattr(inspect_command, "_look_in_processes", lambda *work: pools.append(1) or look(*work))
+    path = clip_folder / "videos/0.mp4"
+    records = [ClipRecord(Crash() if k == 0 else path, (), None, None) for k in range(24)]
+    clip = clip_arguments(InspectConfig(train_data_dir="", num_frames=8)) | {"height": None, "width": None}
+    found = sorted(look_at_all(records, range(24), clip, True, 2), key=lambda facts: facts.index)
+    assert [facts.status for facts in found] == ["bad"] + 23 * ["good"]
+    assert len(pools) <= 2 + 9, "two, and one for each of the few that were in work"
+
+
 def test_nothing_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(tmp_path / "nowhere"), "--output_dir", str(tmp_path / "out")]) == 1
     assert "nowhere: no such folder" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -55,7 +55,7 @@ class VideoFacts:
         reason: Why it is not good; "" otherwise.
         num_bytes: Size of the file, or None.
         info: Its header, with frames and duration counted from each other where it says one; None where it is bad.
-        size: (frames, height, width) of its clip, where the recipe has buckets.
+        clip: How its clips are cut, as arguments of `read_clip`, where it is good.
     """
 
     index: int
@@ -64,7 +64,12 @@ class VideoFacts:
     reason: str = ""
     num_bytes: int | None = None
     info: VideoInfo | None = None
-    size: tuple[int, int, int] | None = None
+    clip: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Frames, height and width of its clips."""
+        return self.clip["num_frames"], self.clip["height"], self.clip["width"]
 
 
 def inspect(config: InspectConfig) -> None:
@@ -106,12 +111,6 @@ def clip_arguments(config: InspectConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names} | buckets
 
 
-def _sized(clip: dict[str, Any], size: tuple[int, int, int] | None) -> dict[str, Any]:
-    """Arguments of `read_clip`: those of a recipe, with a bucket's (frames, height, width) where there is one."""
-    given = {name: value for name, value in clip.items() if name != "buckets"}
-    return given | ({} if size is None else dict(zip(("num_frames", "height", "width"), size, strict=True)))
-
-
 # ---- looking at videos
 
 
@@ -127,12 +126,12 @@ def _look_at(index: int, record: ClipRecord, clip: dict[str, Any], decode: bool)
     if info.duration is None and info.num_frames is not None and info.fps:
         info = replace(info, duration=info.num_frames / info.fps)
     facts = VideoFacts(index, name, num_bytes=num_bytes, info=info)
-    if "buckets" in clip:
-        bucket = choose_bucket(info, clip["buckets"], clip["frame_stride"], clip["fps"])
+    buckets, clip = clip.get("buckets"), {key: value for key, value in clip.items() if key != "buckets"}
+    if buckets:
+        bucket = choose_bucket(info, buckets, clip["frame_stride"], clip["fps"])
         if bucket < 0:
             return replace(facts, status="short", reason="too short for every bucket")
-        facts = replace(facts, size=clip["buckets"][bucket])
-    clip = _sized(clip, facts.size)
+        clip |= dict(zip(("num_frames", "height", "width"), buckets[bucket], strict=True))
     reason = "" if decode else _too_short(info, clip)
     if decode:
         try:
@@ -140,8 +139,8 @@ def _look_at(index: int, record: ClipRecord, clip: dict[str, Any], decode: bool)
         except (ValueError, OSError) as error:
             reason = _reason(error, name)
     if reason:
-        return replace(facts, status="short" if reason.endswith(TOO_SHORT) else "bad", reason=reason, size=None)
-    return facts
+        return replace(facts, status="short" if reason.endswith(TOO_SHORT) else "bad", reason=reason)
+    return replace(facts, clip=clip)
 
 
 def _too_short(info: VideoInfo, clip: dict[str, Any]) -> str:
@@ -234,7 +233,6 @@ def _make_report(
     """Everything that `inspect.json` holds, of the videos looked at."""
     infos = [one.info for one in facts if one.info is not None and one.status != "bad"]
     labels = () if folder.class_names is None else (folder.records[one.index].label for one in facts)
-    clip = clip_arguments(config)
     return {
         "data": {
             "root": str(folder.root),
@@ -262,7 +260,7 @@ def _make_report(
         "classes": _counts("(none)" if label is None else (folder.class_names or ())[label] for label in labels),
         "bad": [{"path": one.name, "reason": one.reason} for one in facts if one.status == "bad"],
         "too_short": [{"path": one.name, "reason": one.reason} for one in facts if one.status == "short"],
-        "recipe": _yield(config, folder, facts, clip) | {"clip": clip},
+        "recipe": _yield(config, folder, facts) | {"clip": clip_arguments(config)},
         "cache": _cache(config, folder, facts),
     }
 
@@ -324,15 +322,13 @@ def _tokenizer_of(name: str | None) -> Any:
     return None
 
 
-def _yield(
-    config: InspectConfig, folder: ClipFolder, facts: Sequence[VideoFacts], clip: dict[str, Any]
-) -> dict[str, Any]:
+def _yield(config: InspectConfig, folder: ClipFolder, facts: Sequence[VideoFacts]) -> dict[str, Any]:
     """What the recipe gets out of the data."""
     good = [one for one in facts if one.status == "good"]
     dropped = Counter("too short" if one.status == "short" else one.reason for one in facts if one.status != "good")
     if folder.problems:
         dropped["not usable in the list"] = len(folder.problems)
-    scale, sizes = len(folder.records) / len(facts), Counter(one.size for one in facts)
+    scale, sizes = len(folder.records) / len(facts), Counter(one.size for one in good)
     buckets = {text: sizes[parse_bucket(text)] for text in config.buckets}
     return {
         "videos_used": len(good),
@@ -340,15 +336,15 @@ def _yield(
         **({"buckets": buckets} if buckets else {}),
         "clips_per_video": config.num_clips_per_video,
         "clips": round(len(good) * scale) * config.num_clips_per_video,
-        "clips_without_overlap": round(sum(_clips_that_fit(one, clip) for one in good) * scale),
+        "clips_without_overlap": round(sum(_clips_that_fit(one) for one in good) * scale),
         "estimated": len(facts) < len(folder.records),
     }
 
 
-def _clips_that_fit(facts: VideoFacts, clip: dict[str, Any]) -> int:
+def _clips_that_fit(facts: VideoFacts) -> int:
     """How many clips fit into a good video without overlap."""
     assert facts.info is not None
-    clip = _sized(clip, facts.size)
+    clip = facts.clip
     if clip["fps"] is not None:
         return max(1, int((facts.info.duration or 0) * clip["fps"] / clip["num_frames"]))
     return max(1, (facts.info.num_frames or 0) // (clip["num_frames"] * clip["frame_stride"]))
@@ -361,7 +357,7 @@ def _cache(config: InspectConfig, folder: ClipFolder, facts: Sequence[VideoFacts
     patch = settings.get("patch_size", config.model.patch_size)
     motion_channels = settings.get("motion_channels", config.model.motion_channels)
     usual = parse_bucket(config.buckets[0]) if config.buckets else (config.num_frames, config.height, config.width)
-    good = [one.size or usual for one in facts if one.status == "good"]
+    good = [one.size for one in facts if one.status == "good"]
     clips = round(len(good) * len(folder.records) / len(facts)) * config.num_clips_per_video
     videos = Counter(good) or Counter([usual])
     pair, latents = 0, 0  # numbers of all videos: content frame and motion latent, and latents of all frames
@@ -420,7 +416,7 @@ def _draw(report: dict[str, Any], folder: ClipFolder, facts: Sequence[VideoFacts
         "words per caption": [len(text.split()) for one in facts for text in folder.records[one.index].captions],
     }
     panels = [_histogram(name, numbers) for name, numbers in values.items() if numbers]
-    sheet = _sheet(folder, facts, report["recipe"]["clip"])
+    sheet = _sheet(folder, facts)
     top, rows = 40, -(-len(panels) // PANEL_COLUMNS)
     size = (max(PANEL_COLUMNS * PANEL[0], sheet.width), top + rows * PANEL[1] + sheet.height)
     picture = Image.new("RGB", size, "white")
@@ -432,7 +428,7 @@ def _draw(report: dict[str, Any], folder: ClipFolder, facts: Sequence[VideoFacts
     return picture
 
 
-def _sheet(folder: ClipFolder, facts: Sequence[VideoFacts], clip: dict[str, Any]) -> Image.Image:
+def _sheet(folder: ClipFolder, facts: Sequence[VideoFacts]) -> Image.Image:
     """Some of the good clips, with their captions."""
     good = [one for one in facts if one.status == "good"]
     picks = np.unique(np.linspace(0, len(good) - 1, min(SHEET_CLIPS, len(good))).round().astype(int))
@@ -440,7 +436,7 @@ def _sheet(folder: ClipFolder, facts: Sequence[VideoFacts], clip: dict[str, Any]
     for one in (good[k] for k in picks):
         record, names = folder.records[one.index], folder.class_names or ()
         try:
-            frames = read_clip(record.path, **_sized(clip, one.size)).frames
+            frames = read_clip(record.path, **one.clip).frames
         except (ValueError, OSError):  # only where nothing was decoded before: the report says so
             continue
         factor = min(1.0, THUMBNAIL[0] / frames.shape[2], THUMBNAIL[1] / frames.shape[1])
