@@ -38,20 +38,23 @@ def info(config: InfoConfig) -> None:
     Raises:
         ValueError: It is none of these, or damaged.
     """
-    from contentmotion.pipelines.folder import fetch  # with diffusers, of which `push` needs nothing
-
     path = Path(config.checkpoint)
-    folder = path if path.is_file() else fetch(config.checkpoint)
-    found = _describe_file(path) if path.is_file() else _describe(folder)
+    if path.is_file():
+        found = _describe_file(path)
+    else:
+        from contentmotion.pipelines.folder import fetch  # with diffusers, of which files and `push` need nothing
+
+        path = fetch(config.checkpoint)
+        found = _describe(path)
     if config.json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     elif path.is_file():
         print_table((), list(found.items()), title=str(path), text=(0, 1))
     elif "cache" in found:
-        print_table((), _cache_rows(folder, found), title=f"latent cache {folder}", text=(0, 1))
+        print_table((), _cache_rows(path, found), title=f"latent cache {path}", text=(0, 1))
     else:
         rows = [_part_row(name, part) for name, part in found["parts"].items()]
-        print_table(("part", "parameters", "settings"), rows, title=str(folder), text=(0, 2))
+        print_table(("part", "parameters", "settings"), rows, title=str(path), text=(0, 2))
         print(f"{found['parameters']:,} parameters in all")
         if "flow" in found:
             print(found["flow"])

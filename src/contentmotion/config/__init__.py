@@ -18,8 +18,17 @@ from contentmotion.config.blocks import (
     VideoSizes,
 )
 from contentmotion.config.common import SHIPPED_MODEL, SHIPPED_STUDENT, parse_bucket
-from contentmotion.config.conditions import CONDITION_NAMES, MAP_NAMES, ConditionConfig
-from contentmotion.config.data import CaptionConfig, ClipConfig, CutConfig, EncodeConfig, FolderConfig, InspectConfig
+from contentmotion.config.data import (
+    CONDITION_NAMES,
+    MAP_NAMES,
+    CaptionConfig,
+    ClipConfig,
+    ConditionConfig,
+    CutConfig,
+    EncodeConfig,
+    FolderConfig,
+    InspectConfig,
+)
 from contentmotion.config.distill import DistillConfig, MethodSettings
 from contentmotion.config.train import (
     ScoredTrainConfig,

@@ -37,8 +37,7 @@ from contentmotion.config.common import (
     require,
     require_named_model,
 )
-from contentmotion.config.conditions import ConditionName
-from contentmotion.config.data import ClipConfig, FolderConfig
+from contentmotion.config.data import ClipConfig, ConditionName, FolderConfig
 
 
 @dataclass(frozen=True, kw_only=True)

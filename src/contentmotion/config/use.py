@@ -25,8 +25,7 @@ from contentmotion.config.common import (
     require,
     require_interval,
 )
-from contentmotion.config.conditions import ConditionConfig
-from contentmotion.config.data import CaptionConfig
+from contentmotion.config.data import CaptionConfig, ConditionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
