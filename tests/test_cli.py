@@ -111,11 +111,11 @@ def test_settings_of_the_hub(tmp_path: Path) -> None:
 
 
 def test_numbers_are_checked_where_a_config_is_made() -> None:
-    with pytest.raises(ValueError, match="^model.depth must be from 1 to 1,000, got 0$"):
+    with pytest.raises(ValueError, match="^MotionSizes.depth must be from 1 to 1,000, got 0$"):
         MotionSizes(depth=0)
-    with pytest.raises(ValueError, match="^model.block_out_channels must be from 1 to 16,384, got -1$"):
+    with pytest.raises(ValueError, match="^ContentSizes.block_out_channels must be from 1 to 16,384, got -1$"):
         ContentSizes(block_out_channels=(8, -1))
-    with pytest.raises(ValueError, match="^fps must be above 0, at most 1,000, got nan$"):
+    with pytest.raises(ValueError, match="^GenerateConfig.fps must be above 0, at most 1,000, got nan$"):
         GenerateConfig(prompt=["a"], fps=math.nan)
     with pytest.raises(ValueError, match="^bucket 99999x16x16: 99,999 is not from 1 to 10,000$"):
         parse_bucket("99999x16x16")

@@ -34,8 +34,6 @@ class ImageVAESizes(Settings):
         num_layers: Residual blocks of the refining network.
     """
 
-    block = "model"
-
     latent_channels: Width = 12
     num_downsamples: Annotated[int, Range(1, 10)] = 2
     hidden_channels: Width = 96
@@ -50,8 +48,6 @@ class MotionLatentSizes(Settings):
         patch_size: Patch size of the autoencoder.
         motion_channels: Channels D of the motion latent.
     """
-
-    block = "model"
 
     patch_size: Width = 2
     motion_channels: Width = 8
@@ -108,8 +104,6 @@ class UNetSizes(Settings):
         vocab_size: Text encoder: size of the vocabulary, learned from the captions.
     """
 
-    block = "model"
-
     block_out_channels: tuple[Width, ...] = (96, 128, 128)
     layers_per_block: Depth = 1
     num_attention_heads: Depth = 4
@@ -159,8 +153,6 @@ class MotionSizes(Settings):
         learn_sigma: Learn the variance (DiT's hybrid loss; the paper's recipes do).
     """
 
-    block = "model"
-
     hidden_size: Width = 1152
     depth: Depth = 28
     num_heads: Depth = 16
@@ -196,8 +188,6 @@ class ScheduledEvaluation(Settings):
         num_inference_steps: Denoising steps; when not given 50, or 4 of a distilled model.
         i3d: I3D weights (see evaluate).
     """
-
-    block = "eval"
 
     steps: Every = 0
     data_dir: str | None = None
@@ -239,8 +229,6 @@ class PerceptualLoss(Settings):
         lpips: LPIPS weights (safetensors, AlexNet); else the environment variable CONTENTMOTION_LPIPS.
     """
 
-    block = "perceptual"
-
     weight: Weight = 0.0
     start_step: Every = 0
     frames: Frames = 2
@@ -256,8 +244,6 @@ class HubSettings(ModelWeights):
         push_to_hub: Upload the trained model to the hub at the end (see push).
         hub_model_id: Where to: owner/name.
     """
-
-    block = "hub"
 
     push_to_hub: bool = False
     hub_model_id: str | None = None
@@ -287,8 +273,6 @@ class ScaleSettings(Settings):
             than the processor can start; keeps the largest batch's activations, and gradients for each size of batch.
     """
 
-    block = "scale"
-
     use_8bit_adam: bool = False
     fsdp: bool = False
     torch_compile: bool = False
@@ -317,8 +301,6 @@ class LoraSettings(Settings):
         alpha: Scale of the adapters, over the rank; the rank when not given.
         target_modules: Ends of the names of the layers with an adapter; else the attention's and feed-forward ones.
     """
-
-    block = "lora"
 
     rank: Annotated[int, Range(0, 16_384)] = 0
     alpha: Positive | None = None

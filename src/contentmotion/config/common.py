@@ -118,15 +118,14 @@ class Settings:
         ValueError: A number out of its range.
     """
 
-    block: ClassVar[str] = ""  # name of the field that holds it, where it is a block
     takes_any_recipe: ClassVar[bool] = False  # whether settings of other commands are ignored in YAML files
 
     def __post_init__(self) -> None:
         for name, kind in field_types(type(self)).items():
             value = getattr(self, name)
             for number in value if isinstance(value, (list, tuple)) else (value,):
-                inside = kind.range is None or number is None or number in kind.range
-                require(inside, f"{self.block + '.' if self.block else ''}{name} must be {kind.range}, got {number}")
+                if kind.range is not None and number is not None and number not in kind.range:
+                    raise ValueError(f"{type(self).__name__}.{name} must be {kind.range}, got {number}")
 
 
 @dataclass(frozen=True, kw_only=True)

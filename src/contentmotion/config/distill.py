@@ -36,8 +36,6 @@ class MethodSettings(Settings):
         critic_gan_weight: How much it counts for the critic.
     """
 
-    block = "method"
-
     solver: Literal["ddim", "heun"] = "ddim"
     student_every: Batch = 5
     gan_weight: Weight = 0.0
