@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -118,13 +118,12 @@ def generate(config: GenerateConfig) -> None:
         task = progress.add_task("generating", total=sum(denoising_steps(pipe, config, sampling)) * len(mine))
         for k in mine:
             batch, first = conditions[k : k + config.batch_size], config.number + k
-            with ExitStack() as stack:
-                files = _Files(config, batch, first, _size(pipe, config)[0], frame_rate(pipe, config), stack)
+            with _open_files(config, batch, first, _size(pipe, config)[0], frame_rate(pipe, config)) as (add, shown):
                 sample(
                     pipe, config, batch, first, lambda: progress.advance(task), content_frames=False, follow=follow,
-                    start=start, on_frames=files.add,
+                    start=start, on_frames=add,
                 )  # fmt: skip
-            rows += enumerate(map(np.stack, files.rows), k)
+            rows += enumerate(map(np.stack, shown), k)
     rows = gather_object(rows)  # once all are done
     if not processes.is_main_process:
         return
@@ -198,29 +197,29 @@ def _shown(num_frames: int) -> list[int]:
     return np.linspace(0, num_frames - 1, min(SHEET_COLUMNS, num_frames)).round().astype(int).tolist()
 
 
-class _Files:
-    """The files of one batch of videos, which grow as frames are drawn, and what of them is on the sheet."""
-
-    def __init__(
-        self, config: GenerateConfig, batch: Sequence[str | int], first: int, num_frames: int, fps: float,
-        stack: ExitStack,
-    ) -> None:  # fmt: skip
-        self._writers: list[list[Callable[[np.ndarray], None]]] = []
-        self._shown = set(_shown(num_frames))
-        self.rows: list[list[np.ndarray]] = [[] for _ in batch]  # of each video the frames on the sheet, (H, W, 3)
-        self._count = 0
+@contextmanager
+def _open_files(
+    config: GenerateConfig, batch: Sequence[str | int], first: int, num_frames: int, fps: float
+) -> Iterator[tuple[Callable[[torch.Tensor], None], list[list[np.ndarray]]]]:
+    """Opens the files of a batch of videos. Gives a function that writes some frames more of all, (b, t, 3, H, W) in
+    [0, 1], and a list that gets, of each video, the frames (H, W, 3) that the sheet shows."""
+    shown, rows, count = set(_shown(num_frames)), [[] for _ in batch], 0
+    with ExitStack() as stack:
+        writers = []
         for number, condition in enumerate(batch, start=first):
             metadata, paths = provenance(config, condition, number), _paths(config, condition, number)
-            self._writers.append([stack.enter_context(writing_video(p, fps, metadata)) for p in paths])
+            writers.append([stack.enter_context(writing_video(path, fps, metadata)) for path in paths])
 
-    def add(self, frames: torch.Tensor) -> None:
-        """Writes some frames more of all videos, (b, t, 3, H, W) in [0, 1]."""
-        videos = to_bytes(frames)
-        for video, writers, row in zip(videos, self._writers, self.rows, strict=True):
-            for add in writers:
-                add(video)
-            row += [frame for number, frame in enumerate(video, start=self._count) if number in self._shown]
-        self._count += videos.shape[1]
+        def add(frames: torch.Tensor) -> None:
+            nonlocal count
+            videos = to_bytes(frames)
+            for video, own_writers, row in zip(videos, writers, rows, strict=True):
+                for write in own_writers:
+                    write(video)
+                row += [frame for number, frame in enumerate(video, start=count) if number in shown]
+            count += videos.shape[1]
+
+        yield add, rows
 
 
 def _say(line: str) -> None:
@@ -376,9 +375,10 @@ def _require_video_settings(config: SamplingConfig) -> None:
     of_motion = config.sampling().keys() - config.sampling(motion=False).keys()
     if any(getattr(config, setting) != getattr(SamplingConfig, setting) for setting in of_motion):
         raise ValueError(f"{name} is a video model: it has no motion model for motion_... settings to act on")
-    if isinstance(config, GenerateConfig) and config.starts_from:
-        raise ValueError(f"--{config.starts_from[0]}: {name} is a video model, without content frame and motion")
-    if isinstance(config, GenerateConfig) and config.class_labels is not None:
+    for setting in ("image", "video", "motion_from", "clip_frames", "loop", "prompts_at"):
+        if getattr(config, setting, None):
+            raise ValueError(f"--{setting}: {name} is a video model, without content frame and motion")
+    if getattr(config, "class_labels", None) is not None:
         raise ValueError(f"{name} is a video model: it takes prompts, not class_labels")
 
 

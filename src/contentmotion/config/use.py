@@ -140,12 +140,6 @@ class StartConfig(Settings):
         require(len(found) == len(self.prompts_at), "--prompts_at: a frame stands there twice")
         return found
 
-    @property
-    def starts_from(self) -> tuple[str, ...]:
-        """The settings that only models of content and motion have, of those that are given."""
-        names = ("image", "video", "motion_from", "clip_frames", "loop", "prompts_at")
-        return tuple(name for name in names if getattr(self, name))
-
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(SamplingConfig, StartConfig, ConditionConfig):
