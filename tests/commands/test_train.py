@@ -237,6 +237,7 @@ def test_cameras_names_are_no_captions_and_the_advice_works(
     assert main(words) == 0
     assert main([*words, "--num_frames", "5"]) == 1
     assert "clips that were cut otherwise (num_frames)" in capsys.readouterr().err
+    assert "num_frames: 4" in (tmp_path / "clips/config.yaml").read_text(), "the settings are those of what is there"
 
 
 def test_the_rate_leaves_videos_long_enough(make_frames: Callable[..., np.ndarray], tmp_path: Path) -> None:

@@ -42,12 +42,12 @@ def cut(config: CutConfig) -> None:
         OSError: No such folder, or the output folder is not writable.
     """
     folder, captions = open_captioned(config)
-    output = prepare_output_dir(config.output_dir, "cut", config)
     headers = [_look_at(record) for record in folder.records]
     fps = config.fps or _choose_rate([info for info in headers if isinstance(info, VideoInfo)], config.num_frames)
     size = {name: getattr(config, name) for name in ("num_frames", "height", "width", "resize_mode", "clips_per_video")}
     facts = size | {"fps": fps, "videos": [source_name(record.path) for record in folder.records]}
-    _require_same(output, facts)
+    _require_same(Path(config.output_dir), facts)
+    output = prepare_output_dir(config.output_dir, "cut", config)
     write_json(output / FACTS, facts)
     rows, skipped = [], []
     with progress_bar() as bar:
