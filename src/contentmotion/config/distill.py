@@ -114,7 +114,7 @@ class DistillConfig(ScoredTrainConfig):
         if self.objective != "consistency" and self.guidance_range is not None:
             raise ValueError(f"--guidance_range is for --objective consistency, not {self.objective}")
         if self.objective == "flow_map" and self.lora.rank and self.part != "motion":
-            raise ValueError("--lora.rank: --objective flow_map trains a UNet's new embedding, which no adapter holds")
+            raise ValueError("--objective flow_map trains a new embedding of a UNet, which no --lora.rank holds")
         if matches and self.max_train_steps < self.method.student_every:
             raise ValueError("--method.student_every is more than --max_train_steps: no step would be the student's")
         if matches and self.scale.cuda_graphs:
