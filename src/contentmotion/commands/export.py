@@ -31,10 +31,7 @@ def export(config: ExportConfig) -> None:
         raise ValueError(f"output folder {output_dir} is already in use: choose a new one")
     scores = read_scores(config.scores) if config.scores else None
     pipe = load_pipeline(
-        config.pretrained_model_name_or_path,
-        config.autoencoder,
-        config.motion_transformer,
-        dtype=DTYPES[config.dtype],
+        config.pretrained_model_name_or_path, config.autoencoder, config.motion_transformer, dtype=DTYPES[config.dtype]
     )
     if config.guidance_scale is not None:
         pipe.register_to_config(guidance_scale=config.guidance_scale)
