@@ -155,6 +155,16 @@ def test_cache_of_saved_models(tmp_path: Path, clip_folder: Path) -> None:
     assert report["cache"]["bytes"] == 2 * (3 * 16 * 16 + 5 * 8 * 8) * 4, "fp16, four clips"
 
 
+def test_what_is_no_vae_is_refused_before_videos_are_looked_at(
+    clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text('{"hidden_size": 2}')
+    monkeypatch.setattr(inspect_command, "look_at_all", None)
+    words = ["--vae", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    assert main(["inspect", str(clip_folder), *CLIP, *words]) == 1
+    assert f"{tmp_path} is no image VAE" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 @dataclass(frozen=True)
 class Crash(StoredVideo):
     """Takes the process down when it is read."""

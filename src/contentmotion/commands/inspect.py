@@ -80,6 +80,7 @@ def inspect(config: InspectConfig) -> None:
         OSError: No such folder, or the output folder is not writable.
     """
     folder = open_folder(config.train_data_dir, config)
+    latent_shape(config.vae)  # raises, while nothing has been done
     output = prepare_output_dir(config.output_dir, "inspect", config)
     tokenizer = _tokenizer_of(config.pretrained_model_name_or_path)
     num_all = len(folder.records)
