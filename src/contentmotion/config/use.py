@@ -122,7 +122,7 @@ class StartConfig(Settings):
         if self.strength is not None and not (self.image or self.video):
             raise ValueError("--strength is how much of a given picture is drawn anew: it needs --image or --video")
         if self.motion_strength is not None and not (self.motion_from or self.video):
-            raise ValueError("--motion_strength is how much of a motion is drawn anew: give --motion_from or --video")
+            raise ValueError("--motion_strength is how much of a motion is redrawn: it needs --motion_from or --video")
         if self.frame_stride not in (None, 1) and not (self.motion_from or self.video):
             raise ValueError("--frame_stride is of a given video: it needs --motion_from or --video")
         self.schedule  # noqa: B018  raises
@@ -217,7 +217,7 @@ class GenerateConfig(SamplingConfig, StartConfig, ConditionConfig):
                 raise ValueError(f"--{name} is the other end of --interpolate NUMBER")
         require(self.motion_to is None or bool(self.motion_from), "--motion_to goes with --motion_from: two motions")
         if self.interpolate is not None and (self.num_videos_per_prompt > 1 or self.prompts_at):
-            raise ValueError("--interpolate says how many videos: no --num_videos_per_prompt, no --prompts_at")
+            raise ValueError("--interpolate says how many videos: without --num_videos_per_prompt and --prompts_at")
 
 
 @dataclass(frozen=True, kw_only=True)
