@@ -15,7 +15,7 @@ from contentmotion.cli import main
 from contentmotion.commands.encode import encode
 from contentmotion.config import EncodeConfig
 from contentmotion.data.cache import LatentCache, Shard
-from contentmotion.data.samplers import BucketSampler
+from contentmotion.data.samplers import BucketSampler, make_sampler
 from contentmotion.data.streaming import open_source
 from contentmotion.video.write import write_video
 
@@ -55,7 +55,7 @@ def test_every_shard_holds_clips_of_one_bucket(config: EncodeConfig) -> None:
     assert cache.manifest["buckets"] == list(BUCKETS)
     assert cache.shapes("content") == [(3, 16, 16), (3, 16, 24)]
     assert list(cache.alike()) == [0, 1, 2, 3]
-    sampler = cache.sampler(3, seed=0, num_steps=20)
+    sampler = make_sampler(cache, 3, seed=0, num_steps=20)
     assert isinstance(sampler, BucketSampler)
     assert all(len({cache.bucket_of[index] for index, _ in batch}) == 1 for batch in sampler)
 

@@ -15,7 +15,7 @@ from contentmotion.data.buckets import choose_bucket
 from contentmotion.data.clips import ClipDataset, ClipShape, make_clip
 from contentmotion.data.formats import ClipFolder, read_clip_folder
 from contentmotion.data.records import ClipRecord
-from contentmotion.data.samplers import BucketSampler
+from contentmotion.data.samplers import BucketSampler, make_sampler
 from contentmotion.train.autoencoder import open_training_clips
 from contentmotion.video.reader import read_clip, read_video
 from contentmotion.video.resize import fit_frame
@@ -243,4 +243,4 @@ def test_bad_files_are_replaced_from_their_own_bucket(clip_folder: Path, tmp_pat
     )
     item = clips[(0, 1)]
     assert item["index"] == 3 and item["frames"].shape == (2, 3, 8, 16) and len(item["skipped"]) == 1
-    assert {len(batch) for batch in clips.sampler(3, seed=0, num_steps=5)} == {3}
+    assert {len(batch) for batch in make_sampler(clips, 3, seed=0, num_steps=5)} == {3}

@@ -33,7 +33,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from contentmotion.config import MAP_NAMES
-from contentmotion.data.samplers import BucketSampler, StepSampler, make_sampler
 from contentmotion.run_dir import is_main_process
 from contentmotion.saving import hash_weights, read_json
 
@@ -260,10 +259,6 @@ class LatentCache(Dataset):
         if not self._weighted:
             return None
         return [w for number in range(len(self.names)) for w in self._shard(number).rows("weight").tolist()]
-
-    def sampler(self, batch_size: int, seed: int, **steps: int) -> StepSampler | BucketSampler:
-        """The order in which training sees the items: batches of (index, seed), each of one size (`make_sampler`)."""
-        return make_sampler(len(self), self.bucket_of, self.weights, batch_size, seed, **steps)
 
     def alike(self) -> Sequence[int]:
         """The clips of the first one's size: those to be shown side by side."""

@@ -19,7 +19,6 @@ from contentmotion.data.formats import ClipFolder, open_folder
 from contentmotion.data.limits import require_few_bad
 from contentmotion.data.maps import read_map, with_maps
 from contentmotion.data.records import ClipRecord, Records
-from contentmotion.data.samplers import BucketSampler, StepSampler, make_sampler
 from contentmotion.run_dir import is_main_process
 from contentmotion.video.reader import Clip, probe_video, read_clip
 from contentmotion.video.resize import ResizeMode, crop_frames
@@ -202,10 +201,6 @@ class ClipDataset(Dataset):
     def __len__(self) -> int:
         """Number of videos listed, bad ones included."""
         return len(self.folder.records)
-
-    def sampler(self, batch_size: int, seed: int, **steps: int) -> StepSampler | BucketSampler:
-        """The order in which training sees the items: batches of (index, seed), each of one size (`make_sampler`)."""
-        return make_sampler(len(self), self.bucket_of, self.weights, batch_size, seed, **steps)
 
     def __getitem__(self, item: int | tuple[int, int | None]) -> dict[str, Any]:
         """One clip.

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from contentmotion.config import TrainConfig
 from contentmotion.data.cache import LatentCache
-from contentmotion.data.samplers import ShardSampler, StepSampler
+from contentmotion.data.samplers import ShardSampler, make_sampler
 from contentmotion.data.streaming import StreamingClips
 from contentmotion.draws import BatchGenerator
 from contentmotion.losses.player import Batch
@@ -121,18 +121,15 @@ def _order(dataset: Dataset, config: TrainConfig, process: PartialState, first: 
         stream = dataset.placed(seed=config.seed, batch_size=config.train_batch_size, first_batch=first, **place)
         return {"dataset": stream, "batch_size": config.train_batch_size}
     run = {"seed": config.seed, "start_step": first, "num_steps": stop}
-    weights, everyone = getattr(dataset, "weights", None), config.train_batch_size * process.num_processes
     if config.scale.shuffle_window is not None:
         if not hasattr(dataset, "shard_sizes"):
             raise ValueError("scale.shuffle_window is for caches and streams: these clips are not in shards")
         if getattr(dataset, "bucket_of", None) is not None:
             raise ValueError("scale.shuffle_window mixes clips of one size: this cache has several (buckets)")
-        sizes, window = dataset.shard_sizes, config.scale.shuffle_window
+        sizes, weights = dataset.shard_sizes, getattr(dataset, "weights", None)
+        window = config.scale.shuffle_window
         sampler = ShardSampler(sizes, config.train_batch_size, window=window, weights=weights, **run, **place)
         return {"dataset": dataset, "batch_sampler": sampler}
-    if hasattr(dataset, "sampler"):  # it has an order of its own: batches of one size each
-        batches = dataset.sampler(everyone, **run)
-    else:
-        batches = StepSampler(len(dataset), everyone, weights=weights, **run)  # type: ignore[arg-type]
+    batches = make_sampler(dataset, config.train_batch_size * process.num_processes, **run)
     mine = (batch[process.process_index :: process.num_processes] for batch in batches)
     return {"dataset": dataset, "batch_sampler": mine}
