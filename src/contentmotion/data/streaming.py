@@ -162,32 +162,19 @@ class StreamingClips(IterableDataset):
                 raise ValueError(f"none of {len(mine)} shards could be read; {broken[-1] if broken else mine[0]}")
 
 
-class StreamSource:
+class StreamSource(ClipSource):
     """A stream for ``encode``: each tar becomes one shard of the cache."""
 
     def __init__(self, config: EncodeConfig) -> None:
         self.config, self.shape = config, clip_shape(config)
         self.urls = expand_urls(str(config.train_data_dir))
         self.num_shards = len(self.urls)
-        self.left_out: Sequence[str] = ()
-
-    def bucket(self, shard: int) -> None:
-        return None
-
-    def num_batches(self, shards: Sequence[int]) -> None:
-        return None
 
     def batches(self, shards: Sequence[int], num_workers: int) -> Iterator[ClipBatch]:
         return iter(DataLoader(_Shards(self, shards), batch_size=None, num_workers=num_workers))
 
-    def has_more(self, shard: int, items: Sequence[int]) -> bool:
-        return False
-
     def describe(self) -> dict[str, Any]:
         return {"items": None, "data": [Path(url).name for url in self.urls], "class_names": None}
-
-    def account(self, skipped: Sequence[str]) -> None:
-        return None
 
     def read(self, shard: int) -> Iterator[ClipBatch]:
         """One tar's clips; nothing of a broken one is to be kept, so that another run can have all of it."""
