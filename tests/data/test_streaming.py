@@ -139,7 +139,7 @@ def test_processes_and_workers_share_an_epoch(shards: Path, workers: int) -> Non
     seen: Counter[int] = Counter()
     for rank in range(2):
         stream = StreamingClips(urls(shards), SHAPE, window=4, num_epochs=1)
-        stream = stream.placed(seed=3, process_index=rank, num_processes=2, batch_size=2, first_batch=0)
+        stream = replace(stream, seed=3, process_index=rank, num_processes=2, batch_size=2, first_batch=0)
         for batch in DataLoader(stream, batch_size=2, collate_fn=collate, num_workers=workers):
             seen.update(int(Path(path).stem) for path in batch["path"])
     assert seen == Counter(range(30))
@@ -149,7 +149,7 @@ def test_processes_and_workers_share_an_epoch(shards: Path, workers: int) -> Non
 def test_resume_in_the_middle_of_an_epoch(shards: Path, workers: int) -> None:
     def read(first: int, count: int) -> list[dict]:
         stream = StreamingClips(urls(shards), SHAPE, window=7)
-        stream = stream.placed(seed=1, process_index=0, num_processes=1, batch_size=3, first_batch=first)
+        stream = replace(stream, seed=1, process_index=0, num_processes=1, batch_size=3, first_batch=first)
         loader = DataLoader(stream, batch_size=3, collate_fn=collate, num_workers=workers)
         return [batch for batch, _ in zip(loader, range(count), strict=False)]
 
@@ -192,7 +192,7 @@ def test_broken_shards_and_bad_samples_are_skipped_and_named(broken: list[str]) 
 def test_too_few_shards_and_nothing_but_bad_samples(shards: Path, tmp_path: Path) -> None:
     stream = StreamingClips(urls(shards)[:2], SHAPE, window=1)
     with pytest.raises(ValueError, match="2 shards are too few for 3 processes"):
-        next(iter(stream.placed(seed=0, process_index=0, num_processes=3, batch_size=1, first_batch=0)))
+        next(iter(replace(stream, seed=0, process_index=0, num_processes=3, batch_size=1, first_batch=0)))
     with tarfile.open(tmp_path / "bad.tar", "w") as tar:
         add(tar, "a.mp4", b"not a video")
         add(tar, "b.txt", b"no video")

@@ -6,7 +6,6 @@ A sample is a video and, of the same name, perhaps a .txt (caption), a .json (ca
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import random
@@ -14,6 +13,7 @@ import re
 import selectors
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from subprocess import SubprocessError
@@ -55,16 +55,11 @@ def expand_urls(data: str) -> list[str]:
 
 
 def open_stream(config: ClipConfig, window: int | None) -> StreamingClips:
-    """The clips of the stream that ``config.train_data_dir`` names, for training.
-
-    Raises:
-        ValueError: The settings ask for what a stream cannot do.
-    """
-    if getattr(config, "buckets", ()):
-        raise ValueError("buckets need a list of the videos: a stream has none")
+    """The clips of the stream that ``config.train_data_dir`` names, for training."""
     return StreamingClips(expand_urls(str(config.train_data_dir)), clip_shape(config), window or DEFAULT_WINDOW)
 
 
+@dataclass(eq=False)
 class StreamingClips(IterableDataset):
     """An endless stream of clips, each shard read once per epoch by one worker of one process.
 
@@ -73,26 +68,25 @@ class StreamingClips(IterableDataset):
 
     A bad sample is replaced by the next good one and named in its "skipped"; so is a shard that breaks off.
 
-    Args:
+    Attributes:
         urls: The shards.
         shape: How clips are cut.
         window: Samples (videos as files) that are mixed with one another; held in memory by every worker.
         num_epochs: Stop after so many; None: never.
+        seed: Draws the order, and what chance decides about a clip.
+        process_index: The process that reads this, of `num_processes`.
+        first_batch: Begin with this batch, counted in batches of `batch_size`.
     """
 
-    def __init__(self, urls: Sequence[str], shape: ClipShape, window: int, num_epochs: int | None = None) -> None:
-        self.urls, self.shape, self.window, self.num_epochs = list(urls), shape, window, num_epochs
-        self.seed = self.process_index = self.first_batch = 0
-        self.num_processes = self.batch_size = 1
-
-    def placed(
-        self, *, seed: int, process_index: int, num_processes: int, batch_size: int, first_batch: int
-    ) -> StreamingClips:
-        """This stream for one process of several, at the place where its batch ``first_batch`` begins."""
-        placed = copy.copy(self)
-        placed.seed, placed.process_index, placed.num_processes = seed, process_index, num_processes
-        placed.batch_size, placed.first_batch = batch_size, first_batch
-        return placed
+    urls: Sequence[str]
+    shape: ClipShape
+    window: int
+    num_epochs: int | None = None
+    seed: int = 0
+    process_index: int = 0
+    num_processes: int = 1
+    batch_size: int = 1
+    first_batch: int = 0
 
     def peek(self, num_items: int) -> list[dict[str, Any]]:
         """The first good clips of the first shards, centred and not mixed.

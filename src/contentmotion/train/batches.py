@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -118,7 +119,7 @@ def _order(dataset: Dataset, config: TrainConfig, process: PartialState, first: 
     """Which items this process's micro-batches ``first``, ..., ``stop`` - 1 have, as arguments of a ``DataLoader``."""
     place = {"process_index": process.process_index, "num_processes": process.num_processes}
     if isinstance(dataset, StreamingClips):
-        stream = dataset.placed(seed=config.seed, batch_size=config.train_batch_size, first_batch=first, **place)
+        stream = replace(dataset, seed=config.seed, batch_size=config.train_batch_size, first_batch=first, **place)
         return {"dataset": stream, "batch_size": config.train_batch_size}
     run = {"seed": config.seed, "start_step": first, "num_steps": stop}
     if config.scale.shuffle_window is not None:
