@@ -55,13 +55,9 @@ class ClipShape:
     random_flip: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.num_frames, self.height, self.width, self.frame_stride) < 1:
-            raise ValueError(
-                f"num_frames, height, width and frame_stride must be positive, "
-                f"got {self.num_frames}, {self.height}, {self.width}, {self.frame_stride}"
-            )
-        if self.fps is not None and not 0 < self.fps < math.inf:
-            raise ValueError(f"fps must be positive, got {self.fps}")
+        smallest = min(self.num_frames, self.height, self.width, self.frame_stride)
+        if smallest < 1 or (self.fps is not None and not 0 < self.fps < math.inf):
+            raise ValueError(f"num_frames, height, width, frame_stride and fps must be positive, got {self}")
 
 
 def clip_shape(config: ClipConfig) -> ClipShape:
@@ -75,8 +71,8 @@ def make_clip(
     *,
     seed: int | None,
     index: int = 0,
-    position: float | None = None,
     source: VideoSource | None = None,
+    whole: Clip | None = None,
     maps: Sequence[str] = (),
 ) -> dict[str, Any]:
     """One training item: a clip cut from one video, with a caption of it.
@@ -86,11 +82,11 @@ def make_clip(
     Args:
         record: The video and its captions.
         shape: How the clip is cut.
-        seed: Draws the first frame, the caption, the crop and the flip. None: the centred clip (or the one at
-            `position`), first caption, centred crop, no flip.
+        seed: Draws the first frame, the caption, the crop and the flip. None: the centred clip, first caption, centred
+            crop, no flip.
         index: The item's number; drawn from together with the seed, and passed on.
-        position: Where the clip starts without a seed, from 0 (earliest) to 1 (latest); None: in the middle.
         source: What to read in place of `record.path`, such as the file's bytes.
+        whole: All frames of the video, where they are in memory: resized, and not cropped.
         maps: Names of the record's `conditions` ("depth", "sketch") to read, too, where it has them.
 
     Returns:
@@ -102,51 +98,43 @@ def make_clip(
         OSError: No such file, or not readable.
         VideoError: Damaged, too short, or beyond the reader's limits; one line that names the file.
     """
-    draw = _draw(record, shape, seed, index, position)
-    cut = {name: value for name, value in vars(shape).items() if name != "random_flip"}
-    clip = read_clip(record.path if source is None else source, position=draw.position, crop=draw.crop, **cut)
-    item = _item(record, clip.frames, draw, index) | {"fps": clip.fps}
-    for name, path in record.conditions:
-        if name in maps:
-            size = (shape.height, shape.width)
-            grey = read_map(path, name, Path(str(record.path)), clip.indices, *size, shape.resize_mode, draw.crop)
-            flipped = grey[:, :, ::-1] if draw.flip else grey
-            item[name] = torch.from_numpy(np.ascontiguousarray(flipped[:, None]))
-    return item
+    position, crop, caption, flip = None, (0.5, 0.5), 0, False
+    if seed is not None:
+        random = np.random.default_rng([seed, index])
+        numbers = random.random(4)
+        position, crop, flip = numbers[0], (numbers[1], numbers[2]), shape.random_flip and bool(numbers[3] < 0.5)
+        caption = int(random.integers(len(record.captions))) if record.captions else 0
+    if whole is None:
+        cut = {name: value for name, value in vars(shape).items() if name != "random_flip"}
+        clip = read_clip(record.path if source is None else source, position=position, crop=crop, **cut)
+        frames, fps, indices = clip.frames, clip.fps, clip.indices
+    else:
+        timeline = Timeline(len(whole.frames), whole.fps, whole.times)
+        indices, fps = choose_frames(timeline, shape.num_frames, shape.frame_stride, shape.fps, position)
+        frames = crop_frames(whole.frames[indices], shape.height, shape.width, crop)
 
-
-@dataclass(frozen=True)
-class _Draw:
-    """What chance decides about an item."""
-
-    position: float | None
-    caption: int
-    crop: tuple[float, float]
-    flip: bool
-
-
-def _draw(record: ClipRecord, shape: ClipShape, seed: int | None, index: int, position: float | None = None) -> _Draw:
-    if seed is None:
-        return _Draw(position, 0, (0.5, 0.5), False)
-    random = np.random.default_rng([seed, index])
-    numbers = random.random(4)
-    choice = int(random.integers(len(record.captions))) if record.captions else 0
-    return _Draw(numbers[0], choice, (numbers[1], numbers[2]), shape.random_flip and bool(numbers[3] < 0.5))
-
-
-def _item(record: ClipRecord, frames: np.ndarray, draw: _Draw, index: int) -> dict[str, Any]:
-    flipped = frames[:, :, ::-1] if draw.flip else frames
-    return {
+    def to_tensor(frames: np.ndarray) -> torch.Tensor:
         # In memory of its own: a cache must not change when the caller changes the clip.
-        "frames": torch.from_numpy(np.ascontiguousarray(flipped.transpose(0, 3, 1, 2))),
-        "caption": record.captions[draw.caption] if record.captions else "",
+        flipped = frames[:, :, ::-1] if flip else frames
+        return torch.from_numpy(np.ascontiguousarray(flipped.transpose(0, 3, 1, 2)))
+
+    item = {
+        "frames": to_tensor(frames),
+        "caption": record.captions[caption] if record.captions else "",
         "captions": record.captions,
         "label": -1 if record.label is None else record.label,
         "index": index,
         "path": source_name(record.path),
         "weight": record.weight,
         "skipped": [],
+        "fps": fps,
     }
+    for name, path in record.conditions:
+        if name in maps:
+            video = Path(str(record.path))
+            grey = read_map(path, name, video, indices, shape.height, shape.width, shape.resize_mode, crop)
+            item[name] = to_tensor(grey[..., None])
+    return item
 
 
 class ClipDataset(Dataset):
@@ -255,13 +243,7 @@ class ClipDataset(Dataset):
             raise ValueError("fits no bucket")
         shape = self.shapes[bucket]
         whole = self._whole(index, shape) if self.cache_in_memory else None
-        if whole is None:
-            return make_clip(record, shape, seed=seed, index=index, maps=self.maps)
-        draw = _draw(record, shape, seed, index)
-        timeline = Timeline(len(whole.frames), whole.fps, whole.times)
-        chosen, fps = choose_frames(timeline, shape.num_frames, shape.frame_stride, shape.fps, draw.position)
-        frames = crop_frames(whole.frames[chosen], shape.height, shape.width, draw.crop)
-        return _item(record, frames, draw, index) | {"fps": fps}
+        return make_clip(record, shape, seed=seed, index=index, whole=whole, maps=self.maps)
 
     def _whole(self, index: int, shape: ClipShape) -> Clip | None:
         """All frames of a video that is short enough to be decoded and kept."""
@@ -279,18 +261,12 @@ class ClipDataset(Dataset):
 
 
 def open_clips(
-    config: ClipConfig,
-    *,
-    num_frames: int | None = None,
-    cache_in_memory: bool = False,
-    maps: Sequence[str] = (),
-    depth_dir: str | None = None,
+    config: ClipConfig, *, cache_in_memory: bool = False, maps: Sequence[str] = (), depth_dir: str | None = None
 ) -> ClipDataset:
     """The clips that a command's settings name; what is wrong with the folder's list is printed, line by line.
 
     Args:
         config: Folder, split and sizes; its `buckets`, where it has some, make every video's header be read first.
-        num_frames: Frames per clip, when not the config's.
         cache_in_memory: See `ClipDataset`.
         maps: See `ClipDataset`.
         depth_dir: Folder of the videos' depth (see `with_maps`).
@@ -316,10 +292,9 @@ def open_clips(
         print(line, file=sys.stderr)
     if limit is not None:
         require_few_bad(len(folder.problems), total, limit, total)
-    shape = vars(clip_shape(config)) | {"num_frames": num_frames or config.num_frames}
     return ClipDataset(
         folder, buckets=buckets, bucket_of=bucket_of, left_out=problems, cache_in_memory=cache_in_memory, maps=maps,
-        **shape,
+        **vars(clip_shape(config)),
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -31,7 +32,7 @@ def train_vae(config: TrainVAEConfig) -> None:
     if config.height % stride or config.width % stride:
         raise ValueError(f"height and width must be multiples of {stride}, got {config.height}x{config.width}")
     run_dir = make_output_dir(config.output_dir)
-    frames = open_clips(config, num_frames=1, cache_in_memory=True)
+    frames = open_clips(replace(config, num_frames=1), cache_in_memory=True)
     torch.manual_seed(config.seed)
     vae = make_image_vae(config.model)
     images = [frames[k % len(frames), k]["frames"] for k in range(min(COMPONENT_IMAGES, 16 * len(frames)))]
