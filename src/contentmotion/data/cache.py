@@ -41,7 +41,6 @@ FORMAT = 2
 MAX_OPEN_SHARDS = 64
 LATENTS = ("content", "motion", "latents")
 TEXT = ("pooled", "tokens", "tokens_mask")
-MAPS = MAP_NAMES  # uint8, as they are
 TOLD_BYTES = 16 << 30  # of a cache whose check takes so long that it is told of
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -134,6 +133,7 @@ class LatentCache(Dataset):
     the next good one with clips of the same size and named in the items' "skipped".
 
     Attributes:
+        names: Its good shards' files; `shard_sizes` are their clips, `num_bytes` the bytes of all.
         bucket_of: Of a cache with ``--buckets`` the bucket of each clip, int (n,), a number in the manifest's list of
             them; None: all clips are of one size.
 
@@ -149,11 +149,16 @@ class LatentCache(Dataset):
     def __init__(self, cache_dir: str | Path, max_bad_fraction: float = 0.01, check: bool = False) -> None:
         self.cache_dir = Path(cache_dir)
         self.max_bad_fraction = max_bad_fraction
-        self.manifest = _read_manifest(self.cache_dir)
+        if not (self.cache_dir / MANIFEST).exists():
+            raise ValueError(f"no latent cache in {cache_dir}: run `contentmotion encode` first")
+        self.manifest = read_json(self.cache_dir / MANIFEST)
+        if self.manifest.get("format") != FORMAT:
+            raise ValueError(
+                f"the latent cache {cache_dir} was made by another version: encode again, into a new folder"
+            )
         if not (self.cache_dir / INDEX).exists():
             raise ValueError(f"the latent cache {cache_dir} is not finished: run the same `contentmotion encode` again")
         self._index = read_json(self.cache_dir / INDEX)
-        self._weighted: bool = self._index["weighted"]
         listed = [shard for shard in self._index["shards"] if shard["clips"]]
         self.num_listed = sum(shard["clips"] for shard in listed)
         self._lost: dict[str, int] = {}  # shard -> its clips
@@ -163,6 +168,7 @@ class LatentCache(Dataset):
                 self.problems.append(self._lose(shard["name"], shard["clips"], reason))
         kept = [shard for shard in listed if shard["name"] not in self._lost]
         self.names = [shard["name"] for shard in kept]
+        self.num_bytes: int = sum(shard["bytes"] for shard in kept)
         self.shard_sizes = np.array([shard["clips"] for shard in kept], dtype=np.int64)
         if not len(self.shard_sizes):
             raise ValueError(f"the latent cache {cache_dir} holds no clip")
@@ -256,7 +262,7 @@ class LatentCache(Dataset):
     @property
     def weights(self) -> list[float] | None:
         """How often training draws each clip, relative to the others (see ``StepSampler``); None: all alike."""
-        if not self._weighted:
+        if not self._index["weighted"]:
             return None
         return [w for number in range(len(self.names)) for w in self._shard(number).rows("weight").tolist()]
 
@@ -274,7 +280,8 @@ class LatentCache(Dataset):
     def captions(self) -> Iterator[tuple[str, ...]]:
         """Every clip's captions, in order."""
         for number in range(len(self.names)):
-            yield from (tuple(json.loads(line)["captions"]) for line in self._texts(number))
+            lines = bytes(self._shard(number).rows("texts").numpy()).splitlines()
+            yield from (tuple(json.loads(line)["captions"]) for line in lines)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -298,8 +305,11 @@ class LatentCache(Dataset):
             raise IndexError(f"index {index} of a cache of {len(self)} clips")
         number = int(np.searchsorted(self._ends, index, side="right"))
         row = index - int(self._ends[number] - self.shard_sizes[number])
-        skipped = []
-        for other in self._alike_from(number):
+        skipped: list[str] = []
+        for k in range(len(self.names)):  # this clip's shard first, then those after it, round
+            other = (number + k) % len(self.names)
+            if self._buckets[other] != self._buckets[number]:
+                continue  # a batch is of one size
             try:
                 read = self._read(other, row % int(self.shard_sizes[other]), seed)
                 return read | {"index": index, "skipped": skipped}
@@ -311,13 +321,6 @@ class LatentCache(Dataset):
             "is missing"
         )
 
-    def _alike_from(self, number: int) -> Iterator[int]:
-        """The shards with clips of the same size as this one's, which comes first, then those after it, round."""
-        for k in range(len(self.names)):
-            other = (number + k) % len(self.names)
-            if self._buckets[other] == self._buckets[number]:  # a batch is of one size
-                yield other
-
     def keep_on(self, device: torch.device) -> None:
         """From now on whole batches of (index, seed) are gathered on a device, as reading them gives them; all clips
         are of one size."""
@@ -325,7 +328,7 @@ class LatentCache(Dataset):
         for number in range(len(self.names)):
             shard = self._shard(number)
             for name in shard.shapes:
-                if name in (*LATENTS, *MAPS, "label") or (self._text_features and name in (*TEXT, "caption_ends")):
+                if name in (*LATENTS, *MAP_NAMES, "label") or (self._text_features and name in (*TEXT, "caption_ends")):
                     parts.setdefault(name, []).append(shard.rows(name))
         firsts = np.zeros(len(self), dtype=np.int64)  # of each clip's captions, among all features
         if "caption_ends" in parts:
@@ -347,11 +350,6 @@ class LatentCache(Dataset):
 
         self.__getitems__ = gather  # what torch's DataLoader asks for, where it is there
 
-    @property
-    def num_bytes(self) -> int:
-        """Its shards' size."""
-        return sum(shard["bytes"] for shard in self._index["shards"] if shard["name"] in self.names)
-
     def _read(self, number: int, row: int, seed: int | None) -> dict[str, Any]:
         shard = self._shard(number)
 
@@ -359,7 +357,7 @@ class LatentCache(Dataset):
             return shard.rows(name, place, place + 1)[0]
 
         read: dict[str, Any] = {name: at(name).float() for name in LATENTS if name in shard.shapes}
-        read |= {name: at(name) for name in MAPS if name in shard.shapes}
+        read |= {name: at(name) for name in MAP_NAMES if name in shard.shapes}
         start = int(at("text_ends", row - 1)) if row else 0
         text = json.loads(bytes(shard.rows("texts", start, int(at("text_ends"))).numpy()))
         captions = text["captions"]
@@ -380,9 +378,6 @@ class LatentCache(Dataset):
             self._open.popitem(last=False)
         return shard
 
-    def _texts(self, number: int) -> list[bytes]:
-        return bytes(self._shard(number).rows("texts").numpy()).splitlines()
-
     def _lose(self, name: str, clips: int, reason: str) -> str:
         """Takes note of a lost shard; returns a line about it.
 
@@ -401,16 +396,7 @@ class LatentCache(Dataset):
 
 
 def open_cache(cache_dir: str | Path, max_bad_fraction: float, check: bool = True) -> LatentCache:
-    """A cache for training; what is wrong with it is printed, line by line.
-
-    Args:
-        cache_dir: See ``LatentCache``.
-        max_bad_fraction: See ``LatentCache``.
-        check: Read all of it and compare hashes: once in a run.
-
-    Raises:
-        ValueError: No finished cache, or too much of it is lost.
-    """
+    """A ``LatentCache`` for training, compared with its hashes once in a run; what is wrong with it is printed."""
     cache = LatentCache(cache_dir, max_bad_fraction, check)
     for line in cache.problems if is_main_process() else ():
         print(f"skipped: {line}", file=sys.stderr)
@@ -432,17 +418,8 @@ def collate_latents(items: Sequence[dict[str, Any]] | dict[str, Any]) -> dict[st
     batch already as it is."""
     if isinstance(items, dict):
         return items
-    names = [name for name in (*LATENTS, *MAPS, *TEXT) if name in items[0]]
+    names = [name for name in (*LATENTS, *MAP_NAMES, *TEXT) if name in items[0]]
     stacked: dict[str, Tensor] = {name: torch.stack([item[name] for item in items]) for name in names}
     numbers = {name: torch.tensor([item[name] for item in items]) for name in ("label", "index")}
     skipped = [line for item in items for line in item["skipped"]]
     return {**stacked, **numbers, "caption": [item["caption"] for item in items], "skipped": skipped}
-
-
-def _read_manifest(cache_dir: Path) -> dict[str, Any]:
-    if not (cache_dir / MANIFEST).exists():
-        raise ValueError(f"no latent cache in {cache_dir}: run `contentmotion encode` first")
-    manifest = read_json(cache_dir / MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise ValueError(f"the latent cache {cache_dir} was made by another version: encode again, into a new folder")
-    return manifest
