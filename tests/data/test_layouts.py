@@ -364,7 +364,7 @@ def test_webdataset(tmp_path: Path, clip_folder: Path, videos: list[bytes]) -> N
         np.testing.assert_array_equal(found, read_clip(clip_folder / f"videos/{number}.mp4", num_frames=10).frames)
     starts = [
         "shard-000.tar/002: no video",
-        "shard-000.tar/003: its text cannot be read",
+        "shard-000.tar/003: not JSON",
         "shard-001.tar: ",
         "shard-002.tar: ",
     ]

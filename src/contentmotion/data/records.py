@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import overload
@@ -331,10 +331,10 @@ class Layout:
 
     def missing(self, place: Place) -> ValueError:
         """The error for a folder that is not laid out like this."""
-        return ValueError(f"{place.root}: no {self.name} data; expected {self.expects}")
+        return ValueError(f"{place.lists or place.root}: no {self.name} data; expected {self.expects}")
 
 
-def sorted_classes(labels: set[str]) -> tuple[str, ...]:
+def sorted_classes(labels: Collection[str]) -> tuple[str, ...]:
     """Class names in order; by value where all are whole numbers, so that label 10 comes after 9."""
     if all(label.isdecimal() for label in labels):
         return tuple(sorted(labels, key=int))

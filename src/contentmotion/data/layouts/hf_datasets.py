@@ -19,32 +19,30 @@ from contentmotion.data.records import ClipRecord, ConcatenatedRecords, Layout, 
 from contentmotion.saving import require_regular
 from contentmotion.video.sources import StoredVideo
 
-SAVED_FILES = ("dataset_dict.json", "dataset_info.json")
 VIDEO_COLUMNS = ("video", "videos", "mp4", "clip", "file")
-
-
-def is_saved_dataset(root: Path) -> bool:
-    """Whether a folder was made by `save_to_disk`."""
-    return (root / SAVED_FILES[0]).is_file() or all((root / n).is_file() for n in (SAVED_FILES[1], "state.json"))
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name may be a data set's on the hub ("owner/name")."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not name.endswith(".tar")
 
 
 def missing_library(name: str) -> str:
     """What a name needs, in brackets, where it may be a data set's on the hub and the library is not installed."""
-    if not is_hub_id(name) or find_spec("datasets") is not None:
+    if not _is_hub_id(name) or find_spec("datasets") is not None:
         return ""
     needs = "as the id of a Hugging Face data set it needs the library datasets"
     return f" ({needs}: pip install 'contentmotion[data]')"
 
 
-def _is_dataset(place: Place) -> bool:
-    if place.lists is not None or place.path.exists():
-        return place.lists is None and is_saved_dataset(place.path)
-    return is_hub_id(place.root) and find_spec("datasets") is not None
+def _is_hub_id(name: str) -> bool:
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not name.endswith(".tar")
+
+
+def _detect(place: Place) -> bool:
+    root = place.path
+    if place.lists is not None:
+        return False
+    if root.exists():
+        return (root / "dataset_dict.json").is_file() or all(
+            (root / name).is_file() for name in ("dataset_info.json", "state.json")
+        )
+    return _is_hub_id(place.root) and find_spec("datasets") is not None
 
 
 @dataclass(frozen=True)
@@ -77,26 +75,14 @@ class TableVideo(StoredVideo):
 
 
 class TableRecords(Records):
-    """The rows of a `datasets.Dataset`.
-
-    Args:
-        table: The data set.
-        name: Its name, for messages.
-        split: Its split, or None.
-        caption_column: See `Place`.
-        class_names: Names of the classes of all splits, in label order; None: no labels.
+    """The rows of a `datasets.Dataset`, whose labels are numbered by the classes of all splits.
 
     Raises:
         ValueError: No column holds videos, or none is called `caption_column`.
     """
 
     def __init__(
-        self,
-        table: Any,
-        name: str,
-        split: str | None,
-        caption_column: str | None = None,
-        class_names: Sequence[str] | None = None,
+        self, table: Any, name: str, split: str | None, caption_column: str | None, class_names: Sequence[str]
     ) -> None:
         import datasets
 
@@ -117,7 +103,7 @@ class TableRecords(Records):
         self.notes: list[str] = []
         if not self._texts.column_names:
             self.notes.append(f"no column with captions or labels (there are: {', '.join(features)})")
-        self._numbers = {text: number for number, text in enumerate(class_names or ())}
+        self._numbers = {text: number for number, text in enumerate(class_names)}
         self._label = features.get("label")
         self.split_names = [] if split is None else [split]
         self.split_codes = np.full(len(table), 0 if split else -1, dtype=np.int32)
@@ -176,11 +162,9 @@ def read_dataset(name: str, caption_column: str | None = None) -> Listing:
         tables = dict(loaded)
     # Captions that are called label are no classes.
     classes, notes = (None, []) if caption_column == "label" else _find_classes([*tables.values()])
-    parts = [TableRecords(table, name, split, caption_column, classes) for split, table in tables.items()]
+    parts = [TableRecords(table, name, split, caption_column, classes or ()) for split, table in tables.items()]
     records = parts[0] if len(parts) == 1 else ConcatenatedRecords(parts)
     return Listing(records, classes, notes=parts[0].notes + notes, check_files=False)
 
 
-DATASETS = Layout(
-    "datasets", _is_dataset, lambda place: read_dataset(place.root, place.caption_column), has_columns=True
-)
+DATASETS = Layout("datasets", _detect, lambda place: read_dataset(place.root, place.caption_column), has_columns=True)

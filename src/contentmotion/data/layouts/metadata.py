@@ -11,7 +11,6 @@ import json
 import math
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +31,10 @@ def _metadata_file(place: Place) -> Path | None:
 
 
 def _read(place: Place) -> Listing:
-    metadata = place.lists or _metadata_file(place)
+    root, metadata = place.folder, place.lists or _metadata_file(place)
     if metadata is None:
-        raise VIDEOFOLDER.missing(Place(str(place.folder)))
-    return read_metadata(place.folder, metadata, place.caption_column)
+        raise VIDEOFOLDER.missing(place)
+    return read_metadata(root, metadata, place.caption_column)
 
 
 VIDEOFOLDER = Layout(
@@ -43,23 +42,8 @@ VIDEOFOLDER = Layout(
 )
 
 
-@dataclass(frozen=True)
-class _Row:
-    file: str
-    captions: tuple[str, ...]
-    label: str | None = None
-    split: str | None = None
-    weight: float = 1.0
-    conditions: dict[str, str] = field(default_factory=dict)
-
-
 def read_metadata(root: Path, metadata: Path, caption_column: str | None = None) -> Listing:
     """The rows of a metadata file. Labels are numbered over all rows, so every split has the same classes.
-
-    Args:
-        root: Folder of the videos.
-        metadata: The file.
-        caption_column: See `Place`.
 
     Raises:
         ValueError: Not readable as what its suffix says, or without rows.
@@ -73,17 +57,17 @@ def read_metadata(root: Path, metadata: Path, caption_column: str | None = None)
             if isinstance(row, str):
                 problems.append(f"line {line}: {row}")
                 continue
-            # Numbered as they come; put in order below, when all classes are known.
-            label = None if row.label is None else codes.setdefault(row.label, len(codes))
-            records.append(row.file, row.captions, label, row.split, row.weight, row.conditions)
+            if row["label"] is not None:  # numbered as they come; put in order below, when all classes are known
+                row["label"] = codes.setdefault(row["label"], len(codes))
+            records.append(**row)
             lines.append(line)
     except UnicodeDecodeError as error:
         raise ValueError(f"{metadata}: not UTF-8 text (byte {error.start})") from None
     if not len(records) and not problems:
         raise ValueError(f"{metadata}: no rows")
-    class_names = sorted_classes(set(codes)) if codes else None
-    records.renumber_labels([(class_names or ()).index(name) for name in codes])
-    return Listing(records, class_names, problems, lines=lines, source=metadata)
+    class_names = sorted_classes(codes)
+    records.renumber_labels([class_names.index(name) for name in codes])
+    return Listing(records, class_names or None, problems, lines=lines, source=metadata)
 
 
 def _parse_csv(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
@@ -144,8 +128,8 @@ def _parse_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
         raise ValueError(f"{path}: not readable as parquet ({' '.join(str(error).split())})") from None
 
 
-def _make_row(cells: dict[str, Any], caption_column: str | None) -> _Row | str:
-    """A row of any format, or the reason why it is none."""
+def _make_row(cells: dict[str, Any], caption_column: str | None) -> dict[str, Any] | str:
+    """A row of any format, as `ColumnRecords.append` takes it but for the label, or the reason why it is none."""
     file = cells.get("file") or cells.get("file_name")
     if not isinstance(file, str) or not file:
         return "no file or file_name"
@@ -173,7 +157,9 @@ def _make_row(cells: dict[str, Any], caption_column: str | None) -> _Row | str:
         for name, value in cells.items()
         if name.endswith("_file_name") and value
     }
-    return _Row(file, captions, label, split, weight, conditions)
+    return {
+        "file": file, "captions": captions, "label": label, "split": split, "weight": weight, "conditions": conditions,
+    }  # fmt: skip
 
 
 def find_captions(cells: dict[str, Any], column: str | None = None) -> tuple[str, ...] | None:

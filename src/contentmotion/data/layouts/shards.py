@@ -22,11 +22,7 @@ MAX_TEXT = 1 << 20  # bytes of a text that is read
 
 
 class ShardRecords(ColumnRecords):
-    """Videos inside tar files.
-
-    Args:
-        root: Folder of the shards.
-    """
+    """Videos inside tar files."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -70,28 +66,33 @@ def split_name(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", kind.lower()
 
 
-def read_shards(root: Path, tars: list[Path], caption_column: str | None = None) -> Listing:
-    """The videos of tar files; see `Place` for `caption_column`. Shards that are missing, cut short or packed are
-    problems."""
-    records = ShardRecords(root)
+def _read(place: Place) -> Listing:
+    """The videos of tar files. Shards that are missing, cut short or packed are problems."""
+    if not place.path.is_dir() and place.root.endswith(".tar"):
+        root, tars = place.path.parent, expand_shards(place.root)
+    else:
+        root, tars = place.path, files_like(place.folder, "*.tar")
+    if not tars:
+        raise WEBDATASET.missing(place)
+    records, codes = ShardRecords(root), {}
     problems: list[str] = []
     notes: list[str] = []
-    codes: dict[str, int] = {}
     for tar in tars:
         try:
             require_regular(tar)
-            for name, members in _samples(tar, problems):
-                record = _read_sample(name, members, notes, caption_column)
-                if isinstance(record, str):
-                    problems.append(f"{tar}/{record}")
+            for key, sample in _samples(tar, problems):
+                try:
+                    video, captions, label = _read_sample(key, sample, notes, place.caption_column)
+                except ValueError as error:
+                    problems.append(f"{tar}/{key}: {error}")
                     continue
-                member, captions, label = record
-                records.append_member(member, captions, None if label is None else codes.setdefault(label, len(codes)))
+                number = None if label is None else codes.setdefault(label, len(codes))
+                records.append_member(video, captions, number)
         except OSError as error:
             problems.append(f"{tar}: {error.strerror or error}")
-    class_names = sorted_classes(set(codes)) if codes else None
-    records.renumber_labels([(class_names or ()).index(name) for name in codes])
-    return Listing(records, class_names, problems, notes, check_files=False)
+    class_names = sorted_classes(codes)
+    records.renumber_labels([class_names.index(name) for name in codes])
+    return Listing(records, class_names or None, problems, notes, check_files=False)
 
 
 def _samples(tar: Path, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -130,45 +131,37 @@ def _ends_with_zeros(tar: Path) -> bool:
 
 def _read_sample(
     key: str, sample: dict[str, Any], notes: list[str], caption_column: str | None
-) -> tuple[TarMember, tuple[str, ...], str | None] | str:
-    """Video, captions and class of a sample; or what is wrong with it."""
+) -> tuple[TarMember, tuple[str, ...], str | None]:
+    """Video, captions and class of a sample.
+
+    Raises:
+        ValueError: What is wrong with it.
+    """
     videos = [place for kind, place in sample.items() if f".{kind.rpartition('.')[2]}" in VIDEO_SUFFIXES]
     if len(videos) != 1:
-        return f"{key}: {'two videos' if videos else 'no video'} with this key"
+        raise ValueError(f"{'two videos' if videos else 'no video'} with this key")
     captions: tuple[str, ...] = ()
     label: str | None = None
-    try:
-        if "txt" in sample:
-            captions = tuple(line.strip() for line in sample["txt"].decode().splitlines() if line.strip())
-        if "json" in sample:
-            cells = parse_json(sample["json"])
-            found = find_captions(cells, caption_column) if isinstance(cells, dict) else None
-            if caption_column is not None and isinstance(cells, dict) and caption_column not in cells:
-                return f"{key}: no {caption_column} in its json (there are: {', '.join(cells)})"
-            if found is None:
-                return f"{key}: its json holds no captions that are texts"
-            captions = captions or found
-            if not captions and "label" not in cells and not notes:  # of the first such one
-                notes.append(f"{key}: no caption in its json (there are: {', '.join(cells)})")
-            label = None if cells.get("label") is None else str(cells["label"])
-        if "cls" in sample:
-            label = sample["cls"].decode().strip()
-    except ValueError as error:
-        return f"{key}: its text cannot be read ({error})"
+    if "txt" in sample:
+        captions = tuple(line.strip() for line in sample["txt"].decode().splitlines() if line.strip())
+    if "json" in sample:
+        cells = parse_json(sample["json"])
+        found = find_captions(cells, caption_column) if isinstance(cells, dict) else None
+        if caption_column is not None and isinstance(cells, dict) and caption_column not in cells:
+            raise ValueError(f"no {caption_column} in its json (there are: {', '.join(cells)})")
+        if found is None:
+            raise ValueError("its json holds no captions that are texts")
+        captions = captions or found
+        if not captions and "label" not in cells and not notes:  # of the first such one
+            notes.append(f"{key}: no caption in its json (there are: {', '.join(cells)})")
+        label = None if cells.get("label") is None else str(cells["label"])
+    if "cls" in sample:
+        label = sample["cls"].decode().strip()
     return videos[0], captions, label
 
 
 def _detect(place: Place) -> bool:
     return place.lists is None and (place.root.endswith(".tar") or bool(files_like(place.path, "*.tar")))
-
-
-def _read(place: Place) -> Listing:
-    if not place.path.is_dir() and place.root.endswith(".tar"):
-        return read_shards(place.path.parent, expand_shards(place.root), place.caption_column)
-    tars = files_like(place.folder, "*.tar")
-    if not tars:
-        raise WEBDATASET.missing(place)
-    return read_shards(place.path, tars, place.caption_column)
 
 
 WEBDATASET = Layout("webdataset", _detect, _read, "*.tar", has_columns=True)

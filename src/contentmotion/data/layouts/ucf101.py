@@ -13,26 +13,19 @@ VIDEO_FOLDERS = ("", "UCF-101", "videos")
 PREFIXES = ("", "ucf101_")  # of the lists' file names
 
 
-def find_lists(root: Path) -> Path | None:
+def _find_lists(place: Place) -> Path | None:
     """The folder with UCF-101's lists; None where there is none."""
-    for folder in (root / name for name in LIST_FOLDERS):
+    for folder in ((place.lists or place.path) / name for name in LIST_FOLDERS):
         if any((folder / f"{prefix}classInd.txt").is_file() for prefix in PREFIXES):
             return folder
     return None
 
 
-def read_ucf101(root: Path, lists: Path, number: int) -> Listing:
-    """The videos of an official split, train and test, labelled by the class index (from 0).
-
-    Args:
-        root: Folder of the class folders, or one that has them in `UCF-101`.
-        lists: Folder of the lists.
-        number: Which of the official splits: 1, 2 or 3.
-
-    Raises:
-        ValueError: A list is not as it should be.
-        OSError: A list is missing.
-    """
+def _read(place: Place) -> Listing:
+    """The videos of an official split, train and test, labelled by the class index (from 0)."""
+    root, lists = place.folder, _find_lists(place)
+    if lists is None:
+        raise UCF101.missing(place)
     pairs = [line.split() for line in _lines(lists, "classInd.txt")]
     if any(len(pair) != 2 for pair in pairs) or [pair[0] for pair in pairs] != [str(k + 1) for k in range(len(pairs))]:
         raise ValueError(f"{lists}: classInd.txt must number the classes from 1, one `number name` a line")
@@ -41,7 +34,7 @@ def read_ucf101(root: Path, lists: Path, number: int) -> Listing:
     folder = next((name for name in VIDEO_FOLDERS if (root / name / class_names[0]).is_dir()), "")
     records, problems = ColumnRecords(root / folder), []
     for split in ("train", "test"):
-        name = f"{split}list{number:02d}.txt"
+        name = f"{split}list{place.split_number:02d}.txt"
         for line in _lines(lists, name):
             file = line.rpartition(" ")[0] if split == "train" else line  # the train lists end in the class number
             class_name = file.partition("/")[0]
@@ -58,16 +51,9 @@ def _lines(folder: Path, name: str) -> list[str]:
     return [line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
 
 
-def _read(place: Place) -> Listing:
-    lists = find_lists(place.lists or place.folder)
-    if lists is None:
-        raise UCF101.missing(place)
-    return read_ucf101(place.folder, lists, place.split_number)
-
-
 UCF101 = Layout(
     "ucf101",
-    lambda place: find_lists(place.lists or place.path) is not None,
+    lambda place: _find_lists(place) is not None,
     _read,
     "classInd.txt, trainlist01.txt, ... (also in ucfTrainTestlist)",
 )

@@ -16,19 +16,8 @@ VIDEO_FOLDERS = ("videos", "data/videos", "")
 MAX_NAMED = 1000  # bad rows
 
 
-def find_webvid(root: Path) -> list[Path]:
-    """WebVid's CSV files in a folder."""
-    return [path for path in files_like(root, "*.csv") if set(csv_columns(path)) >= COLUMNS]
-
-
 class WebVidRecords(Records):
-    """The rows of one CSV file.
-
-    Args:
-        root: Folder of the data set.
-        rows: The CSV file.
-        split: The split that all of them belong to, or None.
-    """
+    """The rows of one CSV file, all of one split."""
 
     def __init__(self, root: Path, rows: CsvIndex, split: str | None) -> None:
         self._rows = rows
@@ -47,17 +36,20 @@ class WebVidRecords(Records):
         return ClipRecord(path, (caption,) if caption else (), None, self._split)
 
 
-def read_webvid(root: Path, files: list[Path]) -> Listing:
-    """The rows of WebVid's CSV files; a file called `..._train.csv` or `..._val.csv` is that split.
+def _find(place: Place) -> list[Path]:
+    """WebVid's CSV files: the one that the settings name, or those in the folder."""
+    files = [place.lists] if place.lists else files_like(place.path, "*.csv")
+    return [path for path in files if set(csv_columns(path)) >= COLUMNS]
 
-    Raises:
-        ValueError: A file has other columns, or no rows.
-    """
+
+def _read(place: Place) -> Listing:
+    """The rows of WebVid's CSV files; a file called `..._train.csv` or `..._val.csv` is that split."""
+    root, files = place.folder, _find(place)
+    if not files:
+        raise WEBVID.missing(place)
     parts, problems = [], []
     for file in files:
         rows = CsvIndex(file)
-        if not set(rows.columns) >= COLUMNS:
-            raise ValueError(f"{file}: WebVid's CSV has the columns videoid, page_dir and name")
         name = file.stem.rpartition("_")[2]
         parts.append(WebVidRecords(root, rows, name if name in ("train", "val", "test") else None))
         problems += [
@@ -72,17 +64,6 @@ def read_webvid(root: Path, files: list[Path]) -> Listing:
     return Listing(records, None, problems, source=files[0])
 
 
-def _detect(place: Place) -> bool:
-    if place.lists is None:
-        return bool(find_webvid(place.path))
-    return place.lists.suffix == ".csv" and set(csv_columns(place.lists)) >= COLUMNS
-
-
-def _read(place: Place) -> Listing:
-    files = [place.lists] if place.lists else find_webvid(place.folder)
-    if not files:
-        raise WEBVID.missing(place)
-    return read_webvid(place.folder, files)
-
-
-WEBVID = Layout("webvid", _detect, _read, "a CSV file with the columns videoid, page_dir and name")
+WEBVID = Layout(
+    "webvid", lambda place: bool(_find(place)), _read, "a CSV file with the columns videoid, page_dir and name"
+)
