@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from contentmotion.config import CaptionConfig, FolderConfig
-from contentmotion.config.common import printable
 from contentmotion.data.layouts import folders, hf_datasets, metadata, msrvtt, shards, ucf101, webvid
 from contentmotion.data.prompts import read_class_prompts
 from contentmotion.data.records import (
@@ -31,7 +30,7 @@ from contentmotion.data.records import (
     sorted_classes,
 )
 from contentmotion.saving import require_regular
-from contentmotion.video.sources import StoredVideo
+from contentmotion.video.sources import StoredVideo, source_name
 
 LAYOUTS: dict[str, Layout] = {
     row.name: row
@@ -142,13 +141,9 @@ def read_clip_folder(
         raise ValueError(f"{where}: no usable video" + (f"; {problems[0]} ({len(problems)} problems)" * bool(problems)))
     if class_prompts is not None:
         records = _with_prompts(records, listing.class_names, Path(class_prompts))
-    lines_about = [[_one_line(text) for text in texts] for texts in (problems, listing.notes)]
-    return ClipFolder(place.path, records, listing.class_names, lines_about[0], row.name, lines_about[1], others)
-
-
-def _one_line(text: str) -> str:
-    """What is said about files, whose names may hold anything."""
-    return printable(text).replace("\n", "\\x0a")
+    # Names of files may hold anything: what is no character to print is spelt out.
+    problems, notes = [source_name(line) for line in problems], [source_name(note) for note in listing.notes]
+    return ClipFolder(place.path, records, listing.class_names, problems, row.name, notes, others)
 
 
 def find_layout(place: Place) -> Layout:

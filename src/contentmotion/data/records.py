@@ -100,17 +100,9 @@ class _Selection(Records):
     def weights(self) -> np.ndarray | None:
         return None if self._base.weights is None else self._base.weights[self._indices]
 
-    def select(self, indices: np.ndarray) -> Records:
-        return _Selection(self._base, self._indices[indices])
-
 
 class MappedRecords(Records):
-    """Records that are changed when they are asked for.
-
-    Args:
-        base: The records.
-        change: What becomes of one; must survive pickling, for worker processes.
-    """
+    """Records that are changed when they are asked for, by a function that survives pickling (for worker processes)."""
 
     def __init__(self, base: Sequence[ClipRecord], change: Callable[[ClipRecord], ClipRecord]) -> None:
         self._base, self._change = base, change
@@ -131,11 +123,7 @@ class MappedRecords(Records):
 
 
 class ConcatenatedRecords(Records):
-    """Several lists one after another.
-
-    Args:
-        parts: The lists.
-    """
+    """Several lists one after another."""
 
     def __init__(self, parts: Sequence[Records]) -> None:
         self._parts = list(parts)
@@ -179,11 +167,7 @@ class Texts(Sequence[str]):
 
 
 class ColumnRecords(Records):
-    """A list of records in columns, filled row by row.
-
-    Args:
-        root: What the rows' file names are relative to.
-    """
+    """A list of records in columns, filled row by row; file names are relative to a root folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -202,7 +186,7 @@ class ColumnRecords(Records):
         weight: float = 1.0,
         conditions: dict[str, str] | None = None,
     ) -> None:
-        """Adds a row; see `ClipRecord`. File names are relative to the root."""
+        """Adds a row; see `ClipRecord`."""
         self._files.append(file)
         for caption in captions:
             self._captions.append(caption)

@@ -137,5 +137,5 @@ def _read_classes(place: Place) -> Listing:
     return Listing(records, tuple(class_names) or None, check_files=False)
 
 
-SIDECAR = Layout("sidecar", _is_sidecar, _read_sidecar, "videos")
-CLASSES = Layout("classes", _is_classes, _read_classes, "sub-folders of videos")
+SIDECAR = Layout("sidecar", _is_sidecar, _read_sidecar)
+CLASSES = Layout("classes", _is_classes, _read_classes)

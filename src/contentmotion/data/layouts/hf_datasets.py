@@ -64,14 +64,14 @@ class TableVideo(StoredVideo):
 
     def read_bytes(self) -> bytes:
         (value,) = self.table[self.row].values()
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
         if isinstance(value, bytes):
             return value
-        file, content = (value, None) if isinstance(value, str) else (value.get("path"), value.get("bytes"))
-        if content is None and not file:
+        if not isinstance(value, str) or not value:
             raise OSError(f"{self}: holds neither bytes nor a path")
-        if content is None:
-            require_regular(file)
-        return Path(file).read_bytes() if content is None else content
+        require_regular(value)
+        return Path(value).read_bytes()
 
 
 class TableRecords(Records):
@@ -125,7 +125,7 @@ def _class_of(feature: Any, value: Any) -> str | None:
     return feature.int2str(value) if hasattr(feature, "int2str") else str(value)
 
 
-def _find_classes(tables: Sequence[Any]) -> tuple[tuple[str, ...] | None, list[str]]:
+def _find_classes(tables: Sequence[Any]) -> tuple[tuple[str, ...], list[str]]:
     """The classes of all tables in label order, and a note where their labels cannot be read as such."""
     import datasets
 
@@ -134,9 +134,9 @@ def _find_classes(tables: Sequence[Any]) -> tuple[tuple[str, ...] | None, list[s
     if len(orders) == 1 and all(isinstance(feature, datasets.ClassLabel) for _, feature in labels):
         return orders.pop(), []
     if not all(isinstance(feature, datasets.ClassLabel | datasets.Value) for _, feature in labels):
-        return None, [f"the column label is no class: it holds {labels[0][1]}"]
+        return (), [f"the column label is no class: it holds {labels[0][1]}"]
     found = {_class_of(feature, value) for table, feature in labels for value in table.unique("label")} - {None}
-    return sorted_classes(found) or None, []  # type: ignore[arg-type]
+    return sorted_classes(found), []  # type: ignore[arg-type]
 
 
 def read_dataset(name: str, caption_column: str | None = None) -> Listing:
@@ -161,10 +161,10 @@ def read_dataset(name: str, caption_column: str | None = None) -> Listing:
     else:
         tables = dict(loaded)
     # Captions that are called label are no classes.
-    classes, notes = (None, []) if caption_column == "label" else _find_classes([*tables.values()])
-    parts = [TableRecords(table, name, split, caption_column, classes or ()) for split, table in tables.items()]
+    classes, notes = ((), []) if caption_column == "label" else _find_classes([*tables.values()])
+    parts = [TableRecords(table, name, split, caption_column, classes) for split, table in tables.items()]
     records = parts[0] if len(parts) == 1 else ConcatenatedRecords(parts)
-    return Listing(records, classes, notes=parts[0].notes + notes, check_files=False)
+    return Listing(records, classes or None, notes=parts[0].notes + notes, check_files=False)
 
 
 DATASETS = Layout("datasets", _detect, lambda place: read_dataset(place.root, place.caption_column), has_columns=True)
