@@ -25,15 +25,7 @@ MAX_ENLARGEMENT = 4  # a file with sides shorter than this part of the clip's sh
 
 
 def require_conditions(names: Sequence[str], fields: Sequence[str]) -> None:
-    """Checks that a cache has what conditions are made of.
-
-    Args:
-        names: Conditions.
-        fields: Names of what the cache's items hold.
-
-    Raises:
-        ValueError: An unknown condition, or one that the cache has not; one line that names it.
-    """
+    """Raises `ValueError` where a condition is unknown, or a cache whose items hold these fields is without it."""
     for name in names:
         if name not in CONDITION_NAMES:
             raise ValueError(f"unknown condition {name!r}: choose from {', '.join(CONDITION_NAMES)}")
@@ -95,14 +87,11 @@ def training_conditions(
 
 
 def known_latents(latents: Tensor, mask: Tensor) -> Tensor:
-    """The condition "mask": the mask, and the latents where it is 0.
+    """The condition "mask" (b, t, 1 + c, h, w): the mask, and the latents where it is 0.
 
     Args:
         latents: Scaled latents (b, t, c, h, w).
         mask: (b, t, 1, h, w): 1 is to be made, 0 is known.
-
-    Returns:
-        (b, t, 1 + c, h, w).
     """
     return torch.cat([mask.to(latents), latents * (1 - mask.to(latents))], dim=2)
 
@@ -138,15 +127,9 @@ def random_tubes(batch_size: int, num_frames: int, height: int, width: int, gene
     * a quarter all but such a rectangle: outpainting;
     * a quarter whole frames from some frame on, or up to one: prediction in time (of a single frame, all of it).
 
-    Args:
-        batch_size: Masks b.
-        num_frames: Frames t.
-        height: Latent rows h.
-        width: Latent columns w.
-        generator: Draws; the masks are on its device.
-
     Returns:
-        float32 (b, t, 1, h, w): 1 is to be made, 0 is known. Every mask has something to be made.
+        float32 (batch_size, num_frames, 1, height, width), in latents, on the generator's device: 1 is to be made, 0 is
+        known. Every mask has something to be made.
     """
     lots = rand((batch_size, 8), generator)
     kind = lots[:, 0]
@@ -174,23 +157,6 @@ def _between(side: int, num_frames: int, lots: Tensor) -> Tensor:
     return (places >= first) & (places < first + length[..., None])
 
 
-def require_known(names: Sequence[str], known: Sequence[str] | None) -> None:
-    """Checks that a model was trained with these conditions.
-
-    Args:
-        names: Conditions asked for.
-        known: Those of the model; None or empty: it takes none at all.
-
-    Raises:
-        ValueError: It was not.
-    """
-    for name in names:
-        if not known:
-            raise ValueError(f"--{name}: this model was trained without conditions")
-        if name not in known:
-            raise ValueError(f"--{name}: this model was not trained with it, only with {', '.join(known)}")
-
-
 def read_conditions(
     config: ConditionConfig,
     *,
@@ -212,8 +178,8 @@ def read_conditions(
     Args:
         config: Names the files.
         num_frames: Frames t of the clip.
-        height: Pixels of the clip.
-        width: Pixels of the clip.
+        height: Pixels.
+        width: Pixels.
         encode: Frames in [-1, 1] (1, t, 3, H, W) to the model's latents (1, t, c, h, w).
         pixels_per_latent: Along a side.
         known: Conditions that the model was trained with.
@@ -230,22 +196,31 @@ def read_conditions(
         ValueError: A condition that the model does not take, a file that is damaged, shorter than the clip, far smaller
             than it, or in colours where it should be grey; one line that names the file or the flag.
     """
-    require_known(config.condition_names, known)
+    for name in config.condition_names:
+        if not known:
+            raise ValueError(f"--{name}: this model was trained without conditions")
+        if name not in known:
+            raise ValueError(f"--{name}: this model was not trained with it, only with {', '.join(known)}")
     size = (num_frames, height, width)
     conditions: dict[str, Tensor] = {}
-    for name in ("depth", "sketch"):
+    for name in MAP_NAMES:
         if (path := getattr(config, name)) is not None:
             conditions[name] = _read_map(name, path, *size, fps)
     if config.driving_video is not None:
-        driving = _read_frames("driving_video", config.driving_video, *size, fps)
+        driving = _to_tensor(_read_frames("driving_video", config.driving_video, *size, fps))
         for name in config.extract:
-            conditions[name] = _extract(name, driving, config, device)
+            if name == "sketch":
+                found = sketch_of(driving)
+            else:
+                assert config.depth_model is not None, "the settings were checked"
+                found = depth_of(driving, load_depth_model(config.depth_model, device))
+            conditions[name] = found.float()[None] / 255
         if config.mask is not None:
             latents = encode(to_float(driving)[None].to(device)).float()
             mask = _read_mask(config.mask, config.driving_video, *size, fps, pixels_per_latent)
             conditions["mask"] = known_latents(latents, mask)
     if config.first_frame is not None:
-        first = _read_frames("first_frame", config.first_frame, 1, height, width, None)
+        first = _to_tensor(_read_frames("first_frame", config.first_frame, 1, height, width, None))
         conditions["first_frame"] = encode(to_float(first)[None].to(device)).float()
     return {name: conditions[name].to(device) for name in config.condition_names}
 
@@ -253,7 +228,7 @@ def read_conditions(
 def _read_map(name: str, path: str, num_frames: int, height: int, width: int, fps: float | None) -> Tensor:
     """A ready-made map, (1, t, 1, H, W) in [0, 1]."""
     info = probe_video(path)
-    grey = to_grey(_to_numpy(_read_frames(name, path, num_frames, height, width, fps)), path)
+    grey = to_grey(_read_frames(name, path, num_frames, height, width, fps), path)
     if name == "sketch":
         if grey.mean() > 127:
             print(f"{path}: more light than dark, so taken for dark lines on white", file=sys.stderr)
@@ -261,14 +236,6 @@ def _read_map(name: str, path: str, num_frames: int, height: int, width: int, fp
         if (info.height, info.width) != (height, width):
             grey = sharpen_lines(grey)
     return torch.from_numpy(grey).float()[None, :, None] / 255
-
-
-def _extract(name: str, driving: Tensor, config: ConditionConfig, device: torch.device | str) -> Tensor:
-    """A map of the driving video, (1, t, 1, H, W) in [0, 1]."""
-    if name == "sketch":
-        return sketch_of(driving).float()[None] / 255
-    assert config.depth_model is not None, "the settings were checked"
-    return depth_of(driving, load_depth_model(config.depth_model, device)).float()[None] / 255
 
 
 def _read_mask(
@@ -279,7 +246,7 @@ def _read_mask(
     count = probe_video(path).num_frames
     paced = driving if count == probe_video(driving).num_frames else path
     frames = _read_frames("mask", path, 1 if count == 1 else num_frames, height, width, fps, paced)
-    marked = torch.from_numpy(to_grey(_to_numpy(frames), path)) >= 128
+    marked = torch.from_numpy(to_grey(frames, path)) >= 128
     if not marked.any():
         raise VideoError(f"{path}: a mask without white: nothing is to be made")
     mask = F.max_pool2d(marked.float()[:, None], factor)  # (t or 1, 1, h, w)
@@ -288,8 +255,8 @@ def _read_mask(
 
 def _read_frames(
     flag: str, path: str, num_frames: int, height: int, width: int, fps: float | None, paced: str | None = None
-) -> Tensor:
-    """The first frames of a file at the clip's size, uint8 (t, 3, height, width); those with the numbers that another
+) -> np.ndarray:
+    """The first frames of a file at the clip's size, uint8 (t, height, width, 3); those with the numbers that another
     one's would have, where ``paced`` names it."""
     info = probe_video(path)
     if info.height * MAX_ENLARGEMENT < height or info.width * MAX_ENLARGEMENT < width:
@@ -301,14 +268,13 @@ def _read_frames(
         print(f"{path}: {info.width}x{info.height} pixels, cut to the shape of {width}x{height}", file=sys.stderr)
     try:
         indices = first_frames(paced or path, num_frames, fps)
-        clip = read_clip(path, num_frames=None, indices=indices, height=height, width=width)
+        return read_clip(path, num_frames=None, indices=indices, height=height, width=width).frames
     except VideoError as error:
         if "needed" not in str(error):
             raise
         raise VideoError(f"--{flag}: shorter than the clip: {error}") from None
-    return torch.from_numpy(clip.frames).permute(0, 3, 1, 2)
 
 
-def _to_numpy(frames: Tensor) -> np.ndarray:
-    """Frames (t, 3, h, w) as (t, h, w, 3)."""
-    return frames.permute(0, 2, 3, 1).numpy()
+def _to_tensor(frames: np.ndarray) -> Tensor:
+    """Frames (t, h, w, 3) as (t, 3, h, w)."""
+    return torch.from_numpy(frames).permute(0, 3, 1, 2)

@@ -15,16 +15,15 @@ def read_prompts(path: str | Path) -> list[str]:
         OSError: The file cannot be read.
     """
     path = Path(path)
-    text = _read_text(path)
     if path.suffix == ".json":
-        content = _parse_json(path, text)
+        content = _read_json(path)
         if not isinstance(content, list):
             return [prompt for prompts in _class_prompts(path, content).values() for prompt in prompts]
         prompts = [prompt.strip() if isinstance(prompt, str) else "" for prompt in content]
         if not all(prompts):
             raise ValueError(f"{path}: the list must hold texts only")
     else:
-        prompts = [line.strip() for line in text.splitlines() if line.strip()]
+        prompts = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
     if not prompts:
         raise ValueError(f"{path}: no prompts in this file")
     return prompts
@@ -40,7 +39,7 @@ def read_class_prompts(path: str | Path) -> dict[str, tuple[str, ...]]:
         OSError: The file cannot be read.
     """
     path = Path(path)
-    return _class_prompts(path, _parse_json(path, _read_text(path)))
+    return _class_prompts(path, _read_json(path))
 
 
 def _read_text(path: Path) -> str:
@@ -50,11 +49,12 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"{path}: not a text file in UTF-8") from error
 
 
-def _parse_json(path: Path, text: str) -> Any:
+def _read_json(path: Path) -> Any:
+    text = _read_text(path)
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON: {error.msg} at line {error.lineno}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
 
 
 def _class_prompts(path: Path, content: Any) -> dict[str, tuple[str, ...]]:

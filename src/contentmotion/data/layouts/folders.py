@@ -60,9 +60,13 @@ def split_folders(place: Place) -> list[Path]:
     """The sub-folders `train`, `test`, ... of a folder that has a `train` one or nothing else."""
     if place.lists is not None or not place.path.is_dir():
         return []
-    folders = sorted(path for path in place.path.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = _sub_folders(place.path)
     named = [path for path in folders if path.name in SPLIT_FOLDERS]
     return named if named and (len(named) == len(folders) or (place.path / "train").is_dir()) else []
+
+
+def _sub_folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _is_sidecar(place: Place) -> bool:
@@ -116,20 +120,16 @@ def _is_classes(place: Place) -> bool:
     """Whether a folder has sub-folders of videos. Many with one video each are no classes: they are called after it."""
     if place.lists is not None or not place.path.is_dir() or split_folders(place):
         return False
-    videos = (len(list(islice(filter(is_video, folder.iterdir()), 2))) for folder in _class_folders(place.path))
+    videos = (len(list(islice(filter(is_video, folder.iterdir()), 2))) for folder in _sub_folders(place.path))
     counts = [count for count in videos if count]
     return bool(counts) and (max(counts) > 1 or len(counts) <= MAX_SINGLES)
-
-
-def _class_folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _read_classes(place: Place) -> Listing:
     """Class sub-folders; a class may hold video files and frame folders."""
     root = place.folder
     records, class_names = ColumnRecords(root), []
-    for folder in _class_folders(root):
+    for folder in _sub_folders(root):
         videos = [path for path in sorted(folder.iterdir()) if is_video(path)]
         for path in videos:
             records.append(str(path.relative_to(root)), label=len(class_names))
