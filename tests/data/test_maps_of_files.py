@@ -14,7 +14,7 @@ from contentmotion.commands.encode import encode
 from contentmotion.config import EncodeConfig
 from contentmotion.data.cache import LatentCache, collate_latents
 from contentmotion.data.clips import open_clips
-from contentmotion.data.maps import sharpen_lines, sketch_of, to_grey, with_maps
+from contentmotion.data.maps import sharpen_lines, sketch_of, to_grey, with_depth
 from contentmotion.data.records import ClipRecord
 from contentmotion.video.timeline import VideoError
 from contentmotion.video.write import write_video
@@ -110,7 +110,7 @@ def test_dots_in_names_are_no_suffixes(tmp_path: Path) -> None:
     for name in ("clip 1.mp4", "clip 1.5.mp4", "frames 1.mp4"):
         (maps / name).write_bytes(b"")
     names = ["clip 1.mp4", "clip 1.5.MP4", "clip 1.6.mp4", "clip 2.mpg", "frames 1.5", "x.y.mp4"]
-    records = with_maps([ClipRecord(videos / name, (), None, None) for name in names], videos, "depth", maps)
+    records = with_depth([ClipRecord(videos / name, (), None, None) for name in names], videos, maps)
     found = [path.name for record in records for _, path in record.conditions]
     assert found == ["clip 1.mp4", "clip 1.5.mp4", "clip 1.6", "clip 2", "frames 1.5", "x.y"]
 

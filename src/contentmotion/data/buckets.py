@@ -21,7 +21,6 @@ def choose_bucket(info: VideoInfo, buckets: Sequence[Bucket], frame_stride: int 
     """The bucket for a video: nearest in aspect ratio; of those, one with no enlarging, then the longest, the largest.
 
     Args:
-        info: The video.
         buckets: (frames, height, width) each.
         frame_stride: A clip takes every n-th frame (ignored when `fps` is given).
         fps: A clip's frames per second.

@@ -54,9 +54,6 @@ class Shard:
     Not mapped into memory, as the safetensors library does: a file that shrinks under a run is an error then, where
     the system would end the process without a word.
 
-    Args:
-        path: The file.
-
     Attributes:
         header: What ``encode`` noted: "clips", "sha256", "skipped", "motion" (sums), "weighted", perhaps "bucket".
         shapes: Shape of each tensor by name.
@@ -85,11 +82,7 @@ class Shard:
             os.close(self._file)
 
     def rows(self, name: str, start: int = 0, end: int | None = None) -> Tensor:
-        """Some rows of a tensor; all of them by default.
-
-        Raises:
-            OSError: The file ends before them.
-        """
+        """Some rows of a tensor, by default all; ``OSError`` where the file ends before them."""
         shape, dtype = self.shapes[name], self._dtypes[name]
         stop = int(shape[0]) if end is None else end
         size = math.prod(shape[1:]) * dtype.itemsize
@@ -99,11 +92,7 @@ class Shard:
         return torch.frombuffer(data, dtype=dtype).view(stop - start, *shape[1:])
 
     def check(self, sha256: str) -> None:
-        """Compares all bytes with the hash that was noted when they were written.
-
-        Raises:
-            OSError: They are others.
-        """
+        """Raises ``OSError`` where the bytes are not those whose hash was noted when they were written."""
         if hash_tensors({name: self.rows(name) for name in self.shapes}) != sha256:
             raise OSError("damaged: its bytes are not those that were written (SHA-256)")
 
@@ -204,11 +193,8 @@ class LatentCache(Dataset):
         return self.__dict__ | {"_open": OrderedDict()}  # open files do not travel to worker processes
 
     def require_made_with(self, **models: torch.nn.Module | None) -> None:
-        """Checks by their hashes that these networks (autoencoder, vae, text_encoder; None: without) made the cache.
-
-        Raises:
-            ValueError: Others did.
-        """
+        """Raises ``ValueError`` unless networks with these hashes made the cache: autoencoder, vae, text_encoder (None:
+        made without)."""
         version = self.manifest.get("hash", 1)
         for name, model in models.items():
             if self.manifest.get(name) != (None if model is None else hash_weights(model, version)):
@@ -379,11 +365,7 @@ class LatentCache(Dataset):
         return shard
 
     def _lose(self, name: str, clips: int, reason: str) -> str:
-        """Takes note of a lost shard; returns a line about it.
-
-        Raises:
-            ValueError: Too many are lost.
-        """
+        """Takes note of a lost shard and returns a line about it; ``ValueError`` where too many are lost."""
         self._lost[name] = clips
         lost = sum(self._lost.values())
         line = f"{self.cache_dir / name}: {reason}; {clips} clips left out"

@@ -17,7 +17,7 @@ from contentmotion.config import ClipConfig, parse_bucket
 from contentmotion.data.buckets import Bucket, assign_buckets
 from contentmotion.data.formats import ClipFolder, open_folder
 from contentmotion.data.limits import require_few_bad
-from contentmotion.data.maps import read_map, with_maps
+from contentmotion.data.maps import read_map, with_depth
 from contentmotion.data.records import ClipRecord, Records
 from contentmotion.run_dir import is_main_process
 from contentmotion.video.reader import Clip, probe_video, read_clip
@@ -80,8 +80,6 @@ def make_clip(
     A pure function of the file and the arguments.
 
     Args:
-        record: The video and its captions.
-        shape: How the clip is cut.
         seed: Draws the first frame, the caption, the crop and the flip. None: the centred clip, first caption, centred
             crop, no flip.
         index: The item's number; drawn from together with the seed, and passed on.
@@ -269,7 +267,7 @@ def open_clips(
         config: Folder, split and sizes; its `buckets`, where it has some, make every video's header be read first.
         cache_in_memory: See `ClipDataset`.
         maps: See `ClipDataset`.
-        depth_dir: Folder of the videos' depth (see `with_maps`).
+        depth_dir: Folder of the videos' depth (see `with_depth`).
 
     Raises:
         ValueError: Nothing in the folder is usable, or more rows than the config's `max_bad_fraction` are not.
@@ -277,7 +275,7 @@ def open_clips(
     """
     folder = open_folder(config.train_data_dir, config)
     if depth_dir is not None:
-        folder = replace(folder, records=with_maps(folder.records, folder.root, "depth", Path(depth_dir)))
+        folder = replace(folder, records=with_depth(folder.records, folder.root, Path(depth_dir)))
     lines = [f"{config.train_data_dir}: {line}" for line in (*folder.notes, *folder.problems[:MAX_PROBLEMS])]
     if len(folder.problems) > MAX_PROBLEMS:
         more = len(folder.problems) - MAX_PROBLEMS

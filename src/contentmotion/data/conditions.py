@@ -104,11 +104,7 @@ def draw_present(
     drop_all_prob: float,
     keep_all_prob: float,
 ) -> dict[str, Tensor]:
-    """Which conditions each item of a batch is shown, bool (b,) by name; see `training_conditions`.
-
-    Raises:
-        ValueError: No probabilities, or the last two exceed 1 together.
-    """
+    """Which conditions each item of a batch is shown, bool (b,) by name; see `training_conditions`."""
     if not (0 <= dropout_prob <= 1 and min(drop_all_prob, keep_all_prob) >= 0 and drop_all_prob + keep_all_prob <= 1):
         raise ValueError(
             f"conditions are dropped with probabilities, got {dropout_prob}, {drop_all_prob}, {keep_all_prob}"
@@ -176,10 +172,6 @@ def read_conditions(
     so).
 
     Args:
-        config: Names the files.
-        num_frames: Frames t of the clip.
-        height: Pixels.
-        width: Pixels.
         encode: Frames in [-1, 1] (1, t, 3, H, W) to the model's latents (1, t, c, h, w).
         pixels_per_latent: Along a side.
         known: Conditions that the model was trained with.

@@ -119,7 +119,7 @@ def read_clip_folder(
     if place.lists is not None and not place.lists.exists():
         raise FileNotFoundError(f"{place.lists}: no such file or folder")
     require_regular(place.lists or "")
-    row = find_layout(place) if layout == "auto" else LAYOUTS.get(layout)
+    row = _find_layout(place) if layout == "auto" else LAYOUTS.get(layout)
     if row is None:
         raise ValueError(f"unknown layout {layout!r}: choose from auto, {', '.join(LAYOUTS)}")
     if caption_column is not None and not row.has_columns:
@@ -146,13 +146,8 @@ def read_clip_folder(
     return ClipFolder(place.path, records, listing.class_names, problems, row.name, notes, others)
 
 
-def find_layout(place: Place) -> Layout:
-    """The layout of a folder (or of its splits' folders), tar file, pattern of tar files or data set's id.
-
-    Raises:
-        OSError: No such folder.
-        ValueError: None of the layouts.
-    """
+def _find_layout(place: Place) -> Layout:
+    """The layout of a folder (or of its splits' folders), tar file, pattern of tar files or data set's id."""
     parts = [Place(str(part)) for part in reversed(folders.split_folders(place))]
     for candidate in (place, *parts):
         for row in LAYOUTS.values():

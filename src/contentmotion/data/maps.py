@@ -118,7 +118,6 @@ def depth_of(frames: Tensor, depth_model: DepthEstimator, chunk_size: int = 8) -
 
     Args:
         frames: uint8 (t, 3, H, W).
-        depth_model: Of `load_depth_model`.
         chunk_size: Frames at once.
 
     Returns:
@@ -154,18 +153,7 @@ def _predict(frames: Tensor, depth_model: DepthEstimator, size: tuple[int, int])
 
 
 def to_grey(frames: np.ndarray, name: str) -> np.ndarray:
-    """A map's one channel.
-
-    Args:
-        frames: uint8 RGB (t, h, w, 3).
-        name: What to call it in messages.
-
-    Returns:
-        uint8 (t, h, w).
-
-    Raises:
-        VideoError: It is in colours.
-    """
+    """A map's one channel, uint8 (t, h, w), of uint8 RGB (t, h, w, 3); a `VideoError` where that is in colours."""
     low, high = frames.min(axis=-1), frames.max(axis=-1)
     if (high - low).mean() > MAX_COLOUR:
         raise VideoError(f"{name}: in colours; a map is grey (depth: white is near; sketch: white lines on black)")
@@ -188,11 +176,7 @@ def read_map(
         path: The map's video file or frame folder, frame by frame that of the video; it may have another size.
         name: "depth" or "sketch".
         video: The video itself.
-        indices: Numbers of the clip's frames in it.
-        height: As the clip was read (`read_clip`).
-        width: Likewise.
-        resize_mode: Likewise.
-        crop: Likewise.
+        indices: Numbers of the clip's frames in it; the other arguments say how they were cut (see `read_clip`).
 
     Returns:
         uint8 (t, height, width).
@@ -215,40 +199,30 @@ def read_map(
 
 
 def sharpen_lines(grey: np.ndarray) -> np.ndarray:
-    """A resized sketch as black and white again: thin lines grey when a picture shrinks.
+    """A resized sketch, uint8 (t, h, w), as black and white (0, 255) again: thin lines grey when a picture shrinks.
 
-    Args:
-        grey: uint8 (t, h, w).
-
-    Returns:
-        uint8, 0 or 255: 255 from 0.4 of the lightest place on, which must not be darker than 64.
+    White is what has 0.4 of the lightest place's level, or of 64 where that is darker.
     """
     return np.where(grey >= 0.4 * max(int(grey.max()), DARK), 255, 0).astype(np.uint8)
 
 
-def with_maps(base: Sequence[ClipRecord], root: Path, name: str, folder: Path) -> Records:
-    """Records with a map each out of a folder of maps, in place of the ones that their list names.
+def with_depth(records: Sequence[ClipRecord], root: Path, folder: Path) -> Records:
+    """Records of a data set with depth out of a folder of maps, in place of that which their list names.
 
-    A video's map has its name below the folder of videos, or that name without its first folder (`videos/a/1.mp4`:
+    A video's map has its name below the data set's root, or that name without its first folder (`videos/a/1.mp4`:
     `a/1.*`), with any suffix that the readers know, or is a folder of frames.
-
-    Args:
-        base: The records.
-        root: Folder of the videos.
-        name: What the maps show: "depth".
-        folder: Folder of the maps.
 
     Raises:
         OSError: No such folder.
     """
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder}: no such folder")
-    return MappedRecords(base, partial(_with_map, root=root, name=name, folder=folder))
+    return MappedRecords(records, partial(_with_depth, root=root, folder=folder))
 
 
-def _with_map(record: ClipRecord, *, root: Path, name: str, folder: Path) -> ClipRecord:
-    others = tuple(pair for pair in record.conditions if pair[0] != name)
-    return replace(record, conditions=(*others, (name, _find_map(record, root, folder))))
+def _with_depth(record: ClipRecord, *, root: Path, folder: Path) -> ClipRecord:
+    others = tuple(pair for pair in record.conditions if pair[0] != "depth")
+    return replace(record, conditions=(*others, ("depth", _find_map(record, root, folder))))
 
 
 def _find_map(record: ClipRecord, root: Path, folder: Path) -> Path:

@@ -284,11 +284,7 @@ class Place:
 
     @property
     def folder(self) -> Path:
-        """The root as a folder.
-
-        Raises:
-            NotADirectoryError: It is none.
-        """
+        """The root as a folder; a `NotADirectoryError` where it is none."""
         if not self.path.is_dir():
             raise NotADirectoryError(f"{self.root}: no such folder")
         return self.path

@@ -14,11 +14,7 @@ Weights = Sequence[float] | np.ndarray
 def make_sampler(dataset: Dataset, batch_size: int, seed: int, **steps: int) -> StepSampler | BucketSampler:
     """The order for a data set, by its ``weights`` and (for batches of one size each) its ``bucket_of``, if it has any.
 
-    Args:
-        dataset: Indexed by pairs of (index, seed).
-        batch_size: Pairs per batch.
-        seed: See ``StepSampler``.
-        **steps: "start_step" and "num_steps", see ``StepSampler``.
+    The other arguments are those of ``StepSampler``.
     """
     weights, bucket_of = getattr(dataset, "weights", None), getattr(dataset, "bucket_of", None)
     if bucket_of is None:
@@ -120,10 +116,8 @@ class BucketSampler(_Batches):
 
     Args:
         bucket_of: Bucket of each item, int (n,); items with -1 are left out.
-        batch_size: Pairs per batch.
-        seed: Seed of the permutations and of the pairs' seeds.
         weights: How often each item comes, relative to the others of its bucket; None: equally often.
-        **steps: "start_step" and "num_steps", see `StepSampler`.
+        **steps: These and the other arguments are those of `StepSampler`.
 
     Raises:
         ValueError: No item, batch size not positive, negative seed or steps.
@@ -188,12 +182,9 @@ class ShardSampler(StepSampler):
     Args:
         shard_sizes: Clips of each shard, in the order of the data set's items.
         batch_size: Pairs per batch of this process.
-        seed: Seed of the orders and of the pairs' seeds.
         window: Clips that are mixed with one another.
-        process_index: Which process this is.
-        num_processes: Of how many.
-        weights: How often each item comes, relative to the others; None: equally often.
-        **steps: "start_step" and "num_steps", see ``StepSampler``.
+        process_index: Which process this is, of `num_processes`.
+        **steps: These and the other arguments are those of ``StepSampler``.
 
     Raises:
         ValueError: Fewer clips than processes, or a number that is not positive.

@@ -42,11 +42,7 @@ def is_stream(data: str) -> bool:
 
 
 def expand_urls(data: str) -> list[str]:
-    """The shards that a name with braces (``shard-{000..127}.tar``) and ``::`` between several names stands for.
-
-    Raises:
-        ValueError: More than anybody has.
-    """
+    """The shards that a name with braces (``shard-{000..127}.tar``) and ``::`` between several names stands for."""
     for name in data.split("::"):
         counts = [abs(int(last) - int(first)) + 1 for first, last in re.findall(r"\{(-?\d+)\.\.(-?\d+)[.}]", name)]
         if math.prod(counts) > MAX_SHARDS:

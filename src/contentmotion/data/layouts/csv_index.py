@@ -23,15 +23,11 @@ def csv_columns(path: Path) -> list[str]:
 
 
 class CsvIndex:
-    """The rows of a CSV file (commas, double quotes; line breaks inside quotes allowed).
+    """The rows of a CSV file (commas, double quotes; line breaks inside quotes allowed) below the names of its columns.
 
     Rows with another number of cells than the first line are left out.
 
-    Args:
-        path: The file; its first line names the columns.
-
     Attributes:
-        columns: Names of the columns.
         bad_rows: (number of the row, the first below the columns being 1; its number of cells) of each row left out.
 
     Raises:

@@ -17,11 +17,8 @@ def walk(root: Path, problems: list[str] | None = None) -> Iterator[tuple[Path, 
     """Like `os.walk`, of what may be data: (folder, its sub-folders, its files), in order, without hidden names.
 
     Links to folders are followed, each folder once; only regular files count (a pipe would be waited for), and links
-    to them. Sub-folders that are taken out of the list are not entered.
-
-    Args:
-        root: Where to begin.
-        problems: Gets a line for each folder that cannot be read, or was read already.
+    to them. Sub-folders that are taken out of the list are not entered. `problems` gets a line for each folder that
+    cannot be read, or was read already.
     """
     problems = [] if problems is None else problems
     seen, waiting = {os.path.realpath(root)}, [root]

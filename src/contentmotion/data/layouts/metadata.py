@@ -178,11 +178,7 @@ def find_captions(cells: dict[str, Any], column: str | None = None) -> tuple[str
 
 
 def parse_json(text: str | bytes) -> Any:
-    """A value in JSON.
-
-    Raises:
-        ValueError: It is none; what is wrong, in one line.
-    """
+    """A value in JSON; a `ValueError` says in one line what is wrong."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

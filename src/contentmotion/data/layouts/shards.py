@@ -132,11 +132,7 @@ def _ends_with_zeros(tar: Path) -> bool:
 def _read_sample(
     key: str, sample: dict[str, Any], notes: list[str], caption_column: str | None
 ) -> tuple[TarMember, tuple[str, ...], str | None]:
-    """Video, captions and class of a sample.
-
-    Raises:
-        ValueError: What is wrong with it.
-    """
+    """Video, captions and class of a sample; a `ValueError` says what is wrong with it."""
     videos = [place for kind, place in sample.items() if f".{kind.rpartition('.')[2]}" in VIDEO_SUFFIXES]
     if len(videos) != 1:
         raise ValueError(f"{'two videos' if videos else 'no video'} with this key")
