@@ -110,6 +110,19 @@ def test_split_folders(tmp_path: Path) -> None:
         read_clip_folder(tmp_path, split="val")
 
 
+def test_split_folders_of_a_layout_with_lists(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        touch(tmp_path / split, "p/1.mp4")
+        (tmp_path / split / "list.csv").write_text(f"videoid,page_dir,name\n1,p,{split}\n")
+    folder = read_clip_folder(tmp_path)
+    assert folder.layout == "webvid"
+    assert rows_of(folder, tmp_path) == [
+        ("test/p/1.mp4", ("test",), None, "test"),
+        ("train/p/1.mp4", ("train",), None, "train"),
+    ]
+    assert [record.captions for record in read_clip_folder(tmp_path, split="train").records] == [("train",)]
+
+
 def make_ucf101(root: Path) -> None:
     lists = root / "ucfTrainTestlist"
     lists.mkdir(parents=True)

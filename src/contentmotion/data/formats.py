@@ -20,7 +20,6 @@ from contentmotion.data.layouts import folders, hf_datasets, metadata, msrvtt, s
 from contentmotion.data.prompts import read_class_prompts
 from contentmotion.data.records import (
     ClipRecord,
-    ColumnRecords,
     ConcatenatedRecords,
     Layout,
     Listing,
@@ -169,15 +168,19 @@ def _read(place: Place, row: Layout) -> Listing:
         return row.read(place)
     listings = [_read(replace(place, root=str(part)), row) for part in parts]
     class_names = sorted_classes({name for listing in listings for name in listing.class_names or ()})
-    problems, notes = [], []
+    records, problems, notes = [], [], []
     for folder, listing in zip(parts, listings, strict=True):
-        assert isinstance(listing.records, ColumnRecords)
-        listing.records.assign_split(folder.name)
-        listing.records.renumber_labels([class_names.index(name) for name in listing.class_names or ()])
+        numbers = [class_names.index(name) for name in listing.class_names or ()]
+        change = partial(_as_part, split=folder.name, numbers=numbers)
+        records.append(MappedRecords(listing.records, change, split=folder.name))
         problems += [f"{folder.name}: {problem}" for problem in listing.problems]
         notes += [f"{folder.name}: {note}" for note in listing.notes]
-    records = ConcatenatedRecords([listing.records for listing in listings])
-    return Listing(records, class_names or None, problems, notes, check_files=listings[0].check_files)
+    check_files = listings[0].check_files
+    return Listing(ConcatenatedRecords(records), class_names or None, problems, notes, check_files=check_files)
+
+
+def _as_part(record: ClipRecord, split: str, numbers: Sequence[int]) -> ClipRecord:
+    return replace(record, split=split, label=None if record.label is None else numbers[record.label])
 
 
 def _look_for_files(

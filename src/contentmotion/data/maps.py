@@ -92,11 +92,8 @@ def load_depth_model(name_or_path: str, device: torch.device | str = "cpu") -> D
     """
     from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
-    from contentmotion.loading import (  # with diffusers, of which readers of videos need nothing
-        explain,
-        quiet,
-        resolve_name,
-    )
+    # With diffusers, of which readers of videos need nothing.
+    from contentmotion.loading import explain, quiet, resolve_name
 
     path = resolve_name(name_or_path)
     try:

@@ -102,11 +102,21 @@ class _Selection(Records):
 
 
 class MappedRecords(Records):
-    """Records that are changed when they are asked for, by a function that survives pickling (for worker processes)."""
+    """Records that are changed when they are asked for.
 
-    def __init__(self, base: Sequence[ClipRecord], change: Callable[[ClipRecord], ClipRecord]) -> None:
+    Args:
+        base: The records.
+        change: What becomes of one; must survive pickling, for worker processes.
+        split: The split that all of them come to belong to; None: each to its own.
+    """
+
+    def __init__(
+        self, base: Sequence[ClipRecord], change: Callable[[ClipRecord], ClipRecord], split: str | None = None
+    ) -> None:
         self._base, self._change = base, change
-        if isinstance(base, Records):
+        if split is not None:
+            self.split_names, self.split_codes = [split], np.zeros(len(base), dtype=np.int32)
+        elif isinstance(base, Records):
             self.split_names, self.split_codes = base.split_names, base.split_codes
 
     def __len__(self) -> int:
@@ -198,10 +208,6 @@ class ColumnRecords(Records):
         self._splits.append(-1 if split is None else self._split_code[split])
         self._weights.append(weight)
         self._conditions.append(json.dumps(conditions) if conditions else "")
-
-    def assign_split(self, split: str) -> None:
-        """Makes a split the one of all rows."""
-        self.split_names, self._splits = [split], array("i", [0]) * len(self)
 
     def renumber_labels(self, numbers: Sequence[int]) -> None:
         """Gives label k the number `numbers[k]`."""
