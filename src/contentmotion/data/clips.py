@@ -102,13 +102,13 @@ def make_clip(
         numbers = random.random(4)
         position, crop, flip = numbers[0], (numbers[1], numbers[2]), shape.random_flip and bool(numbers[3] < 0.5)
         caption = int(random.integers(len(record.captions))) if record.captions else 0
+    span = {"num_frames": shape.num_frames, "frame_stride": shape.frame_stride, "fps": shape.fps, "position": position}
+    cut = {"height": shape.height, "width": shape.width, "resize_mode": shape.resize_mode, "crop": crop}
     if whole is None:
-        cut = {name: value for name, value in vars(shape).items() if name != "random_flip"}
-        clip = read_clip(record.path if source is None else source, position=position, crop=crop, **cut)
+        clip = read_clip(record.path if source is None else source, **span, **cut)
         frames, fps, indices = clip.frames, clip.fps, clip.indices
     else:
-        timeline = Timeline(len(whole.frames), whole.fps, whole.times)
-        indices, fps = choose_frames(timeline, shape.num_frames, shape.frame_stride, shape.fps, position)
+        indices, fps = choose_frames(Timeline(len(whole.frames), whole.fps, whole.times), **span)
         frames = crop_frames(whole.frames[indices], shape.height, shape.width, crop)
 
     def to_tensor(frames: np.ndarray) -> torch.Tensor:
@@ -129,9 +129,7 @@ def make_clip(
     }
     for name, path in record.conditions:
         if name in maps:
-            video = Path(str(record.path))
-            grey = read_map(path, name, video, indices, shape.height, shape.width, shape.resize_mode, crop)
-            item[name] = to_tensor(grey[..., None])
+            item[name] = to_tensor(read_map(path, name, Path(str(record.path)), indices, **cut)[..., None])
     return item
 
 

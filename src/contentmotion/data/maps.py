@@ -20,7 +20,6 @@ from torch import Tensor
 
 from contentmotion.data.records import ClipRecord, MappedRecords, Records
 from contentmotion.video.reader import probe_video, read_clip
-from contentmotion.video.resize import ResizeMode
 from contentmotion.video.sources import VIDEO_SUFFIXES
 from contentmotion.video.timeline import VideoError
 
@@ -71,17 +70,11 @@ def _otsu(values: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class DepthEstimator:
-    """A depth-estimation model of transformers and what prepares pictures for it.
-
-    Attributes:
-        model: The network, frozen.
-        processor: Its image processor.
-        gives_distance: Whether larger numbers mean farther away.
-    """
+    """A depth-estimation model of transformers, frozen, and what prepares pictures for it."""
 
     model: Any
     processor: Any
-    gives_distance: bool
+    gives_distance: bool  # larger numbers mean farther away
 
 
 def load_depth_model(name_or_path: str, device: torch.device | str = "cpu") -> DepthEstimator:
@@ -157,23 +150,15 @@ def to_grey(frames: np.ndarray, name: str) -> np.ndarray:
     return frames[..., 1]
 
 
-def read_map(
-    path: Path,
-    name: str,
-    video: Path,
-    indices: np.ndarray,
-    height: int,
-    width: int,
-    resize_mode: ResizeMode,
-    crop: tuple[float, float],
-) -> np.ndarray:
+def read_map(path: Path, name: str, video: Path, indices: np.ndarray, **cut: Any) -> np.ndarray:
     """The map that goes with a clip: the same frames, the same part of the picture.
 
     Args:
         path: The map's video file or frame folder, frame by frame that of the video; it may have another size.
         name: "depth" or "sketch".
         video: The video itself.
-        indices: Numbers of the clip's frames in it; the other arguments say how they were cut (see `read_clip`).
+        indices: Numbers of the clip's frames in it.
+        **cut: How the clip was cut: "height", "width", "resize_mode" and "crop" of `read_clip`.
 
     Returns:
         uint8 (t, height, width).
@@ -187,11 +172,8 @@ def read_map(
         raise VideoError(
             f"{path}: {info.width}x{info.height} pixels, another aspect ratio than its video's {own.width}x{own.height}"
         )
-    read = read_clip(
-        path, num_frames=None, indices=indices, height=height, width=width, resize_mode=resize_mode, crop=crop
-    )
-    grey = to_grey(read.frames, str(path))
-    resized = (info.height, info.width) != (height, width)
+    grey = to_grey(read_clip(path, num_frames=None, indices=indices, **cut).frames, str(path))
+    resized = grey.shape[1:] != (info.height, info.width)
     return sharpen_lines(grey) if name == "sketch" and resized else grey
 
 

@@ -288,11 +288,10 @@ def _cut(
         ValueError: No video, or a bad one, or a caption that cannot be read.
     """
     name = f"{sample['__url__']}/{sample['__key__']}"
-    suffixes = [key for key in sample if f".{key.rpartition('.')[2]}" in VIDEO_SUFFIXES]
-    if len(suffixes) > 1:
-        raise ValueError(f"{name}: two videos with this key")
-    if not suffixes:
-        raise ValueError(f"{name}: no video among {', '.join(key for key in sample if key[:2] != '__')}")
+    kinds = [key for key in sample if not key.startswith("__")]
+    suffixes = [kind for kind in kinds if f".{kind.rpartition('.')[2]}" in VIDEO_SUFFIXES]
+    if len(suffixes) != 1:
+        raise ValueError(f"{name}: {'two videos' if suffixes else 'no video'} among {', '.join(kinds)}")
     suffix = suffixes[0]
     try:
         texts = parse_json(sample.get("json", b"{}"))

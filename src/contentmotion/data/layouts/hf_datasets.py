@@ -47,15 +47,9 @@ def _detect(place: Place) -> bool:
 
 @dataclass(frozen=True)
 class TableVideo(StoredVideo):
-    """A video in a row of a data set.
+    """A video in a row of a data set, of which the name is for messages."""
 
-    Attributes:
-        table: The data set's video column (`datasets.Dataset`).
-        row: Number of the row, from 0.
-        name: The data set's name, for messages.
-    """
-
-    table: Any
+    table: Any  # `datasets.Dataset`, its video column alone
     row: int
     name: str
 
