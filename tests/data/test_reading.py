@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from contentmotion.commands.encode import encode
 from contentmotion.config import EncodeConfig, MotionSizes, ScaleSettings, TrainMotionConfig
+from contentmotion.data.accounting import require_few_bad
 from contentmotion.data.cache import LatentCache, collate_latents
-from contentmotion.data.limits import require_few_bad
 from contentmotion.data.samplers import ShardSampler
 from contentmotion.train.batches import make_batches
 from contentmotion.train.motion import train_motion

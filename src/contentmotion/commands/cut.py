@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from contentmotion.config import CutConfig
+from contentmotion.data.accounting import require_few_bad
 from contentmotion.data.formats import ClipFolder, open_folder
 from contentmotion.data.layouts.metadata import read_metadata
-from contentmotion.data.limits import require_few_bad
 from contentmotion.data.records import ClipRecord
 from contentmotion.data.streaming import is_stream
 from contentmotion.progress import progress_bar

@@ -24,9 +24,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from contentmotion.config import ClipConfig, EncodeConfig
-from contentmotion.data.accounting import describe_fates
+from contentmotion.data.accounting import describe_fates, require_few_bad
 from contentmotion.data.cache import FORMAT, INDEX, MANIFEST, Shard, hash_tensors, hash_tokenizer
-from contentmotion.data.limits import require_few_bad
 from contentmotion.data.maps import depth_of, load_depth_model, sketch_of
 from contentmotion.data.sources import ClipSource
 from contentmotion.data.streaming import open_source

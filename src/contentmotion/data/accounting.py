@@ -1,7 +1,8 @@
-"""What became of every file of a data set's folder: used, or skipped and why."""
+"""What became of every file of a data set's folder: used, or skipped and why; and how many may be bad."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -55,6 +56,25 @@ def account_for_files(folder: ClipFolder, faults: Mapping[str, str]) -> dict[str
             entry["examples"].append(printable(os.path.relpath(path, root)))
     order = sorted(fates, key=lambda fate: (fate != USED, fate != TEXTS, -fates[fate]["count"]))
     return {"found": sum(entry["count"] for entry in fates.values()), "fates": {fate: fates[fate] for fate in order}}
+
+
+def require_few_bad(bad: int, seen: int, limit: float, total: float | None) -> None:
+    """Stops a run on bad data: for certain when all was seen, before that only when chance cannot be the reason.
+
+    Args:
+        bad: Bad files so far, each counted once.
+        seen: Files tried so far.
+        limit: Share of bad ones that is tolerated.
+        total: How many files there are; None: nobody knows.
+
+    Raises:
+        ValueError: More than the limit.
+    """
+    expected = limit * min(seen, total or seen)
+    # Three standard deviations of a count with this expectation, and one: the first bad file proves nothing.
+    slack = 0.0 if total is not None and seen >= total else 3 * math.sqrt(expected) + 1
+    if bad > expected + slack:
+        raise ValueError(f"{bad} bad files among {seen} tried, more than max_bad_fraction={limit} allows")
 
 
 def faults_in(lines: Iterable[str], folder: ClipFolder) -> dict[str, str]:

@@ -14,9 +14,9 @@ import torch
 from torch.utils.data import Dataset
 
 from contentmotion.config import ClipConfig, parse_bucket
+from contentmotion.data.accounting import require_few_bad
 from contentmotion.data.buckets import Bucket, assign_buckets
 from contentmotion.data.formats import ClipFolder, open_folder
-from contentmotion.data.limits import require_few_bad
 from contentmotion.data.maps import read_map, with_depth
 from contentmotion.data.records import ClipRecord, Records
 from contentmotion.run_dir import is_main_process

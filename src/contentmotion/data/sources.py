@@ -14,10 +14,9 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from contentmotion.config import EncodeConfig
-from contentmotion.data.accounting import account_for_files, faults_in
+from contentmotion.data.accounting import account_for_files, faults_in, require_few_bad
 from contentmotion.data.clips import open_clips
 from contentmotion.data.formats import CHECK_FILES_BELOW
-from contentmotion.data.limits import require_few_bad
 
 
 @dataclass(frozen=True)

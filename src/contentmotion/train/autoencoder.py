@@ -14,9 +14,9 @@ from rich.progress import track
 from torch.utils.data import Dataset
 
 from contentmotion.config import TrainAutoencoderConfig, parse_bucket
+from contentmotion.data.accounting import require_few_bad
 from contentmotion.data.cache import LatentCache, collate_latents, open_cache
 from contentmotion.data.clips import ClipDataset, collate, open_clips
-from contentmotion.data.limits import require_few_bad
 from contentmotion.data.streaming import is_stream, open_stream
 from contentmotion.evaluate.lpips import load_lpips
 from contentmotion.loading import load_vae

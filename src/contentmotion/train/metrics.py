@@ -23,7 +23,7 @@ from rich.progress import TextColumn
 from torch.utils.data import Dataset
 
 from contentmotion.config import TrainConfig
-from contentmotion.data.limits import require_few_bad
+from contentmotion.data.accounting import require_few_bad
 from contentmotion.data.streaming import StreamingClips
 from contentmotion.losses.player import COUNT, SUM
 from contentmotion.progress import progress_bar
