@@ -63,7 +63,6 @@ class Shard:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
         self._file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe in its place is not waited for
         try:
             length = int.from_bytes(self._read(0, 8), "little")

@@ -94,10 +94,9 @@ class StreamingClips(IterableDataset):
         problems: list[str] = []  # named when training comes to them
         for sample in _read_shards(self.urls, problems):
             try:
-                items.append(_cut(sample, self.shape, None, len(items)) | {"skipped": []})
+                items.append(_cut(sample, self.shape, None, len(items)))
             except ValueError as error:
                 problems.append(str(error))
-                continue
             if len(items) == num_items:
                 break
         if not items:
@@ -173,14 +172,15 @@ class StreamSource(ClipSource):
         repeats = self.config.num_clips_per_video
         for k, sample in enumerate(_read_shards([self.urls[shard]], broken)):
             for item in range(k * repeats, (k + 1) * repeats):
-                seed = np.random.SeedSequence([self.config.seed, shard, item]).generate_state(1)[0]
+                seed = None
+                if repeats > 1:
+                    seed = int(np.random.SeedSequence([self.config.seed, shard, item]).generate_state(1)[0])
                 try:
-                    drawn = int(seed) if repeats > 1 else None
-                    clip = _cut(sample, self.shape, drawn, item, self.config.caption_column)
-                    items.append(clip | {"item": item})
+                    clip = _cut(sample, self.shape, seed, item, self.config.caption_column)
                 except ValueError as error:
                     skipped.append(str(error))
                     break  # the other clips of a bad file are bad, too
+                items.append(clip | {"item": item})
                 if len(items) == self.config.encode_batch_size:
                     yield ClipBatch(shard, items, skipped, last=False)
                     items, skipped = [], []
