@@ -14,10 +14,11 @@ from torch import Tensor
 
 from contentmotion.video.pictures import read_picture, upright
 from contentmotion.video.reader import first_frames, read_clip
-from contentmotion.video.resize import fit_frame
+from contentmotion.video.resize import ResizeMode, fit_frame
 from contentmotion.video.timeline import Limits, VideoError
 
 Fit = Literal["crop", "pad"]
+MODES: dict[Fit, ResizeMode] = {"crop": "center", "pad": "pad"}
 
 
 def read_schedule(prompt: Any) -> tuple[list[int], list[str] | None]:
@@ -46,14 +47,11 @@ def for_each(name: str, values: Float[Tensor, "n ..."], size: int) -> Float[Tens
 
 
 def as_pictures(given: Any, height: int, width: int, fit: Fit) -> Float[Tensor, "b 3 H W"]:
-    """Pictures in [0, 1].
+    """Pictures in [0, 1], of so many pixels; see ``as_videos``.
 
     Args:
         given: A path or a PIL image, of any size; an array (H, W, 3) or a tensor (3, H, W) of the right one; a list or
             a batch of these.
-        height: Pixels.
-        width: Pixels.
-        fit: See ``as_videos``.
 
     Raises:
         ValueError: Not a picture, or one of another size that cannot be fitted.
@@ -63,12 +61,8 @@ def as_pictures(given: Any, height: int, width: int, fit: Fit) -> Float[Tensor, 
     pictures = []
     for each in given if batch else [given]:
         if isinstance(each, (str, Path)):
-            each = [read_fitted(each, height, width, fit)[0]]
-        elif isinstance(each, Image.Image):
-            each = [each]
-        elif isinstance(each, (np.ndarray, Tensor)):
-            each = each[None]
-        pictures.append(_as_video("image", each, height, width, fit))
+            each, _ = read_fitted(each, height, width, fit)
+        pictures.append(_as_video("image", each[None] if isinstance(each, Tensor) else [each], height, width, fit))
     if not pictures:
         raise ValueError("image: an empty list")
     return torch.cat(pictures)
@@ -114,28 +108,17 @@ def read_frames(
     name: str, path: str | Path, num_frames: int, height: int, width: int, fit: Fit, fps: float | None,
     stride: int | None = None, limits: Limits = Limits(),  # noqa: B008  it is frozen
 ) -> np.ndarray:  # fmt: skip
-    """The first frames of a video file, fitted: uint8 (num_frames, height, width, 3).
-
-    Args:
-        name: What it is called, for messages.
-        path: Video file or folder of frames.
-        num_frames: How many.
-        height: Pixels.
-        width: Pixels.
-        fit: See ``as_videos``.
-        fps: See ``as_videos``.
-        stride: Take every n-th, whatever ``fps``.
-        limits: What decoding may cost.
+    """The first frames of a video file or a folder of frames, as ``as_videos`` takes them, or every ``stride``-th:
+    uint8 (num_frames, height, width, 3).
 
     Raises:
         VideoError: Not a video, or a shorter one.
         OSError: No such file.
     """
-    mode = "center" if fit == "crop" else "pad"
     try:
         indices = np.arange(num_frames) * stride if stride else first_frames(path, num_frames, fps, limits)
         return read_clip(
-            path, num_frames=None, indices=indices, height=height, width=width, resize_mode=mode, limits=limits
+            path, num_frames=None, indices=indices, height=height, width=width, resize_mode=MODES[fit], limits=limits
         ).frames  # fmt: skip
     except VideoError as error:
         if "needed" not in str(error):
@@ -148,7 +131,7 @@ def _as_video(name: str, frames: Any, height: int, width: int, fit: Fit) -> Floa
     if isinstance(frames, Sequence):
         if not all(isinstance(frame, (Image.Image, np.ndarray)) for frame in frames):
             raise ValueError(f"{name}: expected pictures, got {type(frames[0]).__name__}")
-        fitted = [_fitted(upright(f), height, width, fit) if isinstance(f, Image.Image) else f for f in frames]
+        fitted = [fit_frame(upright(f), height, width, MODES[fit]) if isinstance(f, Image.Image) else f for f in frames]
         frames = np.stack(fitted)
     if not isinstance(frames, (np.ndarray, Tensor)) or frames.ndim != 4:
         raise ValueError(f"{name}: expected pictures, got {type(frames).__name__}")
@@ -170,10 +153,6 @@ def read_fitted(
     """A picture file, fitted (see ``as_pictures``): uint8 (height, width, 3), and the height and width that it had."""
     picture = read_picture(path, limits)
     try:
-        return _fitted(picture, height, width, fit), picture.shape[:2]
+        return fit_frame(picture, height, width, MODES[fit]), picture.shape[:2]
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def _fitted(picture: np.ndarray, height: int, width: int, fit: Fit) -> np.ndarray:
-    return fit_frame(picture, height, width, "center" if fit == "crop" else "pad")

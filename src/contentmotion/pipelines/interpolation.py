@@ -56,12 +56,7 @@ def prompts_between(first: str, second: str, count: int) -> list[PromptBetween]:
 def features_between(
     encode: Callable[[list[str]], dict[str, Tensor]], prompts: Sequence[str]
 ) -> dict[str, Float[Tensor, "b ..."]]:
-    """Text features of prompts, some of which may be ``PromptBetween``.
-
-    Args:
-        encode: See ``Stage.text_features``.
-        prompts: One or more.
-    """
+    """Text features of prompts, some of which may be ``PromptBetween``, by ``Stage.text_features``."""
     features = encode([getattr(prompt, "first", prompt) for prompt in prompts])
     if not any(isinstance(prompt, PromptBetween) for prompt in prompts):
         return features
@@ -76,21 +71,12 @@ def features_between(
 def noise_between(
     shapes: dict[str, tuple[int, ...]], ends: tuple[torch.Generator, torch.Generator], shares: Float[Tensor, " b"]
 ) -> dict[str, Float[Tensor, "b ..."]]:
-    """Initial noise between those of two seeds.
+    """Initial noise of the shapes of ``LatentPipeline.sample_shapes``, in their order: of the first end at share 0, of
+    the second at share 1, and what is between them."""
 
-    Args:
-        shapes: See ``LatentPipeline.sample_shapes``.
-        ends: Sources of the noise at shares 0 and 1, drawn in the pipeline's order.
-        shares: From 0 to 1.
-    """
-    first, second = (
-        {
-            name: randn_tensor((1, *shape), generator=end, device=end.device, dtype=torch.float32)
-            for name, shape in shapes.items()
-        }
-        for end in ends
-    )
-    return {
-        name: slerp(x.expand(len(shares), *x.shape[1:]), second[name].expand(len(shares), *x.shape[1:]), shares)
-        for name, x in first.items()
-    }
+    def draw(end: torch.Generator, shape: tuple[int, ...]) -> Tensor:
+        noise = randn_tensor((1, *shape), generator=end, device=end.device, dtype=torch.float32)
+        return noise.expand(len(shares), *shape)
+
+    first, second = ({name: draw(end, shape) for name, shape in shapes.items()} for end in ends)
+    return {name: slerp(noise, second[name], shares) for name, noise in first.items()}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,23 +11,20 @@ from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from contentmotion.stages.image_vae import vae_latent_channels, vae_scale_factor
 
-Quantization = Literal["none", "int8"]
+DENOISERS, DECODERS = ("unet", "transformer", "motion_transformer"), ("autoencoder", "vae")
 
 
 def use_channels_last(pipe: Any) -> None:
     """Stores the convolutions' weights in the order that GPUs' convolutions read; results agree to rounding."""
-    for network in (pipe.unet, pipe.vae):
-        for weight in network.parameters() if network is not None else ():
+    for network in _networks(pipe, ("unet", "vae")):
+        for weight in network.parameters():
             if weight.dim() == 4:  # a video UNet's convolutions in time have five
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
 
 def use_vae(pipe: Any, vae: nn.Module) -> None:
-    """Puts another image VAE in place of the pipeline's, such as an ``AutoencoderTiny`` of the same latents.
-
-    Args:
-        pipe: A pipeline.
-        vae: One of diffusers' image VAEs, trained on the latents of the pipeline's own.
+    """Puts another of diffusers' image VAEs in place of the pipeline's, such as an ``AutoencoderTiny``, trained on the
+    latents of the pipeline's own.
 
     Raises:
         ValueError: Its latents are of another shape.
@@ -48,12 +45,11 @@ def compile_networks(pipe: Any, device: torch.device) -> None:
     On CUDA the denoisers' steps run as CUDA graphs.
     """
     mode = "reduce-overhead" if device.type == "cuda" else None
-    for network in _denoisers(pipe):
+    for network in _networks(pipe, DENOISERS):
         network.compile(mode=mode, dynamic=False)
     # Called once a clip, not once a step: a graph would save nothing.
-    for network in (getattr(pipe, "autoencoder", None), pipe.vae):
-        if network is not None:
-            network.decode = torch.compile(network.decode, dynamic=False)
+    for network in _networks(pipe, DECODERS):
+        network.decode = torch.compile(network.decode, dynamic=False)
 
 
 Recorder = Callable[[Callable[[], Any]], tuple[Callable[[], object], Any]]
@@ -90,10 +86,7 @@ class Replayed:
 
 def cuda_recorder(device: torch.device, generator: torch.Generator | None = None) -> Recorder:
     """Records calls as CUDA graphs, which share their memory: what one leaves must be read before another is replayed.
-
-    Args:
-        device: Where they compute.
-        generator: What they draw from, besides the device's own; at each replay they draw from where it stands then.
+    Each replay draws from where the generators, the device's and the given one, stand then.
 
     Raises:
         ValueError: Another device than CUDA.
@@ -129,15 +122,14 @@ def replay_networks(pipe: Any, device: torch.device) -> None:
         ValueError: Another device than CUDA.
     """
     record = cuda_recorder(device)
-    for network in _denoisers(pipe):
+    for network in _networks(pipe, DENOISERS):
         network.forward = Replayed(network.forward, record)
-    for network in (getattr(pipe, "autoencoder", None), pipe.vae):
-        if network is not None:
-            network.decode = Replayed(network.decode, record)
+    for network in _networks(pipe, DECODERS):
+        network.decode = Replayed(network.decode, record)
 
 
-def quantize_networks(pipe: Any, quantization: Quantization) -> None:
-    """Stores the weights of the denoisers' linear layers in 8 bits, a scale per row; they compute as before.
+def quantize_networks(pipe: Any, quantization: str) -> None:
+    """With "int8" stores the denoisers' linear layers' weights in 8 bits, a scale per row; they compute as before.
 
     Raises:
         ImportError: torchao is not installed.
@@ -145,13 +137,10 @@ def quantize_networks(pipe: Any, quantization: Quantization) -> None:
     if quantization == "none":
         return
     try:
-        from torchao.quantization import (  # type: ignore[reportMissingImports]
-            Int8WeightOnlyConfig,
-            quantize_,
-        )
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_  # type: ignore[reportMissingImports]
     except ImportError:
         raise ImportError("--quantization needs torchao: pip install 'contentmotion[quantization]'") from None
-    for network in _denoisers(pipe):
+    for network in _networks(pipe, DENOISERS):
         quantize_(network, Int8WeightOnlyConfig())
 
 
@@ -166,6 +155,6 @@ def enable_tiling(pipe: Any) -> None:
     pipe.vae.enable_tiling()
 
 
-def _denoisers(pipe: Any) -> list[nn.Module]:
-    found = (getattr(pipe, name, None) for name in ("unet", "transformer", "motion_transformer"))
-    return [network for network in found if network is not None]
+def _networks(pipe: Any, names: Sequence[str]) -> list[Any]:
+    """Those of a pipeline's components that it has."""
+    return [network for name in names if (network := getattr(pipe, name, None)) is not None]
