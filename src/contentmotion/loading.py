@@ -46,8 +46,8 @@ SCHEDULERS = (
     FlowMapEulerDiscreteScheduler, SCMScheduler,
 )  # fmt: skip
 Model = TypeVar("Model", bound=ModelMixin)
-# Models that this process was told more of than their names (``pipelines.folder.chosen``): by name and by folder, the
-# folder and the variant of the weights.
+# Models that this process was told more of than their names (``pipelines.folder.chosen_by``): by name and by folder,
+# the folder and the variant of the weights.
 CHOSEN: dict[str, tuple[str, str | None]] = {}
 
 

@@ -120,7 +120,7 @@ def test_a_distilled_model_takes_few_steps(conditional: VideoLatentPipeline) -> 
     ("arguments", "message"),
     [
         ({"conditions": {"depth": torch.zeros(1, 4, 1, 16, 16)}}, "condition depth: this model takes sketch, mask"),
-        ({"conditions": {"sketch": torch.zeros(3, 4, 1, 16, 16)}}, "3 conditions sketch for 1 videos"),
+        ({"conditions": {"sketch": torch.zeros(3, 4, 1, 16, 16)}}, "condition sketch: 3 for 1 videos"),
         ({"conditions": {"sketch": torch.zeros(1, 4, 1, 8, 8)}}, "sketch must be"),
         ({"height": 15}, "height must be a multiple of 2, got 15"),
         ({"num_frames": -1}, "num_frames must be positive"),

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils.torch_utils import randn_tensor
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from contentmotion.diffusion import Interval
 from contentmotion.loading import variant_in
-from contentmotion.pipelines.folder import HUB_SETTINGS, INDEX, fetch, known_class, read_index
+from contentmotion.pipelines.folder import HUB_SETTINGS, INDEX, fetch, known_classes, read_index
 from contentmotion.pipelines.interpolation import features_between
-from contentmotion.pipelines.sampling import FiniteValues, denoise, noise_to, steps_taken, times_at_hand, warn_once
+from contentmotion.pipelines.sampling import (
+    FiniteValues,
+    Sampling,
+    denoise,
+    noise_to,
+    steps_taken,
+    times_at_hand,
+    warn_once,
+)
+from contentmotion.stages.image_vae import decode_frames
 from contentmotion.stages.stage import Condition, Stage
 from contentmotion.stages.text import NULL_PROMPT, TextFeatures
 from contentmotion.video.pixels import to_bytes
@@ -29,87 +37,20 @@ StepCallback = Callable[..., dict] | PipelineCallback | MultiPipelineCallbacks |
 OutputType = Literal["pil", "np", "pt", "latent"]
 
 
-def check_inputs(
-    pipe: Any,
-    prompt: Any,
-    class_labels: Any,
-    negative_prompt: Any,
-    num_videos_per_prompt: int,
-    output_type: str,
-    generator: torch.Generator | list[torch.Generator] | None,
-    tensor_inputs: tuple[str, ...],
-    known_tensors: Sequence[str] = ("latents",),
-) -> tuple[list[str], list[int]]:
-    """Checks what ``ContentMotionPipeline.__call__`` was given, see there; returns its prompts and its class labels.
-
-    Args:
-        pipe: The pipeline.
-        prompt: See there, as the others.
-        class_labels: See there.
-        negative_prompt: See there.
-        num_videos_per_prompt: See there.
-        output_type: See there.
-        generator: See there.
-        tensor_inputs: Tensors that the callback wants.
-        known_tensors: Those that it can have.
-
-    Raises:
-        ValueError: Arguments that do not fit each other or the models.
-    """
-    if output_type not in ("pil", "np", "pt", "latent"):
-        raise ValueError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
-    if num_videos_per_prompt < 1:
-        raise ValueError(f"num_videos_per_prompt must be positive, got {num_videos_per_prompt}")
-    names = set(tensor_inputs) - set(known_tensors)
-    if names:
-        known = ", ".join(known_tensors)
-        raise ValueError(f"callback_on_step_end_tensor_inputs: {', '.join(sorted(names))}: only {known} exists")
-    network = getattr(getattr(pipe, "transformer", None) or pipe.unet, "config", {})
-    if pipe.text_encoder is None and any(network.get(f"{name}_attention_dim") for name in ("cross", "joint")):
-        raise ValueError(
-            "this pipeline has no text encoder: a folder that shares parts with another one, as students do, is "
-            "loaded by contentmotion.load_pipeline"
-        )
-    wanted, given = ("prompt", prompt) if pipe.text_encoder is not None else ("class_labels", class_labels)
-    if given is None or (prompt is not None and class_labels is not None):
-        kind = "text" if wanted == "prompt" else "class"
-        raise ValueError(f"this model is {kind}-conditional: give {wanted} and nothing else")
-    if wanted == "class_labels":
-        labels = [class_labels] if isinstance(class_labels, int) else list(class_labels)
-        count = pipe.num_classes
-        if not labels or any(not 0 <= label < count for label in labels):
-            raise ValueError(f"class_labels must be between 0 and {count - 1}, got {labels}")
-        if negative_prompt is not None:
-            raise ValueError("a class-conditional model takes no negative_prompt")
-        prompts: list[str] = []
-    else:
-        prompts, labels = ([prompt] if isinstance(prompt, str) else list(prompt)), []
-        if not prompts or not all(isinstance(p, str) for p in prompts):
-            raise ValueError(f"prompt must be a text or a list of texts, got {prompt!r}")
-        negatives = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""]
-        if not all(isinstance(p, str) for p in negatives):
-            raise ValueError(f"negative_prompt must be a text or a list of texts, got {negative_prompt!r}")
-        if isinstance(negative_prompt, list) and len(negatives) != len(prompts):
-            raise ValueError(f"{len(negative_prompt)} negative prompts for {len(prompts)} prompts")
-    size = max(len(prompts), len(labels)) * num_videos_per_prompt
-    if isinstance(generator, list) and len(generator) != size:
-        raise ValueError(f"{len(generator)} generators for {size} videos")
-    return prompts, labels
-
-
 class LatentPipeline(DiffusionPipeline):
     """A diffusion pipeline whose ``vae`` draws frames, whose ``text_encoder`` reads prompts."""
 
-    default_guidance_scale = 4.0
+    default_guidance_scale: float
+    _finite: FiniteValues  # of the call that runs
+    _interrupt = False
+    _guidance_scale = 1.0
+    _num_timesteps = 0
+    _frames_per_chunk = 16
+    _text_features: TextFeatures | None = None
 
     @property
     def stages(self) -> dict[str, Stage]:
         """What denoises, by name: the objects that training and distillation call, too."""
-        raise NotImplementedError
-
-    @property
-    def num_classes(self) -> int:
-        """Classes of a class-conditional pipeline, the null class not counted."""
         raise NotImplementedError
 
     @property
@@ -139,22 +80,20 @@ class LatentPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **settings: Any) -> Self:
-        """A pipeline by folder, hub id or name of a shipped model, with diffusers' settings.
+        """A pipeline by folder, hub id or name of a shipped model.
 
         Args:
             pretrained_model_name_or_path: The pipeline.
-            **settings: Components in place of the folder's; ``dtype``, ``variant``, ``device_map`` and so on; of
-                hub ids ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
+            **settings: As diffusers': components in place of the folder's; ``dtype``, ``variant``, ``device_map`` and
+                so on; of hub ids ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
 
         Raises:
             ValueError: There is no such pipeline, or it names classes that are not known.
         """
         name, hub = str(pretrained_model_name_or_path), {n: settings.pop(n) for n in HUB_SETTINGS if n in settings}
         folder = fetch(name, settings.get("variant"), **hub)
-        index, taken = read_index(folder / INDEX), inspect.signature(cls.__init__).parameters
-        for part, entry in index.items():
-            if part in taken and part not in settings and isinstance(entry, list) and entry[0] is not None:
-                known_class(name, part, entry)
+        index = read_index(folder / INDEX)
+        known_classes(name, index, cls, settings)
         variants = {variant_in(part) for part in folder.iterdir() if part.is_dir()} - {None}
         own = {"use_safetensors": True, "variant": variants.pop() if len(variants) == 1 else None}
         settings = own | cls.settings_of(folder, index, settings) | settings
@@ -162,22 +101,9 @@ class LatentPipeline(DiffusionPipeline):
 
     @classmethod
     def settings_of(cls, folder: Path, index: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments of the constructor that a folder's index has, where it is another pipeline's.
-
-        Args:
-            folder: The folder.
-            index: What it says of itself.
-            given: Components that are not taken from it.
-
-        Raises:
-            ValueError: Its components are of no known family.
-        """
+        """Arguments of the constructor that a folder's index has, where it is another pipeline's. Raises ``ValueError``
+        of a family that is not known, where its network is not ``given``."""
         return {}
-
-    _finite: FiniteValues  # of the call that runs
-    _interrupt = False
-    _guidance_scale = 1.0
-    _num_timesteps = 0
 
     @property
     def guidance_scale(self) -> float:
@@ -199,9 +125,6 @@ class LatentPipeline(DiffusionPipeline):
         """Whether ``_interrupt`` was set, which stops after the step that runs."""
         return self._interrupt
 
-    _frames_per_chunk = 16
-    _text_features: TextFeatures | None = None
-
     def enable_vae_slicing(self) -> None:
         """Decodes one frame at a time: the least memory."""
         self._frames_per_chunk = 1
@@ -216,7 +139,57 @@ class LatentPipeline(DiffusionPipeline):
 
     @property
     def _dtype(self) -> torch.dtype:
-        raise NotImplementedError
+        return next(iter(self.stages.values())).dtype
+
+    @property
+    def _image_vae(self) -> Any:
+        return self.vae
+
+    def _check_inputs(
+        self, prompt: Any, class_labels: Any, negative_prompt: Any, repeats: int, output_type: str,
+        generator: Generators, tensor_inputs: tuple[str, ...], known_tensors: Sequence[str] = ("latents",),
+    ) -> tuple[list[str], list[int]]:  # fmt: skip
+        """Raises ``ValueError`` of a call's arguments that do not fit each other or the models, among them tensors that
+        its callback cannot have; returns its prompts and its class labels."""
+        if output_type not in get_args(OutputType):
+            raise ValueError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
+        if repeats < 1:
+            raise ValueError(f"num_videos_per_prompt must be positive, got {repeats}")
+        if names := sorted(set(tensor_inputs) - set(known_tensors)):
+            known = ", ".join(known_tensors)
+            raise ValueError(f"callback_on_step_end_tensor_inputs: {', '.join(names)}: only {known} exists")
+        network = getattr(getattr(self, "transformer", None) or self.unet, "config", {})
+        if self.text_encoder is None and any(network.get(f"{name}_attention_dim") for name in ("cross", "joint")):
+            raise ValueError(
+                "this pipeline has no text encoder: a folder that shares parts with another one, as students do, is "
+                "loaded by contentmotion.load_pipeline"
+            )
+        kind, wanted, given = "text", "prompt", prompt
+        if self.text_encoder is None:
+            kind, wanted, given = "class", "class_labels", class_labels
+        if given is None or (prompt is not None and class_labels is not None):
+            raise ValueError(f"this model is {kind}-conditional: give {wanted} and nothing else")
+        prompts: list[str] = []
+        labels: list[int] = []
+        if kind == "class":
+            labels = [class_labels] if isinstance(class_labels, int) else list(class_labels)
+            if not labels or any(not 0 <= label < self.num_classes for label in labels):
+                raise ValueError(f"class_labels must be between 0 and {self.num_classes - 1}, got {labels}")
+            if negative_prompt is not None:
+                raise ValueError("a class-conditional model takes no negative_prompt")
+        else:
+            prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+            if not prompts or not all(isinstance(p, str) for p in prompts):
+                raise ValueError(f"prompt must be a text or a list of texts, got {prompt!r}")
+            negatives = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""]
+            if not all(isinstance(p, str) for p in negatives):
+                raise ValueError(f"negative_prompt must be a text or a list of texts, got {negative_prompt!r}")
+            if isinstance(negative_prompt, list) and len(negatives) != len(prompts):
+                raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts")
+        size = len(prompts or labels) * repeats
+        if isinstance(generator, list) and len(generator) != size:
+            raise ValueError(f"{len(generator)} generators for {size} videos")
+        return prompts, labels
 
     def _encode_prompts(
         self, prompts: list[str], negatives: str | list[str] | None, repeats: int, guided: bool
@@ -263,37 +236,17 @@ class LatentPipeline(DiffusionPipeline):
         return call_back, names
 
     def _sample(
-        self,
-        stage: Stage,
-        shape: tuple[int, ...],
-        noise: Tensor | None,
-        condition: Condition,
-        null: Condition | None,
-        *,
-        steps: int,
-        guidance_scale: float,
-        guidance_interval: Interval | None,
-        guidance_rescale: float,
-        eta: float,
-        generator: Generators,
-        call_back: Callable[[int, Tensor, Tensor], Tensor],
-        start: Tensor | None = None,
-        strength: float = 1.0,
-    ) -> Tensor:
-        """One stage from noise to samples, with its progress bar.
-
-        Args:
-            start: Clean samples to draw anew.
-            strength: How much of them: 0 keeps them, 1 forgets them; between, they are noised and go through the last
-                steps alone (Meng et al. 2022, SDEdit).
-        """
-        scheduler, device = stage.scheduler, self._execution_device
-        strength = 1.0 if start is None else strength
-        if start is not None and strength == 0:
-            return start.to(device, self._dtype)
+        self, stage: Stage, shape: tuple[int, ...], noise: Tensor | None, condition: Condition, null: Condition | None,
+        sampling: Sampling, *, eta: float, generator: Generators, call_back: Callable[[int, Tensor, Tensor], Tensor],
+        start: Tensor | None = None, strength: float = 1.0,
+    ) -> Tensor:  # fmt: skip
+        """One stage from noise to samples, with its progress bar. Of given clean samples, ``start``, so much is drawn
+        anew: 1 forgets them; below, they are noised and go through the last steps alone (Meng et al. 2022, SDEdit)."""
+        scheduler, device, settings = stage.scheduler, self._execution_device, sampling.of(stage.name)
+        steps = settings.pop("steps")
         with times_at_hand(scheduler, device):
             stage.set_timesteps(steps, shape, device)
-            first = (steps - steps_taken(steps, strength)) * scheduler.order
+            first = 0 if start is None else (steps - steps_taken(steps, strength)) * scheduler.order
             if noise is None:
                 noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
             elif tuple(noise.shape) != shape:
@@ -305,7 +258,8 @@ class LatentPipeline(DiffusionPipeline):
             else:
                 latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
             self._progress_bar_config = getattr(self, "_progress_bar_config", {}) | {"desc": stage.name}
-            self._guidance_scale, self._num_timesteps = guidance_scale, len(scheduler.timesteps) - first
+            self._guidance_scale = settings["guidance_scale"]
+            self._num_timesteps = len(scheduler.timesteps) - first
             with self.progress_bar(total=self._num_timesteps) as progress:
 
                 def on_step(step: int, timestep: Tensor, latents: Tensor) -> Tensor:
@@ -313,14 +267,22 @@ class LatentPipeline(DiffusionPipeline):
                     return call_back(step, timestep, latents)
 
                 latents = denoise(
-                    stage, latents, condition, null, guidance_scale, guidance_interval=guidance_interval,
-                    guidance_rescale=guidance_rescale, first=first, eta=eta, generator=generator, on_step=on_step,
-                    interrupted=lambda: self._interrupt, check=self._finite.require,
+                    stage, latents, condition, null, **settings, first=first, eta=eta, generator=generator,
+                    on_step=on_step, interrupted=lambda: self._interrupt,
                 )  # fmt: skip
+        self._finite.require(f"the {stage.name} model", latents)
         return latents.to(self._dtype)
 
-    def _postprocess(self, x: Tensor, output_type: str) -> Any:
-        """Pixels (b, t, 3, H, W) in [-1, 1] as asked for; latents as they are."""
+    def _decode(self, x: Float[Tensor, "b t c h w"], output_type: OutputType) -> Tensor:
+        """Scaled latents to pixels in [-1, 1], unless latents are asked for."""
+        if output_type != "latent":
+            x = decode_frames(self._image_vae, x, self._frames_per_chunk)
+            self._finite.require("the image VAE", x)
+        self._finite.now()
+        return x
+
+    def _postprocess(self, x: Float[Tensor, "b t c h w"], output_type: OutputType) -> Any:
+        """Pixels in [-1, 1] as asked for; latents as they are."""
         if output_type == "latent":
             return x
         unit = (x.float() / 2 + 0.5).clamp(0, 1)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from inspect import isfunction
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 import torch
@@ -22,14 +22,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from contentmotion.diffusion import Interval, slerp
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import MotionDiT
-from contentmotion.pipelines.base import Generators, LatentPipeline, OutputType, StepCallback, check_inputs
+from contentmotion.pipelines.base import Generators, LatentPipeline, OutputType, StepCallback
 from contentmotion.pipelines.image import (
     arguments_of,
     guided_between,
     make_stock,
     pipeline_for,
     resized,
-    settings_in,
+    stock_class,
     stock_settings,
     takes,
 )
@@ -67,29 +67,16 @@ class Scene:
     null: dict[str, Tensor] | None
     said: dict[str, Any]
 
+    def conditions(self, stage: Stage, **more: Tensor) -> tuple[Condition, Condition | None]:
+        """What a stage's network is told, of this scene and of what there is more; and the same of ``null``."""
+        return stage.encode(self.told | more), self.null and stage.encode(self.null | more)
+
     def one_by_one(self) -> Self:
         """The same with a prompt for each video: where there is a picture for each."""
         repeats = self.said["num_images_per_prompt"]
         lists = {name: self.said[name] for name in ("prompt", "negative_prompt")}
         said = {name: texts and [text for text in texts for _ in range(repeats)] for name, texts in lists.items()}
         return replace(self, said=said | {"num_images_per_prompt": 1})
-
-
-@dataclass(frozen=True)
-class Start:
-    """What is given of a video's clips, to be drawn anew or kept.
-
-    Attributes:
-        contents: Content frames (b, c, h, w) of each clip, or one that serves all; None: drawn from noise.
-        motions: Motion latents (b, D, t, s) of each clip, not standardised; empty: drawn from noise.
-        strength: How much of the content frames is drawn anew, from 0 to 1.
-        motion_strength: How much of the motion is.
-    """
-
-    contents: list[Tensor | None] = field(default_factory=lambda: [None])
-    motions: list[Tensor] = field(default_factory=list)
-    strength: float = 1.0
-    motion_strength: float = 1.0
 
 
 @dataclass
@@ -116,22 +103,15 @@ class ContentMotionPipeline(LatentPipeline):
     The content frame is made by a stock diffusers image pipeline (``image_pipeline``) of the same components, called
     for latents: a folder of a family in ``stages.content`` loads as it is, and what only that pipeline has
     (``load_lora_weights``, ``load_ip_adapter``, ``encode_prompt`` ...) is had here, too. Models that no stock pipeline
-    has, of classes or of pixels, are sampled by the loop that also samples motion.
+    has, of classes or of pixels, are sampled by the loop that also samples motion. Components that are not explained
+    here are the image pipeline's.
 
     Args:
         vae: Image VAE, or None for models of pixels.
         text_encoder: Text encoder, or None for class-conditional models.
-        text_encoder_2: The family's second one.
-        text_encoder_3: Its third.
-        tokenizer: The first one's tokenizer.
-        tokenizer_2: The second one's.
-        tokenizer_3: The third one's.
         unet: Content model, where it is a UNet (or, of class-conditional models, DiTTransformer2DModel).
         transformer: Content model, where it is a transformer.
         scheduler: Any diffusers scheduler that the image pipeline takes.
-        controlnet: Of ControlNet pipelines.
-        image_encoder: Of IP-Adapters.
-        feature_extractor: Of IP-Adapters.
         autoencoder: Joins content frame and motion latent to frames.
         motion_transformer: Motion model.
         motion_scheduler: Its scheduler.
@@ -207,7 +187,8 @@ class ContentMotionPipeline(LatentPipeline):
             raise ValueError(f"a {type(image_pipe).__name__} has no {' and no '.join(NETWORKS)}")
         content_stage(parts)
         own = {"autoencoder": autoencoder, "motion_transformer": motion_transformer}
-        pipe = cls(**parts, **own, motion_scheduler=motion_scheduler, image_pipeline=stock_settings(image_pipe))
+        settings = stock_settings(type(image_pipe), image_pipe.config)
+        pipe = cls(**parts, **own, motion_scheduler=motion_scheduler, image_pipeline=settings)
         pipe._stock = image_pipe
         pipe.check_parts()
         return pipe
@@ -216,29 +197,31 @@ class ContentMotionPipeline(LatentPipeline):
     def settings_of(cls, folder: Path, index: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
         if any((index.get(name) or [None])[0] and name not in given for name in NETWORKS):
             family_in(str(folder))
-        return {} if index.get("_class_name") == cls.__name__ else {"image_pipeline": settings_in(index)}
+        if index.get("_class_name") == cls.__name__:
+            return {}
+        stock = stock_class(index.get("_class_name"))
+        return {"image_pipeline": stock and stock_settings(stock, index)}
 
     @property
     def default_guidance_scale(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         """See ``guidance_scale`` of the class."""
         own = self.config.get("guidance_scale")
-        return super().default_guidance_scale if own is None else own
+        return 4.0 if own is None else own
 
     @property
     def image_pipeline(self) -> DiffusionPipeline | None:
         """The stock pipeline that makes the content frames, of this pipeline's components: what is replaced here is
         replaced there, and the other way round. None where this pipeline samples them itself."""
-        if not any(getattr(self, name) is not None for name in NETWORKS):
+        if self._network is None:
             return None
-        if self._stock is None:
-            stock = content_stage(self.components).stock_pipeline
-            if stock is not None:
-                self._stock = make_stock(stock, self.config.get("image_pipeline"), self.components)
-        else:  # its own loaders may have put something in place
+        if self._stock is not None:  # its own loaders may have put something in place
             theirs = {n: part for n, part in self._stock.components.items() if n in self._optional_components}
             self.register_modules(**{n: part for n, part in theirs.items() if part is not getattr(self, n)})
-            if content_stage(self.components).stock_pipeline is None:
-                return None
+        stock = content_stage(self.components).stock_pipeline
+        if stock is None:
+            return None
+        if self._stock is None:
+            self._stock = make_stock(stock, self.config.get("image_pipeline"), self.components)
         return self._stock
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -264,34 +247,31 @@ class ContentMotionPipeline(LatentPipeline):
         return next((network for name in NETWORKS if (network := getattr(self, name)) is not None), None)
 
     def check_parts(self) -> None:
-        """Checks that the networks were made for one another.
-
-        Raises:
-            ValueError: Two of them disagree about channels or text features.
-        """
-        channels = vae_latent_channels(self.vae)
-        if self.autoencoder is not None and self.autoencoder.config.in_channels != channels:
+        """Raises ``ValueError`` where two of the networks disagree about channels or text features."""
+        channels, autoencoder, motion = vae_latent_channels(self.vae), self.autoencoder, self.motion_transformer
+        if autoencoder is not None and autoencoder.config.in_channels != channels:
             raise ValueError(
-                f"the autoencoder takes frames of {self.autoencoder.config.in_channels} channels, "
+                f"the autoencoder takes frames of {autoencoder.config.in_channels} channels, "
                 f"the image VAE makes {channels}"
             )
         if self._network is not None:
             taken = content_stage(self.components).latent_channels
             if taken != channels:
                 raise ValueError(f"the content model takes {taken} channels, not {channels}")
-        if self.motion_transformer is not None and self.autoencoder is not None:
-            motion, own = self.motion_transformer.config, self.autoencoder.config
-            if (motion.motion_channels, motion.content_channels) != (own.motion_channels, own.in_channels):
-                raise ValueError(
-                    f"the motion model was made for {motion.motion_channels} motion and {motion.content_channels} "
-                    f"content channels, the autoencoder has {own.motion_channels} and {own.in_channels}"
-                )
-        if self.motion_transformer is not None:
-            wanted = self.motion_transformer.config.text_dim
-            given = self.stages["motion"].pooled_width
+        if motion is None:
+            return
+        if autoencoder is not None:
+            wanted = (motion.config.motion_channels, motion.config.content_channels)
+            given = (autoencoder.config.motion_channels, autoencoder.config.in_channels)
             if wanted != given:
-                kinds = [f"text features of width {n}" if n else "class labels" for n in (wanted, given)]
-                raise ValueError(f"the motion model was made for {kinds[0]}, this pipeline gives it {kinds[1]}")
+                raise ValueError(
+                    f"the motion model was made for {wanted[0]} motion and {wanted[1]} content channels, the "
+                    f"autoencoder has {given[0]} and {given[1]}"
+                )
+        wanted, given = motion.config.text_dim, self.stages["motion"].pooled_width
+        if wanted != given:
+            kinds = [f"text features of width {n}" if n else "class labels" for n in (wanted, given)]
+            raise ValueError(f"the motion model was made for {kinds[0]}, this pipeline gives it {kinds[1]}")
 
     @property
     def stages(self) -> dict[str, Stage]:
@@ -399,8 +379,8 @@ class ContentMotionPipeline(LatentPipeline):
                 (``pipelines.interpolation.MotionBetween``).
             strength: How much of the given content frame is drawn anew: 0 keeps it, 1 forgets it; between, pictures go
                 through the family's image-to-image pipeline, where diffusers has one. When None 0 of
-                ``content_latents``, and of ``image`` where the content frame is a frame of the clip; else
-                0.5; of ``video`` 0 where ``motion_strength`` is given.
+                ``content_latents``, of ``image`` where the content frame is a frame of the clip, and of ``video`` where
+                ``motion_strength`` is given; else 0.5.
             motion_strength: The same of the given motion; 0 when None.
             fit: How pictures and videos of another shape are fitted: "crop" cuts their middle out, "pad" adds bars.
             clip_frames: Frames of one clip; the autoencoder's training length when None.
@@ -415,8 +395,7 @@ class ContentMotionPipeline(LatentPipeline):
             callback_on_frames: Gets the frames in order, in [0, 1], some at a time, as soon as they are drawn. The
                 output has none then, and memory does not grow with the video's length.
             **image_arguments: What else the image pipeline takes. With ``mask_image`` it is the family's inpainting
-                pipeline. ``prompt_embeds`` are for the content frame;
-                the motion model reads the prompt.
+                pipeline. ``prompt_embeds`` are for the content frame; the motion model reads the prompt.
 
         Returns:
             Videos and the content frames they were made from.
@@ -436,16 +415,16 @@ class ContentMotionPipeline(LatentPipeline):
         strength = self._resolve_strength(content_latents, image, video, motion_video, strength, motion_strength)
         redraws = image is not None and 0 < strength < 1 and takes(self.image_pipeline, ("image", "strength"))
         if redraws:
-            image_arguments |= {"image": image, "strength": strength}
+            image_arguments, image = image_arguments | {"image": image, "strength": strength}, None
         kept = "" if strength == 1 or redraws else "where the content frame is given"
         kept = "with content_latents" if content_latents is not None and kept else kept
         stock = self.image_pipeline_for(image_arguments, kept, eta, latents, guidance_rescale, guidance_interval)
         call_back, names = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         on_motion_step, _ = self._step_callback(motion_callback_on_step_end, ("latents",))
         changes, texts = read_schedule(prompt)
-        prompts, labels = check_inputs(
-            self, prompt if texts is None else texts[:1], class_labels, negative_prompt, num_videos_per_prompt,
-            output_type, generator, names, getattr(stock, "_callback_tensor_inputs", ("latents",)),
+        prompts, labels = self._check_inputs(
+            prompt if texts is None else texts[:1], class_labels, negative_prompt, num_videos_per_prompt, output_type,
+            generator, names, getattr(stock, "_callback_tensor_inputs", ("latents",)),
         )  # fmt: skip
         sampling = resolve_sampling(
             self, num_inference_steps, motion_num_inference_steps, guidance_scale, motion_guidance_scale,
@@ -453,11 +432,8 @@ class ContentMotionPipeline(LatentPipeline):
         )  # fmt: skip
         size = len(prompts or labels) * num_videos_per_prompt
         clips = self.clips(num_frames, clip_frames, loop)
-        start = self._start(
-            clips, size, height, width, content_latents=content_latents, image=None if redraws else image, video=video,
-            motion_video=motion_video, strength=strength, motion_strength=motion_strength or 0.0, fit=fit,
-        )  # fmt: skip
-        shape = (size, *self._content_shape(start.contents[0], size, height, width))
+        shape = self._content_shape(size, content_latents, height, width)
+        known, motions = self._given(clips, shape, content_latents, image, video, motion_video, fit)
         if clips.num_frames:  # what cannot be made is said before sampling
             for frames in (clips.num_frames, clips.length):
                 self._motion_shape(shape[1:], frames)
@@ -468,20 +444,23 @@ class ContentMotionPipeline(LatentPipeline):
         settings: dict[str, Any] = {"sampling": sampling, "eta": eta, "generator": generator}
 
         def draw(scene: Scene, noise: Tensor | None, content: Tensor | None) -> Tensor:
-            if stock is None or content is not None and strength < 1:
-                return self._content(
-                    scene.told, scene.null, shape, noise, call_back=call_back, start=content, strength=strength,
-                    **settings,
-                )  # fmt: skip
-            return self._stock_content(
-                stock, scene.told, scene.null, shape, noise, said=scene.said, arguments=image_arguments,
-                callback=callback_on_step_end, names=names, **settings,
+            if content is not None and strength == 0:
+                return content.to(self._execution_device, self._dtype)
+            if stock is not None and (content is None or strength == 1):
+                return self._stock_content(
+                    stock, scene, shape, noise, image_arguments, callback=callback_on_step_end, names=names, **settings
+                )
+            stage = self.stages["content"]
+            return self._sample(
+                stage, shape, noise, *scene.conditions(stage), call_back=call_back, start=content, strength=strength,
+                **settings,
             )  # fmt: skip
 
-        contents = self._contents(draw, scenes, clips, start, shape, latents, generator)
+        contents = self._contents(draw, scenes, clips, known, shape, latents, generator)
         if self._interrupt:
             clips = Clips(0, 0)
-        pieces = self._frames(scenes, clips, contents, start, motion_latents, settings | {"call_back": on_motion_step})
+        settings_of_motion = settings | {"call_back": on_motion_step, "strength": motion_strength or 0.0}
+        pieces = self._frames(scenes, clips, contents, motions, motion_latents, settings_of_motion)
         output = self._finish(contents[0], pieces, decode_content_frame, output_type, callback_on_frames)
         return output if return_dict else (output.frames, output.content_frame)
 
@@ -498,11 +477,8 @@ class ContentMotionPipeline(LatentPipeline):
         self, content_latents: Any, image: Any, video: Any, motion_video: Any, strength: float | None,
         motion_strength: float | None,
     ) -> float:  # fmt: skip
-        """How much of the content frame is drawn anew: all of it where none is given.
-
-        Raises:
-            ValueError: Arguments that do not fit each other.
-        """
+        """How much of the content frame is drawn anew: all of it where none is given. Raises ``ValueError`` where these
+        arguments do not fit each other, or this pipeline."""
         sources = {"content_latents": content_latents, "image": image, "video": video}
         given = [name for name, value in sources.items() if value is not None]
         if len(given) > 1:
@@ -514,11 +490,14 @@ class ContentMotionPipeline(LatentPipeline):
         for name, value in (("strength", strength), ("motion_strength", motion_strength)):
             if value is not None and not 0 <= value <= 1:  # NaN is neither
                 raise ValueError(f"{name} must be from 0 to 1, got {value}")
-        if strength is not None or not given:
-            return 1.0 if strength is None else strength
-        own = self.autoencoder.config if self.autoencoder is not None else {}
-        exact = content_latents is not None or (image is not None and own.get("content_mode") == "frame")
-        return 0.0 if exact or (video is not None and motion_strength is not None) else REDRAWN
+        if strength is None:
+            own = self.autoencoder.config if self.autoencoder is not None else {}
+            exact = content_latents is not None or (image is not None and own.get("content_mode") == "frame")
+            kept = exact or (video is not None and motion_strength is not None)
+            strength = 1.0 if not given else 0.0 if kept else REDRAWN
+        if strength > 0 and self._network is None:
+            raise ValueError("this pipeline has no content model: give content_latents or image, and strength 0")
+        return strength
 
     def _scenes(
         self, prompts: list[str], labels: list[int], size: int, negatives: str | list[str] | None, repeats: int,
@@ -528,10 +507,12 @@ class ContentMotionPipeline(LatentPipeline):
         number = size // repeats
         if isinstance(negatives, list):  # a copy: Z-Image's pipeline writes into lists of prompts
             negatives = negatives[0] if len(prompts) > number else [*negatives]
+        null: dict[str, Tensor] | None
         if prompts:
             told, null = self._encode_prompts(prompts, negatives, repeats, sampling.guided)
         else:
-            told, null = self._label_batches(labels, repeats)
+            given = torch.tensor(labels, device=self._execution_device).repeat_interleave(repeats)
+            told, null = {"label": given}, {"label": torch.full_like(given, self.num_classes)}
 
         def part(features: dict[str, Tensor] | None, k: int) -> Any:
             return features and {name: value[k * size : (k + 1) * size] for name, value in features.items()}
@@ -601,29 +582,14 @@ class ContentMotionPipeline(LatentPipeline):
         return pipeline_for(stock, names | ({"guidance_rescale"} if rescale else set()))
 
     def _stock_content(
-        self, stock: DiffusionPipeline, told: dict[str, Tensor], null: dict[str, Tensor] | None,
-        shape: tuple[int, ...], noise: Tensor | None, sampling: Sampling, said: Mapping[str, Any],
-        arguments: Mapping[str, Any], *, eta: float, generator: Generators, callback: StepCallback,
-        names: tuple[str, ...],
+        self, stock: DiffusionPipeline, scene: Scene, shape: tuple[int, ...], noise: Tensor | None,
+        arguments: Mapping[str, Any], *, sampling: Sampling, eta: float, generator: Generators,
+        callback: StepCallback, names: tuple[str, ...],
     ) -> Float[Tensor, "b c h w"]:  # fmt: skip
-        """Content frames (scaled latents) by a stock pipeline.
-
-        Args:
-            stock: See ``image_pipeline_for``.
-            told: Text features of the prompts, one item a video.
-            null: Those of the negative prompts; None where nothing is guided.
-            shape: Of all content frames.
-            noise: Initial noise, or None.
-            sampling: Steps and guidance.
-            said: The prompts as they came, for a stock pipeline that has to encode them itself.
-            arguments: What else it gets.
-            eta: DDIM's.
-            generator: Source of the noise, or one per video.
-            callback: The caller's, or None.
-            names: Tensors that the callback gets.
-        """
-        stage, taken, factor = content_stage(self.components), arguments_of(stock), vae_scale_factor(self.vae)
-        height, width = shape[2] * factor, shape[3] * factor
+        """Content frames (scaled latents) by a stock pipeline (see ``image_pipeline_for``), which also gets the
+        arguments; the caller's callback gets the tensors with these names."""
+        stage, taken, said = content_stage(self.components), arguments_of(stock), scene.said
+        height, width = self._pixel_sides(shape)
         if noise is not None and tuple(noise.shape) != shape:
             raise ValueError(f"initial noise of shape {tuple(noise.shape)}, {shape} needed")
 
@@ -655,7 +621,7 @@ class ContentMotionPipeline(LatentPipeline):
             left_out = [name for name in ("prompt", "negative_prompt") if f"{name}_embeds" in arguments]
             text = {n: value for n, value in said.items() if value is not None and n not in left_out}
         else:
-            text = stage.stock_text(told, null if sampling.content_guided else None)
+            text = stage.stock_text(scene.told, scene.null if sampling.content_guided else None)
             text = {name: value for name, value in text.items() if value is not None or name in taken}
         if foreign := sorted(text.keys() - taken):
             raise TypeError(f"a {type(stock).__name__} takes no {foreign[0]}")
@@ -714,34 +680,26 @@ class ContentMotionPipeline(LatentPipeline):
             known = 0
         return Clips(frames, length, loop, chained, known)
 
-    def _start(
-        self, clips: Clips, size: int, height: int | None, width: int | None, *, content_latents: Tensor | None,
-        image: Any, video: Any, motion_video: Any, strength: float, motion_strength: float, fit: Fit,
-    ) -> Start:  # fmt: skip
-        """What is given of the content and of the motion of each of a video's clips.
-
-        Raises:
-            ValueError: Pictures or videos that cannot be used, or no such model.
-            OSError: No such file.
-        """
-        if fit not in ("crop", "pad"):
+    def _given(
+        self, clips: Clips, shape: tuple[int, ...], content_latents: Tensor | None, image: Any, video: Any,
+        motion_video: Any, fit: Fit,
+    ) -> tuple[list[Tensor | None], list[Tensor]]:  # fmt: skip
+        """What is given of a video's clips, to be drawn anew or kept: content frames (b, c, h, w) of each clip, or one
+        or None that serves all; and motion latents (b, D, t, s) of each clip, not standardised, or none. Raises
+        ``ValueError`` and ``OSError`` of pictures and videos that cannot be used."""
+        if fit not in get_args(Fit):
             raise ValueError(f"fit must be crop or pad, got {fit!r}")
         contents: list[Tensor | None] = [content_latents]
         motions: list[Tensor] = []
-        if image is None and video is None and motion_video is None:
-            return Start(contents, motions, strength, motion_strength)
-        if not clips.num_frames and image is None:
-            raise ValueError(
-                f"{'video' if motion_video is None else 'motion_video'}: this pipeline has no motion model"
-            )
-        shape = self._sampled_shape(height, width) if content_latents is None else tuple(content_latents.shape[1:])
-        sides = self._pixel_sides(shape)
+        size, sides = shape[0], self._pixel_sides(shape)
         if image is not None:
             pixels = as_pictures(image, *sides, fit).to(self._execution_device)
             contents = [for_each("image", encode_frames(self._image_vae, pixels[:, None] * 2 - 1)[:, 0], size)]
         for name, source in {"video": video, "motion_video": motion_video}.items():
             if source is None:
                 continue
+            if not clips.num_frames:
+                raise ValueError(f"{name}: this pipeline has no motion model")
             between = source if isinstance(source, MotionBetween) else None
             ends = []
             for end in [between.first, between.second] if between else [source]:
@@ -754,7 +712,7 @@ class ContentMotionPipeline(LatentPipeline):
             if between:
                 shares = for_each("shares of motion_video", between.shares, size)
                 motions = [slerp(*pair, shares) for pair in zip(*ends, strict=True)]
-        return Start(contents, motions, strength, motion_strength)
+        return contents, motions
 
     def _pixel_sides(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Height and width in pixels of content frames of a shape (..., h, w)."""
@@ -763,20 +721,11 @@ class ContentMotionPipeline(LatentPipeline):
 
     def _contents(
         self, draw: Callable[[Scene, Tensor | None, Tensor | None], Tensor], scenes: list[Scene], clips: Clips,
-        start: Start, shape: tuple[int, ...], noise: Tensor | None, generator: Generators,
+        known: list[Tensor | None], shape: tuple[int, ...], noise: Tensor | None, generator: Generators,
     ) -> list[Float[Tensor, "b c h w"]]:  # fmt: skip
-        """The content frame of each clip; of the first alone where the others go on from it.
-
-        Args:
-            draw: Makes those of a scene, from noise and from what is given of them.
-            scenes: Of each clip.
-            clips: Of the video.
-            start: What is given.
-            shape: Of the content frames.
-            noise: Initial noise, or None.
-            generator: Source of noise.
-        """
-        known = [start.contents[min(k, len(start.contents) - 1)] for k in range(len(clips))]
+        """The content frame of each clip, or of the first alone where the others go on from it; ``draw`` makes those of
+        a scene, from noise and from what is known of them."""
+        known = [known[min(k, len(known) - 1)] for k in range(len(clips))]
         pairs = list(zip(scenes, known, strict=True))[: 1 if clips.chained else None]
         keys = [(id(scene), id(content)) for scene, content in pairs]
         if len(set(keys)) > 1 and noise is None:
@@ -784,50 +733,27 @@ class ContentMotionPipeline(LatentPipeline):
             noise = randn_tensor(shape, generator, self._execution_device, torch.float32)
         made: dict[tuple[int, int], Tensor] = {}
         for key, (scene, content) in zip(keys, pairs, strict=True):
-            if key in made:
-                continue
-            if content is not None and start.strength == 0:
-                made[key] = content.to(self._execution_device, self._dtype)
-            else:
+            if key not in made:
                 made[key] = draw(scene, noise, content)
         return [made[key] for key in keys]
 
-    def _content(
-        self, told: dict[str, Tensor], null: dict[str, Tensor] | None, shape: tuple[int, ...], noise: Tensor | None,
-        sampling: Sampling, *, eta: float, generator: Generators, call_back: Any, start: Tensor | None = None,
-        strength: float = 1.0,
-    ) -> Float[Tensor, "b c h w"]:  # fmt: skip
-        """Content frames that no stock pipeline makes, of what ``Stage.encode`` takes; ``null`` is None where nothing
-        is guided. Given ones, ``start``, are drawn anew by ``strength``."""
-        if self._network is None:
-            raise ValueError("strength: this pipeline has no content model, it can only keep what is given (0)")
-        stage = content_stage(self.components)
-        return self._sample(
-            stage, shape, noise, stage.encode(told), null and stage.encode(null), **sampling.of("content"), eta=eta,
-            generator=generator, call_back=call_back, start=start, strength=strength,
-        )  # fmt: skip
-
     def _frames(
-        self, scenes: list[Scene], clips: Clips, contents: list[Tensor], start: Start, noise: Tensor | None,
+        self, scenes: list[Scene], clips: Clips, contents: list[Tensor], motions: list[Tensor], noise: Tensor | None,
         settings: dict[str, Any],
     ) -> Iterator[Float[Tensor, "b t c h w"]]:  # fmt: skip
         """A video's frames (scaled latents) in order, some at a time; nothing without a motion model."""
         if not clips.num_frames:
             return
-        size, shape = len(contents[0]), tuple(contents[0].shape[1:])
         if len(clips) > 1 and not clips.chained:
-            yield from self._overlapping(scenes, clips, contents, start, noise, settings)
+            yield from self._overlapping(scenes, clips, contents, motions, noise, settings)
             return
         if len(clips) > 1 and noise is not None:
             raise ValueError("motion_latents are of one clip: a longer video of this model draws its own")
-        content, left = contents[0], clips.num_frames
+        stage, content, left = MotionStage(self.components), contents[0], clips.num_frames
+        shape = (len(content), *self._motion_shape(content.shape[1:], clips.length))
         for k, scene in enumerate(scenes):
-            stage, frame = MotionStage(self.components), {"content": content}
-            motion = self._motion(
-                stage, stage.encode(scene.told | frame), scene.null and stage.encode(scene.null | frame),
-                (size, *self._motion_shape(shape, clips.length)), noise,
-                start=start.motions[k] if start.motions else None, strength=start.motion_strength, **settings,
-            )  # fmt: skip
+            told = scene.conditions(stage, content=content)
+            motion = self._motion(stage, told, shape, noise, motions[k] if motions else None, **settings)
             frames = self._decoded(content, motion)
             content, frames = frames[:, -1], frames[:, bool(k) :][:, :left]  # the first is the last one before
             left -= frames.shape[1]
@@ -836,31 +762,28 @@ class ContentMotionPipeline(LatentPipeline):
                 return
 
     def _overlapping(
-        self, scenes: list[Scene], clips: Clips, contents: list[Tensor], start: Start, noise: Tensor | None,
+        self, scenes: list[Scene], clips: Clips, contents: list[Tensor], motions: list[Tensor], noise: Tensor | None,
         settings: dict[str, Any],
     ) -> Iterator[Float[Tensor, "b t c h w"]]:  # fmt: skip
         """See ``_frames``: of clips that overlap."""
-        if start.motions and start.motion_strength == 0:
-            yield from clips.fade(lambda k: self._decoded(contents[k], start.motions[k]))
+        if motions and settings["strength"] == 0:
+            yield from clips.fade(lambda k: self._decoded(contents[k], motions[k]))
             return
-        given = clips.average(start.motions.__getitem__, axis=2) if start.motions else None
-        shape = (len(contents[0]), *self._motion_shape(tuple(contents[0].shape[1:]), clips.num_frames))
-        frames = [{"content": content} for content in contents]
+        given = clips.average(motions.__getitem__) if motions else None
+        shape = (len(contents[0]), *self._motion_shape(contents[0].shape[1:], clips.num_frames))
         if clips.overlap:
-            motion = self._continued(scenes, clips, frames, start, given, shape, noise, settings)
+            motion = self._continued(scenes, clips, contents, given, shape, noise, settings)
         else:
             stage = LongMotionStage(self.components, clips)
-            told = stack_conditions([stage.encode(s.told | frame) for s, frame in zip(scenes, frames, strict=True)])
-            nulls = [s.null | frame for s, frame in zip(scenes, frames, strict=True) if s.null is not None]
-            null = stack_conditions([stage.encode(null) for null in nulls]) if nulls else None
-            motion = self._motion(
-                stage, told, null, shape, noise, start=given, strength=start.motion_strength, **settings
-            )  # fmt: skip
+            pairs = zip(scenes, contents, strict=True)
+            told, null = zip(*(scene.conditions(stage, content=content) for scene, content in pairs), strict=True)
+            stacked = stack_conditions(told), None if None in null else stack_conditions(null)
+            motion = self._motion(stage, stacked, shape, noise, given, **settings)
         yield from clips.fade(lambda k: self._decoded(contents[k], motion[:, :, clips.frames(k)]))
 
     def _continued(
-        self, scenes: list[Scene], clips: Clips, frames: list[dict[str, Tensor]], start: Start, given: Tensor | None,
-        shape: tuple[int, ...], noise: Tensor | None, settings: dict[str, Any],
+        self, scenes: list[Scene], clips: Clips, contents: list[Tensor], given: Tensor | None, shape: tuple[int, ...],
+        noise: Tensor | None, settings: dict[str, Any],
     ) -> Float[Tensor, "b D t s"]:  # fmt: skip
         """The motion of a whole video, each clip of which is given that of the frames that are there already."""
         stage = MotionStage(self.components)
@@ -868,24 +791,22 @@ class ContentMotionPipeline(LatentPipeline):
         done = torch.zeros(clips.num_frames, dtype=torch.bool)
         for k, scene in enumerate(scenes):
             numbers = clips.frames(k)
-            own: dict[str, Tensor] = dict(frames[k])
-            known = done[numbers]
+            own, known = {"content": contents[k]}, done[numbers]
             if known.any():
                 own["known"] = known.to(motion.device).expand(shape[0], -1)
                 own["known_motion"] = stage.standardize(motion[:, :, numbers])
+            noise_of_clip, given_of_clip = (None if x is None else x[:, :, numbers] for x in (noise, given))
             made = self._motion(
-                stage, stage.encode(scene.told | own), scene.null and stage.encode(scene.null | own),
-                (*shape[:2], len(numbers), shape[3]), None if noise is None else noise[:, :, numbers],
-                start=None if given is None else given[:, :, numbers], strength=start.motion_strength, **settings,
+                stage, scene.conditions(stage, **own), (*shape[:2], len(numbers), shape[3]), noise_of_clip,
+                given_of_clip, **settings,
             )  # fmt: skip
             motion[:, :, numbers[~known]] = made[:, :, ~known]
             done[numbers] = True
         return motion
 
     def _motion(
-        self, stage: MotionStage, told: Condition, null: Condition | None, shape: tuple[int, ...],
-        noise: Tensor | None, sampling: Sampling, *, eta: float, generator: Generators, call_back: Any,
-        start: Float[Tensor, "b D t s"] | None, strength: float,
+        self, stage: MotionStage, told: tuple[Condition, Condition | None], shape: tuple[int, ...],
+        noise: Tensor | None, start: Float[Tensor, "b D t s"] | None, *, strength: float, **settings: Any,
     ) -> Float[Tensor, "b D t s"]:  # fmt: skip
         """Motion latents (not standardised). Given ones, ``start``, are drawn anew by ``strength``."""
         if start is not None:
@@ -893,16 +814,8 @@ class ContentMotionPipeline(LatentPipeline):
             if strength == 0:
                 return start
             start = stage.standardize(start)
-        motion = self._sample(
-            stage, shape, noise, told, null, **sampling.of("motion"), eta=eta, generator=generator,
-            call_back=call_back, start=start, strength=strength,
-        )  # fmt: skip
+        motion = self._sample(stage, shape, noise, *told, start=start, strength=strength, **settings)
         return stage.standardize(motion, inverse=True)
-
-    def _label_batches(self, labels: list[int], repeats: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The class labels and as many null classes, as ``Stage.encode`` takes them."""
-        given = torch.tensor(labels, device=self._execution_device).repeat_interleave(repeats)
-        return {"label": given}, {"label": torch.full_like(given, self.num_classes)}
 
     def _finish(
         self, content: Float[Tensor, "b c h w"], pieces: Iterator[Tensor], with_content: bool,
@@ -911,6 +824,7 @@ class ContentMotionPipeline(LatentPipeline):
         """Decodes latents: the content frame, where it is asked for, and the frames."""
         if callback_on_frames is not None:
             for piece in pieces:
+                self._finite.require("the autoencoder", piece)
                 callback_on_frames(self._postprocess(self._decode(piece, "pt"), "pt"))
             if not with_content:
                 self.maybe_free_model_hooks()
@@ -918,7 +832,9 @@ class ContentMotionPipeline(LatentPipeline):
         # All in one pass through the VAE.
         parts = list(pieces)
         with_content = with_content or not parts
-        x = self._decode(torch.cat([content[:, None], *parts] if with_content else parts, dim=1), output_type)
+        x = torch.cat([content[:, None], *parts] if with_content else parts, dim=1)
+        self._finite.require("the autoencoder", x)
+        x = self._decode(x, output_type)
         frames = self._postprocess(x[:, int(with_content) :], output_type) if parts else None
         images = None
         if with_content:
@@ -926,15 +842,6 @@ class ContentMotionPipeline(LatentPipeline):
             images = [video[0] for video in images] if output_type == "pil" else images[:, 0]
         self.maybe_free_model_hooks()
         return ContentMotionPipelineOutput(frames=frames, content_frame=images, content_latents=content)
-
-    def _decode(self, x: Float[Tensor, "b t c h w"], output_type: OutputType) -> Tensor:
-        """Scaled latents to pixels in [-1, 1], unless latents are asked for."""
-        self._finite.require("the autoencoder", x)
-        if output_type != "latent":
-            x = decode_frames(self._image_vae, x, self._frames_per_chunk)
-            self._finite.require("the image VAE", x)
-        self._finite.now()
-        return x
 
     @torch.no_grad()
     def encode_video(
@@ -964,19 +871,13 @@ class ContentMotionPipeline(LatentPipeline):
             self.vae.to(torch.float32)
         return self.vae
 
-    def _content_shape(self, given: Tensor | None, size: int, height: int | None, width: int | None) -> tuple[int, ...]:
-        """Shape of a content frame: of those given, or of those to make."""
-        if given is None and self._network is None:
-            raise ValueError("this pipeline has no content model: give content_latents or image")
+    def _content_shape(self, size: int, given: Tensor | None, height: int | None, width: int | None) -> tuple[int, ...]:
+        """Shape of the content frames of so many videos: of those given, or of those to make."""
         if given is None:
-            return self._sampled_shape(height, width)
+            return (size, *self._sampled_shape(height, width))
         if len(given) != size:
             raise ValueError(f"{len(given)} content frames for {size} videos")
-        return tuple(given.shape[1:])
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return (self._network if self._network is not None else self.motion_transformer).dtype
+        return tuple(given.shape)
 
     def sample_shapes(
         self, num_frames: int | None = None, height: int | None = None, width: int | None = None
@@ -986,41 +887,36 @@ class ContentMotionPipeline(LatentPipeline):
         return {"content": content} | motion
 
     def _sampled_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
-        """Channels, height and width of the content frame's latents; the training size where a side is None.
+        """Channels, height and width of the content frame's latents; the training size where a side is None. Raises
+        ``ValueError`` of a side that the models cannot make."""
+        if self.autoencoder is not None:
+            config = self.autoencoder.config
+            multiple, usual = config.patch_size, (config.sample_height, config.sample_width)
+        else:
+            assert self._network is not None, "a pipeline of neither makes nothing"
+            multiple, size = 1, self._network.config.get("sample_size")
+            if size is None and None in (height, width):
+                raise ValueError(f"a {type(self._network).__name__} is of no size by itself: give height and width")
+            usual = size if isinstance(size, list | tuple) else (size or 0, size or 0)
+        if self.motion_transformer is not None:
+            motion = self.motion_transformer.config
+            multiple = math.lcm(multiple * motion.patch_size, motion.content_patch_size)
+        if self._network is not None:
+            stage = content_stage(self.components)
+            channels, multiple = stage.latent_channels, math.lcm(multiple, stage.side_multiple)
+        else:
+            channels = vae_latent_channels(self.vae)
+        factor, sides = vae_scale_factor(self.vae), []
+        for name, given, default in (("height", height, usual[0]), ("width", width, usual[1])):
+            side = default * factor if given is None else given
+            if side <= 0 or side % (factor * multiple):
+                raise ValueError(f"{name} must be a multiple of {factor * multiple}, got {side}")
+            sides.append(side // factor)
+        return (channels, *sides)
 
-        Raises:
-            ValueError: A side that the models cannot make.
-        """
-        factor = vae_scale_factor(self.vae)
-        sides = []
-        for i, (name, given) in enumerate((("height", height), ("width", width))):
-            if self.autoencoder is not None:
-                config = self.autoencoder.config
-                default, multiple = (config.sample_height, config.sample_width)[i], config.patch_size
-            else:
-                assert self._network is not None, "a pipeline of neither makes nothing"
-                size = self._network.config.get("sample_size")
-                if size is None and given is None:
-                    raise ValueError(f"a {type(self._network).__name__} is of no size by itself: give height and width")
-                default, multiple = (size[i] if isinstance(size, list | tuple) else size or 0), 1
-            if self.motion_transformer is not None:
-                motion = self.motion_transformer.config
-                multiple = math.lcm(multiple * motion.patch_size, motion.content_patch_size)
-            if self._network is not None:
-                multiple = math.lcm(multiple, self.stages["content"].side_multiple)
-            given = given if given is not None else default * factor
-            if given <= 0 or given % (factor * multiple):
-                raise ValueError(f"{name} must be a multiple of {factor * multiple}, got {given}")
-            sides.append(given // factor)
-        known = self._network is not None
-        return (content_stage(self.components).latent_channels if known else vae_latent_channels(self.vae), *sides)
-
-    def _motion_shape(self, content_shape: tuple[int, ...], num_frames: int | None) -> tuple[int, int, int]:
-        """Channels, frames and places of the motion latent that goes with a content frame.
-
-        Raises:
-            ValueError: A number of frames that the motion model cannot make.
-        """
+    def _motion_shape(self, content_shape: Sequence[int], num_frames: int | None) -> tuple[int, int, int]:
+        """Channels, frames and places of the motion latent that goes with a content frame. Raises ``ValueError`` of
+        frames that the motion model cannot make."""
         own, patch = self.autoencoder.config, self.motion_transformer.config.patch_size
         frames: int = own.num_frames if num_frames is None else num_frames
         if frames <= 0 or frames % patch:

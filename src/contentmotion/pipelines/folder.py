@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -41,7 +42,7 @@ def fetch(name_or_path: str, variant: str | None = None, **hub: Any) -> Path:
     Args:
         name_or_path: Folder, hub id or name of a shipped model.
         variant: Weights to download, such as "fp16", of the parts that have them.
-        **hub: See ``HUB_SETTINGS``; as huggingface_hub takes them.
+        **hub: ``HUB_SETTINGS`` as huggingface_hub takes them.
 
     Raises:
         ValueError: No folder of that name, and the hub does not give it: one line that says why.
@@ -58,11 +59,7 @@ def fetch(name_or_path: str, variant: str | None = None, **hub: Any) -> Path:
             snapshot_download(name_or_path, allow_patterns=wanted, **hub)
         return file.parent  # the snapshot's folder
     except (OSError, HfHubHTTPError) as error:  # the hub's own are among them
-        reason = _reason(error, hub)
-        gated = isinstance(error, GatedRepoError)  # which is one of those not found, to the hub client
-        if isinstance(error, (RepositoryNotFoundError, LocalEntryNotFoundError)) and not gated:
-            raise ValueError(f"no such checkpoint: {name_or_path} ({reason})") from error
-        raise ValueError(f"{name_or_path}: {reason}") from error
+        raise ValueError(_refusal(name_or_path, error, hub)) from error
     except Exception as error:
         if not type(error).__module__.startswith("httpx"):  # httpx or httpx2, by the hub client's version
             raise
@@ -70,33 +67,29 @@ def fetch(name_or_path: str, variant: str | None = None, **hub: Any) -> Path:
 
 
 @contextmanager
-def chosen(name_or_path: str, variant: str | None = None, revision: str | None = None) -> Iterator[None]:
-    """Meanwhile this name stands in this process for one variant and one revision of the model.
+def chosen_by(config: Any) -> Iterator[None]:
+    """Meanwhile the model that a command's settings name stands in this process for the variant and the revision that
+    they say, of training in their block ``hub``.
 
     Raises:
         ValueError: There is none; or a revision of a folder, which only repositories have.
     """
-    is_here = Path(resolve_name(name_or_path)).is_dir()
+    weights = getattr(config, "hub", config)
+    variant, revision = getattr(weights, "variant", None), getattr(weights, "revision", None)
+    if not (variant or revision):
+        yield
+        return
+    name = str(named_model(config))
+    is_here = Path(resolve_name(name)).is_dir()
     if is_here and revision:
-        raise ValueError(f"revision {revision}: {name_or_path} is a folder, the hub's repositories have revisions")
-    folder = fetch(name_or_path, variant, **({} if is_here else {"revision": revision}))
-    _wanted(name_or_path, [str(file) for file in folder.rglob("*.safetensors")], variant)
-    CHOSEN[name_or_path] = CHOSEN[str(folder)] = (str(folder), variant)
+        raise ValueError(f"revision {revision}: {name} is a folder, the hub's repositories have revisions")
+    folder = fetch(name, variant, **({} if is_here else {"revision": revision}))
+    _wanted(name, [str(file) for file in folder.rglob("*.safetensors")], variant)
+    CHOSEN[name] = CHOSEN[str(folder)] = (str(folder), variant)
     try:
         yield
     finally:
         CHOSEN.clear()
-
-
-@contextmanager
-def chosen_by(config: Any) -> Iterator[None]:
-    """``chosen`` as a command's settings say it, of training in their block ``hub``; nothing where they do not."""
-    weights = getattr(config, "hub", config)
-    if not (getattr(weights, "revision", None) or getattr(weights, "variant", None)):
-        yield
-        return
-    with chosen(str(named_model(config)), weights.variant, weights.revision):
-        yield
 
 
 def _wanted(name: str, files: list[str], variant: str | None) -> list[str]:
@@ -113,21 +106,22 @@ def _wanted(name: str, files: list[str], variant: str | None) -> list[str]:
     return weights + [file for file in files if file.endswith((".json", ".txt", ".model", ".jinja"))]
 
 
-def _reason(error: Exception, hub: dict[str, Any]) -> str:
+def _refusal(name: str, error: Exception, hub: dict[str, Any]) -> str:
     """One line about why the hub did not give a repository."""
-    if isinstance(error, GatedRepoError):
-        return "gated: ask for access on its page, then log in (`hf auth login`) or give a token"
+    if isinstance(error, GatedRepoError):  # which is one of those not found, to the hub client
+        return f"{name}: gated: ask for access on its page, then log in (`hf auth login`) or give a token"
     if isinstance(error, RepositoryNotFoundError):
-        return "no folder of that name and no such repository on the hub (or a private one: log in, or give a token)"
+        why = "no folder of that name and no such repository on the hub (or a private one: log in, or give a token)"
+        return f"no such checkpoint: {name} ({why})"
     if isinstance(error, RevisionNotFoundError):
-        return f"the repository has no revision {hub.get('revision')}"
+        return f"{name}: the repository has no revision {hub.get('revision')}"
     if isinstance(error, LocalEntryNotFoundError):
         offline = hub.get("local_files_only") or constants.is_offline_mode()
         why = "only local files are to be used" if offline else "the hub could not be reached"
-        return f"not downloaded yet, and {why}"
+        return f"no such checkpoint: {name} (not downloaded yet, and {why})"
     if isinstance(error, EntryNotFoundError):
-        return f"the repository is no pipeline: it has no {INDEX}"
-    return f"the hub did not give it: {' '.join(str(error).split())}"
+        return f"{name}: the repository is no pipeline: it has no {INDEX}"
+    return f"{name}: the hub did not give it: {' '.join(str(error).split())}"
 
 
 def not_a_pipeline(name: str, path: Path) -> str:
@@ -150,16 +144,21 @@ def read_index(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is not a pipeline's index: {error}") from error
 
 
-def known_class(name: str, part: str, entry: list[str]) -> type:
-    """The class that an index names for a part. None is imported but from ``LIBRARIES``.
+def known_classes(name: str, index: Mapping[str, Any], pipeline: type, given: Collection[str]) -> dict[str, type]:
+    """The classes that an index names for the parts that a pipeline takes and is not given. None is imported but from
+    ``LIBRARIES``.
 
     Raises:
-        ValueError: It is in no known library, or not there.
+        ValueError: One is in no known library, or not there.
     """
-    library, kind = entry
-    if library not in LIBRARIES:
-        raise ValueError(f"{name}: its {part} is a {library}.{kind}: only {', '.join(LIBRARIES)} are known")
-    cls = getattr(import_module(library), str(kind), None)
-    if cls is None:
-        raise ValueError(f"{name}: its {part} is a {kind}, which {library} does not have")
-    return cls
+    taken, classes = inspect.signature(pipeline).parameters, {}
+    for part, entry in index.items():
+        if part not in taken or part in given or not isinstance(entry, list) or entry[0] is None:
+            continue
+        library, kind = entry
+        if library not in LIBRARIES:
+            raise ValueError(f"{name}: its {part} is a {library}.{kind}: only {', '.join(LIBRARIES)} are known")
+        classes[part] = getattr(import_module(library), str(kind), None)
+        if classes[part] is None:
+            raise ValueError(f"{name}: its {part} is a {kind}, which {library} does not have")
+    return classes

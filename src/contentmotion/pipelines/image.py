@@ -21,38 +21,32 @@ from contentmotion.loading import quiet
 CLASS = "class"  # in the settings of a stock pipeline that model_index.json has
 
 
-def stock_settings(pipe: DiffusionPipeline) -> dict[str, Any]:
-    """What of a stock pipeline is not in its components: its class and the plain arguments of its constructor."""
-    _, plain = pipe._get_signature_keys(type(pipe))
-    return {CLASS: type(pipe).__name__} | {name: pipe.config[name] for name in plain if name in pipe.config}
+def stock_settings(kind: type[DiffusionPipeline], values: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a stock pipeline is not in its components: its class and the plain arguments of its constructor, of its
+    config or its ``model_index.json``."""
+    _, plain = kind._get_signature_keys(kind)
+    return {CLASS: kind.__name__} | {name: values[name] for name in plain if name in values}
 
 
-def settings_in(index: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The same of a stock pipeline's ``model_index.json``; None where it names no pipeline of diffusers."""
-    cls = getattr(diffusers, str(index.get("_class_name")), None)
-    if not (inspect.isclass(cls) and issubclass(cls, DiffusionPipeline)):
-        return None
-    _, plain = cls._get_signature_keys(cls)
-    return {CLASS: cls.__name__} | {name: index[name] for name in plain if name in index}
+def stock_class(name: Any) -> type[DiffusionPipeline] | None:
+    """The pipeline of diffusers that is called so; None where there is none."""
+    found = getattr(diffusers, str(name), None)
+    return found if inspect.isclass(found) and issubclass(found, DiffusionPipeline) else None
 
 
 def make_stock(
     default: type[DiffusionPipeline], settings: Mapping[str, Any] | None, components: Mapping[str, Any]
 ) -> DiffusionPipeline:
-    """A stock pipeline of these components.
-
-    Args:
-        default: Its class, where the settings name none.
-        settings: See ``stock_settings``; None: the class's own.
-        components: By its names; what it does not know is left out.
+    """A stock pipeline of those of the components that it knows, with such settings as ``stock_settings`` gives; of the
+    default class where these name none.
 
     Raises:
         ValueError: The settings' class is none of diffusers' pipelines.
     """
     settings = dict(settings or {})
     name = settings.pop(CLASS, default.__name__)
-    cls = getattr(diffusers, name, None)
-    if not (inspect.isclass(cls) and issubclass(cls, DiffusionPipeline)):
+    cls: Any = stock_class(name)
+    if cls is None:
         raise ValueError(f"{name} is no pipeline of diffusers {diffusers.__version__}")
     modules, plain = cls._get_signature_keys(cls)
     if "requires_safety_checker" in plain:
@@ -79,11 +73,9 @@ def pipeline_for(pipe: DiffusionPipeline, names: Iterable[str]) -> DiffusionPipe
     Raises:
         TypeError: None of them takes them all.
     """
-    names = set(names)
-    unknown = sorted(names - arguments_of(pipe))
-    if not unknown:
+    names, known = set(names), arguments_of(pipe)
+    if names <= known:
         return pipe
-    known = arguments_of(pipe)
     for auto in (AutoPipelineForImage2Image, *[AutoPipelineForInpainting] * ("mask_image" in names)):
         scheduler = pipe.scheduler
         pipe.register_modules(scheduler=None)  # see make_stock
@@ -98,7 +90,7 @@ def pipeline_for(pipe: DiffusionPipeline, names: Iterable[str]) -> DiffusionPipe
         known |= arguments_of(other)
         if names <= arguments_of(other):
             return other
-    unknown = [name for name in unknown if name not in known]
+    unknown = sorted(names - known)
     if not unknown:
         raise TypeError(f"{', '.join(sorted(names))}: no image pipeline of this family takes these together")
     close = difflib.get_close_matches(unknown[0], sorted(known), n=1)
@@ -122,13 +114,15 @@ def guided_between(network: nn.Module, interval: Interval | None, size: int) -> 
 
     It asks its network about null conditions and prompts in one call, and guides by the difference. Here the network
     is called for the prompts alone, and says the same of both: the difference is none, and the step costs one pass.
-
-    Args:
-        network: The pipeline's.
-        interval: See ``diffusion.within``; None: every step is guided.
-        size: Pictures.
+    ``size`` is how many pictures it makes; without an interval every step is guided.
     """
+    if interval is None:
+        yield
+        return
     alone = False
+
+    def of_prompts(x: Any) -> Any:
+        return x[size:] if isinstance(x, Tensor) and x.dim() > 0 and len(x) == 2 * size else x
 
     def before(network: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         nonlocal alone
@@ -136,21 +130,13 @@ def guided_between(network: nn.Module, interval: Interval | None, size: int) -> 
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
         time = float(timestep.flatten()[0]) / network.config.get("timestep_scale", 1.0)
         alone = len(noisy) == 2 * size and not within(time, interval)
-        both = lambda x: isinstance(x, Tensor) and x.dim() > 0 and len(x) == 2 * size  # noqa: E731
-        return tree_map(lambda x: x[size:] if both(x) else x, (args, kwargs)) if alone else None
+        return tree_map(of_prompts, (args, kwargs)) if alone else None
 
     def after(network: Any, args: tuple, output: Any) -> Any:
         return tree_map(lambda x: torch.cat([x, x]), output) if alone else None
 
-    hooks = []
-    if interval is not None:
-        hooks.append(network.register_forward_pre_hook(before, with_kwargs=True))
-        hooks.append(network.register_forward_hook(after))
-    try:
+    with network.register_forward_pre_hook(before, with_kwargs=True), network.register_forward_hook(after):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def resized(pipe: DiffusionPipeline, image: Any, height: int, width: int) -> Any:

@@ -26,7 +26,7 @@ from contentmotion.loading import (
 from contentmotion.models.video_unet import VideoUNet  # diffusers loads no class whose module is not imported
 from contentmotion.pipelines.base import LatentPipeline
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
-from contentmotion.pipelines.folder import INDEX, fetch, known_class, not_a_pipeline, read_index
+from contentmotion.pipelines.folder import INDEX, fetch, known_classes, read_index
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
 
 VIDEO_UNETS = (VideoUNet.__name__, UNet3DConditionModel.__name__)
@@ -55,21 +55,19 @@ def load_pipeline(
         ValueError: A part is missing, damaged or of another shape.
     """
     require_checkpoints(
-        pretrained_model_name_or_path=name_or_path,
-        autoencoder=autoencoder,
-        motion_transformer=motion_transformer,
+        pretrained_model_name_or_path=name_or_path, autoencoder=autoencoder, motion_transformer=motion_transformer
     )
+    path, motion = fetch(name_or_path), motion_transformer
     parts: dict[str, Any] = {}
+    if name_or_path == SHIPPED_STUDENT:  # what it shares with its teacher is stored once
+        motion = motion or str(path)
+        parts["unet"] = load_model(AutoModel, str(path), "unet", "a content model", dtype)
+        parts["scheduler"] = load_scheduler(path / "scheduler")
+        path = Path(resolve_name(SHIPPED_MODEL))
     if autoencoder:
         parts["autoencoder"] = load_autoencoder(autoencoder, dtype)
-    if motion_transformer:
-        parts["motion_transformer"], parts["motion_scheduler"] = load_motion(motion_transformer, dtype)
-    path = fetch(name_or_path)
-    if name_or_path == SHIPPED_STUDENT:  # what it shares with its teacher is stored once
-        parts = _student_parts(path, dtype) | parts
-        path = Path(resolve_name(SHIPPED_MODEL))
-    if not (path / INDEX).exists():
-        raise ValueError(not_a_pipeline(name_or_path, path))
+    if motion:
+        parts["motion_transformer"], parts["motion_scheduler"] = load_motion(motion, dtype)
     if is_video_model(name_or_path):
         raise ValueError(f"{name_or_path} is a video model: it has no content frame and no motion")
     pipe = _assemble(ContentMotionPipeline, name_or_path, path, parts, dtype)
@@ -90,17 +88,10 @@ def load_pipeline(
 def _assemble(
     pipeline: type[Pipeline], name: str, path: Path, parts: dict[str, Any], dtype: torch.dtype | None
 ) -> Pipeline:
-    """A pipeline of a folder, some parts of which are given; its networks are loaded strictly.
-
-    Raises:
-        ValueError: A part is missing or damaged, or the family of image models is not known.
-    """
-    index, taken = read_index(path / INDEX), pipeline.__init__.__annotations__
+    """A pipeline of a folder, some parts of which are given; its networks are loaded strictly."""
+    index = read_index(path / INDEX)
     pipeline.settings_of(path, index, parts)
-    for part, entry in index.items():
-        if part not in taken or part in parts or not isinstance(entry, list) or entry[0] is None:
-            continue
-        cls = known_class(name, part, entry)
+    for part, cls in known_classes(name, index, pipeline, parts).items():
         if part in NETWORKS:
             parts[part] = load_model(cls, str(path), part, f"the {part}", dtype)
         elif part.startswith("tokenizer"):
@@ -112,16 +103,6 @@ def _assemble(
             return pipeline.from_pretrained(path, dtype=dtype or torch.float32, **parts)
     except Exception as error:  # torch, safetensors, json and the hub each raise their own
         raise ValueError(explain(name, str(path), error)) from error
-
-
-def _student_parts(folder: Path, dtype: torch.dtype | None) -> dict[str, Any]:
-    motion, motion_scheduler = load_motion(str(folder), dtype)
-    return {
-        "unet": load_model(AutoModel, str(folder), "unet", "a content model", dtype),
-        "scheduler": load_scheduler(folder / "scheduler"),
-        "motion_transformer": motion,
-        "motion_scheduler": motion_scheduler,
-    }
 
 
 def is_video_model(name_or_path: str) -> bool:
@@ -137,10 +118,6 @@ def is_video_model(name_or_path: str) -> bool:
 
 def load_video_pipeline(name_or_path: str, dtype: torch.dtype | None = None) -> VideoLatentPipeline:
     """A video model's pipeline: what ``train-video`` and ``distill --part video`` wrote, or ModelScope's folder.
-
-    Args:
-        name_or_path: Pipeline folder or hub id.
-        dtype: Precision of the weights; float32 when None.
 
     Raises:
         ValueError: It is another kind of model, or a part is missing, damaged or of another shape.

@@ -84,24 +84,16 @@ class Clips:
         rising = torch.arange(1, len(self.frames(k)) + 1, dtype=torch.float32)
         return torch.minimum(rising, rising.flip(0))
 
-    def average(self, part: Callable[[int], Tensor], axis: int) -> Tensor:
-        """One tensor of all frames out of those of the clips, along the axis that counts frames.
-
-        Args:
-            part: Gives a clip's.
-            axis: Positive.
-        """
-        total, weight = None, torch.zeros(self.num_frames)
+    def average(self, part: Callable[[int], Float[Tensor, "b D t s"]]) -> Float[Tensor, "b D t s"]:
+        """What there is of all frames, out of what ``part`` gives of each clip's."""
+        total, weight = torch.zeros(()), torch.zeros(self.num_frames)
         for k in range(len(self)):
-            piece, frames = part(k).float(), self.frames(k)
-            if total is None:
-                shape = list(piece.shape)
-                shape[axis] = self.num_frames
-                total = piece.new_zeros(shape)
-            total.index_add_(axis, frames.to(piece.device), piece * _along(self.weights(k), axis, piece))
-            weight.index_add_(0, frames, self.weights(k))
-        assert total is not None
-        return total / _along(weight, axis, total)
+            piece, frames, weights = part(k).float(), self.frames(k), self.weights(k)
+            if not total.dim():
+                total = piece.new_zeros((*piece.shape[:2], self.num_frames, piece.shape[3]))
+            total.index_add_(2, frames.to(piece.device), piece * weights.to(piece)[:, None])
+            weight.index_add_(0, frames, weights)
+        return total / weight.to(total)[:, None]
 
     def fade(self, decode: Callable[[int], Float[Tensor, "b length ..."]]) -> Iterator[Float[Tensor, "b t ..."]]:
         """The video's frames in order, each as soon as the clips that hold it are decoded."""
@@ -127,12 +119,7 @@ class Clips:
 
 
 class LongMotionStage(MotionStage):
-    """The motion stage on the motion of a long video.
-
-    Args:
-        components: See ``MotionStage``.
-        clips: Those of the video.
-    """
+    """The motion stage on the motion of a long video, which is made of these clips."""
 
     def __init__(self, components: Mapping[str, Any], clips: Clips) -> None:
         super().__init__(components)
@@ -149,14 +136,9 @@ class LongMotionStage(MotionStage):
             piece = noisy.index_select(2, self.clips.frames(k).to(noisy.device))
             return super(LongMotionStage, self).forward(piece, timesteps, told, target_timesteps).float()
 
-        return self.clips.average(part, axis=2)
+        return self.clips.average(part)
 
 
 def stack_conditions(conditions: Sequence[Condition]) -> Condition:
     """What each clip is told, (b, clips, ...)."""
     return {name: torch.stack([each[name] for each in conditions], dim=1) for name in conditions[0]}
-
-
-def _along(values: Tensor, axis: int, like: Tensor) -> Tensor:
-    """Values (t,) to multiply a tensor with along an axis."""
-    return values.to(like).view(-1, *[1] * (like.dim() - axis - 1))

@@ -29,17 +29,13 @@ MOST_DISTILLED_STEPS = 8  # beyond these, a consistency model only adds noise an
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of one run through a pipeline, without gaps.
+    """Settings of one run through a pipeline, without gaps; those of the motion have its name in front.
 
     Attributes:
-        steps: Denoising steps of the content frame.
-        motion_steps: Denoising steps of the motion; 0 without a motion model.
-        guidance_scale: Guidance of the content frame.
-        motion_guidance_scale: Guidance of the motion.
-        guidance_interval: Times between which the content frame is guided; None: all.
-        motion_guidance_interval: The same of the motion.
-        guidance_rescale: See ``diffusion.guide``; of the content frame.
-        motion_guidance_rescale: The same of the motion.
+        steps: Denoising steps; 0 of the motion without a motion model.
+        guidance_scale: See ``diffusion.guide``.
+        guidance_interval: Times between which it is guided; None: all.
+        guidance_rescale: See ``diffusion.guide``.
         unguided_steps: Steps of the two outside of these intervals.
         told_guidance: Whether the content model is told its guidance scale: such steps are one pass, too.
     """
@@ -97,11 +93,7 @@ def resolve_sampling(
         motion_num_inference_steps: The content frame's when None, where both models are of one kind.
         guidance_scale: The pipeline's ``default_guidance_scale`` when None, as near to it as a model that is told the
             scale has learned, or 1 of a distilled model whose guidance is inside.
-        motion_guidance_scale: As it is.
-        guidance_interval: As it is.
-        motion_guidance_interval: As it is.
-        guidance_rescale: As it is.
-        motion_guidance_rescale: As it is.
+        motion_guidance_scale: As it is, and so are the others.
 
     Raises:
         ValueError: Steps that are not positive, an interval that is none, shares that are not from 0 to 1, or an
@@ -115,10 +107,8 @@ def resolve_sampling(
     for name, share in rescales.items():
         if not 0 <= share <= 1:
             raise ValueError(f"{name} must be from 0 to 1, got {share}")
-    for name, given in (
-        ("num_inference_steps", num_inference_steps),
-        ("motion_num_inference_steps", motion_num_inference_steps),
-    ):
+    counts = {"num_inference_steps": num_inference_steps, "motion_num_inference_steps": motion_num_inference_steps}
+    for name, given in counts.items():
         if given is not None and given < 1:
             raise ValueError(f"{name} must be positive, got {given}")
     motion_scheduler = getattr(pipe, "motion_scheduler", None)
@@ -128,9 +118,7 @@ def resolve_sampling(
         raise ValueError(f"{name}: this content model is told the guidance scale, and is not guided by a null prompt")
     distilled, motion_distilled = draws_in_few_steps(pipe), is_distilled(motion_scheduler)
     default, motion_default = (DISTILLED_STEPS if few else DEFAULT_STEPS for few in (distilled, motion_distilled))
-    if isinstance(pipe.scheduler, SCMScheduler):
-        default = SPRINT_STEPS
-    steps = num_inference_steps or default
+    steps = num_inference_steps or (SPRINT_STEPS if isinstance(pipe.scheduler, SCMScheduler) else default)
     own_steps = (num_inference_steps if distilled == motion_distilled else None) or motion_default
     motion_steps = 0 if motion_scheduler is None else motion_num_inference_steps or own_steps
     guidance_scale = _guidance_of(pipe, guidance_scale, unguided=distilled and not told)
@@ -234,11 +222,7 @@ def times_at_hand(scheduler: Any, device: torch.device) -> Iterator[None]:
 
     Networks take a step's time from the GPU, and schedulers look levels up by it, for which the processor would wait
     until the GPU is done. Meanwhile ``timesteps`` are on the GPU, and the scheduler gets the same ones from its own
-    memory; numbers on the CPU stay what they are.
-
-    Args:
-        scheduler: Its timesteps are set inside.
-        device: Where the networks compute.
+    memory, which are set inside; numbers on the CPU stay what they are.
     """
     if device.type == "cpu":
         yield
@@ -294,37 +278,29 @@ def denoise(
     *,
     guidance_interval: Interval | None = None,
     guidance_rescale: float = 0.0,
-    scheduler: Any = None,
     first: int = 0,
     eta: float = 0.0,
     generator: torch.Generator | list[torch.Generator] | None = None,
     on_step: Callable[[int, Tensor, Tensor], Tensor] = lambda step, timestep, latents: latents,
     interrupted: Callable[[], bool] = lambda: False,
-    check: Callable[[str, Tensor], object] | None = None,
 ) -> Tensor:
     """The sampling loop of every stage.
 
     Args:
-        stage: What denoises.
+        stage: What denoises; its scheduler's timesteps are set.
         latents: Initial noise, float32.
         condition: See ``Stage.encode``.
         null: The same of null (or negative) prompts; None where nothing is guided.
         guidance_scale: Above 1 guides; 1 or less is no guidance, and one network pass a step.
         guidance_interval: Times between which it does; None: at all of them.
         guidance_rescale: See ``diffusion.guide``.
-        scheduler: With its timesteps set; the stage's own when None.
         first: Number of the step to begin with: the latents are as noisy as they are before it.
         eta: For schedulers that know it.
         generator: Source of noise, for schedulers that add some.
         on_step: Gets (number, timestep, latents) after each step and returns the latents to go on with.
         interrupted: Asked before each step whether to stop there.
-        check: Gets (what made them, samples) at the end; ``require_finite`` when None.
-
-    Raises:
-        ValueError: The network's numbers are not finite.
     """
-    scheduler = scheduler or stage.scheduler
-    times = scheduler.timesteps[first:]
+    scheduler, times = stage.scheduler, stage.scheduler.timesteps[first:]
     both = condition if null is None else join_conditions(null, condition)
     guides = guidance_scale > 1 and null is not None and not stage.told_guidance
     # A flow map is told where a step leads.
@@ -349,7 +325,6 @@ def denoise(
         if guided:
             output = guide(*output.chunk(2), guidance_scale, guidance_rescale)
         latents = on_step(i, t, scheduler.step(output, t, latents, **extra).prev_sample)
-    (check or require_finite)(f"the {stage.name} model", latents)
     return latents
 
 
@@ -371,17 +346,15 @@ class FiniteValues:
         noted, self._noted = self._noted, []
         flags = torch.stack([finite for _, finite in noted]).cpu().tolist() if noted else []
         for (what, _), finite in zip(noted, flags, strict=True):
-            _require(finite, what)
+            if not finite:
+                raise ValueError(
+                    f"{what} made values that are not finite: its weights are damaged, or too large for the precision "
+                    "(try --mixed_precision no)"
+                )
 
 
 def require_finite(what: str, values: Tensor) -> None:
     """Raises ``ValueError``, which names what made them, where values are not finite."""
-    _require(bool(torch.isfinite(values).all()), what)
-
-
-def _require(finite: bool, what: str) -> None:
-    if not finite:
-        raise ValueError(
-            f"{what} made values that are not finite: its weights are damaged, or too large for the precision "
-            "(try --mixed_precision no)"
-        )
+    finite = FiniteValues()
+    finite.require(what, values)
+    finite.now()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from contentmotion.loading import quiet
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
@@ -18,21 +17,17 @@ FOLDERS = {"content": "content", "motion": "motion_transformer", "video": "video
 def save_stage(stage: Stage, path: Path) -> None:
     """Writes a stage as what ``load_pipeline`` and ``export`` take: a content model as a folder of its family's stock
     pipeline where its components make one, else as the half of our pipeline; a motion model with
-    ``scheduler_config.json`` beside its weights; a video model as a whole pipeline.
-    """
+    ``scheduler_config.json`` beside its weights; a video model as a whole pipeline."""
     with replacing_folder(path) as folder, quiet():
         if stage.name == "motion":
             stage.network.save_pretrained(folder)
             stage.scheduler.save_pretrained(folder)
+            return
+        stock, parts = getattr(stage, "stock", None), stage.components
+        if stage.name == "video":
+            pipe = VideoLatentPipeline(**parts)
+        elif stock is None or parts.get("vae") is None or not stage.text_encoders:
+            pipe = ContentMotionPipeline(**parts)
         else:
-            pipeline_of(stage).save_pretrained(folder)
-
-
-def pipeline_of(stage: Stage) -> Any:
-    """The pipeline that a content or a video stage is by itself."""
-    if stage.name == "video":
-        return VideoLatentPipeline(**stage.components)
-    stock = getattr(stage, "stock", None)
-    if stock is None or stage.components.get("vae") is None or not stage.text_encoders:
-        return ContentMotionPipeline(**stage.components)
-    return make_stock(stock, stage.components.get("image_pipeline"), stage.components)
+            pipe = make_stock(stock, parts.get("image_pipeline"), parts)
+        pipe.save_pretrained(folder)

@@ -18,9 +18,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from contentmotion.diffusion import Interval
 from contentmotion.models.condition_encoder import ConditionEncoder
 from contentmotion.models.patch_vae import PatchVAE
-from contentmotion.pipelines.base import Generators, LatentPipeline, OutputType, StepCallback, check_inputs
+from contentmotion.pipelines.base import Generators, LatentPipeline, OutputType, StepCallback
+from contentmotion.pipelines.inputs import for_each
 from contentmotion.pipelines.sampling import FiniteValues, resolve_sampling
-from contentmotion.stages.image_vae import decode_frames, vae_latent_channels, vae_scale_factor
+from contentmotion.stages.image_vae import vae_latent_channels, vae_scale_factor
 from contentmotion.stages.video import VideoStage
 
 
@@ -43,8 +44,6 @@ class VideoLatentPipeline(LatentPipeline):
 
     Args:
         vae: Image VAE, or None for models of pixels.
-        text_encoder: CLIP text encoder.
-        tokenizer: Its tokenizer.
         unet: VideoUNet or diffusers' UNet3DConditionModel.
         scheduler: Any diffusers scheduler.
         condition_encoder: For models that take conditions beside the prompt.
@@ -158,8 +157,8 @@ class VideoLatentPipeline(LatentPipeline):
         """
         self._interrupt, self._finite = False, FiniteValues()
         call_back, names = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        prompts, _ = check_inputs(
-            self, prompt, None, negative_prompt, num_videos_per_prompt, output_type, generator, names
+        prompts, _ = self._check_inputs(
+            prompt, None, negative_prompt, num_videos_per_prompt, output_type, generator, names
         )
         sampling = resolve_sampling(
             self, num_inference_steps, None, guidance_scale, 1.0, guidance_interval, None, guidance_rescale
@@ -170,20 +169,12 @@ class VideoLatentPipeline(LatentPipeline):
         followed = {"conditions": self._checked_conditions(conditions, shape[0]), "shape": shape}
         stage = self.stages["video"]
         x = self._sample(
-            stage, shape, latents, stage.encode(given | followed), null and stage.encode(null | followed),
-            **sampling.of("video"), eta=eta, generator=generator, call_back=call_back,
+            stage, shape, latents, stage.encode(given | followed), null and stage.encode(null | followed), sampling,
+            eta=eta, generator=generator, call_back=call_back,
         )  # fmt: skip
-        if output_type != "latent":
-            x = decode_frames(self.vae, x, self._frames_per_chunk)
-            self._finite.require("the image VAE", x)
-        self._finite.now()
-        frames = self._postprocess(x, output_type)
+        frames = self._postprocess(self._decode(x, output_type), output_type)
         self.maybe_free_model_hooks()
         return VideoLatentPipelineOutput(frames=frames) if return_dict else (frames,)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self.unet.dtype
 
     def sample_shapes(
         self, num_frames: int | None = None, height: int | None = None, width: int | None = None
@@ -206,19 +197,13 @@ class VideoLatentPipeline(LatentPipeline):
         return (size, frames, self.unet.config.out_channels, sides[0] // factor, sides[1] // factor)
 
     def _checked_conditions(self, conditions: Mapping[str, Tensor] | None, size: int) -> dict[str, Tensor]:
-        """What the frames should follow, one of each a video, on the encoder's device.
-
-        Raises:
-            ValueError: A condition that the model does not take, or not one a video.
-        """
-        unknown = sorted(set(conditions or ()) - set(self.condition_names))
-        if unknown:
-            known = f"takes {', '.join(self.condition_names)}" if self.condition_names else "takes no conditions"
-            raise ValueError(f"condition {', '.join(unknown)}: this model {known}")
-        checked = {}
-        for name, value in (conditions or {}).items():
-            if len(value) not in (1, size):
-                raise ValueError(f"{len(value)} conditions {name} for {size} videos")
-            value = value.expand(size, *value.shape[1:])
-            checked[name] = value.to(self._execution_device, self.condition_encoder.dtype)
-        return checked
+        """What the frames should follow, one of each a video, on the encoder's device. Raises ``ValueError`` of a
+        condition that the model does not take."""
+        conditions = conditions or {}
+        if unknown := sorted(conditions.keys() - set(self.condition_names)):
+            known = ", ".join(self.condition_names) or "no conditions"
+            raise ValueError(f"condition {', '.join(unknown)}: this model takes {known}")
+        return {
+            name: for_each(f"condition {name}", value, size).to(self._execution_device, self.condition_encoder.dtype)
+            for name, value in conditions.items()
+        }

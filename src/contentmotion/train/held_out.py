@@ -14,7 +14,7 @@ from torch import Tensor
 from contentmotion.config import DistillConfig
 from contentmotion.data.cache import INDEX, LatentCache, collate_latents
 from contentmotion.losses.player import Player
-from contentmotion.pipelines.sampling import denoise, times_at_hand
+from contentmotion.pipelines.sampling import denoise, require_finite, times_at_hand
 from contentmotion.run_dir import seeded_generator
 from contentmotion.stages.stage import Stage
 
@@ -109,7 +109,9 @@ def sample(
         stage.set_timesteps(num_inference_steps, noise.shape, noise.device)
         latents = noise * getattr(stage.scheduler, "init_noise_sigma", 1.0)
         told = stage.encode(batch)
-        return denoise(stage, latents, told, null, guidance_scale, generator=batch["generator"], **guidance)
+        latents = denoise(stage, latents, told, null, guidance_scale, generator=batch["generator"], **guidance)
+    require_finite(f"the {stage.name} model", latents)
+    return latents
 
 
 def _shapes(item: dict[str, Any]) -> list[torch.Size]:
