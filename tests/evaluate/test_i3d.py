@@ -142,8 +142,8 @@ def test_batches_do_not_mix_clips(i3d: InceptionI3d) -> None:
     ("frames", "message"),
     [
         (np.zeros((1, 8, 8, 8, 3), np.uint8), "9 frames or more, got 8"),
-        (np.zeros((1, 9, 3, 8, 8), np.uint8), "uint8 clips"),
-        (np.zeros((1, 9, 8, 8, 3), np.float32), "uint8 clips"),
+        (np.zeros((1, 9, 3, 8, 8), np.uint8), "must be uint8"),
+        (np.zeros((1, 9, 8, 8, 3), np.float32), "must be uint8"),
     ],
 )
 def test_wrong_clips_are_refused(i3d: InceptionI3d, frames: np.ndarray, message: str) -> None:

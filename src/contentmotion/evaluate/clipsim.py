@@ -89,7 +89,6 @@ def load_clip(name_or_path: str | Path = CLIP_MODEL, device: torch.device | str 
 
     Args:
         name_or_path: Hub id or folder of a CLIP model with its tokenizer and image processor.
-        device: Where to put it.
 
     Raises:
         OSError: There is no such folder or model, or a file of it is missing.
@@ -106,10 +105,9 @@ def load_clip(name_or_path: str | Path = CLIP_MODEL, device: torch.device | str 
         settings, _ = CLIPImageProcessorPil.get_image_processor_dict(name)
         settings = CLIPImageProcessorPil.from_dict(settings).to_dict()
         tokenizer = CLIPTokenizer.from_pretrained(name)
-        loaded: Any = CLIPModel.from_pretrained(
+        model, info = CLIPModel.from_pretrained(  # type: ignore[misc]
             name, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
-        model, info = loaded
     except OSError as error:
         raise OSError(f"{name}: no CLIP model found ({_first_line(error)})") from None
     except (ValueError, RuntimeError, KeyError) as error:

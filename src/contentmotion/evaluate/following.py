@@ -1,4 +1,8 @@
-"""How well videos follow what they were conditioned on; perfect scores are those of the clip a condition came from."""
+"""How well videos follow what they were conditioned on; perfect scores are those of the clip a condition came from.
+
+Maps are uint8 (b, t, 1, H, W) and videos uint8 (b, t, 3, H, W); what has another shape or type raises `ValueError`. The
+numbers are one a clip, float64 (b,).
+"""
 
 from __future__ import annotations
 
@@ -15,21 +19,13 @@ JUMP = 24  # grey levels of a depth map, between neighbours: more is the rim of 
 
 
 def edge_scores(wanted: Tensor, found: Tensor, tolerance: int = 1) -> dict[str, Tensor]:
-    """How well the lines of two sketches agree, of each clip over all its frames.
+    """How well the lines (> 0) of two sketches agree, the given one and the output's, of each clip over all its frames.
 
     A line's pixel counts as met where the other sketch has one at most `tolerance` pixels away along both axes.
 
-    Args:
-        wanted: uint8 (b, t, 1, H, W), lines > 0: the sketch that was given.
-        found: Likewise: that of the output (`sketch_of`).
-        tolerance: Pixels.
-
     Returns:
-        float64 (b,) each: "precision" (share of the found lines that are wanted), "recall" (share of the wanted lines
-        that are found), "f1" (their harmonic mean). Where both sketches are empty all are 1; where one is, f1 is 0.
-
-    Raises:
-        ValueError: Other shapes or types.
+        "precision" (share of the found lines that are wanted), "recall" (share of the wanted lines that are found),
+        "f1" (their harmonic mean). Where both sketches are empty all are 1; where one is, f1 is 0.
     """
     _require_maps(wanted, found)
     given, made = wanted > 0, found > 0
@@ -39,65 +35,36 @@ def edge_scores(wanted: Tensor, found: Tensor, tolerance: int = 1) -> dict[str, 
     return {"precision": precision, "recall": recall, "f1": f1}
 
 
-def sketch_following(sketch: Tensor, videos: Tensor, tolerance: int = 1) -> dict[str, Tensor]:
-    """`edge_scores` between a given sketch and the sketch of an output.
-
-    Args:
-        sketch: uint8 (b, t, 1, H, W), as given.
-        videos: uint8 (b, t, 3, H, W), the outputs.
-        tolerance: Pixels.
-    """
-    found = torch.stack([sketch_of(video) for video in videos])
-    return edge_scores(sketch.cpu(), found, tolerance)
+def sketch_following(sketch: Tensor, videos: Tensor) -> dict[str, Tensor]:
+    """`edge_scores` between a given sketch and the sketch of an output."""
+    return edge_scores(sketch.cpu(), torch.stack([sketch_of(video) for video in videos]))
 
 
-def outline_recall(depth: Tensor, videos: Tensor, tolerance: int = 1, jump: int = JUMP) -> Tensor:
-    """Which share of the rims in a given depth map the output has edges on, without any depth model.
+def outline_recall(depth: Tensor, videos: Tensor) -> Tensor:
+    """Which share of the rims in a given depth map the output has edges on, without any depth model; 1 without rims.
 
-    A rim is where depth jumps by more than `jump` from a pixel to the next. It says whether things are where they
-    should be, and of the right outline; nothing of how near they look. Edges that are no rims (texture, shadows) are
-    not counted against an output, so noise scores high: read it beside that of an unconditional sample.
-
-    Args:
-        depth: uint8 (b, t, 1, H, W), as given.
-        videos: uint8 (b, t, 3, H, W), the outputs.
-        tolerance: Pixels.
-        jump: Grey levels.
-
-    Returns:
-        float64 (b,), in [0, 1]; 1 where the map has no rims.
-
-    Raises:
-        ValueError: Other shapes or types.
+    It says whether things are where they should be, and of the right outline; nothing of how near they look. Edges that
+    are no rims (texture, shadows) are not counted against an output, so noise scores high: read it beside that of an
+    unconditional sample.
     """
     found = torch.stack([sketch_of(video) for video in videos])
     _require_maps(depth, found)
-    return _share_met(depth_rims(depth, jump), _widened(found > 0, tolerance))
+    return _share_met(depth_rims(depth), _widened(found > 0, 1))
 
 
-def depth_rims(depth: Tensor, jump: int = JUMP) -> Tensor:
-    """The pixels whose right or lower neighbour's depth differs by more than `jump`; uint8 -> bool (b, t, 1, H, W)."""
+def depth_rims(depth: Tensor) -> Tensor:
+    """The pixels whose right or lower neighbour's depth differs by more than `JUMP`, bool."""
     levels, rims = depth.int(), torch.zeros(depth.shape, dtype=torch.bool)
-    rims[..., :-1] |= levels.diff(dim=-1).abs() > jump
-    rims[..., :-1, :] |= levels.diff(dim=-2).abs() > jump
+    rims[..., :-1] |= levels.diff(dim=-1).abs() > JUMP
+    rims[..., :-1, :] |= levels.diff(dim=-2).abs() > JUMP
     return rims
 
 
 def depth_error(depth: Tensor, videos: Tensor, estimate: Callable[[Tensor], Tensor]) -> Tensor:
-    """Mean absolute difference between a given depth map and the depth that is estimated of the output.
+    """Mean absolute difference, in [0, 1], between a given depth map and the depth that is estimated of the output.
 
     Both are brought to [0, 1] per clip (its farthest place to its nearest), so a scale or offset does not count.
-
-    Args:
-        depth: uint8 (b, t, 1, H, W), as given.
-        videos: uint8 (b, t, 3, H, W), the outputs.
-        estimate: A clip uint8 (t, 3, H, W) -> its depth uint8 (t, 1, H, W), 255 = near (`depth_of` with a model).
-
-    Returns:
-        float64 (b,), in [0, 1].
-
-    Raises:
-        ValueError: Other shapes or types.
+    `estimate` makes of a clip uint8 (t, 3, H, W) its depth uint8 (t, 1, H, W), 255 = near (`depth_of` with a model).
     """
     found = torch.stack([estimate(video) for video in videos])
     _require_maps(depth, found)
@@ -108,15 +75,12 @@ def known_region_psnr(videos: Tensor, real: Tensor, mask: Tensor) -> Tensor:
     """PSNR in dB over the part that a mask told to keep, of each clip.
 
     Args:
-        videos: uint8 (b, t, 3, H, W), the outputs.
-        real: Likewise: the driving videos.
+        videos: The outputs.
+        real: The driving videos.
         mask: (b or 1, t, 1, H, W), nonzero where the output was to be made anew.
 
     Returns:
-        float64 (b,): inf where nothing differs, nan where nothing was to be kept.
-
-    Raises:
-        ValueError: Other shapes or types.
+        inf where nothing differs, nan where nothing was to be kept.
     """
     if videos.dtype != torch.uint8 or videos.shape != real.shape or videos.ndim != 5:
         raise ValueError(f"two videos uint8 (b, t, 3, H, W), got {tuple(videos.shape)} and {tuple(real.shape)}")
@@ -127,15 +91,7 @@ def known_region_psnr(videos: Tensor, real: Tensor, mask: Tensor) -> Tensor:
 
 
 def first_frame_psnr(videos: Tensor, first_frames: Tensor) -> Tensor:
-    """PSNR in dB between each output's frame 0 and the frame it was to begin with.
-
-    Args:
-        videos: uint8 (b, t, 3, H, W).
-        first_frames: uint8 (b, 1, 3, H, W).
-
-    Returns:
-        float64 (b,): inf where nothing differs.
-    """
+    """PSNR in dB between each output's frame 0 and the frame (b, 1, 3, H, W) it was to begin with; inf if equal."""
     return known_region_psnr(videos[:, :1], first_frames, torch.zeros(1, 1, 1, *videos.shape[-2:]))
 
 
@@ -155,14 +111,12 @@ def _share_met(lines: Tensor, others: Tensor) -> Tensor:
 
 def _to_unit(depth: Tensor) -> Tensor:
     values = depth.double()
-    low, high = (values.flatten(1).aminmax(dim=1)[k][:, None, None, None, None] for k in (0, 1))
+    low, high = values.amin(dim=(1, 2, 3, 4), keepdim=True), values.amax(dim=(1, 2, 3, 4), keepdim=True)
     return (values - low) / (high - low).clamp_min(1)
 
 
 def _require_maps(first: Tensor, second: Tensor) -> None:
-    fits = first.shape == second.shape and first.ndim == 5 and first.shape[2] == 1
-    if not fits or first.dtype != torch.uint8 or second.dtype != torch.uint8:
-        raise ValueError(
-            f"two maps uint8 (b, t, 1, H, W), got {tuple(first.shape)} {first.dtype} and "
-            f"{tuple(second.shape)} {second.dtype}"
-        )
+    alike = first.shape == second.shape and first.dtype == second.dtype == torch.uint8
+    if not alike or first.ndim != 5 or first.shape[2] != 1:
+        got = " and ".join(f"{tuple(x.shape)} {x.dtype}" for x in (first, second))
+        raise ValueError(f"two maps uint8 (b, t, 1, H, W), got {got}")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NUM_SIZES = 15  # subset sizes of the extrapolation, as in its paper
+NUM_SIZES = 15  # subset sizes of the extrapolation, evenly spaced, as in its paper
 
 
 class FrechetStatistics:
@@ -22,23 +22,20 @@ class FrechetStatistics:
 
     def __init__(self, features: np.ndarray | Tensor | None = None) -> None:
         self.n = 0
-        self._mean = torch.zeros(0, dtype=torch.float64)
+        self.mean = torch.zeros(0, dtype=torch.float64)  # (d,)
         self._scatter = torch.zeros(0, 0, dtype=torch.float64)  # sum of (x - mean)(x - mean)^T
         if features is not None:
             self.update(features)
 
     def update(self, features: np.ndarray | Tensor) -> None:
-        """Add features.
-
-        Args:
-            features: (n, d), n >= 0; the same d in every call.
+        """Add features (n, d), n >= 0; the same d in every call.
 
         Raises:
             ValueError: Another shape, or a value that is not finite.
         """
         x = torch.as_tensor(features).to("cpu", torch.float64)
-        if x.ndim != 2 or (self.n and x.shape[1] != len(self._mean)):
-            expected = f"(n, {len(self._mean)})" if self.n else "(n, d)"
+        if x.ndim != 2 or (self.n and x.shape[1] != len(self.mean)):
+            expected = f"(n, {len(self.mean)})" if self.n else "(n, d)"
             raise ValueError(f"features must be {expected}, got {tuple(x.shape)}")
         if not torch.isfinite(x).all():
             bad = int((~x.isfinite()).any(dim=1).sum())
@@ -49,16 +46,10 @@ class FrechetStatistics:
         centred = x - mean
         scatter = centred.T @ centred
         if self.n:
-            delta = mean - self._mean
-            total = self.n + len(x)
+            delta, total = mean - self.mean, self.n + len(x)
             scatter += self._scatter + torch.outer(delta, delta) * (self.n * len(x) / total)
-            mean = self._mean + delta * (len(x) / total)
-        self.n, self._mean, self._scatter = self.n + len(x), mean, scatter
-
-    @property
-    def mean(self) -> Tensor:
-        """float64 (d,)."""
-        return self._mean
+            mean = self.mean + delta * (len(x) / total)
+        self.n, self.mean, self._scatter = self.n + len(x), mean, scatter
 
     @property
     def cov(self) -> Tensor:
@@ -123,10 +114,8 @@ class Extrapolation:
     distances: tuple[float, ...]
 
 
-def extrapolated_distance(
-    a: np.ndarray | Tensor, b: np.ndarray | Tensor, *, num_sizes: int = NUM_SIZES, seed: int = 0
-) -> Extrapolation:
-    """Frechet distance without most of the bias of small sets: FVD-infinity.
+def extrapolated_distance(a: np.ndarray | Tensor, b: np.ndarray | Tensor, *, seed: int = 0) -> Extrapolation:
+    """Frechet distance between features (n, d) and (m, d) without most of the bias of small sets: FVD-infinity.
 
     The plain distance of n videos is too large by about c / n. This draws random subsets of both sets at once, from
     half of each to all, fits a line in 1 / n and returns where it meets 1 / n = 0. Above the features' dimension the
@@ -135,12 +124,6 @@ def extrapolated_distance(
     Source: Chong & Forsyth 2020 (arXiv 1911.07023), section 3.2; they shrink the generated set only, because their
     real set is large.
 
-    Args:
-        a: Features (n, d).
-        b: Features (m, d).
-        num_sizes: Sizes of subsets, evenly spaced; 3 or more.
-        seed: Of the subsets.
-
     Raises:
         ValueError: Fewer than 8 features in a set, or what `frechet_distance` refuses.
     """
@@ -148,15 +131,15 @@ def extrapolated_distance(
     if min(len(a), len(b)) < 8:
         raise ValueError(f"an extrapolation needs 8 features or more, got {min(len(a), len(b))}")
     random = np.random.default_rng(seed)
-    fractions = np.linspace(0.5, 1, num_sizes)
+    fractions = np.linspace(0.5, 1, NUM_SIZES)
     sizes, distances = [], []
     for fraction in fractions:
         subsets = [x[random.permutation(len(x))[: round(fraction * len(x))]] for x in (a, b)]
         sizes.append(len(subsets[0]))
         distances.append(distance_of_features(*subsets))
-    design = np.stack([np.ones(num_sizes), 1 / fractions], axis=1)
+    design = np.stack([np.ones(NUM_SIZES), 1 / fractions], axis=1)
     coefficients = np.linalg.lstsq(design, np.array(distances))[0]
-    variance = np.square(design @ coefficients - distances).sum() / (num_sizes - 2)
+    variance = np.square(design @ coefficients - distances).sum() / (NUM_SIZES - 2)
     error = np.sqrt(variance * np.linalg.inv(design.T @ design)[0, 0])
     return Extrapolation(float(coefficients[0]), float(error), tuple(sizes), tuple(distances))
 

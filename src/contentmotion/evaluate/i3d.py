@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contentmotion.config.use import Resize
+from contentmotion.evaluate.pixel_metrics import require_clips
 from contentmotion.evaluate.weights import find_weights, load_weights
 
 NUM_CLASSES = 400
@@ -50,14 +51,7 @@ def max_pool_same(x: Tensor, kernel: tuple[int, int, int], stride: tuple[int, in
 
 
 class Unit3d(nn.Module):
-    """Convolution with SAME padding, batch norm without scale, ReLU.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        kernel_size: Of all three axes.
-        stride: Of all three axes.
-    """
+    """Convolution with SAME padding, batch norm without scale, ReLU; kernel and stride are those of all three axes."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1) -> None:
         super().__init__()
@@ -81,8 +75,7 @@ class Unit3d(nn.Module):
 
     def fold_batch_norm(self) -> None:
         """Move the batch norm's running statistics into the convolution (computed in float64)."""
-        if isinstance(self.bn, nn.Identity):
-            return
+        assert isinstance(self.bn, nn.BatchNorm3d), "it is folded once"
         bn, conv = self.bn.double(), self.conv3d
         mean, variance = bn.get_buffer("running_mean"), bn.get_buffer("running_var")
         scale = bn.weight / (variance + bn.eps).sqrt()
@@ -146,12 +139,6 @@ class InceptionI3d(nn.Module):
         x = x.mean(dim=(2, 3, 4))
         return F.linear(x, self.logits.conv3d.weight.flatten(1), self.logits.conv3d.bias)
 
-    def fold_batch_norm(self) -> None:
-        """Fold every batch norm into its convolution: the same function, faster, other state-dict keys."""
-        for module in self.modules():
-            if isinstance(module, Unit3d):
-                module.fold_batch_norm()
-
 
 def load_i3d(path: str | Path | None = None) -> InceptionI3d:
     """Load I3D for inference: float32, batch norms folded, channels-last.
@@ -164,7 +151,9 @@ def load_i3d(path: str | Path | None = None) -> InceptionI3d:
         ValueError: The file is not safetensors, or holds another network.
     """
     model = load_weights(InceptionI3d, find_weights(path, "i3d"), "the Kinetics-400 I3D")
-    model.fold_batch_norm()
+    for module in model.modules():  # the same function, faster, of other state-dict keys
+        if isinstance(module, Unit3d):
+            module.fold_batch_norm()
     return model.requires_grad_(False).to(memory_format=torch.channels_last_3d)
 
 
@@ -178,7 +167,6 @@ def preprocess(
 
     Args:
         frames: uint8 (b, t, h, w, 3).
-        device: Where to put the result.
         resolution: Its height and width in pixels, 193 or more.
         resize: Filter; "bilinear", not antialiased, is StyleGAN-V's. Frames of that size already are left alone.
 
@@ -188,9 +176,7 @@ def preprocess(
     Raises:
         ValueError: Another type or shape, a resolution that leaves the last layer nothing, or no such filter.
     """
-    x = torch.as_tensor(frames)
-    if x.dtype != torch.uint8 or x.ndim != 5 or x.shape[-1] != 3:
-        raise ValueError(f"I3D takes uint8 clips (b, t, h, w, 3), got {x.dtype} {tuple(x.shape)}")
+    (x,) = require_clips(frames)
     if resolution < MIN_RESOLUTION:
         raise ValueError(f"I3D needs a resolution of {MIN_RESOLUTION} or more, got {resolution}")
     if resize not in get_args(Resize):
@@ -221,7 +207,7 @@ def i3d_features(
         frames: uint8 (b, t, h, w, 3), t >= 9.
         batch_size: Clips at once; by default 2 on a processor (larger ones leave its cache), else 16.
         resolution: See `preprocess`.
-        resize: See `preprocess`.
+        resize: See there.
 
     Returns:
         float32 (b, 400) on the CPU.
@@ -229,8 +215,7 @@ def i3d_features(
     Raises:
         ValueError: Other shape or type, fewer than 9 frames, or what `preprocess` refuses.
     """
-    if frames.ndim == 5 and frames.shape[1] < 9:
-        raise ValueError(f"I3D needs clips of 9 frames or more, got {frames.shape[1]}")
+    (frames,) = require_clips(frames, by="I3D", frames=9)
     device = model.logits.conv3d.weight.device
     batch_size = batch_size or (2 if device.type == "cpu" else 16)
     features = [torch.empty(0, NUM_CLASSES)]

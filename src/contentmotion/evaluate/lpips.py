@@ -52,12 +52,7 @@ class LPIPS(nn.Module):
             self.add_module(f"lin{i}", nn.ModuleDict({"model": head}))
 
     def forward(self, a: Float[Tensor, "b 3 h w"], b: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
-        """Distance of each pair.
-
-        Args:
-            a: Pictures in [-1, 1], at least `MIN_SIZE` pixels high and wide.
-            b: The others.
-        """
+        """Distance of each pair of pictures in [-1, 1], at least `MIN_SIZE` pixels high and wide."""
         heads = [self.get_submodule(f"lin{i}.model.1") for i in range(5)]
         distance = torch.zeros(len(a), device=a.device)
         for x, y, head in zip(self._features(a), self._features(b), heads, strict=True):
@@ -110,9 +105,7 @@ def lpips_distance(
     Raises:
         ValueError: Another type or shape, or frames that are too small.
     """
-    a, b = require_clips(a, b)
-    if min(a.shape[2:4]) < MIN_SIZE:
-        raise ValueError(f"LPIPS needs frames of {MIN_SIZE}x{MIN_SIZE} or more, got {tuple(a.shape[2:4])}")
+    a, b = require_clips(a, b, by="LPIPS", side=MIN_SIZE)
     device = model.get_parameter("lin0.model.1.weight").device
     distances = [torch.zeros(0, dtype=torch.float64)]
     # TF32 would change the fourth digit.
@@ -123,15 +116,11 @@ def lpips_distance(
     return torch.cat(distances).view(a.shape[:2]).mean(dim=1)
 
 
-def diversity(
-    model: LPIPS, videos: np.ndarray | Tensor, batch_size: int = 32, num_frames: int | None = None
-) -> Float[Tensor, " b"]:
+def diversity(model: LPIPS, videos: np.ndarray | Tensor, num_frames: int | None = None) -> Float[Tensor, " b"]:
     """Mean LPIPS over all pairs of seeds, each frame against the frame at the same place.
 
     Args:
-        model: From `load_lpips`.
         videos: uint8 (s, b, t, h, w, 3): s >= 2 seeds, b prompts, at least 31 pixels high and wide.
-        batch_size: Pairs of frames at once.
         num_frames: Compare this many frames, evenly spread from the first to the last; None for all.
 
     Returns:
@@ -146,5 +135,5 @@ def diversity(
     if num_frames is not None:
         places = np.linspace(0, videos.shape[2] - 1, num_frames).round().astype(int)
         videos = videos[:, :, np.unique(places)]
-    pairs = [lpips_distance(model, x, y, batch_size) for x, y in combinations(videos, 2)]
+    pairs = [lpips_distance(model, x, y) for x, y in combinations(videos, 2)]
     return torch.stack(pairs).mean(dim=0)

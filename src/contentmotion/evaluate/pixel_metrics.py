@@ -19,14 +19,12 @@ MIN_FLOW_SIZE = 16  # pixels, height and width: two of DIS's patches
 THUMBNAIL_FRAMES, THUMBNAIL_SIZE = 8, 32  # 24 kB a clip: the nearest neighbours of 10,000 are found in memory
 
 
-def require_clips(*videos: np.ndarray | Tensor) -> tuple[Tensor, ...]:
-    """The videos as tensors (without a copy), if they are clips that can be compared.
-
-    Args:
-        videos: uint8 (b, t, h, w, 3), all of one shape.
+def require_clips(*videos: np.ndarray | Tensor, by: str = "", frames: int = 1, side: int = 1) -> tuple[Tensor, ...]:
+    """The videos as tensors (without a copy).
 
     Raises:
-        ValueError: Another type, or other shapes.
+        ValueError: They are not all uint8 (b, t, h, w, 3) of one shape, with t >= frames and h, w >= side as a measure
+            needs it, which `by` names.
     """
     tensors = tuple(torch.as_tensor(x) for x in videos)
     for x in tensors:
@@ -34,18 +32,18 @@ def require_clips(*videos: np.ndarray | Tensor) -> tuple[Tensor, ...]:
             raise ValueError(f"videos must be uint8 (b, t, h, w, 3), got {x.dtype} {tuple(x.shape)}")
         if x.shape != tensors[0].shape:
             raise ValueError(f"videos of different shapes: {tuple(tensors[0].shape)} and {tuple(x.shape)}")
+    _, t, height, width, _ = tensors[0].shape
+    if t < frames:
+        raise ValueError(f"{by} needs clips of {frames} frames or more, got {t}")
+    if min(height, width) < side:
+        raise ValueError(f"{by} needs frames of {side}x{side} or more, got {(height, width)}")
     return tensors
 
 
 def mean_squared_error(a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> Tensor:
-    """Mean squared error per clip, in units of the full range (0 black, 1 white).
+    """Mean squared error per clip, float64 (b,), in units of the full range (0 black, 1 white).
 
-    Args:
-        a: Clips (b, ...), uint8, or floating point in [-1, 1].
-        b: Clips of the same shape and type.
-
-    Returns:
-        float64 (b,).
+    Both are clips (b, ...), of one shape: uint8, or floating point in [-1, 1].
 
     Raises:
         ValueError: Different shapes or types.
@@ -61,12 +59,7 @@ def mean_squared_error(a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> Tensor
 def psnr(a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> Tensor:
     """Peak signal-to-noise ratio per clip in dB, over all its frames; infinite for equal clips.
 
-    Args:
-        a: Clips (b, ...), uint8, or floating point in [-1, 1].
-        b: Clips of the same shape and type.
-
-    Returns:
-        float64 (b,).
+    Clips, result and what is refused are as of `mean_squared_error`.
     """
     return -10 * mean_squared_error(a, b).log10()
 
@@ -74,13 +67,10 @@ def psnr(a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> Tensor:
 def ssim(a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> Tensor:
     """Structural similarity per clip: 1 for equal clips, the mean over frames and colour channels.
 
-    The window is Gaussian, 11x11, of deviation 1.5; only windows that lie inside the frame count.
+    Both are clips uint8 (b, t, h, w, 3), at least 11 pixels high and wide. The window is Gaussian, 11x11, of deviation
+    1.5; only windows that lie inside the frame count.
 
     Source: Wang et al. 2004, Image quality assessment: from error visibility to structural similarity, Eq. 13-17.
-
-    Args:
-        a: uint8 clips (b, t, h, w, 3), at least 11 pixels high and wide.
-        b: The others, of the same shape.
 
     Returns:
         float64 (b,), in [-1, 1], on the clips' device.
@@ -88,9 +78,7 @@ def ssim(a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> Tensor:
     Raises:
         ValueError: Another type or shape, or frames that are too small.
     """
-    a, b = require_clips(a, b)
-    if min(a.shape[2:4]) < SSIM_WINDOW:
-        raise ValueError(f"SSIM needs frames of {SSIM_WINDOW}x{SSIM_WINDOW} or more, got {tuple(a.shape[2:4])}")
+    a, b = require_clips(a, b, by="SSIM", side=SSIM_WINDOW)
     values = torch.zeros(len(a), dtype=torch.float64, device=a.device)
     for k, (x, y) in enumerate(zip(a, b, strict=True)):  # one clip at a time: float64 copies are large
         values[k] = _structural_similarity(x, y).mean()
@@ -116,10 +104,7 @@ def _structural_similarity(a: Tensor, b: Tensor) -> Tensor:
 
 
 def frame_difference(videos: np.ndarray | Tensor) -> Tensor:
-    """Mean absolute difference of consecutive frames, of each clip.
-
-    Args:
-        videos: uint8 (b, t, h, w, 3), t >= 2.
+    """Mean absolute difference of consecutive frames, of each clip uint8 (b, t, h, w, 3), t >= 2.
 
     Returns:
         float64 (b,), in [0, 1] of the full range: 0 for a still clip.
@@ -127,9 +112,9 @@ def frame_difference(videos: np.ndarray | Tensor) -> Tensor:
     Raises:
         ValueError: Another type or shape, or a single frame.
     """
-    videos = _require_frames(videos)
+    (videos,) = require_clips(videos, by="motion", frames=2)
     differences = [(clip[1:].int() - clip[:-1].int()).abs().double().mean() / 255 for clip in videos]
-    return torch.stack(differences) if differences else torch.zeros(0, dtype=torch.float64)
+    return torch.tensor(differences, dtype=torch.float64)
 
 
 def optical_flow(videos: np.ndarray | Tensor) -> Tensor:
@@ -149,11 +134,7 @@ def optical_flow(videos: np.ndarray | Tensor) -> Tensor:
     Raises:
         ValueError: Another type or shape, a single frame, or frames that are too small.
     """
-    videos = _require_frames(videos)
-    if min(videos.shape[2:4]) < MIN_FLOW_SIZE:
-        raise ValueError(
-            f"optical flow needs frames of {MIN_FLOW_SIZE}x{MIN_FLOW_SIZE} or more, got {tuple(videos.shape[2:4])}"
-        )
+    (videos,) = require_clips(videos, by="optical flow", frames=2, side=MIN_FLOW_SIZE)
     clips = videos.cpu().numpy()
     lengths = [np.mean([np.linalg.norm(flow, axis=-1).mean() for flow in flow_fields(clip)]) for clip in clips]
     return torch.tensor(lengths, dtype=torch.float64)
@@ -171,10 +152,3 @@ def flow_fields(clip: UInt8[np.ndarray, "t h w 3"]) -> Iterator[Float[np.ndarray
         finally:
             cv2.setNumThreads(threads)
         yield flow.astype(np.float64)
-
-
-def _require_frames(videos: np.ndarray | Tensor) -> Tensor:
-    (clips,) = require_clips(videos)
-    if clips.shape[1] < 2:
-        raise ValueError(f"motion needs clips of 2 frames or more, got {clips.shape[1]}")
-    return clips

@@ -26,8 +26,7 @@ def nearest(
         ValueError: Items of different shapes.
     """
     if queries.shape[1:] != gallery.shape[1:]:
-        shapes = f"{tuple(queries.shape[1:])} and {tuple(gallery.shape[1:])}"
-        raise ValueError(f"items of different shapes: {shapes}")
+        raise ValueError(f"items of different shapes: {tuple(queries.shape[1:])} and {tuple(gallery.shape[1:])}")
     queries, gallery = torch.as_tensor(queries).flatten(1), torch.as_tensor(gallery).flatten(1)
     # Subtracting a common point changes no distance, and keeps float32 sums of many pixels small.
     centre = gallery[:CHUNK].float().mean(dim=0)
@@ -49,15 +48,6 @@ def nearest(
 
 
 def share_of_hits(where: Tensor, query_captions: Sequence[str], gallery_captions: Sequence[str]) -> float:
-    """Share of generated videos whose nearest real clip has the caption they were generated from.
-
-    Args:
-        where: (m,), each video's nearest clip.
-        query_captions: m captions.
-        gallery_captions: n captions.
-
-    Returns:
-        Share in [0, 1]; chance is about 1/n.
-    """
+    """Share in [0, 1] of m videos whose nearest of n clips, ``where`` (m,), has their caption; chance is about 1/n."""
     hits = [gallery_captions[j] == caption for j, caption in zip(where.tolist(), query_captions, strict=True)]
     return sum(hits) / len(hits)
