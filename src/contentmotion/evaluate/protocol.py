@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import platform
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -23,7 +23,6 @@ from torch import nn
 
 import contentmotion
 from contentmotion.config import EvaluateConfig
-from contentmotion.config.use import Resize
 from contentmotion.evaluate.clips import Clips
 from contentmotion.evaluate.measures import NUM_HALVINGS, Networks
 from contentmotion.evaluate.pixel_metrics import THUMBNAIL_FRAMES, THUMBNAIL_SIZE
@@ -43,55 +42,14 @@ NETWORKS = {
     "vae": {"vae"},
     "content": {"vae", "autoencoder", "text_encoder", "unet"},
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preset:
-    """The settings of an evaluation; every one of them takes one random clip per video, at I3D's 224x224.
-
-    Attributes:
-        source: Which papers, and where they say it.
-        num_videos: Real clips; None for all that there are.
-        num_generated: Generated videos; None for as many as real clips.
-        per_class: Generated videos of each class, instead.
-        num_frames: Frames of a clip; None: the model's own number.
-        needs_prompts: Whether it generates from prompts for the classes.
-        resize: Filter of the resizing.
-    """
-
-    source: str
-    num_videos: int | None = None
-    num_generated: int | None = None
-    per_class: int | None = None
-    num_frames: int | None = None
-    needs_prompts: bool = False
-    resize: Resize = "bilinear"
-
-
-PRESETS: dict[str, Preset] = {
-    "stylegan-v": Preset(source="Skorokhodov et al. 2022 (arXiv 2112.14683): the rule, for any data"),
-    "ucf101-2048": Preset(
-        source="CMD (arXiv 2403.14148), Table 1 and appendix B.4; DIGAN, TATS, PVDM: train split",
-        num_videos=2048,
-        num_frames=16,
-    ),
-    "ucf101-10000": Preset(
-        source="CMD (arXiv 2403.14148), Table 1 with * and appendix B.4; MAGVIT: train split",
-        num_generated=10_000,
-        num_frames=16,
-    ),
-    "ucf101-zero-shot": Preset(
-        source="CMD (arXiv 2403.14148), Table 2 and appendix B.4; Make-A-Video's counts, prompts of --class_prompts "
-        "(PYoCo's): train split",
-        per_class=100,
-        num_frames=16,
-        needs_prompts=True,
-    ),
-    "webvid": Preset(
-        source="CMD (arXiv 2403.14148), Table 3 and appendix B.4: validation split",
-        num_videos=5000,
-        num_frames=16,
-    ),
+# Of papers, which all take one random clip per video, at I3D's 224x224. CMD (arXiv 2403.14148) says it in appendix B.4.
+PRESETS: dict[str, dict[str, int]] = {
+    "stylegan-v": {},  # Skorokhodov et al. 2022 (arXiv 2112.14683): the rule, for any data
+    "ucf101-2048": {"num_videos": 2048, "num_frames": 16},  # CMD, Table 1; DIGAN, TATS, PVDM: train split
+    "ucf101-10000": {"num_generated": 10_000, "num_frames": 16},  # CMD, Table 1 with *; MAGVIT: train split
+    # CMD, Table 2; Make-A-Video's counts, prompts of --class_prompts (PYoCo's): train split
+    "ucf101-zero-shot": {"videos_per_class": 100, "num_frames": 16},
+    "webvid": {"num_videos": 5000, "num_frames": 16},  # CMD, Table 3: validation split
 }
 
 
@@ -101,19 +59,14 @@ def with_preset(config: EvaluateConfig) -> EvaluateConfig:
     Raises:
         ValueError: The preset generates from prompts for the classes, and none were given.
     """
-    preset = PRESETS[config.preset]
-    if preset.needs_prompts and not config.class_prompts:
+    if config.preset == "ucf101-zero-shot" and not config.class_prompts:
         raise ValueError(
             f"the preset {config.preset} generates from prompts for the classes: give --class_prompts FILE"
         )
-    changes = {
-        "num_videos": config.num_videos or preset.num_videos,
-        "num_generated": config.num_generated or (None if config.videos_per_class else preset.num_generated),
-        "videos_per_class": config.videos_per_class or (None if config.num_generated else preset.per_class),
-        "num_frames": config.num_frames or preset.num_frames,
-        "fvd_resize": config.fvd_resize or preset.resize,
-    }
-    return replace(config, **changes)  # type: ignore[arg-type]
+    changes: dict[str, Any] = {"fvd_resize": "bilinear"} | PRESETS[config.preset]
+    if config.num_generated or config.videos_per_class:  # either stands in for the other
+        changes = {name: value for name, value in changes.items() if name not in ("num_generated", "videos_per_class")}
+    return replace(config, **{name: value for name, value in changes.items() if getattr(config, name) is None})
 
 
 def describe_protocol(
@@ -132,8 +85,7 @@ def describe_protocol(
         "features": {
             "extractor": "I3D, Kinetics-400, RGB, logits, float32",
             "extractor_sha256": file_digest(networks.i3d_file),
-            "resize": f"{config.fvd_resize or 'bilinear'} to {config.fvd_resolution}x{config.fvd_resolution}, "
-            "from uint8 to [-1, 1]",
+            "resize": f"{networks.resize} to {networks.resolution}x{networks.resolution}, from uint8 to [-1, 1]",
             "distance": "Frechet, float64, unbiased covariance",
         },
         "measures": _describe_measures(networks),
@@ -166,7 +118,7 @@ def describe_protocol(
             "compute_dtype": dtype,
             "device_type": device.type,
         }
-        if any(_schedulers(pipeline)):
+        if _schedulers(pipeline):
             protocol["sampling"] = _describe_sampling(pipeline, config)
     return protocol
 
@@ -214,11 +166,7 @@ def _describe_run(config: EvaluateConfig, device: torch.device, source: str | No
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "hardware": describe_hardware(device),
         "versions": {
-            "contentmotion": contentmotion.__version__,
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "transformers": transformers.__version__,
-            "numpy": np.__version__,
+            **{module.__name__: module.__version__ for module in (contentmotion, torch, diffusers, transformers, np)},
             "opencv": cv2.__version__,
             "python": platform.python_version(),
         },
@@ -226,7 +174,8 @@ def _describe_run(config: EvaluateConfig, device: torch.device, source: str | No
 
 
 def _schedulers(pipeline: LatentPipeline) -> list[Any]:
-    return [pipeline.components.get(name) for name in ("scheduler", "motion_scheduler")]
+    components = (pipeline.components.get(name) for name in ("scheduler", "motion_scheduler"))
+    return [scheduler for scheduler in components if scheduler is not None]
 
 
 def _describe_sampling(pipeline: LatentPipeline, config: EvaluateConfig) -> dict[str, Any]:
@@ -241,9 +190,7 @@ def _describe_sampling(pipeline: LatentPipeline, config: EvaluateConfig) -> dict
         "guidance_scale": sampling.guidance_scale,
         "motion_guidance_scale": sampling.motion_guidance_scale,
         **extra,
-        "schedulers": [
-            f"{type(s).__name__} {digest(dict(s.config))[:16]}" for s in _schedulers(pipeline) if s is not None
-        ],
+        "schedulers": [f"{type(s).__name__} {digest(dict(s.config))[:16]}" for s in _schedulers(pipeline)],
         "noise": "one generator per clip, from (seed, index)",
         "seeds": list(range(config.seed, config.seed + config.num_seeds)),
     }
@@ -273,14 +220,10 @@ def rendition_protocol(rendition: Rendition, protocol: dict[str, Any]) -> dict[s
 def _weights_digests(pipeline: LatentPipeline) -> dict[str, str]:
     """sha256 over every tensor and setting of each network, whatever files they came from."""
     digests = {}
-    for name, component in sorted(pipeline.components.items()):
-        if not isinstance(component, nn.Module):
-            continue
-        # A diffusers config holds scales and switches.
-        settings = (
-            {k: v for k, v in component.config.items() if k[0] != "_"} if isinstance(component, ModelMixin) else {}
-        )
-        digests[name] = hash_network(component, settings)
+    for name, network in sorted(pipeline.components.items()):
+        if isinstance(network, nn.Module):
+            config = network.config if isinstance(network, ModelMixin) else {}  # diffusers' holds scales and switches
+            digests[name] = hash_network(network, {k: v for k, v in config.items() if k[0] != "_"})
     return digests
 
 
