@@ -213,7 +213,7 @@ def test_condition_following_of_a_video_model(
     for name, values in expected.items():
         assert found["full"][name] == pytest.approx(values.mean().item(), rel=1e-6), name
 
-    monkeypatch.setattr(Renderer, "_full", lambda self, seed, condition=None: lambda batch: batch.frames)
+    monkeypatch.setattr(Renderer, "_full", lambda self, batch, seed, condition=None: batch.frames)
     perfect = scores_of(dataclasses.replace(config, output_dir=config.output_dir + "-copies"))
     assert [perfect[name][measure] for name, measure in given.items()] == [1, 100, 100]
 

@@ -15,12 +15,12 @@ from contentmotion.cli import main
 from contentmotion.config import EvaluateConfig
 from contentmotion.data.formats import read_clip_folder
 from contentmotion.evaluate import i3d
-from contentmotion.evaluate.clips import Clips
+from contentmotion.evaluate.clips import Clips, common_size
 from contentmotion.evaluate.fvd import FrechetStatistics, frechet_distance
 from contentmotion.evaluate.i3d import i3d_features, load_i3d
 from contentmotion.evaluate.pixel_metrics import psnr
 from contentmotion.evaluate.protocol import rendition_protocol
-from contentmotion.evaluate.renditions import Renderer, Rendition, find_conditions
+from contentmotion.evaluate.renditions import Conditions, Renderer, Rendition
 from contentmotion.evaluate.run import evaluate
 from contentmotion.evaluate.store import RenditionStore, digest
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
@@ -172,7 +172,7 @@ def test_a_video_does_not_depend_on_its_batch(checkpoint: Path, data: Path, conf
     clips = Clips(read_clip_folder(data), config, FRAMES, HEIGHT, WIDTH)
     pipeline = ContentMotionPipeline.from_pretrained(checkpoint)
     pipeline.set_progress_bar_config(disable=True)
-    renderer = Renderer(pipeline, clips, config, nullcontext, find_conditions(pipeline, (), None, 0))
+    renderer = Renderer(pipeline, clips, config, nullcontext, Conditions(pipeline, (), None, 0))
     batch, last = clips.read([0, 2, 3]), clips.read([3])
     for render in (rendition.render for rendition in renderer.renditions() if rendition.seed is not None):
         together, alone = render(batch), render(last)
@@ -185,7 +185,7 @@ def test_references_of_a_model_with_a_vae(data: Path, config: EvaluateConfig) ->
     vae = make_image_vae(levels=2)
     clips = Clips(read_clip_folder(data), config, FRAMES, HEIGHT, WIDTH)
     pipeline = make_pipeline(vae)
-    renderer = Renderer(pipeline, clips, config, nullcontext, find_conditions(pipeline, (), None, 0))
+    renderer = Renderer(pipeline, clips, config, nullcontext, Conditions(pipeline, (), None, 0))
     renditions = {rendition.name: rendition for rendition in renderer.renditions()}
     assert list(renditions) == ["reconstruction", "frozen", "vae", "motion", "full"]
     batch = clips.read([0])
@@ -238,6 +238,23 @@ def test_features_that_are_not_finite_name_the_video(config: EvaluateConfig, i3d
         evaluate(dataclasses.replace(config, **changes))
 
 
+def test_so_does_a_clip_that_is_taken_again(
+    config: EvaluateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 12 videos for 4 captions, those after the first round have no record of their own."""
+    seen = []
+
+    def features(model: i3d.InceptionI3d, videos: torch.Tensor, **_: object) -> torch.Tensor:
+        seen.extend(range(len(videos)))
+        last = len(seen) == 5 + 12  # all clips that can be read, and those generated
+        return torch.full((len(videos), 400), torch.nan if last else 1.0)
+
+    monkeypatch.setattr("contentmotion.evaluate.measures.i3d_features", features)
+    changes = {"components": ("full",), "num_generated": 15, "output_dir": str(tmp_path)}
+    with pytest.raises(ValueError, match=r"full generation: the features of .*mp4 are not finite"):
+        evaluate(dataclasses.replace(config, **changes))
+
+
 def test_several_seeds_give_a_spread(config: EvaluateConfig, scores: dict, tmp_path: Path) -> None:
     changes = {"num_seeds": 2, "components": ("full",), "output_dir": str(tmp_path)}
     evaluate(dataclasses.replace(config, **changes))
@@ -275,6 +292,15 @@ def test_two_folders(config: EvaluateConfig, data: Path, tmp_path: Path) -> None
     write_video(other / "b.mp4", np.zeros((12, 30, 20, 3), np.uint8), fps=8)
     with pytest.raises(ValueError, match=r"a.mp4 is 20x20, .*b.mp4 is 30x20; give --height and --width"):
         evaluate(dataclasses.replace(config, **changes))
+
+
+def test_the_size_of_videos_is_of_those_that_can_be_read(data: Path) -> None:
+    folder = read_clip_folder(data)
+    gone = dataclasses.replace(folder.records[0], path=data / "videos/gone.mp4")
+    with_it = dataclasses.replace(folder, records=[gone, *folder.records])  # one damaged, too
+    assert common_size(with_it) == common_size(dataclasses.replace(folder, records=folder.records[:1]))
+    with pytest.raises(ValueError, match="no video can be read"):
+        common_size(dataclasses.replace(folder, records=[gone]))
 
 
 def test_an_autoencoder_alone(

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from contentmotion.config import MAP_NAMES, EvaluateConfig
-from contentmotion.data.clips import ClipDataset, collate
+from contentmotion.data.clips import ClipDataset
 from contentmotion.data.formats import ClipFolder
 from contentmotion.data.records import ClipRecord
 from contentmotion.evaluate.store import content_digest, digest
@@ -23,17 +23,11 @@ from contentmotion.video.reader import probe_video
 
 @dataclass(frozen=True)
 class RealBatch:
-    """Clips as they were read.
+    """Clips as they were read."""
 
-    Attributes:
-        indices: Of the clips (see `Clips`).
-        frames: Their frames.
-        maps: "depth", "sketch": those that lie beside the videos.
-    """
-
-    indices: list[int]
+    indices: list[int]  # see `Clips`
     frames: UInt8[Tensor, "b t 3 h w"]
-    maps: Mapping[str, UInt8[Tensor, "b t 1 h w"]]
+    maps: Mapping[str, UInt8[Tensor, "b t 1 h w"]]  # "depth", "sketch": those that lie beside the videos
 
 
 class Clips:
@@ -42,9 +36,7 @@ class Clips:
     Args:
         folder: All its videos, of every split.
         config: Says which split, how many, which caption, and the seed of the clips' first frames.
-        num_frames: Frames of a clip.
-        height: Pixels.
-        width: Pixels.
+        num_frames: Of a clip, as height and width (pixels).
 
     Attributes:
         selected: Indices (into `folder.records`) of the clips to score.
@@ -60,9 +52,7 @@ class Clips:
     """
 
     def __init__(self, folder: ClipFolder, config: EvaluateConfig, num_frames: int, height: int, width: int) -> None:
-        self.folder = folder
-        self.caption_index = config.caption_index
-        self.seed = config.seed
+        self.folder, self.caption_index, self.seed = folder, config.caption_index, config.seed
         self.problems = list(folder.problems)
         splits = [record.split for record in folder.records]
         wanted = config.split if any(split is not None for split in splits) else None
@@ -138,7 +128,7 @@ class Clips:
             return None
         self.fps = good[0][1]["fps"]
         maps = {name: torch.stack([item[name] for _, item in good]) for name in self.maps}
-        return RealBatch([index for index, _ in good], collate([item for _, item in good])["frames"], maps)
+        return RealBatch([index for index, _ in good], torch.stack([item["frames"] for _, item in good]), maps)
 
     def batches(self, indices: list[int], batch_size: int) -> Iterator[RealBatch]:
         """`read` for groups of `batch_size` indices, those without a good clip left out."""
@@ -173,20 +163,13 @@ FORMATS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif")
 
 def one_per_stem(records: Sequence[ClipRecord]) -> list[ClipRecord]:
     """The records without a video's copies in other formats: files of one folder and name, but for the suffix."""
-    best: dict[Path, tuple[int, int]] = {}  # name without suffix -> place of its format, place in the list
-    keys = [_format(record) for record in records]
-    for index, key in enumerate(keys):
-        if key is not None:
-            best[key[0]] = min(best.get(key[0], (key[1], index)), (key[1], index))
-    return [r for i, (r, key) in enumerate(zip(records, keys, strict=True)) if key is None or best[key[0]][1] == i]
-
-
-def _format(record: ClipRecord) -> tuple[Path, int] | None:
-    """A file's name without its suffix, and the place of that in `FORMATS`; None of what is no such file."""
-    suffix = record.path.suffix.lower()
-    if not isinstance(record.path, Path) or suffix not in FORMATS:
-        return None
-    return record.path.with_suffix(""), FORMATS.index(suffix)
+    paths = {i: record.path for i, record in enumerate(records) if isinstance(record.path, Path)}
+    ranks = {i: FORMATS.index(path.suffix.lower()) for i, path in paths.items() if path.suffix.lower() in FORMATS}
+    best: dict[Path, int] = {}  # of each name without its suffix
+    for i in sorted(ranks, key=lambda i: (ranks[i], i)):
+        best.setdefault(paths[i].with_suffix(""), i)
+    copies = ranks.keys() - best.values()
+    return [record for i, record in enumerate(records) if i not in copies]
 
 
 def common_size(folder: ClipFolder) -> tuple[int, int]:
@@ -199,7 +182,7 @@ def common_size(folder: ClipFolder) -> tuple[int, int]:
     for record in folder.records:
         try:
             info = probe_video(record.path)
-        except ValueError:
+        except (ValueError, OSError):
             continue  # reading its clip names the problem
         sizes.setdefault((info.height, info.width), str(record.path))
     if not sizes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,14 +57,6 @@ Scores = dict[str, float]
 class Networks:
     """The networks that measure.
 
-    Args:
-        config: Says which, and where their weights are.
-        device: Where they run.
-
-    Attributes:
-        i3d_file: I3D's weights.
-        lpips_file: LPIPS's weights; None where they were not given.
-
     Raises:
         FileNotFoundError: Weights that were named are not there, or no I3D weights were given.
         ValueError: Weights of another network.
@@ -80,18 +72,12 @@ class Networks:
         self.resolution = config.fvd_resolution
         self.resize: Resize = config.fvd_resize or "bilinear"
 
-    def names(self) -> set[str]:
-        """Those there are, as measures need them: "i3d", "lpips", "clip", "depth_model"."""
-        return {name for name in ("i3d", "lpips", "clip", "depth_model") if getattr(self, name) is not None}
-
 
 @dataclass(frozen=True)
 class Batch:
     """Videos of a rendition, and what they are measured against and with.
 
     Attributes:
-        videos: What is measured.
-        networks: What measures.
         real: The real clips that they were made of.
         captions: What they should show, one each.
         conditions: What they should follow, by name (see `Conditions.of`).
@@ -114,8 +100,6 @@ class Measured:
     """A rendition, what was stored of it, and the clips that count.
 
     Attributes:
-        rendition: What was rendered.
-        networks: What measured it.
         store: The measures of its clips.
         videos: The videos of some clips, to show.
         indices: The clips to score.
@@ -144,7 +128,7 @@ class Measured:
     def offers(self) -> set[str]:
         """What a measure that is made of others may need of it."""
         offers = offered(self.rendition, self.networks)
-        offers |= {measure.name for measure in per_clip(offers)}
+        offers |= per_clip(offers).keys()
         offers |= {"reference"} if self.reference is not None else set()
         offers |= {"from_caption"} if self.rendition.from_caption else set()
         return offers | ({"seeds"} if len(self.seeds) > 1 else set())
@@ -166,19 +150,14 @@ class Measured:
     def nearest_rmse(self) -> float:
         """Of real clips: root mean squared difference to the nearest other one; copies come closer than that."""
         own = self.values("thumbnails", self.gallery)
-        return _rmse(nearest(own, own, leave_one_out=True)[1], own[0].size).mean().item()
+        return rmse(nearest(own, own, leave_one_out=True)[1], own[0].size).mean().item()
 
 
 class Column(NamedTuple):
-    """A column of the table.
+    """A column of the table."""
 
-    Attributes:
-        heading: Perhaps with a line break.
-        format: Of its numbers (see ``format``).
-    """
-
-    heading: str
-    format: str
+    heading: str  # perhaps with a line break
+    format: str  # of its numbers (see ``format``)
 
 
 def mean(m: Measured, name: str) -> Scores:
@@ -211,19 +190,15 @@ class Measure:
 
 def offered(rendition: Rendition, networks: Networks) -> set[str]:
     """What a measure of this rendition's clips may need."""
-    offers = networks.names() | set(rendition.follows)
+    offers = {name for name in ("i3d", "lpips", "clip", "depth_model") if getattr(networks, name) is not None}
+    offers |= set(rendition.follows)
     offers |= {"real"} if rendition.compares else set()
     return offers | ({"captions"} if rendition.clips.captioned else set())
 
 
-def per_clip(offers: set[str]) -> list[Measure]:
-    """The measures that are computed of every clip, where this is there."""
-    return [measure for measure in MEASURES if measure.of is not None and offers.issuperset(measure.needs)]
-
-
-def measure_batch(batch: Batch, offers: set[str]) -> dict[str, np.ndarray]:
-    """Rows of every measure that needs no more than is offered, by name."""
-    return {measure.name: measure.of(batch).numpy() for measure in per_clip(offers) if measure.of is not None}
+def per_clip(offers: set[str]) -> dict[str, Callable[[Batch], Tensor]]:
+    """What is computed of every clip, by name, where there is no more than this to need."""
+    return {measure.name: measure.of for measure in MEASURES if measure.of and offers.issuperset(measure.needs)}
 
 
 def columns() -> dict[str, Column]:
@@ -233,10 +208,9 @@ def columns() -> dict[str, Column]:
 
 
 def score(measured: list[Measured]) -> dict[str, Scores]:
-    """Every number of the table, by rendition. Of several seeds it is the mean, and NAME_std beside it their spread.
+    """Every number of the table, by rendition: of the real clips, which come first, and the others once per seed.
 
-    Args:
-        measured: The real clips first; a rendition with noise once per seed.
+    Of several seeds it is the mean, and NAME_std beside it their spread.
     """
     real = measured[0]
     scores: dict[str, Scores] = {"real": _row(real), "real_halves": halves(real.values("features"))}
@@ -307,20 +281,7 @@ def thumbnails(videos: UInt8[Tensor, "b t h w 3"]) -> UInt8[Tensor, "b s y x 3"]
     return small.round().to(torch.uint8).permute(0, 2, 3, 1).unflatten(0, (b, len(picks)))
 
 
-def closest_pairs(generated: Measured, real: Measured, count: int = 8) -> tuple[list[int], list[int], list[float]]:
-    """The generated videos that are most like a real clip, by their thumbnails.
-
-    Returns:
-        Their indices, those of the real clips, and the root mean squared differences (0 to 1), smallest first.
-    """
-    queries = generated.values("thumbnails")
-    where, squares = nearest(queries, real.values("thumbnails", real.gallery))
-    order = squares.argsort()[:count].tolist()
-    rmse = _rmse(squares, queries[0].size)[order].tolist()
-    return [generated.indices[k] for k in order], [real.gallery[where[k]] for k in order], rmse
-
-
-def _rmse(squares: Tensor, pixels: int) -> Tensor:
+def rmse(squares: Tensor, pixels: int) -> Tensor:
     """Sums of squared differences of so many bytes -> root mean squares in units of the full range."""
     return (squares / pixels).sqrt() / 255
 
@@ -351,19 +312,15 @@ def _psnr(m: Measured, name: str) -> Scores:
     }
 
 
-def _share_nearest(rows: str) -> Callable[[Measured, str], Scores]:
+def _share_nearest(m: Measured, name: str, rows: str) -> Scores:
     """Share of videos whose nearest real clip, by these rows, has the caption that they were made from."""
-
-    def share(m: Measured, name: str) -> Scores:
-        assert m.real is not None
-        real, clips = m.real, m.rendition.clips
-        if not real.rendition.clips.captioned:
-            return {}
-        where, _ = nearest(m.values(rows), real.values(rows, real.gallery))
-        captions = [clips.caption(i) for i in m.indices]
-        return {name: share_of_hits(where, captions, [real.rendition.clips.caption(i) for i in real.gallery])}
-
-    return share
+    assert m.real is not None
+    real, clips, real_clips = m.real, m.rendition.clips, m.real.rendition.clips
+    if not real_clips.captioned:
+        return {}
+    where, _ = nearest(m.values(rows), real.values(rows, real.gallery))
+    captions = [clips.caption(i) for i in m.indices]
+    return {name: share_of_hits(where, captions, [real_clips.caption(i) for i in real.gallery])}
 
 
 def _nearest_distance(m: Measured, name: str) -> Scores:
@@ -372,7 +329,7 @@ def _nearest_distance(m: Measured, name: str) -> Scores:
     _, squares = nearest(queries, m.real.values("thumbnails", m.real.gallery))
     return {
         f"{name}_among": len(m.real.gallery),
-        f"{name}_rmse": _rmse(squares, queries[0].size).mean().item(),
+        f"{name}_rmse": rmse(squares, queries[0].size).mean().item(),
         f"{name}_rmse_of_real": m.real.nearest_rmse,
     }
 
@@ -408,34 +365,26 @@ MEASURES: list[Measure] = [
     Measure("psnr", ("mse",), None, _psnr, Column("PSNR", ".2f")),
     Measure("ssim", ("real",), lambda batch: ssim(batch.videos, batch.real), column=Column("SSIM", ".3f")),
     Measure(
-        "lpips",
-        ("real", "lpips"),
-        lambda batch: lpips_distance(batch.networks.lpips, batch.videos, batch.real),
+        "lpips", ("real", "lpips"), lambda batch: lpips_distance(batch.networks.lpips, batch.videos, batch.real),
         column=Column("LPIPS", ".3f"),
     ),
     Measure(
-        "clipsim",
-        ("captions", "clip"),
+        "clipsim", ("captions", "clip"),
         lambda batch: clip_similarity(batch.networks.clip, batch.videos, batch.captions),
         column=Column("CLIPSIM", ".4f"),
     ),
     Measure("depth_error", ("depth", "depth_model"), _depth_error, column=Column("depth\nerror", ".3f")),
     Measure(
-        "depth_outline",
-        ("depth",),
-        lambda batch: outline_recall(batch.conditions["depth"], batch.frames),
+        "depth_outline", ("depth",), lambda batch: outline_recall(batch.conditions["depth"], batch.frames),
         column=Column("depth\noutline", ".3f"),
     ),
     Measure(
-        "sketch_f1",
-        ("sketch",),
-        lambda batch: sketch_following(batch.conditions["sketch"], batch.frames)["f1"],
+        "sketch_f1", ("sketch",), lambda batch: sketch_following(batch.conditions["sketch"], batch.frames)["f1"],
         column=Column("sketch\nF1", ".3f"),
     ),
     Measure("kept_psnr", ("mask",), _kept_psnr, column=Column("kept\nPSNR", ".2f")),
     Measure(
-        "first_frame_psnr",
-        ("first_frame",),
+        "first_frame_psnr", ("first_frame",),
         lambda batch: first_frame_psnr(batch.frames, batch.conditions["first_frame"]).clamp(max=MAX_PSNR),
         column=Column("frame 0\nPSNR", ".2f"),
     ),
@@ -446,11 +395,11 @@ MEASURES: list[Measure] = [
     ),
     Measure("nearest", ("thumbnails", "from_caption"), None, _nearest_distance),
     Measure(
-        "nearest_i3d", ("features", "captions", "from_caption"), None, _share_nearest("features"),
-        Column("nearest\n(I3D)", ".1%"),
+        "nearest_i3d", ("features", "captions", "from_caption"), None,
+        partial(_share_nearest, rows="features"), Column("nearest\n(I3D)", ".1%"),
     ),
     Measure(
         "nearest_pixels", ("thumbnails", "captions", "from_caption"), None,
-        _share_nearest("thumbnails"), Column("nearest\n(pixels)", ".1%"),
+        partial(_share_nearest, rows="thumbnails"), Column("nearest\n(pixels)", ".1%"),
     ),
 ]  # fmt: skip

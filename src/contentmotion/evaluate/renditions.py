@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from contentmotion.run_dir import seeded_generator
 from contentmotion.stages.image_vae import decode_frames, encode_frames, vae_scale_factor
 from contentmotion.video.pixels import to_float, to_uint8
 
+FROM_FRAMES = {"reconstruction", "frozen", "vae"}  # components that need no denoiser
+AnyPipeline = ContentMotionPipeline | VideoLatentPipeline
 Render = Callable[[RealBatch], Tensor]
 
 
@@ -30,7 +33,7 @@ class Rendition:
         name: Key in the scores.
         title: Line of the table.
         clips: Where its indices, frames and captions come from.
-        render: Real clips -> what is made of each, uint8 of the frames' shape.
+        render: Real clips -> what is made of each, uint8 of the frames' shape; else they themselves.
         seed: Of the noise, where there is any.
         compares: Whether a video should equal the real clip (then it gets PSNR and so on).
         from_caption: Whether a video was made from its caption alone (then it is looked for among the real clips).
@@ -41,7 +44,7 @@ class Rendition:
     name: str
     title: str
     clips: Clips
-    render: Render
+    render: Render = lambda batch: batch.frames
     seed: int | None = None
     compares: bool = False
     from_caption: bool = False
@@ -54,35 +57,29 @@ class Rendition:
         return self.name in ("real", "generated")
 
 
-def real_clips(clips: Clips) -> Rendition:
-    """The clips themselves."""
-    return Rendition("real", "real clips", clips, lambda batch: batch.frames, follows=clips.maps)
-
-
-def generated_clips(clips: Clips) -> Rendition:
-    """Videos that lie in a folder of their own."""
-    return Rendition(
-        "generated", "videos of generated_dir", clips, lambda batch: batch.frames, from_caption=True, follows=clips.maps
-    )
-
-
-@dataclass(frozen=True)
 class Conditions:
-    """What the real clips offer a video to follow: maps that lie beside them, or are taken from their frames.
+    """What the real clips offer a video to follow: the maps in the data, and what a model takes besides.
+
+    Args:
+        pipeline: The model; None: there is none.
+        maps: "depth", "sketch": those that lie beside the videos.
+        depth_model: Estimates depth where none lies there.
+        seed: Draws the masks.
 
     Attributes:
         names: "depth", "sketch", "mask", "first_frame": those there are.
-        maps: Of them, those that lie beside the videos.
-        depth_model: Estimates depth where none lies there.
         factor: Pixels per latent along a side; masks are of whole latents.
-        seed: Draws the masks.
     """
 
-    names: tuple[str, ...]
-    maps: tuple[str, ...]
-    depth_model: DepthEstimator | None
-    factor: int
-    seed: int
+    def __init__(
+        self, pipeline: AnyPipeline | None, maps: tuple[str, ...], depth_model: DepthEstimator | None, seed: int
+    ) -> None:
+        known = pipeline.condition_names if isinstance(pipeline, VideoLatentPipeline) else ()
+        names = [name for name in CONDITION_NAMES if name in maps or name in known]
+        if "depth" in names and "depth" not in maps and depth_model is None:
+            names.remove("depth")
+        self.names, self.maps, self.depth_model, self.seed = tuple(names), maps, depth_model, seed
+        self.factor = 1 if pipeline is None else vae_scale_factor(pipeline.vae)
 
     def of(self, batch: RealBatch, names: tuple[str, ...]) -> dict[str, Tensor]:
         """Conditions of real clips by name.
@@ -91,24 +88,21 @@ class Conditions:
             uint8 "depth", "sketch" (b, t, 1, H, W), 255 near or a line; "mask" of that shape, 1 what is to be made, 0
             what the real clip shows; "first_frame" (b, 1, 3, H, W).
         """
-        return {name: batch.maps[name] if name in batch.maps else getattr(self, f"_{name}")(batch) for name in names}
+        return {name: batch.maps[name] if name in batch.maps else self._make(name, batch) for name in names}
 
-    def _depth(self, batch: RealBatch) -> Tensor:
-        assert self.depth_model is not None, "names has depth only where there is some"
-        return torch.stack([depth_of(clip, self.depth_model) for clip in batch.frames])
-
-    def _sketch(self, batch: RealBatch) -> Tensor:
-        return torch.stack([sketch_of(clip) for clip in batch.frames])
-
-    def _mask(self, batch: RealBatch) -> Tensor:
+    def _make(self, name: str, batch: RealBatch) -> Tensor:
+        if name == "depth":
+            assert self.depth_model is not None, "names has depth only where there is some"
+            return torch.stack([depth_of(clip, self.depth_model) for clip in batch.frames])
+        if name == "sketch":
+            return torch.stack([sketch_of(clip) for clip in batch.frames])
+        if name == "first_frame":
+            return batch.frames[:, :1]
         _, t, _, height, width = batch.frames.shape
         h, w = height // self.factor, width // self.factor
         tubes = [random_tubes(1, t, h, w, seeded_generator(self.seed, index)) for index in batch.indices]
         latents = torch.cat(tubes).to(torch.uint8)  # (b, t, 1, h, w)
         return latents.repeat_interleave(self.factor, -1).repeat_interleave(self.factor, -2)
-
-    def _first_frame(self, batch: RealBatch) -> Tensor:
-        return batch.frames[:, :1]
 
     def describe(self) -> dict[str, str]:
         """Where each comes from, for the protocol."""
@@ -121,27 +115,12 @@ class Conditions:
         return {name: "beside the videos" if name in self.maps else own[name] for name in self.names}
 
 
-def find_conditions(
-    pipeline: ContentMotionPipeline | VideoLatentPipeline | None,
-    maps: tuple[str, ...],
-    depth_model: DepthEstimator | None,
-    seed: int,
-) -> Conditions:
-    """What can be followed: the maps in the data, and what a model with conditions takes besides."""
-    known = pipeline.condition_names if isinstance(pipeline, VideoLatentPipeline) else ()
-    names = [name for name in CONDITION_NAMES if name in maps or name in known]
-    if "depth" in names and "depth" not in maps and depth_model is None:
-        names.remove("depth")
-    factor = 1 if pipeline is None else vae_scale_factor(pipeline.vae)
-    return Conditions(tuple(names), maps, depth_model, factor, seed)
-
-
 class Renderer:
     """What a pipeline makes of real clips, their captions and their conditions.
 
     Args:
         pipeline: On its device. Networks that no component asks for may be missing.
-        clips: The clips, for their captions and labels.
+        clips: For their captions and labels.
         config: The components wanted, the sampler's settings, and the seeds.
         autocast: Makes the context the networks run in.
         conditions: What the clips offer to follow.
@@ -152,22 +131,19 @@ class Renderer:
 
     def __init__(
         self,
-        pipeline: ContentMotionPipeline | VideoLatentPipeline,
+        pipeline: AnyPipeline,
         clips: Clips,
         config: EvaluateConfig,
         autocast: Callable[[], Any],
         conditions: Conditions,
     ) -> None:
-        self.pipeline = pipeline
-        self.clips = clips
-        self.config = config
-        self.autocast = autocast
-        self.conditions = conditions
-        names = clips.folder.class_names
-        by_class = pipeline.text_encoder is None and not set(config.components) <= {"reconstruction", "frozen", "vae"}
-        if by_class and pipeline.num_classes != len(names or ()):
+        self.pipeline, self.clips, self.config = pipeline, clips, config
+        self.autocast, self.conditions = autocast, conditions
+        count = len(clips.folder.class_names or ())
+        by_class = pipeline.text_encoder is None and not set(config.components) <= FROM_FRAMES
+        if by_class and pipeline.num_classes != count:
             raise ValueError(
-                f"{clips.folder.root} has {len(names or ())} classes, the model {pipeline.num_classes}: "
+                f"{clips.folder.root} has {count} classes, the model {pipeline.num_classes}: "
                 "their numbers would not mean the same"
             )
 
@@ -176,42 +152,34 @@ class Renderer:
         wanted = set(self.config.components)
         if self.pipeline.vae is None:
             wanted.discard("vae")  # its picture of a frame would be the frame
+        given: list[str] = []
         if isinstance(self.pipeline, VideoLatentPipeline):
             wanted &= {"vae", "full", "following"}  # it makes all frames at once
-            given = tuple(name for name in self.conditions.names if name in self.pipeline.condition_names)
-        else:
-            given = ()
+            if "following" in wanted:
+                given = [name for name in self.conditions.names if name in self.pipeline.condition_names]
         if "content" in wanted:
             wanted.add("frozen")  # what generated content frames are compared with
         own: dict[str, Any] = {"clips": self.clips, "follows": self.clips.maps}
-        frames = self._on_frames
         all_of_them = [
-            Rendition("reconstruction", "reconstruction", render=frames(self.reconstruct), compares=True, **own),
-            Rendition("frozen", "frozen at the content frame", render=frames(self.freeze), compares=True, **own),
-            Rendition("vae", "image VAE alone", render=frames(self.round_trip), compares=True, **own),
+            Rendition(name, title, render=partial(self._of_frames, change), compares=True, **own)
+            for name, title, change in (
+                ("reconstruction", "reconstruction", self.reconstruct),
+                ("frozen", "frozen at the content frame", self.freeze),
+                ("vae", "image VAE alone", self.round_trip),
+            )
         ]
         for seed in range(self.config.seed, self.config.seed + self.config.num_seeds):
             noise = own | {"seed": seed}
+            content, motion, full = (partial(sample, seed=seed) for sample in (self._content, self._motion, self._full))
+            follows = self.conditions.names if "following" in wanted else self.clips.maps
             all_of_them += [
-                Rendition(
-                    "content", "content frames, held still", render=self._content(seed), reference="frozen", **noise
-                ),
-                Rendition(
-                    "motion", "motion for true content frames", render=self._motion(seed), compares=True, **noise
-                ),
-                Rendition(
-                    "full", "full generation", render=self._full(seed), from_caption=True,
-                    **noise | ({"follows": self.conditions.names} if "following" in wanted else {}),
-                ),
-            ]  # fmt: skip
-            if "following" in wanted:
-                all_of_them += [
-                    Rendition(
-                        f"given_{name}", f"full, given {name.replace('_', ' ')}", render=self._full(seed, name),
-                        **noise | {"follows": (name,)},
-                    )
-                    for name in given
-                ]  # fmt: skip
+                Rendition("content", "content frames, held still", render=content, reference="frozen", **noise),
+                Rendition("motion", "motion for true content frames", render=motion, compares=True, **noise),
+                Rendition("full", "full generation", render=full, from_caption=True, **noise | {"follows": follows}),
+            ]
+            for name in given:
+                title, render = f"full, given {name.replace('_', ' ')}", partial(full, condition=name)
+                all_of_them.append(Rendition(f"given_{name}", title, render=render, **noise | {"follows": (name,)}))
         chosen = [r for r in all_of_them if r.name in wanted or r.name.startswith("given_")]
         if not chosen:
             raise ValueError(
@@ -220,14 +188,10 @@ class Renderer:
             )
         return chosen
 
-    def _on_frames(self, render: Callable[[Tensor], Tensor]) -> Render:
-        """A rendition that looks at the frames only, in [-1, 1]."""
-
-        def call(batch: RealBatch) -> Tensor:
-            with torch.inference_mode(), self.autocast():
-                return to_uint8(render(self._on_device(batch.frames))).cpu()
-
-        return call
+    def _of_frames(self, change: Callable[[Tensor], Tensor], batch: RealBatch) -> Tensor:
+        """What becomes of the frames alone; they and the result are in [-1, 1]."""
+        with torch.inference_mode(), self.autocast():
+            return to_uint8(change(self._on_device(batch.frames))).cpu()
 
     def _on_device(self, frames: Tensor) -> Tensor:
         return to_float(frames.to(self.pipeline.device))
@@ -245,33 +209,24 @@ class Renderer:
         """Through the image VAE alone. x: (b, t, 3, h, w) in [-1, 1], as is the result."""
         return decode_frames(self.pipeline.vae, encode_frames(self.pipeline.vae, x))
 
-    def _content(self, seed: int) -> Render:
+    def _content(self, batch: RealBatch, seed: int) -> Tensor:
         """Content frames sampled from the captions, shown as long as a clip."""
+        parts = self.pipeline.components | {"motion_transformer": None, "motion_scheduler": None}
+        still = ContentMotionPipeline(**parts)
+        still.set_progress_bar_config(disable=True)
+        images = self._sample(batch, seed, still).content_frame
+        return to_uint8(images, low=0).cpu()[:, None].expand_as(batch.frames)
 
-        def call(batch: RealBatch) -> Tensor:
-            images = self._sample(batch, seed, pipeline=self._without_motion()).content_frame
-            return to_uint8(images, low=0).cpu()[:, None].expand_as(batch.frames)
-
-        return call
-
-    def _motion(self, seed: int) -> Render:
+    def _motion(self, batch: RealBatch, seed: int) -> Tensor:
         """Motion sampled for the true content frame and caption."""
+        with torch.inference_mode(), self.autocast():
+            content, _ = self.pipeline.encode_video(self._on_device(batch.frames))
+        return to_uint8(self._sample(batch, seed, content_latents=content).frames, low=0).cpu()
 
-        def call(batch: RealBatch) -> Tensor:
-            with torch.inference_mode(), self.autocast():
-                content, _ = self.pipeline.encode_video(self._on_device(batch.frames))
-            return to_uint8(self._sample(batch, seed, content_latents=content).frames, low=0).cpu()
-
-        return call
-
-    def _full(self, seed: int, condition: str | None = None) -> Render:
+    def _full(self, batch: RealBatch, seed: int, condition: str | None = None) -> Tensor:
         """All sampled from the caption (of the frames, only the shape counts), and a condition where one is named."""
-
-        def call(batch: RealBatch) -> Tensor:
-            given = {} if condition is None else {"conditions": self._encode(condition, batch)}
-            return to_uint8(self._sample(batch, seed, **given).frames, low=0).cpu()
-
-        return call
+        given = {} if condition is None else {"conditions": self._encode(condition, batch)}
+        return to_uint8(self._sample(batch, seed, **given).frames, low=0).cpu()
 
     @torch.no_grad()
     def _encode(self, name: str, batch: RealBatch) -> dict[str, Tensor]:
@@ -284,13 +239,6 @@ class Renderer:
         latents = encode_frames(vae, self._on_device(batch.frames)).float()
         step = self.conditions.factor
         return {name: known_latents(latents, condition[..., ::step, ::step].float())}
-
-    def _without_motion(self) -> ContentMotionPipeline:
-        still = ContentMotionPipeline(
-            **(self.pipeline.components | {"motion_transformer": None, "motion_scheduler": None})
-        )
-        still.set_progress_bar_config(disable=True)
-        return still
 
     def _sample(self, batch: RealBatch, seed: int, pipeline: ContentMotionPipeline | None = None, **inputs: Any) -> Any:
         if self.pipeline.text_encoder is not None:

@@ -48,7 +48,6 @@ class RenditionStore:
 
     Args:
         root: Folder of all renditions.
-        name: Name of the rendition.
         protocol: All that the results depend on but the videos (JSON-like); written beside them.
         content_of: Index of a clip -> a hash of what was read for it.
     """

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from contentmotion.evaluate.measures import Measured, Scores, closest_pairs, columns
-from contentmotion.saving import read_text
+from contentmotion.evaluate.measures import Measured, Scores, columns, rmse
+from contentmotion.evaluate.retrieval import nearest
+from contentmotion.saving import read_json
 from contentmotion.tables import print_table
 from contentmotion.video.write import write_contact_sheet
 
@@ -28,12 +28,7 @@ UNTOLD = {"content_sha256"}  # what older files do not say
 
 
 def print_scores(scores: Mapping[str, Any], titles: Mapping[str, str]) -> None:
-    """The table on the terminal: one line per rendition, the columns that were measured.
-
-    Args:
-        scores: As in scores.json.
-        titles: Of the renditions.
-    """
+    """The table on the terminal: one line per rendition, the columns that were measured; `scores` as in scores.json."""
     parts: dict[str, Scores] = scores["parts"]
     shown = shown_columns(parts)
     titles = {"real": ""} | dict(titles) | TITLES
@@ -58,17 +53,9 @@ def cells(row: Scores, keys: list[str]) -> list[str]:
     return texts
 
 
-def write_sheets(output: Path, measured: list[Measured]) -> list[Path]:
-    """The pictures: real clips beside what was made of them, and generated videos beside their nearest real clips.
-
-    Args:
-        output: Folder to write sheet.png and nearest.png in.
-        measured: All renditions, the real clips first.
-
-    Returns:
-        The files written.
-    """
-    real, written = measured[0], []
+def write_sheets(output: Path, measured: list[Measured]) -> None:
+    """Pictures: the real clips (measured first) beside what was made of them, and videos beside their nearest clips."""
+    real = measured[0]
     firsts = {m.rendition.name: m for m in reversed(measured)}  # of several seeds the first
     given = sorted(name for name in firsts if name.startswith("given_"))
     names = ("reconstruction", "full", "content", "motion", "generated", *given)
@@ -82,55 +69,52 @@ def write_sheets(output: Path, measured: list[Measured]) -> list[Path]:
         title = " | ".join(title if same else f"{title}: {caption}" for title, caption in named)
         captions.append(f"{title}: {named[0][1]}" if same else title)
     videos = [m.videos.load("videos", rows) for m, rows in zip(columns, picks, strict=True)]
-    written.append(_write(output / "sheet.png", videos, captions))
-    generated = next((m for m in measured if m.rendition.from_caption), None)
+    _write(output / "sheet.png", videos, captions)
     (output / "nearest.png").unlink(missing_ok=True)  # of other settings, maybe
+    generated = next((m for m in measured if m.rendition.from_caption), None)
     if generated is not None:
-        written.append(_write_nearest(output / "nearest.png", generated, real))
-    return written
+        _write_nearest(output / "nearest.png", generated, real)
 
 
-def _write_nearest(path: Path, generated: Measured, real: Measured) -> Path:
+def _write_nearest(path: Path, generated: Measured, real: Measured) -> None:
     """The generated videos that come closest to a real clip, each beside it: copies would be among them."""
-    ours, theirs, distances = closest_pairs(generated, real)
+    thumbnails = generated.values("thumbnails")
+    where, squares = nearest(thumbnails, real.values("thumbnails", real.gallery))
+    order = squares.argsort()[:SHEET_CLIPS].tolist()
+    ours, theirs = [generated.indices[k] for k in order], [real.gallery[where[k]] for k in order]
     captions = [
         f"generated: {generated.rendition.clips.caption(i)} | nearest real clip, RMSE {distance:.3f}: "
         f"{real.rendition.clips.caption(j)}"
-        for i, j, distance in zip(ours, theirs, distances, strict=True)
+        for i, j, distance in zip(ours, theirs, rmse(squares[order], thumbnails[0].size), strict=True)
     ]
-    pictures = [m.store.load("thumbnails", rows) for m, rows in ((generated, ours), (real, theirs))]
-    return _write(path, [x.transpose(0, 1, 4, 2, 3) for x in pictures], captions)
+    pictures = [thumbnails[order], real.store.load("thumbnails", theirs)]
+    _write(path, [x.transpose(0, 1, 4, 2, 3) for x in pictures], captions)
 
 
-def _write(path: Path, columns: list[np.ndarray], captions: list[str]) -> Path:
+def _write(path: Path, columns: list[np.ndarray], captions: list[str]) -> None:
     """Rows of videos (b, t, 3, h, w) side by side, a white line between them."""
     gap = np.full((*columns[0].shape[:4], 2), 255, np.uint8)
     joined = [x for column in columns for x in (gap, column)][1:]
     rows = np.concatenate(joined, axis=4).transpose(0, 1, 3, 4, 2)
     write_contact_sheet(path, list(rows), captions, num_columns=SHEET_FRAMES)
-    return path
 
 
 def compare(files: tuple[str, ...], *, unlike: bool = False) -> None:
     """Prints two or more scores.json side by side.
 
-    Args:
-        files: Their paths.
-        unlike: Compare even where the numbers were made in different ways.
-
     Raises:
-        ValueError: A file holds no scores, or their protocols differ.
+        ValueError: A file holds no scores, or their protocols differ (which passes where they may be ``unlike``).
     """
     loaded = {file: _load(file) for file in files}
-    first, *others = loaded.items()
+    (first_file, first), *others = loaded.items()
     for file, scores in others:
-        differing = _differences(first[1]["protocol"], scores["protocol"])
-        for name in first[1]["parts"].keys() & scores["parts"].keys():  # files that cannot be read are left out
-            counts = [found["parts"][name].get("n") for found in (first[1], scores)]
-            differing += [f"{name} is of {counts[0]} and {counts[1]} clips"] if counts[0] != counts[1] else []
+        differing = _differences(first["protocol"], scores["protocol"], SAME)
+        for name in first["parts"].keys() & scores["parts"].keys():  # files that cannot be read are left out
+            a, b = (found["parts"][name].get("n") for found in (first, scores))
+            differing += [f"{name} is of {a} and {b} clips"] if a != b else []
         if differing and not unlike:
             raise ValueError(
-                f"{first[0]} and {file} were not measured alike: {'; '.join(differing)} "
+                f"{first_file} and {file} were not measured alike: {'; '.join(differing)} "
                 "(--compare_unlike true compares them all the same)"
             )
     rows = []
@@ -140,29 +124,25 @@ def compare(files: tuple[str, ...], *, unlike: bool = False) -> None:
             heading = columns()[key].heading.replace("\n", " ")
             rows.append([TITLES.get(name, name), heading, *(cells(row, [key])[0] for row in parts.values())])
     print_table(["", "", *loaded], rows, text=(0, 1))
+    told = [section for section in first["protocol"] if section != "run"]  # whose date and paths always differ
     for file, scores in others:
-        for line in _differences(first[1]["protocol"], scores["protocol"], tuple(first[1]["protocol"])):
+        for line in _differences(first["protocol"], scores["protocol"], told):
             Console().print(f"{file}: {line}", style="yellow", markup=False)
 
 
 def _load(file: str) -> dict[str, Any]:
-    try:
-        scores = json.loads(read_text(file))
-        missing = {"parts", "protocol"} - scores.keys()
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise ValueError(f"{file}: not a scores.json ({error})") from None
+    scores = read_json(Path(file))
+    missing = {"parts", "protocol"} - scores.keys()
     if missing:
         raise ValueError(f"{file}: not a scores.json (it has no {' and no '.join(sorted(missing))})")
     return scores
 
 
-def _differences(a: dict[str, Any], b: dict[str, Any], sections: tuple[str, ...] = SAME) -> list[str]:
-    """What is not the same in these sections of two protocols; the run's own date and paths aside."""
+def _differences(a: dict[str, Any], b: dict[str, Any], sections: Iterable[str]) -> list[str]:
+    """What is not the same in these sections of two protocols."""
     found = []
     for section in sections:
         left, right = a.get(section) or {}, b.get(section) or {}
-        if section == "run":
-            continue
         for key in sorted((left.keys() | right.keys()) - (UNTOLD - (left.keys() & right.keys()))):
             if left.get(key) != right.get(key):
                 found.append(f"{section}.{key} is {left.get(key)} and {right.get(key)}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar, overload
 
 import torch
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -23,50 +24,36 @@ def find_weights(path: str | Path | None, name: str, *, required: bool = True) -
     """The file of a network's weights: ``path``, else what the environment variable names.
 
     Args:
-        path: Given by the user: a file, or owner/repository/file of the hub.
+        path: A file, or owner/repository/file of the hub.
         name: "i3d" or "lpips".
-        required: Whether it must be given; else None says that it was not.
+        required: Else None says that neither is given.
 
     Raises:
         FileNotFoundError: Neither is given, or there is no such file.
     """
-    variable = f"CONTENTMOTION_{name.upper()}"
-    given = path or os.environ.get(variable)
+    label, variable = name.upper(), f"CONTENTMOTION_{name.upper()}"
+    given = str(path or os.environ.get(variable, ""))
     if not given and not required:
         return None
     if not given:
         raise FileNotFoundError(
-            f"no {name.upper()} weights: pass --{name} FILE or set {variable} "
+            f"no {label} weights: pass --{name} FILE or set {variable} "
             "(runs/convert_weights.py in the repository makes the file, and says how)"
         )
-    if not Path(given).exists() and str(given).count("/") >= 2 and not str(given).startswith((".", "/", "~")):
-        return _from_hub(str(given), name)
-    if not Path(given).is_file():
-        raise FileNotFoundError(f"{given}: no such file ({name.upper()} weights)")
-    return Path(given)
-
-
-def _from_hub(name: str, network: str) -> Path:
-    """The file that "owner/repository/path/in/it" names, on the Hugging Face hub."""
-    from huggingface_hub import hf_hub_download
-
-    owner, repository, file = name.split("/", 2)
+    if Path(given).is_file():
+        return Path(given)
+    if Path(given).exists() or given.count("/") < 2 or given.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"{given}: no such file ({label} weights)")
+    owner, repository, file = given.split("/", 2)
     try:
         return Path(hf_hub_download(f"{owner}/{repository}", file))
     except Exception as error:  # the hub's own kinds, and those of the network
-        reason = str(error).splitlines()[0]
-        raise FileNotFoundError(
-            f"{name}: no such file, here or on the hub ({network.upper()} weights: {reason})"
-        ) from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise FileNotFoundError(f"{given}: no such file, here or on the hub ({label} weights: {reason})") from None
 
 
 def load_weights(build: Callable[[], Network], path: Path, description: str) -> Network:
-    """A network with the weights of a safetensors file, for inference, in float32.
-
-    Args:
-        build: Makes the network.
-        path: The file.
-        description: What the network is, for the message.
+    """The network that ``build`` makes with the weights of a safetensors file, for inference, in float32.
 
     Raises:
         ValueError: The file is not safetensors, or holds another network.
