@@ -375,6 +375,9 @@ def test_comparison_refuses_unlike_protocols(
     like.write_text('{"parts": {}}')
     with pytest.raises(ValueError, match="like.json: not a scores.json .it has no protocol"):
         evaluate(EvaluateConfig(compare=(first, str(like))))
+    like.write_text("[")
+    with pytest.raises(ValueError, match="like.json: not a scores.json .it has no parts and no protocol"):
+        evaluate(EvaluateConfig(compare=(first, str(like))))
     with pytest.raises(ValueError, match="exactly one of the two"):
         EvaluateConfig()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ BRACKETS = "*[{}]*"
 
 
 def write_card(folder: Path, config: ExportConfig, scores: dict[str, Any] | None) -> None:
-    """Writes README.md into a pipeline folder that is complete otherwise; ``scores`` as ``read_scores`` gives them."""
+    """Writes README.md into a pipeline folder that is complete otherwise; ``scores`` are a scores.json's."""
     runs = find_runs(config)
     name = Path(config.output_dir).resolve().name
     takes_text = (folder / "text_encoder").is_dir()
@@ -124,20 +123,6 @@ def find_runs(config: ExportConfig) -> dict[str, dict[str, Any]]:
             settings["mixed_precision"] = used or settings.get("mixed_precision")
         runs[f"{command[1]}, {settings['part']}" if "part" in settings else command[1]] = settings
     return runs
-
-
-def read_scores(file: str) -> dict[str, Any]:
-    """A scores.json.
-
-    Raises:
-        ValueError: It is none.
-        OSError: It cannot be read.
-    """
-    with suppress(ValueError):
-        scores = read_json(Path(file))
-        if {"parts", "protocol"} <= scores.keys():
-            return scores
-    raise ValueError(f"--scores {file}: not a scores.json of contentmotion evaluate")
 
 
 def _parts(folder: Path) -> tuple[str, str]:

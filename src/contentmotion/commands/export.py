@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from contentmotion.commands.card import read_scores, write_card
+from contentmotion.commands.card import write_card
 from contentmotion.config import ExportConfig
+from contentmotion.evaluate.summary import read_scores
 from contentmotion.loading import quiet
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.run_dir import write_config

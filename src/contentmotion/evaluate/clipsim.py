@@ -112,8 +112,7 @@ def load_clip(name_or_path: str | Path = CLIP_MODEL, device: torch.device | str 
         raise OSError(f"{name}: no CLIP model found ({_first_line(error)})") from None
     except (ValueError, RuntimeError, KeyError) as error:
         raise ValueError(f"{name}: not a CLIP model ({_first_line(error)})") from None
-    missing = sorted(info["missing_keys"])
-    if missing:
+    if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{name}: not a CLIP model (weights have no {missing[0]})")
     _require_usual(settings, name)
     model = model.eval().requires_grad_(False).to(device)

@@ -197,8 +197,7 @@ def _describe_sampling(pipeline: LatentPipeline, config: EvaluateConfig) -> dict
 
 
 def _captions_digest(clips: Clips) -> str:
-    records = clips.folder.records
-    return digest([(clips.caption(i), records[i].label) for i in range(len(records))])
+    return digest([(clips.caption(i), record.label) for i, record in enumerate(clips.folder.records)])
 
 
 def rendition_protocol(rendition: Rendition, protocol: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def compare(files: tuple[str, ...], *, unlike: bool = False) -> None:
     Raises:
         ValueError: A file holds no scores, or their protocols differ (which passes where they may be ``unlike``).
     """
-    loaded = {file: _load(file) for file in files}
+    loaded = {file: read_scores(file) for file in files}
     (first_file, first), *others = loaded.items()
     for file, scores in others:
         differing = _differences(first["protocol"], scores["protocol"], SAME)
@@ -130,11 +131,18 @@ def compare(files: tuple[str, ...], *, unlike: bool = False) -> None:
             Console().print(f"{file}: {line}", style="yellow", markup=False)
 
 
-def _load(file: str) -> dict[str, Any]:
-    scores = read_json(Path(file))
-    missing = {"parts", "protocol"} - scores.keys()
-    if missing:
-        raise ValueError(f"{file}: not a scores.json (it has no {' and no '.join(sorted(missing))})")
+def read_scores(file: str) -> dict[str, Any]:
+    """What a scores.json holds.
+
+    Raises:
+        ValueError: It is none.
+        OSError: It cannot be read.
+    """
+    scores: dict[str, Any] = {}
+    with suppress(ValueError):
+        scores = read_json(Path(file))
+    if missing := sorted({"parts", "protocol"} - scores.keys()):
+        raise ValueError(f"{file}: not a scores.json (it has no {' and no '.join(missing)})")
     return scores
 
 
