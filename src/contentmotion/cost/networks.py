@@ -37,6 +37,11 @@ _QWEN3_4B: dict[str, Any] = {
     "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
     "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True,
 }  # fmt: skip
+_SD_VAE: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 512,
+    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+}  # fmt: skip
+_SANA_BLOCKS = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
 
 
 def _text(kind: str, **sizes: Any) -> nn.Module:
@@ -50,18 +55,6 @@ def _clip(hidden_size: int, num_layers: int, num_heads: int, kind: str = "CLIPTe
         kind, hidden_size=hidden_size, intermediate_size=4 * hidden_size, num_hidden_layers=num_layers,
         num_attention_heads=num_heads, projection_dim=hidden_size,
     )  # fmt: skip
-
-
-def _sd_vae(latent_channels: int) -> diffusers.AutoencoderKL:
-    return diffusers.AutoencoderKL(
-        latent_channels=latent_channels, block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-    )  # fmt: skip
-
-
-def _sana_vae() -> diffusers.AutoencoderDC:
-    blocks = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
-    return diffusers.AutoencoderDC(encoder_block_types=blocks, decoder_block_types=blocks)
 
 
 def _motion_xl(content_patch_size: int, text_dim: int, content_channels: int = 4) -> MotionDiT:
@@ -117,9 +110,11 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         joint_attention_dim=7680, guidance_embeds=False,
     ),
     "transformer-z-image": diffusers.ZImageTransformer2DModel,
-    "vae-sd": partial(_sd_vae, 4),
-    "vae-16": partial(_sd_vae, 16),
-    "vae-sana": _sana_vae,
+    "vae-sd": partial(diffusers.AutoencoderKL, latent_channels=4, **_SD_VAE),
+    "vae-16": partial(diffusers.AutoencoderKL, latent_channels=16, **_SD_VAE),
+    "vae-sana": partial(
+        diffusers.AutoencoderDC, encoder_block_types=_SANA_BLOCKS, decoder_block_types=_SANA_BLOCKS
+    ),
     "vae-klein": diffusers.AutoencoderKLFlux2,
     "vae-tiny": diffusers.AutoencoderTiny,
     "vae-tiny-16": partial(diffusers.AutoencoderTiny, latent_channels=16),

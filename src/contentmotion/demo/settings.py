@@ -18,29 +18,46 @@ NEW_SEED = f"() => Math.floor(Math.random() * {MAX_SEED})"
 def add_settings(studio: Studio) -> tuple[dict[str, Any], gr.Button, gr.Button]:
     """Lays them out; returns them by their names in ``Request``, with ``few_steps``, and the buttons that start and
     stop a run."""
-    prompt = prompt_field(studio, lines=2)
+    config, model = studio.config, studio.main
+    usual, usual_frames = model.sampling(config), model.pipe.clip_shape[0]
+    fields: dict[str, Any] = {"prompt": prompt_field(studio, lines=2)}
     if studio.examples:
-        gr.Examples([[example] for example in studio.examples], [prompt], label="Prompts it knows")
+        gr.Examples([[example] for example in studio.examples], [fields["prompt"]], label="Prompts it knows")
     with gr.Row():
-        seed = seed_field(studio)
+        seed = fields["seed"] = seed_field(studio)
         gr.Button("New seed", min_width=90, size="sm", elem_id="new-seed").click(None, None, seed, js=NEW_SEED)
     with gr.Row():
         button = gr.Button("Generate", variant="primary", scale=3, min_width=150)
         stop = gr.Button("Stop", interactive=False, scale=1, min_width=70)
-    fields = {"prompt": prompt, "seed": seed} | _how_many(studio)
-    fields["few_steps"] = _few_step_switch(studio)
+    with gr.Row():
+        fields["num_videos"] = gr.Slider(1, config.max_videos, 1, step=1, label="Videos", min_width=130)
+        fields["same_content"] = gr.Checkbox(
+            False, label="One content frame", info="Several videos of the same picture", min_width=130
+        )
+    with gr.Row():
+        step = model.pipe.motion_transformer.config.patch_size
+        fields["num_frames"] = gr.Slider(
+            step, max(step, config.max_frames // step * step), min(usual_frames, config.max_frames), step=step,
+            label="Frames", info=f"Beyond {usual_frames}: clip by clip", min_width=130,
+        )  # fmt: skip
+        fields["loop"] = gr.Checkbox(False, label="Loop", info="The end leads to the beginning", min_width=130)
+    few_steps = fields["few_steps"] = _few_step_switch(studio)
     with gr.Accordion("Start from a picture or a video", open=False):
-        fields |= _start(studio.main)
+        fields |= _start(model)
     with gr.Accordion("More settings", open=False):
-        fields |= _sampling(studio)
+        most = studio.most_steps(model)
+        fields["negative_prompt"] = gr.Textbox("", label="Negative prompt", max_length=config.max_prompt_length)
+        fields["steps"] = gr.Slider(1, most, min(usual.steps, most), step=1, label="Steps")
+        for name, of in (("guidance_scale", "content frame"), ("motion_guidance_scale", "motion")):
+            fields[name] = gr.Slider(0, MAX_GUIDANCE, getattr(usual, name), step=0.1, label=f"Guidance of the {of}")
 
     def turn(few_steps: bool) -> tuple[Any, Any]:
         chosen = choose(studio, few_steps)
-        sampling, most = chosen.sampling(studio.config), studio.most_steps(chosen)
+        sampling, most = chosen.sampling(config), studio.most_steps(chosen)
         return gr.Slider(maximum=most, value=min(sampling.steps, most)), gr.Slider(value=sampling.guidance_scale)
 
     turned = [fields["steps"], fields["guidance_scale"]]
-    fields["few_steps"].input(turn, fields["few_steps"], turned, api_visibility="private", queue=False)
+    few_steps.input(turn, few_steps, turned, api_visibility="private", queue=False)
     return fields, button, stop
 
 
@@ -82,22 +99,6 @@ def choose(studio: Studio, few_steps: bool) -> Model:
     return model or studio.main
 
 
-def _how_many(studio: Studio) -> dict[str, Any]:
-    """Of videos and of frames."""
-    model, most = studio.main, studio.config.max_frames
-    usual, step = model.pipe.clip_shape[0], model.pipe.motion_transformer.config.patch_size
-    with gr.Row():
-        num_videos = gr.Slider(1, studio.config.max_videos, 1, step=1, label="Videos", min_width=130)
-        same = gr.Checkbox(False, label="One content frame", info="Several videos of the same picture", min_width=130)
-    with gr.Row():
-        num_frames = gr.Slider(
-            step, max(step, most // step * step), min(usual, most), step=step, label="Frames", min_width=130,
-            info=f"Beyond {usual}: clip by clip",
-        )  # fmt: skip
-        loop = gr.Checkbox(False, label="Loop", info="The end leads to the beginning", min_width=130)
-    return {"num_videos": num_videos, "same_content": same, "num_frames": num_frames, "loop": loop}
-
-
 def _start(model: Model) -> dict[str, Any]:
     """Pictures and videos to start from, and how much of them is drawn anew."""
     with gr.Row():
@@ -117,21 +118,6 @@ def _start(model: Model) -> dict[str, Any]:
         "image": image, "video": video, "motion_video": motion_video, "strength": strength,
         "motion_strength": motion_strength,
     }  # fmt: skip
-
-
-def _sampling(studio: Studio) -> dict[str, Any]:
-    """Steps and guidance."""
-    usual, most = studio.main.sampling(studio.config), studio.most_steps(studio.main)
-    return {
-        "negative_prompt": gr.Textbox("", label="Negative prompt", max_length=studio.config.max_prompt_length),
-        "steps": gr.Slider(1, most, min(usual.steps, most), step=1, label="Steps"),
-        "guidance_scale": gr.Slider(
-            0, MAX_GUIDANCE, usual.guidance_scale, step=0.1, label="Guidance of the content frame"
-        ),
-        "motion_guidance_scale": gr.Slider(
-            0, MAX_GUIDANCE, usual.motion_guidance_scale, step=0.1, label="Guidance of the motion"
-        ),
-    }
 
 
 def _few_step_switch(studio: Studio) -> gr.Checkbox:
