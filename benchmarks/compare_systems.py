@@ -19,7 +19,7 @@ from systems.training import training_report, training_steps
 
 from contentmotion.config import BenchmarkConfig
 from contentmotion.cost.benchmark import SYSTEMS as OWN
-from contentmotion.cost.benchmark import compare
+from contentmotion.cost.benchmark import benchmark
 from contentmotion.cost.clip import Size
 
 SYSTEMS = OWN | OTHERS
@@ -48,7 +48,7 @@ def main() -> None:
         size = Size(config.num_frames, config.height or 512, config.width or 1024)
         return training_report(training_steps(size, device, dtype, config.repeats), size)
 
-    compare(config, SYSTEMS, further if training else None)
+    benchmark(config, SYSTEMS, further if training else None)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from contentmotion.cli import main
 from contentmotion.config import BenchmarkConfig
-from contentmotion.cost.benchmark import SYSTEMS, compare
+from contentmotion.cost.benchmark import SYSTEMS, benchmark
 from contentmotion.cost.clip import (
     Pass,
     Size,
@@ -257,7 +257,7 @@ def test_other_systems_go_through_the_same_command(tmp_path: Path, capsys: pytes
     """What benchmarks/compare_systems.py does: a table of systems, and facts of its own."""
     config = BenchmarkConfig(systems=("emoji", "videolcm"), meta=True, output_dir=str(tmp_path), height=64, width=64)
     steps = [TrainingResult(name="a step", parameters=1, tflops=2.0, paper_tflops=1.0)]
-    compare(config, SYSTEMS | OTHERS, lambda device, dtype: training_report(steps, Size(16, 64, 64)))
+    benchmark(config, SYSTEMS | OTHERS, lambda device, dtype: training_report(steps, Size(16, 64, 64)))
     found = json.loads((tmp_path / "benchmark.json").read_text())
     assert [system["system"] for system in found["systems"]] == ["emoji", "videolcm"]
     assert found["training"][0]["name"] == "a step"

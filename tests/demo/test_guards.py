@@ -88,6 +88,7 @@ def test_uploads_have_a_length_a_limit_and_a_sum(tmp_path: Path) -> None:
     upload = {"method": "POST", "path": "/gradio_api/upload", "config": config}
     assert ask(tmp_path, **upload, body=pieces()).status_code == 411
     assert ask(tmp_path, **upload, body=bytes(200_000)).status_code == 413
+    assert ask(tmp_path, **upload, body=b"x", **{"content-length": "²".encode("latin-1")}).status_code == 413
     assert ask(tmp_path, **upload, body=bytes(90_000)).status_code == 200
     (tmp_path / "results").mkdir()
     (tmp_path / "results/video.mp4").write_bytes(bytes(950_000))

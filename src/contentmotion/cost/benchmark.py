@@ -47,22 +47,12 @@ COLOURS = {
 }  # fmt: skip
 
 
-def benchmark(config: BenchmarkConfig) -> None:
-    """Prints the tables; writes ``benchmark.json``, ``benchmark.md`` and ``benchmark.png``.
-
-    Raises:
-        ValueError: No such system, or a size that one of them does not make.
-        OSError: The output folder is not writable.
-    """
-    compare(config, SYSTEMS)
-
-
-def compare(
+def benchmark(
     config: BenchmarkConfig,
-    known: Systems,
+    known: Systems = SYSTEMS,
     further: Callable[[torch.device | None, torch.dtype], tuple[dict[str, Any], str]] | None = None,
-) -> list[SystemResult]:
-    """What ``benchmark`` does, with a table of systems of the caller's.
+) -> None:
+    """Prints the tables; writes ``benchmark.json``, ``benchmark.md`` and ``benchmark.png``.
 
     Args:
         config: The command's settings.
@@ -71,8 +61,8 @@ def compare(
             None where nothing is to run.
 
     Raises:
-        ValueError: See ``benchmark``.
-        OSError: See there.
+        ValueError: No such system, or a size that one of them does not make.
+        OSError: The output folder is not writable.
     """
     device = META if config.meta else resolve_device(config.device)
     dtype = torch.float32 if config.meta else _dtype(config.dtype, device)
@@ -96,13 +86,12 @@ def compare(
         draw_bars(results).save(partial)
     if config.json:
         print((output_dir / "benchmark.json").read_text(encoding="utf-8"), end="")
-        return results
+        return
     print_table(HEADINGS, stage_rows(results), title="Stages of one clip", text=(0, 1))
     print_table(SUMMARY_HEADINGS, summary_rows(results), title=title, text=(0, 1))
     print(NOTES)
     print(extra.strip(), end="\n" * bool(extra))
     print(*(output_dir / f"benchmark.{kind}" for kind in ("md", "json", "png")), sep="\n")
-    return results
 
 
 def _find(name: str, known: Systems, config: BenchmarkConfig, chunk: int) -> System:

@@ -133,7 +133,7 @@ class Gate:
         if not declared:
             return "an upload has to say how long it is", 411
         limit = self.upload_bytes if is_upload else MAX_BODY
-        if not declared.isdigit() or int(declared) > limit:
+        if not declared.isdecimal() or int(declared) > limit:
             return f"request too large: at most {limit} bytes", 413
         if is_upload:
             self._remove_leftovers()
