@@ -585,6 +585,7 @@ def test_captions_called_prompt_and_captions_called_otherwise(tmp_path: Path) ->
         ('{"file": "a.mp4", "text": "a", "split": ["train"]}', "a.mp4: split must be a text"),
         ("[" * 100_000, "not JSON: nested too deep"),
         ('{"file": "a.mp4", "text": "half a pair: \\ud83d"}', "a.mp4: captions must be texts"),
+        ('{"file": "\\ud83d.mp4", "text": "a"}', "\\ud83d.mp4: no file is called that"),
     ],
 )
 def test_rows_of_wrong_types_are_lines(tmp_path: Path, row: str, reason: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -74,15 +74,8 @@ class ClipFolder:
 
 def open_folder(root: str | Path, config: FolderConfig) -> ClipFolder:
     """`read_clip_folder` as a command's settings say."""
-    return read_clip_folder(
-        root,
-        split=config.split,
-        layout=config.layout,
-        metadata_path=config.metadata_path,
-        split_number=config.split_number,
-        class_prompts=config.class_prompts if isinstance(config, CaptionConfig) else None,
-        caption_column=config.caption_column if isinstance(config, CaptionConfig) else None,
-    )
+    kind = CaptionConfig if isinstance(config, CaptionConfig) else FolderConfig
+    return read_clip_folder(root, **{field.name: getattr(config, field.name) for field in fields(kind)})
 
 
 def read_clip_folder(

@@ -322,6 +322,5 @@ class Layout:
 
 def sorted_classes(labels: Collection[str]) -> tuple[str, ...]:
     """Class names in order; by value where all are whole numbers, so that label 10 comes after 9."""
-    if all(label.isdecimal() for label in labels):
-        return tuple(sorted(labels, key=int))
-    return tuple(sorted(labels))
+    numbers = all(label.isdecimal() for label in labels)
+    return tuple(sorted(labels, key=int if numbers else str))

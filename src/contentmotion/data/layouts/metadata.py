@@ -115,15 +115,12 @@ def _parse_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
         import pyarrow.parquet as pq
     except ImportError:
         raise ImportError(f"{path}: reading parquet needs pyarrow: pip install 'contentmotion[data]'") from None
-    number = 0
     try:
         with pq.ParquetFile(path) as file:
             if not set(FILE_COLUMNS) & set(file.schema_arrow.names):
                 raise ValueError(f"{path}: no column file_name or file")
-            for batch in file.iter_batches(batch_size=10_000):
-                for cells in batch.to_pylist():
-                    number += 1
-                    yield number, cells
+            batches = file.iter_batches(batch_size=10_000)
+            yield from enumerate((cells for batch in batches for cells in batch.to_pylist()), start=1)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not readable as parquet ({' '.join(str(error).split())})") from None
 
@@ -133,6 +130,8 @@ def _make_row(cells: dict[str, Any], caption_column: str | None) -> dict[str, An
     file = cells.get("file") or cells.get("file_name")
     if not isinstance(file, str) or not file:
         return "no file or file_name"
+    if not _is_encodable(file, "surrogateescape"):
+        return f"{file}: no file is called that"
     if caption_column is not None and caption_column not in cells:
         return f"{file}: no {caption_column} (there are: {', '.join(map(str, cells))})"
     captions = find_captions(cells, caption_column)
@@ -170,11 +169,16 @@ def find_captions(cells: dict[str, Any], column: str | None = None) -> tuple[str
         captions = (captions,)
     if not isinstance(captions, list | tuple) or not all(isinstance(c, str) and c.strip() for c in captions):
         return None
+    return tuple(captions) if _is_encodable("".join(captions)) else None
+
+
+def _is_encodable(text: str, errors: str = "strict") -> bool:
+    """Whether it has no half of a pair that stands for one character, which no file can hold."""
     try:
-        "".join(captions).encode()
-    except UnicodeEncodeError:  # half of a pair that stands for one character: no file could hold it
-        return None
-    return tuple(captions)
+        text.encode("utf-8", errors)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parse_json(text: str | bytes) -> Any:
