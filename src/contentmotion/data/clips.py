@@ -34,9 +34,6 @@ class ClipShape:
     """How a clip is cut from a video.
 
     Attributes:
-        num_frames: Frames t.
-        height: Pixels h.
-        width: Pixels w.
         frame_stride: Take every n-th frame of the file (ignored when `fps` is given).
         fps: Take the frames that are shown at this rate.
         resize_mode: "center" or "random": fill the frame and cut the rest off; "pad": show all, with black bars.

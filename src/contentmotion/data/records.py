@@ -246,13 +246,9 @@ class ColumnRecords(Records):
 
 @dataclass(frozen=True)
 class Listing:
-    """What a layout's reader found, before a split is chosen and files are looked for.
+    """What a layout's reader found (see `ClipFolder`), before a split is chosen and files are looked for.
 
     Attributes:
-        records: All rows.
-        class_names: Names of the classes in label order, or None where there are no labels.
-        problems: One line per row that was left out.
-        notes: Lines about what else is not as one may expect.
         lines: Line of each record in its list of videos, for messages; None where there is no such list.
         check_files: Whether the records' files may be missing (not those found by looking into folders).
         source: The list of videos, for messages; None: the data set's folder.

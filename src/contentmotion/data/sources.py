@@ -24,7 +24,6 @@ class ClipBatch:
     """Some of a shard's clips; those of one shard come in order.
 
     Attributes:
-        shard: Number of the shard.
         items: Clips ("frames", "captions", "label", "path", "weight", and "item", the clip's number).
         skipped: One line per bad file among them.
         last: No more of this shard follows.

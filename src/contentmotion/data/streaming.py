@@ -65,8 +65,6 @@ class StreamingClips(IterableDataset):
     A bad sample is replaced by the next good one and named in its "skipped"; so is a shard that breaks off.
 
     Attributes:
-        urls: The shards.
-        shape: How clips are cut.
         window: Samples (videos as files) that are mixed with one another; held in memory by every worker.
         num_epochs: Stop after so many; None: never.
         seed: Draws the order, and what chance decides about a clip.
