@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from contentmotion.video.reader import read_clip, read_video
-from contentmotion.video.resize import resize_and_crop
+from contentmotion.video.resize import fit_frame
 
 FRAMES, SIZE, LENGTH, FPS = 16, 256, 300, 30
 Reader = Callable[[Path, int], np.ndarray]  # (video, first frame) -> uint8 (16, 256, 256, 3)
@@ -53,8 +53,7 @@ def make_video(path: Path, height: int, width: int, seed: int) -> None:
 
 def fit(frames: np.ndarray | torch.Tensor) -> np.ndarray:
     """uint8 (t, h, w, 3) -> (t, 256, 256, 3), by the same code for every reader."""
-    tensor = frames if isinstance(frames, torch.Tensor) else torch.from_numpy(frames)
-    return resize_and_crop(tensor.permute(0, 3, 1, 2), SIZE, SIZE).permute(0, 2, 3, 1).numpy()
+    return np.stack([fit_frame(np.asarray(frame), SIZE, SIZE) for frame in frames])
 
 
 def ours(path: Path, start: int) -> np.ndarray:

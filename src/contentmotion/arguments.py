@@ -122,14 +122,10 @@ class Setting:
         return f"{item} ..." if self.kind.container else item
 
     def convert(self, value: Any, source: str) -> Any:
-        """The setting's value of what a YAML file holds, or of the words of a command line.
-
-        Args:
-            value: A scalar, or a list of them; numbers and truth values may be text.
-            source: Who gave it ("--seed", "train.yaml: seed").
+        """The setting's value of what a YAML file holds, or of the words of a command line, where numbers are text.
 
         Raises:
-            UsageError: Not a value of the setting's type.
+            UsageError: Not a value of the setting's type; it names the source ("--seed", "train.yaml: seed").
         """
         if value is None and self.kind.optional:
             return None
@@ -204,13 +200,7 @@ def read_documentation(documented: type) -> tuple[str, dict[str, str]]:
 
 
 def parse_config(command: str, config_class: type, positional: str | None, words: Sequence[str]) -> Any:
-    """The config that a command line asks for.
-
-    Args:
-        command: The command's name.
-        config_class: Its config dataclass.
-        positional: Field that the words before the first flag fill, if any.
-        words: Command line after the command's name.
+    """The config that the words after a command's name ask for; those before the first flag fill ``positional``.
 
     Raises:
         UsageError: Unknown or missing settings, or values that are not allowed.
@@ -218,7 +208,10 @@ def parse_config(command: str, config_class: type, positional: str | None, words
     flags, config_files = read_words(command, config_class, positional, words)
     values: dict[str, Any] = {}
     for file in config_files:
-        values |= read_config_file(file, config_class)
+        content = read_yaml(file)
+        if not isinstance(content, dict | None):
+            raise UsageError(f"--config {file}: expected lines of the form `name: value`")
+        values |= read_settings(content or {}, config_class, file)
     values |= flags
     missing = [
         name.upper() if name == positional else f"--{name}"
@@ -356,20 +349,6 @@ def read_yaml(file: str) -> Any:
         raise UsageError(f"--config {file}: not valid YAML: {error}") from error
 
 
-def read_config_file(file: str, config_class: type) -> dict[str, Any]:
-    """The settings of a YAML file.
-
-    Raises:
-        UsageError: No such file, no mapping of settings, or a setting that the command does not have.
-    """
-    content = read_yaml(file)
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UsageError(f"--config {file}: expected lines of the form `name: value`")
-    return read_settings(content, config_class, file)
-
-
 def read_settings(content: dict[str, Any], config_class: type, file: str) -> dict[str, Any]:
     """The settings in what a YAML file holds, by name, those of blocks too.
 
@@ -445,11 +424,7 @@ def did_you_mean(word: str, names: Collection[str], prefix: str = "") -> str:
 def help_text(command: str, config_class: type, positional: str | None, everything: bool = False) -> str:
     """What ``--help`` prints: what the command does, and its settings with their defaults.
 
-    Args:
-        command: The command's name.
-        config_class: Its config dataclass.
-        positional: Field that the words before the first flag fill, if any.
-        everything: What ``--help_all`` prints: all settings, where else those that are seldom changed are named only.
+    Those that are seldom changed are named only, unless there are few, or ``everything`` is asked for (--help_all).
     """
     settings = settings_of(config_class)
     first = {

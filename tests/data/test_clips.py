@@ -21,7 +21,7 @@ from contentmotion.data.formats import ClipFolder, read_clip_folder
 from contentmotion.data.records import ClipRecord
 from contentmotion.data.samplers import StepSampler
 from contentmotion.video.reader import read_clip, read_video
-from contentmotion.video.resize import resize_and_crop
+from contentmotion.video.resize import fit_frame
 from contentmotion.video.timeline import SlowVideoError
 from contentmotion.video.write import write_video
 
@@ -91,6 +91,12 @@ def test_cache_changes_nothing(clip_folder: Path) -> None:
         assert equal(plain[item], cached[item])
     cached[0]["frames"].zero_()
     assert equal(plain[0], cached[0]), "a caller that writes into a clip does not spoil the cache"
+
+
+def resize_and_crop(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """uint8 (t, 3, h, w) to (t, 3, height, width)."""
+    fitted = [fit_frame(frame, height, width) for frame in frames.permute(0, 2, 3, 1).numpy()]
+    return torch.from_numpy(np.stack(fitted)).permute(0, 3, 1, 2)
 
 
 def test_crop_is_centred_and_keeps_the_aspect_ratio() -> None:

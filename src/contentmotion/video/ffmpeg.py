@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from typing import BinaryIO, Literal
 
 import av
@@ -16,16 +16,16 @@ from av.video.reformatter import Colorspace, ColorTrc, VideoReformatter
 
 from contentmotion.video.hdr import hdr_to_srgb
 from contentmotion.video.timeline import (
+    DEFAULT_FPS,
     HD_LINES,
     Limits,
-    SlowVideoError,
+    OpenVideo,
     Timeline,
     TimelineError,
     VideoError,
     VideoInfo,
 )
 
-DEFAULT_FPS = 8.0  # of files that do not say
 # Decoders that know the transparency of webm files; ffmpeg's own do not.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _HDR: dict[int, Literal["pq", "hlg"]] = {ColorTrc.SMPTE2084: "pq", ColorTrc.ARIB_STD_B67: "hlg"}
@@ -35,40 +35,29 @@ _TS_PACKETS = (188, 192, 204)  # bytes of an MPEG transport stream's packets
 _STEP_BACK = 2  # seconds to go further back where a file has no index
 
 
-_NO_START = -(2**63)
-
-
 class _DamagedError(VideoError):
     """A packet that cannot be decoded."""
 
 
-class FfmpegVideo:
-    """An open video; a context manager.
+class FfmpegVideo(OpenVideo):
+    """A file of one of ffmpeg's containers.
 
     Args:
         place: ffmpeg's name of the file, or an open file.
         size: Bytes of the file.
         containers: What it may be, by ffmpeg's names.
-        limits: What it may cost.
-        deadline: `time.monotonic()` at which reading stops.
-
-    Attributes:
-        pixel_aspect: Width of a pixel over its height, as shown; known once a frame was read.
-
-    Raises:
-        VideoError: Not a video, cut short, or beyond the limits.
+        limits: See `OpenVideo`.
+        deadline: See `OpenVideo`.
     """
 
     def __init__(self, place: str | BinaryIO, size: int, containers: str, limits: Limits, deadline: float) -> None:
-        self.pixel_aspect = 1.0
-        self._containers, self._limits, self._deadline = containers, limits, deadline
+        super().__init__(limits, deadline)
+        self._place, self._containers = place, containers
         # Timestamp -> number of the frame, and back; None: frames have no timestamps, they are counted.
         self._index_of: Callable[[int], int] | None = None
         self._stamp_of: Callable[[int], int] = int
-        self._moved = False  # whether packets were read since the file was opened
         self._last_dts = 0
         self._colours = VideoReformatter()
-        self._place = place
         self._container = self._open()
         try:
             self._start()
@@ -80,7 +69,7 @@ class FfmpegVideo:
             if self._container.format.name == "mpegts" and all(size % packet for packet in _TS_PACKETS):
                 raise VideoError("cut short: it ends within a packet")
         except VideoError:
-            self._close()
+            self.close()
             raise
 
     def _open(self) -> av.container.InputContainer:
@@ -99,70 +88,48 @@ class FfmpegVideo:
         except FFmpegError as error:
             if not isinstance(self._place, str):
                 self._place.close()
-            raise self._too_slow(error) or VideoError(f"not a readable video ({error.strerror})") from None
+            self._require_time(stopped=isinstance(error, ExitError))
+            raise VideoError(f"not a readable video ({error.strerror})") from None
 
-    def _start(self) -> None:
-        """Makes ready for the first packet of a file just opened."""
-        self._stream = self._pick_stream()
-        self._context = self._make_decoder()
-        self._moved = False
-
-    def _close(self) -> None:
+    def close(self) -> None:
         self._container.close()
         if not isinstance(self._place, str):
             self._place.close()
 
-    def __enter__(self) -> FfmpegVideo:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
-
-    def _pick_stream(self) -> av.VideoStream:
-        """The first video stream, its header checked."""
+    def _start(self) -> None:
+        """Checks the first video stream's header in a file just opened, and makes ready for its first packet."""
         if not self._container.streams.video:
             raise VideoError("holds no video stream")
-        stream = self._container.streams.video[0]
-        context = stream.codec_context
+        self._stream = self._container.streams.video[0]
+        context = self._stream.codec_context
         if context is None:
             raise VideoError("no decoder for its codec")
-        if context.width * context.height > self._limits.max_pixels:
-            raise VideoError(
-                f"{context.width}x{context.height} pixels, more than {self._limits.max_pixels} are allowed"
-            )
-        return stream
-
-    def _make_decoder(self) -> av.VideoCodecContext:
-        context = self._stream.codec_context
+        self._limits.require_size(context.width, context.height)
         if self._stream.metadata.get("alpha_mode") == "1" and context.name in _ALPHA_DECODERS:
             context = av.VideoCodecContext.create(_ALPHA_DECODERS[context.name], "r")
         assert isinstance(context, av.VideoCodecContext)
         # explode: a damaged frame is an error, not something made up from its neighbours.
         context.options = {"max_pixels": str(self._limits.max_pixels), "err_detect": "explode"}
         context.thread_type, context.thread_count = "NONE", 1  # data loaders run one process per core
-        return context
+        self._context = context
+        self._moved = False  # whether packets were read since
 
     def describe(self) -> VideoInfo:
-        """What the header and the first frame say.
-
-        Raises:
-            VideoError: The first frame cannot be decoded.
-        """
         stream = self._stream
         first = next(self._decode(frozenset()), None)
         if first is None:
             raise VideoError("no frame could be decoded")
-        frame = first[1]
-        turned = self._turns(frame) % 2
+        frame, turns = first[1], self._turns(first[1])
         height, width = frame.height, round(frame.width * self._stored_aspect())
-        length = self._header_duration()
+        if turns % 2:
+            height, width = width, height
         return VideoInfo(
             num_frames=stream.frames or None,
-            duration=length,
+            duration=self._header_duration(),
             fps=float(stream.average_rate or DEFAULT_FPS),
-            height=width if turned else height,
-            width=height if turned else width,
-            rotation=90 * self._turns(frame),
+            height=height,
+            width=width,
+            rotation=90 * turns,
             has_audio=bool(self._container.streams.audio),
             codec=stream.codec_context.name,
         )
@@ -173,14 +140,6 @@ class FfmpegVideo:
         return None if self._container.duration is None else self._container.duration / av.time_base
 
     def timeline(self, *, exact: bool = False) -> Timeline:
-        """When each frame is shown: as the header says where it can be trusted, else from all packets.
-
-        Args:
-            exact: Look at all packets in any case.
-
-        Raises:
-            VideoError: No packets, or fewer than the header promises; or past the deadline.
-        """
         stream = self._stream
         rate, base, tick = stream.average_rate, stream.base_rate, stream.time_base
         if not exact and not self._unordered and rate and base and tick and stream.duration and stream.frames:
@@ -197,19 +156,17 @@ class FfmpegVideo:
         """The timeline by the packets' timestamps; decodes nothing."""
         self._rewind()
         stream = self._stream
-        stamps, missing, count = array("q"), False, 0
+        stamps, count = array("q"), 0
         for packet in self._packets():
             if packet.is_discard or not packet.size:
                 continue
             count += 1
-            if packet.pts is None:
-                missing = True
-            else:
+            if packet.pts is not None:
                 stamps.append(packet.pts)
         if not count:
             raise VideoError("no frame could be decoded")
         header_fps = float(stream.average_rate or DEFAULT_FPS)
-        if missing or self._unordered or stream.time_base is None:
+        if len(stamps) < count or self._unordered or stream.time_base is None:
             self._index_of = None
             return Timeline(count, header_fps)
         pts = np.unique(np.asarray(stamps))
@@ -223,33 +180,20 @@ class FfmpegVideo:
         return Timeline(len(times), fps, times)
 
     def frames(self, indices: np.ndarray | None, timeline: Timeline) -> Iterator[np.ndarray]:
-        """Decodes frames.
-
-        Args:
-            indices: Rising, repetitions allowed; None: every frame that can be decoded.
-            timeline: This video's.
-
-        Yields:
-            RGB uint8 (h, w, 3), rotation applied.
-
-        Raises:
-            VideoError: Damaged, or past the deadline.
-            TimelineError: A frame is not where the timeline says.
-        """
         if indices is None:
             self._rewind()
             for _, frame in self._decode(None):
                 yield self._convert(frame)
             return
         wanted = deque(int(index) for index in indices)
-        aim, starts = -1, iter(())
+        aim, starts = -1, []
         while wanted:
             if wanted[0] != aim:
                 aim = wanted[0]
                 starts = self._starts(aim)
-            start = next(starts, _NO_START)
-            if start == _NO_START:
+            if not starts:
                 raise TimelineError(f"no frame at {timeline.times_of(np.array(aim)):.2f} s")
+            start = starts.pop(0)
             try:
                 self._rewind(start)
                 for index, frame in self._decode(frozenset(wanted)):
@@ -268,15 +212,14 @@ class FfmpegVideo:
                     at = timeline.times_of(np.array(aim))
                     raise VideoError(f"damaged before {at:.2f} s, or there ({error})") from None
 
-    def _starts(self, index: int) -> Iterator[int | None]:
+    def _starts(self, index: int) -> list[int | None]:
         """Timestamps to start decoding from in order to reach a frame, best first; None: from the first frame."""
-        if index and self._index_of is not None and self._stream.time_base:
-            stamp = self._stamp_of(index)
-            key = self._key_frame(stamp)
-            yield stamp
-            # A frame may hang on what comes before the key frame before it.
-            yield key - 1 if key is not None else stamp - round(_STEP_BACK / self._stream.time_base)
-        yield None
+        if not index or self._index_of is None or not self._stream.time_base:
+            return [None]
+        stamp = self._stamp_of(index)
+        key = self._key_frame(stamp)
+        # A frame may hang on what comes before the key frame before it.
+        return [stamp, key - 1 if key is not None else stamp - round(_STEP_BACK / self._stream.time_base), None]
 
     def _key_frame(self, stamp: int) -> int | None:
         """The last key frame up to a timestamp that the file's index knows."""
@@ -315,19 +258,13 @@ class FfmpegVideo:
         self._moved = True
         try:
             for packet in self._container.demux(self._stream):
-                if late := self._too_slow():
-                    raise late
+                self._require_time()
                 if packet.dts is None and not packet.size:
                     return  # the end
                 yield packet
         except FFmpegError as error:
-            raise self._too_slow(error) or _DamagedError(error.strerror) from None
-
-    def _too_slow(self, error: FFmpegError | None = None) -> VideoError | None:
-        """What to raise when the time is up, or ffmpeg stopped because of it."""
-        if time.monotonic() <= self._deadline and not isinstance(error, ExitError):
-            return None
-        return SlowVideoError(f"takes longer than {self._limits.max_seconds:g} s")
+            self._require_time(stopped=isinstance(error, ExitError))
+            raise _DamagedError(error.strerror) from None
 
     def _decode(self, wanted: frozenset[int] | None) -> Iterator[tuple[int, av.VideoFrame]]:
         """Frames from here on with their numbers; those that are not wanted may be left out."""
@@ -336,11 +273,9 @@ class FfmpegVideo:
         skips = wanted is not None and index_of is not None and self._context.name == "h264"
         self._context.skip_frame, skipping = "DEFAULT", False
         count = 0
-        packets = self._packets()
-        while True:
-            packet = next(packets, None)
+        for packet in chain(self._packets(), [None]):  # None: what the decoder still holds
             if packet is not None:
-                if skips and index_of is not None and wanted is not None:
+                if skips and index_of and wanted is not None:
                     needed = packet.pts is None or index_of(packet.pts) in wanted
                     if needed == skipping:
                         self._context.skip_frame = "DEFAULT" if needed else "NONREF"
@@ -355,8 +290,6 @@ class FfmpegVideo:
                     raise TimelineError("frames without timestamps")
                 yield count if index_of is None else index_of(frame.pts), frame
                 count += 1
-            if packet is None:
-                return
 
     def _convert(self, frame: av.VideoFrame) -> np.ndarray:
         """RGB uint8 (h, w, 3) as shown, but for the shape of the pixels."""

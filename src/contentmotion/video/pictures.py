@@ -4,46 +4,32 @@ from __future__ import annotations
 
 import re
 import struct
-import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from contentmotion.video.sources import source_name
-from contentmotion.video.timeline import Limits, SlowVideoError, Timeline, VideoError, VideoInfo
+from contentmotion.video.sources import is_folder, source_name
+from contentmotion.video.timeline import DEFAULT_FPS, Limits, OpenVideo, Timeline, VideoError, VideoInfo
 
 LEAST_SIDE = 8  # pixels of a picture to animate: less shows nothing
-DEFAULT_FPS = 8.0  # of folders, and of files that do not say
 MAX_FRAMES = 100_000
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
 # What Pillow raises on damaged files, besides its own errors.
 _PICTURE_ERRORS = (OSError, EOFError, SyntaxError, ValueError, LookupError, struct.error, Image.DecompressionBombError)
 
 
-class PictureVideo:
-    """A gif, webp, png or jpeg; a context manager.
-
-    Args:
-        handle: The open file; closed with this.
-        limits: What it may cost.
-        deadline: `time.monotonic()` at which reading stops.
-
-    Attributes:
-        pixel_aspect: Always 1.
-
-    Raises:
-        VideoError: Not a picture, or beyond the limits.
-    """
-
-    pixel_aspect = 1.0
+class PictureVideo(OpenVideo):
+    """A gif, webp, png or jpeg, by its open file, which is closed with this."""
 
     def __init__(self, handle: BinaryIO, limits: Limits, deadline: float) -> None:
-        self._handle, self._limits, self._deadline = handle, limits, deadline
+        super().__init__(limits, deadline)
+        self._handle = handle
         try:
             with _picture_errors():
                 self._image = _open_picture(handle, limits)
@@ -51,15 +37,12 @@ class PictureVideo:
             handle.close()
             raise
 
-    def __enter__(self) -> PictureVideo:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._image.close()
         self._handle.close()
 
     def describe(self) -> VideoInfo:
-        """Size, frames and duration; goes through the whole file, since no header says the duration."""
+        """Goes through the whole file, since no header says the duration."""
         timeline = self.timeline()
         width, height = self._image.size
         codec = (self._image.format or "").lower()
@@ -67,7 +50,7 @@ class PictureVideo:
             timeline.num_frames, timeline.num_frames / timeline.fps, timeline.fps, height, width, 0, False, codec
         )
 
-    def timeline(self, *, exact: bool = True) -> Timeline:
+    def timeline(self, *, exact: bool = False) -> Timeline:
         """When each frame is shown, always by the frames' own durations; one that stands for several counts as such."""
         durations = np.array([image.info.get("duration") or 0 for image in self._images()], dtype=np.float64) / 1000
         total = float(durations.sum())
@@ -82,11 +65,6 @@ class PictureVideo:
         return Timeline(len(times), len(times) / total, times)
 
     def frames(self, indices: np.ndarray | None, timeline: Timeline) -> Iterator[np.ndarray]:
-        """RGB uint8 (h, w, 3) of the frames with these rising indices (None: all), transparent parts white.
-
-        Raises:
-            VideoError: Damaged, or past the deadline.
-        """
         counts = self._repeats
         if indices is not None:
             counts = np.bincount(np.repeat(np.arange(len(counts)), counts)[indices])
@@ -99,10 +77,8 @@ class PictureVideo:
 
     def _images(self) -> Iterator[Image.Image]:
         """Every frame in turn, decoded."""
-        number = 0
-        while True:
-            if time.monotonic() > self._deadline:
-                raise SlowVideoError(f"takes longer than {self._limits.max_seconds:g} s")
+        for number in count():
+            self._require_time()
             with _picture_errors():
                 # Asking for the number of frames would read a long file twice.
                 try:
@@ -113,72 +89,39 @@ class PictureVideo:
                     raise
                 self._image.load()
             yield self._image
-            number += 1
 
 
-class FolderVideo:
-    """A folder of numbered pictures; a context manager.
-
-    Args:
-        folder: The folder.
-        limits: What it may cost.
-        deadline: `time.monotonic()` at which reading stops.
-
-    Attributes:
-        pixel_aspect: Always 1.
-
-    Raises:
-        VideoError: No numbered pictures in it.
-        OSError: The folder cannot be read.
-    """
-
-    pixel_aspect = 1.0
+class FolderVideo(OpenVideo):
+    """A folder of numbered pictures."""
 
     def __init__(self, folder: Path, limits: Limits, deadline: float) -> None:
-        self._limits, self._deadline = limits, deadline
+        super().__init__(limits, deadline)
         self._files = list_frames(folder)
         if not self._files:
             raise VideoError("a folder without numbered png or jpg frames")
-
-    def __enter__(self) -> FolderVideo:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
     def describe(self) -> VideoInfo:
         """Size of the first picture, and how many there are."""
         with self._opened(self._files[0]) as image:
             width, height = image.size
             codec = (image.format or "").lower()
-        count = len(self._files)
-        return VideoInfo(count, count / DEFAULT_FPS, DEFAULT_FPS, height, width, 0, False, codec)
+        length = len(self._files)
+        return VideoInfo(length, length / DEFAULT_FPS, DEFAULT_FPS, height, width, 0, False, codec)
 
-    def timeline(self, *, exact: bool = True) -> Timeline:
+    def timeline(self, *, exact: bool = False) -> Timeline:
         """One frame per picture, evenly spaced."""
         return Timeline(len(self._files), DEFAULT_FPS)
 
     def frames(self, indices: np.ndarray | None, timeline: Timeline) -> Iterator[np.ndarray]:
-        """RGB uint8 (h, w, 3) of the pictures with these indices (None: all), transparent parts white.
-
-        Raises:
-            VideoError: A damaged picture, or past the deadline.
-        """
         for index in range(len(self._files)) if indices is None else indices:
             with self._opened(self._files[index]) as image:
                 yield _on_white(image)
 
-    @contextmanager
-    def _opened(self, file: Path) -> Iterator[Image.Image]:
-        if time.monotonic() > self._deadline:
-            raise SlowVideoError(f"takes longer than {self._limits.max_seconds:g} s")
+    def _opened(self, file: Path) -> AbstractContextManager[Image.Image]:
+        self._require_time()
         if not file.is_file():  # a pipe would be waited for
             raise VideoError(f"{file}: no regular file")
-        try:
-            with _picture_errors(), open(file, "rb") as handle, _open_picture(handle, self._limits) as image:
-                yield image
-        except VideoError as error:
-            raise type(error)(f"{file}: {error}") from None
+        return _opened_picture(file, self._limits)
 
 
 def read_picture(path: str | Path, limits: Limits = Limits()) -> np.ndarray:  # noqa: B008  it is frozen
@@ -186,7 +129,7 @@ def read_picture(path: str | Path, limits: Limits = Limits()) -> np.ndarray:  # 
 
     Args:
         path: A png, jpeg, webp or gif file, of which the first frame is taken; never an address.
-        limits: What it may cost.
+        limits: What reading it may cost.
 
     Returns:
         RGB uint8 (h, w, 3).
@@ -198,17 +141,10 @@ def read_picture(path: str | Path, limits: Limits = Limits()) -> np.ndarray:  # 
     name = source_name(str(path))
     if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", str(path)):
         raise VideoError(f"{name}: an address, and pictures are read from files: download it first")
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{name}: no such file")
-    if not Path(path).is_file():  # a pipe would wait for ever
+    if is_folder(Path(path)):
         raise VideoError(f"{name}: not a picture file")
-    try:
-        with _picture_errors(), open(path, "rb") as handle, _open_picture(handle, limits) as image:
-            return upright(image)
-    except PermissionError:
-        raise PermissionError(f"{name}: no permission to read it") from None
-    except VideoError as error:
-        raise VideoError(f"{name}: {error}") from None
+    with _opened_picture(path, limits) as image:
+        return upright(image)
 
 
 def upright(image: Image.Image) -> np.ndarray:
@@ -230,11 +166,7 @@ def list_frames(folder: Path) -> list[Path]:
 
 
 def _frames_merged(durations: np.ndarray) -> np.ndarray:
-    """How many frames of a steady rate each stored one stands for: writers merge equal frames into a longer one.
-
-    Args:
-        durations: Seconds of each stored frame, float64 (n,), not all 0.
-    """
+    """How many frames of a steady rate each stored one, by its seconds, stands for: writers merge equal frames."""
     shown = durations[durations > 0]
     if len(durations) == 1:
         return np.maximum(1, np.rint(durations * DEFAULT_FPS)).astype(np.int64)
@@ -246,10 +178,19 @@ def _frames_merged(durations: np.ndarray) -> np.ndarray:
     return np.maximum(1, np.rint(durations / steady.mean())).astype(np.int64)
 
 
+@contextmanager
+def _opened_picture(path: str | Path, limits: Limits) -> Iterator[Image.Image]:
+    """A picture file, open; what is wrong with it, while it is, comes out as a VideoError with its name."""
+    try:
+        with _picture_errors(), open(path, "rb") as handle, _open_picture(handle, limits) as image:
+            yield image
+    except VideoError as error:
+        raise VideoError(f"{source_name(path)}: {error}") from None
+
+
 def _open_picture(handle: BinaryIO, limits: Limits) -> Image.Image:
     image = Image.open(handle, formats=("GIF", "WEBP", "PNG", "JPEG"))
-    if image.width * image.height > limits.max_pixels:
-        raise VideoError(f"{image.width}x{image.height} pixels, more than {limits.max_pixels} are allowed")
+    limits.require_size(*image.size)
     return image
 
 

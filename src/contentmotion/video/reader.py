@@ -7,10 +7,9 @@ and folders of pictures through Pillow.
 from __future__ import annotations
 
 import os
-import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
@@ -20,15 +19,11 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from contentmotion.video.headers import check_headers
-from contentmotion.video.sources import StoredVideo, TarMember, VideoSource, source_name
-from contentmotion.video.timeline import Limits, TimelineError, VideoError, VideoInfo, choose_frames
+from contentmotion.video.sources import StoredVideo, TarMember, VideoSource, is_folder, source_name
+from contentmotion.video.timeline import Limits, OpenVideo, TimelineError, VideoError, VideoInfo, choose_frames
 
 if TYPE_CHECKING:
-    from contentmotion.video.ffmpeg import FfmpegVideo
-    from contentmotion.video.pictures import FolderVideo, PictureVideo
     from contentmotion.video.resize import ResizeMode
-
-    AnyVideo = FfmpegVideo | PictureVideo | FolderVideo
 
 _PICTURE_STARTS = (b"GIF8", b"\x89PNG", b"\xff\xd8\xff")
 _LIMITS = Limits()
@@ -52,11 +47,7 @@ class Clip:
 
 
 def probe_video(source: VideoSource, *, limits: Limits = _LIMITS) -> VideoInfo:
-    """Read a video's header.
-
-    Args:
-        source: Video file, folder of numbered frames, video within another file, or a video file's bytes.
-        limits: What the file may cost.
+    """Read a video's header; see `read_clip` for what may be a video.
 
     Raises:
         OSError: No such file, or not readable.
@@ -132,13 +123,7 @@ def read_clip(
 def first_frames(source: str | Path, num_frames: int, fps: float | None, limits: Limits = _LIMITS) -> np.ndarray:
     """Numbers of a video's frames from its first on, shown at a rate, int64 (num_frames,).
 
-    One after another where it has not more frames a second than that, or no rate (a folder of frames).
-
-    Args:
-        source: Video file or folder of numbered frames.
-        num_frames: How many.
-        fps: The rate; None: one after another.
-        limits: What the file may cost.
+    One after another where `fps` is None, or it has not more frames a second, or no rate (a folder of frames).
 
     Raises:
         OSError: No such file, or not readable.
@@ -185,7 +170,7 @@ def read_video(path: str | Path, *, max_frames: int | None = None) -> Video:
 
 def _gather(
     decoded: Iterator[np.ndarray],
-    video: AnyVideo,
+    video: OpenVideo,
     height: int | None,
     width: int | None,
     mode: ResizeMode,
@@ -214,11 +199,11 @@ def _gather(
 
 
 @contextmanager
-def _opened(source: VideoSource, limits: Limits) -> Iterator[AnyVideo]:
+def _opened(source: VideoSource, limits: Limits) -> Iterator[OpenVideo]:
     """An open video; whatever its decoder complains of, while it is open, comes out as a VideoError with its name."""
     name = source_name(source)
     try:
-        with _open(source, limits) as video:
+        with closing(_open(source, limits)) as video:
             yield video
     except ValueError as error:
         if name in str(error):
@@ -226,45 +211,46 @@ def _opened(source: VideoSource, limits: Limits) -> Iterator[AnyVideo]:
         raise (type(error) if isinstance(error, VideoError) else VideoError)(f"{name}: {error}") from None
 
 
-def _open(source: VideoSource, limits: Limits) -> AnyVideo:
+def _open(source: VideoSource, limits: Limits) -> OpenVideo:
     # Imported where they are used: pictures need no PyAV, and the command line neither.
     from contentmotion.video.pictures import FolderVideo, PictureVideo
 
     deadline = time.monotonic() + limits.max_seconds
     if isinstance(source, StoredVideo) and not isinstance(source, TarMember):
         source = source.read_bytes()
-    place: str | BinaryIO
+    offset, place = 0, None  # ffmpeg's name of it, where it has one
     if isinstance(source, bytes):
-        file, offset, place, size = BytesIO(source), 0, BytesIO(source), len(source)
+        file, size = BytesIO(source), len(source)
     elif isinstance(source, TarMember):
-        if _is_folder(source.tar):
+        if is_folder(source.tar):
             raise VideoError(f"{source.tar} is a folder")
-        size, offset = source.size, source.offset
+        file, offset, size = source.tar.open("rb"), source.offset, source.size
         place = f"subfile,,start,{offset},end,{offset + size},,:file:{source.tar}"
-        file = source.tar.open("rb")
     else:
-        path, offset = Path(source), 0
-        if _is_folder(path):
+        path = Path(source)
+        if is_folder(path):
             return FolderVideo(path, limits, deadline)
+        file, size = path.open("rb"), path.stat().st_size
         # "file:" keeps ffmpeg from taking a colon in the name for a protocol.
-        place, size = f"file:{path}" if _is_utf8(path) else path.open("rb"), path.stat().st_size
-        file = path.open("rb")
+        place = f"file:{path}" if _is_utf8(path) else None
     with file:
         file.seek(offset)
         start = file.read(16)
         if not size or not start:
             raise VideoError("empty file")
-        is_picture = start.startswith(_PICTURE_STARTS) or (start[:4], start[8:12]) == (b"RIFF", b"WEBP")
-        if not is_picture:
-            file.seek(offset)
-            containers = check_headers(file, size)
-    if not is_picture:
-        from contentmotion.video.ffmpeg import FfmpegVideo
+        if start.startswith(_PICTURE_STARTS) or (start[:4], start[8:12]) == (b"RIFF", b"WEBP"):
+            return PictureVideo(_whole_file(source), limits, deadline)
+        file.seek(offset)
+        containers = check_headers(file, size)
+    from contentmotion.video.ffmpeg import FfmpegVideo
 
-        return FfmpegVideo(place, size, containers, limits, deadline)
-    if isinstance(source, TarMember):
+    return FfmpegVideo(place or _whole_file(source), size, containers, limits, deadline)
+
+
+def _whole_file(source: VideoSource) -> BinaryIO:
+    if isinstance(source, StoredVideo):
         source = source.read_bytes()
-    return PictureVideo(BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb"), limits, deadline)
+    return BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
 
 
 def _is_utf8(path: Path) -> bool:
@@ -274,23 +260,3 @@ def _is_utf8(path: Path) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _is_folder(path: Path) -> bool:
-    """Whether a path is a folder; raises OSError, with one clear line, where it is no readable file either."""
-    name = source_name(path)
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{name}: no such file") from None
-    except PermissionError:
-        raise PermissionError(f"{name}: no permission to read it") from None
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise OSError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
-    if stat.S_ISDIR(mode):
-        return True
-    if not stat.S_ISREG(mode):  # a pipe would wait for ever
-        raise VideoError(f"{name}: neither file nor folder")
-    if not os.access(path, os.R_OK):
-        raise PermissionError(f"{name}: no permission to read it")
-    return False

@@ -11,22 +11,6 @@ ResizeMode = Literal["center", "random", "pad"]
 MAX_CUT = 16  # a picture of which less than this part would be left is refused
 
 
-def resize_and_crop(frames: Tensor, height: int, width: int) -> Tensor:
-    """The largest centred part of a video with the aspect ratio height:width, resized (bicubic, antialiased).
-
-    Args:
-        frames: uint8 (t, 3, h, w).
-        height: Height to return.
-        width: Width to return.
-
-    Returns:
-        uint8 (t, 3, height, width).
-    """
-    h, w = frames.shape[-2:]
-    scale = min(h / height, w / width)
-    return _resize(_cut(frames, max(1, round(height * scale)), max(1, round(width * scale))), height, width)
-
-
 def fit_frame(
     frame: np.ndarray, height: int, width: int, mode: ResizeMode = "center", pixel_aspect: float = 1.0
 ) -> np.ndarray:
@@ -34,8 +18,8 @@ def fit_frame(
 
     Args:
         frame: uint8 (h, w, 3).
-        height: Height wanted.
-        width: Width wanted.
+        height: Wanted, in pixels.
+        width: Likewise.
         mode: "center": cut the middle out; "pad": show all between black bars; "random": cut nothing off yet, return
             the smallest size that covers height and width (see `crop_frames`).
         pixel_aspect: Width of a stored pixel over its height.
@@ -69,14 +53,7 @@ def fit_frame(
 
 
 def crop_frames(frames: np.ndarray, height: int, width: int, crop: tuple[float, float]) -> np.ndarray:
-    """A part of some frames.
-
-    Args:
-        frames: (..., h, w, 3), at least height x width.
-        height: Height to keep.
-        width: Width to keep.
-        crop: Where, (0, 0) top left to (1, 1) bottom right.
-    """
+    """The part (..., height, width, 3) of frames (..., h, w, 3) at `crop`: (0, 0) top left to (1, 1) bottom right."""
     spare_h, spare_w = frames.shape[-3] - height, frames.shape[-2] - width
     top, left = min(int(crop[0] * (spare_h + 1)), spare_h), min(int(crop[1] * (spare_w + 1)), spare_w)
     return frames[..., top : top + height, left : left + width, :]

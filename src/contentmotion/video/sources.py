@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
 from contentmotion.config.common import printable
+from contentmotion.video.timeline import VideoError
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".gif", ".webp")
 
@@ -74,3 +77,23 @@ def source_name(source: VideoSource) -> str:
     if isinstance(source, bytes):
         return f"<{len(source)} bytes>"
     return printable(str(source)).replace("\n", "\\x0a")
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder; raises OSError, with one clear line, where it is no readable file either."""
+    name = source_name(path)
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{name}: no such file") from None
+    except PermissionError:
+        raise PermissionError(f"{name}: no permission to read it") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise OSError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
+    if stat.S_ISDIR(mode):
+        return True
+    if not stat.S_ISREG(mode):  # a pipe would wait for ever
+        raise VideoError(f"{name}: neither file nor folder")
+    if not os.access(path, os.R_OK):
+        raise PermissionError(f"{name}: no permission to read it")
+    return False

@@ -1,14 +1,18 @@
-"""What there is to know about a video before decoding it, and which of its frames make up a clip."""
+"""What an open video is, what there is to know of it before decoding, and which of its frames make up a clip."""
 
 from __future__ import annotations
 
 import math
 import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 READ_SECONDS = "CONTENTMOTION_READ_SECONDS"  # environment variable: it is the disk's, not the run's
+DEFAULT_FPS = 8.0  # of folders, and of files that do not say
 HD_LINES = 720  # from here on colours that nothing is said about are BT.709's, below BT.601's
 MAX_SLOWER = 0.01  # a video may have this much fewer frames per second than asked for (29.97 for 30)
 LATE = 0.1  # of a frame: timestamps are rounded, so a frame this little late counts as on time
@@ -50,6 +54,11 @@ class Limits:
     max_pixels: int = 8192 * 4320
     max_seconds: float = field(default_factory=_read_seconds)
     max_bytes: int = 4 * 2**30
+
+    def require_size(self, width: int, height: int) -> None:
+        """Raises ``VideoError`` where a frame has too many pixels."""
+        if width * height > self.max_pixels:
+            raise VideoError(f"{width}x{height} pixels, more than {self.max_pixels} are allowed")
 
 
 @dataclass(frozen=True)
@@ -105,17 +114,62 @@ class Timeline:
         return np.clip(found, 0, self.num_frames - 1)
 
 
+class OpenVideo(ABC):
+    """A video to decode frames of; to be closed.
+
+    Args:
+        limits: What it may cost.
+        deadline: `time.monotonic()` at which reading stops.
+
+    Attributes:
+        pixel_aspect: Width of a pixel over its height, as shown; known once a frame was read.
+
+    Raises:
+        VideoError: Not a video, cut short, or beyond the limits.
+    """
+
+    pixel_aspect = 1.0
+
+    def __init__(self, limits: Limits, deadline: float) -> None:
+        self._limits, self._deadline = limits, deadline
+
+    @abstractmethod
+    def describe(self) -> VideoInfo:
+        """What the header and the first frame say."""
+
+    @abstractmethod
+    def timeline(self, *, exact: bool = False) -> Timeline:
+        """When each frame is shown: by the header where it can be trusted; else, or with `exact`, by all packets."""
+
+    @abstractmethod
+    def frames(self, indices: np.ndarray | None, timeline: Timeline) -> Iterator[np.ndarray]:
+        """Decodes frames.
+
+        Args:
+            indices: Rising, repetitions allowed; None: every frame that can be decoded.
+            timeline: What `timeline` gave before.
+
+        Yields:
+            RGB uint8 (h, w, 3), rotation applied, transparent parts white.
+
+        Raises:
+            VideoError: Damaged, or past the deadline.
+            TimelineError: A frame is not where the timeline says.
+        """
+
+    def close(self) -> None:  # noqa: B027  of a folder no file stays open
+        """Closes the file."""
+
+    def _require_time(self, stopped: bool = False) -> None:
+        """Raises ``SlowVideoError`` when the time is up, or the decoder `stopped` because it was."""
+        if stopped or time.monotonic() > self._deadline:
+            raise SlowVideoError(f"takes longer than {self._limits.max_seconds:g} s") from None
+
+
 def choose_frames(
     timeline: Timeline, num_frames: int, frame_stride: int = 1, fps: float | None = None, position: float | None = None
 ) -> tuple[np.ndarray, float]:
-    """Which frames of a video make up a clip.
-
-    Args:
-        timeline: The video's frames.
-        num_frames: Frames of the clip.
-        frame_stride: Take every n-th frame (ignored when `fps` is given).
-        fps: Take the frames shown at this rate.
-        position: Where the clip starts, from 0 (the earliest start) up to 1 (the latest); None: in the middle.
+    """Which frames of a video make up a clip; `read_clip` says what its settings mean.
 
     Returns:
         Indices int64 (num_frames,), rising, and the clip's frames per second.

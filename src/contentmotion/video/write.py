@@ -58,11 +58,6 @@ def writing_video(
     The file appears when the last were added, or not at all. A gif's frames wait until then, a byte per pixel, and have
     the colours of the first ones added.
 
-    Args:
-        path: File to write; its folder must exist.
-        fps: Frames per second, positive.
-        metadata: See `write_video`.
-
     Raises:
         ValueError: See `write_video`; or frames of another size than the first.
         OSError: The folder does not exist or is not writable.
@@ -75,16 +70,16 @@ def writing_video(
         raise ValueError(f"{path}: cannot write {suffix or 'a file without suffix'}; use .mp4, .gif or .webm")
     comment = json.dumps(dict(metadata), ensure_ascii=False) if metadata else ""
     sizes: set[tuple[int, ...]] = set()
+    with replacing_file(path) as temporary, (_gif if suffix == ".gif" else _ffmpeg)(temporary, fps, comment) as write:
 
-    def checked(frames: np.ndarray) -> np.ndarray:
-        _check_frames(frames)
-        sizes.add(frames.shape[1:])
-        if len(sizes) > 1:
-            raise ValueError(f"{path}: frames of different sizes")
-        return frames
+        def add(frames: np.ndarray) -> None:
+            _check_frames(frames)
+            sizes.add(frames.shape[1:])
+            if len(sizes) > 1:
+                raise ValueError(f"{path}: frames of different sizes")
+            write(frames)
 
-    with replacing_file(path) as temporary, (_gif if suffix == ".gif" else _ffmpeg)(temporary, fps, comment) as add:
-        yield lambda frames: add(checked(frames))
+        yield add
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -206,14 +201,9 @@ def write_contact_sheet(
     num_columns: int = 8,
     metadata: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """Write `contact_sheet` as a PNG; of more than `PAGE` videos as several, `sheet.png`, `sheet-2.png`, ...
+    """Write a `contact_sheet` as a PNG (`write_picture`); of more than `PAGE` videos as several pages.
 
-    Args:
-        path: PNG file to write. Further pages of an earlier sheet of this name are removed.
-        videos: See `contact_sheet`.
-        captions: See there.
-        num_columns: See there.
-        metadata: See `write_picture`.
+    These are `sheet.png`, `sheet-2.png`, ...; further pages of an earlier sheet of this name are removed.
 
     Returns:
         The pages.
@@ -255,22 +245,20 @@ def contact_sheet(videos: Sequence[np.ndarray], captions: Sequence[str], num_col
     margin = 8
     rows = [_contact_row(video, num_columns, margin) for video in videos]
     width = 2 * margin + max(row.width for row in rows)
-    texts = []
-    for caption in captions:
-        font = _font_for(caption)
-        texts.append((font, _wrap(readable(caption, font), font, width - 2 * margin)))
-    height = margin + sum(
-        row.height + 2 * margin + 20 * len(lines) for row, (_, lines) in zip(rows, texts, strict=True)
-    )
-
+    fonts = [_font_for(caption) for caption in captions]
+    texts = [
+        _wrap(readable(caption, font), font, width - 2 * margin) for caption, font in zip(captions, fonts, strict=True)
+    ]
+    height = margin + sum(row.height + 2 * margin for row in rows) + 20 * sum(map(len, texts))
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     y = margin
-    for row, (font, lines) in zip(rows, texts, strict=True):
-        for number, line in enumerate(lines):
-            draw.text((margin, y + 20 * number), line, fill="black", font=font)
-        sheet.paste(row, (margin, y + 20 * len(lines)))
-        y += 20 * len(lines) + row.height + 2 * margin
+    for row, font, lines in zip(rows, fonts, texts, strict=True):
+        for line in lines:
+            draw.text((margin, y), line, fill="black", font=font)
+            y += 20
+        sheet.paste(row, (margin, y))
+        y += row.height + 2 * margin
     return sheet
 
 
