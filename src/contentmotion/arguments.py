@@ -71,7 +71,6 @@ class Command:
     """One row of the command line's table.
 
     Attributes:
-        config_class: Its settings.
         function: "module:function"; imported when called, so that the help never waits for torch.
         summary: One line for the list of commands.
         positional: Field that the words right after the command's name fill.
@@ -91,9 +90,7 @@ class Setting:
 
     Attributes:
         name: Field of the config ("seed"), or of one of its blocks ("model.depth").
-        kind: Its type.
         default: ``dataclasses.MISSING`` where it has to be given.
-        help: Its documentation.
         group: Heading that it stands under in the help.
     """
 
@@ -170,24 +167,21 @@ def in_short(value: Any) -> str:
 def settings_of(config_class: type) -> dict[str, Setting]:
     """The settings of a config by name, grouped by the class that documents them, the command's own first."""
     kinds, fields = field_types(config_class), {field.name: field for field in dataclasses.fields(config_class)}
-    found: dict[str, Setting] = {}
-    of_blocks: dict[str, Setting] = {}
-    seen: set[str] = set()
+    told: dict[str, tuple[str, str]] = {}  # heading and help
     for documented in config_class.__mro__[:-1]:
         title, lines = read_documentation(documented)
-        for name, line in lines.items():
-            if name in seen:  # documented anew by a derived class
-                continue
-            seen.add(name)
-            if dataclasses.is_dataclass(kinds[name].item):
-                group = f"--{name}.*: {line}"
-                for inner in settings_of(kinds[name].item).values():
-                    default = getattr(fields[name].default, inner.name)
-                    whole = f"{name}.{inner.name}"
-                    of_blocks[whole] = dataclasses.replace(inner, name=whole, default=default, group=group)
-                continue
-            group = "settings" if documented is config_class else title
-            found[name] = Setting(name, kinds[name], fields[name].default, line, group)
+        for name, line in lines.items():  # a derived class may document a setting anew
+            told.setdefault(name, ("settings" if documented is config_class else title, line))
+    found: dict[str, Setting] = {}
+    of_blocks: dict[str, Setting] = {}
+    for name, (group, line) in told.items():
+        kind, default = kinds[name], fields[name].default
+        if not dataclasses.is_dataclass(kind.item):
+            found[name] = Setting(name, kind, default, line, group)
+            continue
+        for inner in settings_of(kind.item).values():
+            own, whole = getattr(default, inner.name), f"{name}.{inner.name}"
+            of_blocks[whole] = dataclasses.replace(inner, name=whole, default=own, group=f"--{name}.*: {line}")
     return found | of_blocks
 
 
@@ -483,11 +477,9 @@ def default_text(default: Any) -> str:
 
 def describe(config_class: type) -> str:
     """A config's documentation without its attributes, wrapped; examples stay on one line each."""
-    text = (config_class.__doc__ or "").partition("Attributes:")[0]
-    paragraphs = textwrap.dedent("    " + text).strip().split("\n\n")
+    text = (config_class.__doc__ or "").partition("Attributes:")[0].strip()
+    paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
     return "\n\n".join(
-        re.sub(r" (?=Example:)", "\n", " ".join(paragraph.split()))
-        if paragraph.lstrip().startswith("Example:")
-        else textwrap.fill(" ".join(paragraph.split()), HELP_WIDTH)
-        for paragraph in paragraphs
+        part.replace(" Example:", "\nExample:") if part.startswith("Example:") else textwrap.fill(part, HELP_WIDTH)
+        for part in paragraphs
     )

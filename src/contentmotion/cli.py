@@ -115,11 +115,7 @@ RESULTS = {  # in the output folder of a command that trains; of `distill` that 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line; returns the exit status (0; 1 failed; 2 not understood; 130 interrupted).
-
-    Args:
-        argv: Words after ``contentmotion``; those of the process when not given.
-    """
+    """Runs the words after ``contentmotion``; returns the exit status: 1 failed, 2 not understood, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no word about parts that nothing here uses
     debug = os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")

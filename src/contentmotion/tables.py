@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -30,7 +31,7 @@ def print_table(
         rows: Cells, as many a row as there are headings. Line breaks in them are kept.
         title: A line above it.
         text: Numbers of the columns that hold text, which goes to the left; all others hold numbers.
-        console: Where to; stdout when None.
+        console: stdout when None.
     """
     console = console or Console()
     width = console.width
@@ -38,9 +39,8 @@ def print_table(
         console.width = WHOLE
     if title:
         console.print(title, style="italic", markup=False, highlight=False, soft_wrap=True)
-    for table in _fitting(
-        list(headings), [[printable(cell) for cell in row] for row in rows], set(text), console.width
-    ):
+    cells = [[printable(cell) for cell in row] for row in rows]
+    for table in _fitting(list(headings), cells, set(text), console.width):
         console.print(table, highlight=False)
     console.width = width
 
@@ -85,7 +85,7 @@ def _widths(lines: list[list[str]], text: set[int], width: int) -> list[int] | N
     The first line's cells are broken between words in every column.
     """
     frame = 3 * len(lines[0]) + 1
-    widths = [max(_length(part) for line in lines for part in line[k].split("\n")) for k in range(len(lines[0]))]
+    widths = [max(cell_len(part) for line in lines for part in line[k].split("\n")) for k in range(len(lines[0]))]
     least = _narrowest(lines, text)
     while sum(widths) + frame > width:
         slack = [(widest - narrow, k) for k, (widest, narrow) in enumerate(zip(widths, least, strict=True))]
@@ -101,13 +101,9 @@ def _narrowest(lines: list[list[str]], text: set[int]) -> list[int]:
 
     def need(cell: str, whole: bool) -> int:
         parts = cell.split("\n") if whole else cell.split()
-        return max((_length(part) if whole else min(_length(part), MAX_WORD) for part in parts), default=1)
+        return max((cell_len(part) if whole else min(cell_len(part), MAX_WORD) for part in parts), default=1)
 
     return [max(need(line[k], n > 0 and k not in text) for n, line in enumerate(lines)) for k in range(len(lines[0]))]
-
-
-def _length(cell: str) -> int:
-    return Text(cell).cell_len
 
 
 def _draw(headings: list[str], rows: list[list[str]], text: set[int], widths: list[int]) -> Table:

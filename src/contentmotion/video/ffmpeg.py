@@ -46,8 +46,6 @@ class FfmpegVideo(OpenVideo):
         place: ffmpeg's name of the file, or an open file.
         size: Bytes of the file.
         containers: What it may be, by ffmpeg's names.
-        limits: See `OpenVideo`.
-        deadline: See `OpenVideo`.
     """
 
     def __init__(self, place: str | BinaryIO, size: int, containers: str, limits: Limits, deadline: float) -> None:

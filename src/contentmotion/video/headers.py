@@ -28,9 +28,7 @@ _STARTS = {
 def check_headers(handle: BinaryIO, size: int) -> str:
     """Refuses what cannot be a whole video, in time and memory that do not depend on what it says of itself.
 
-    Args:
-        handle: The file, where the video begins; its place is changed.
-        size: Bytes of the video.
+    The file is read from where it stands, which is where the video begins, `size` bytes of it.
 
     Returns:
         The containers, by ffmpeg's names, that it may be read as: what is no mp4 here must not be one there.

@@ -43,12 +43,7 @@ class PictureVideo(OpenVideo):
 
     def describe(self) -> VideoInfo:
         """Goes through the whole file, since no header says the duration."""
-        timeline = self.timeline()
-        width, height = self._image.size
-        codec = (self._image.format or "").lower()
-        return VideoInfo(
-            timeline.num_frames, timeline.num_frames / timeline.fps, timeline.fps, height, width, 0, False, codec
-        )
+        return _describe(self._image, self.timeline())
 
     def timeline(self, *, exact: bool = False) -> Timeline:
         """When each frame is shown, always by the frames' own durations; one that stands for several counts as such."""
@@ -101,12 +96,9 @@ class FolderVideo(OpenVideo):
             raise VideoError("a folder without numbered png or jpg frames")
 
     def describe(self) -> VideoInfo:
-        """Size of the first picture, and how many there are."""
+        """The first picture's size."""
         with self._opened(self._files[0]) as image:
-            width, height = image.size
-            codec = (image.format or "").lower()
-        length = len(self._files)
-        return VideoInfo(length, length / DEFAULT_FPS, DEFAULT_FPS, height, width, 0, False, codec)
+            return _describe(image, self.timeline())
 
     def timeline(self, *, exact: bool = False) -> Timeline:
         """One frame per picture, evenly spaced."""
@@ -163,6 +155,11 @@ def list_frames(folder: Path) -> list[Path]:
     files = [path for path in folder.iterdir() if path.suffix.lower() in FRAME_SUFFIXES and path.name[0] != "."]
     numbered = [(re.findall(r"\d+", path.stem), path) for path in files]
     return [path for _, path in sorted((int(digits[-1]), path) for digits, path in numbered if digits)]
+
+
+def _describe(image: Image.Image, timeline: Timeline) -> VideoInfo:
+    num_frames, fps, codec = timeline.num_frames, timeline.fps, (image.format or "").lower()
+    return VideoInfo(num_frames, num_frames / fps, fps, image.height, image.width, 0, False, codec)
 
 
 def _frames_merged(durations: np.ndarray) -> np.ndarray:

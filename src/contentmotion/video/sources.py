@@ -33,14 +33,7 @@ class StoredVideo(ABC):
 
 @dataclass(frozen=True)
 class TarMember(StoredVideo):
-    """A video inside an uncompressed tar file.
-
-    Attributes:
-        tar: The tar file.
-        offset: Where the video's bytes begin in it.
-        size: How many bytes there are.
-        name: The video's name inside the tar.
-    """
+    """A video inside an uncompressed tar file: `size` bytes from `offset` on, called `name` in there."""
 
     tar: Path
     offset: int
