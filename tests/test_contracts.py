@@ -32,7 +32,7 @@ LAYERS = (
     ("train",),
     ("commands",),
     ("demo",),
-    ("cli", "completion", "__main__", "__init__"),
+    ("cli", "__main__", "__init__"),
 )
 
 

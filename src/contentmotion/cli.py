@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import traceback
@@ -11,7 +12,7 @@ from importlib import import_module
 
 import contentmotion
 from contentmotion import config
-from contentmotion.arguments import Command, UsageError, did_you_mean, help_text, parse_config
+from contentmotion.arguments import Command, UsageError, did_you_mean, help_text, parse_config, settings_of
 from contentmotion.config.common import printable
 from contentmotion.run_dir import is_main_process, is_out_of_memory, leave_processes, owned_folder
 
@@ -152,7 +153,7 @@ def run(words: list[str]) -> int:
     if words[0] == "--print_completion":
         if len(words) != 2:
             raise UsageError("--print_completion needs a shell: bash, zsh or tcsh")
-        print(import_module("contentmotion.completion").completion_script(words[1], COMMANDS))
+        print(completion_script(words[1]))
         return 0
     name = words[0]
     if name not in COMMANDS:
@@ -198,6 +199,38 @@ commands:
   --debug (or {DEBUG_VARIABLE}=1)  shows where an error comes from
 
 Example: contentmotion generate "red heart" "woman lifting weights, dark skin tone" --seed 7"""
+
+
+def completion_script(shell: str) -> str:
+    """A script to be sourced in a shell, which completes commands, settings and their words.
+
+    Raises:
+        UsageError: A shell that shtab does not know.
+        ImportError: shtab is not installed.
+    """
+    try:
+        import shtab
+    except ImportError:
+        raise ImportError(
+            'completion needs shtab, which is not installed: pip install "contentmotion[completion]"'
+        ) from None
+    if shell not in shtab.SUPPORTED_SHELLS:
+        raise UsageError(f"--print_completion takes one of {', '.join(shtab.SUPPORTED_SHELLS)}, got {shell}")
+    parser = argparse.ArgumentParser(prog="contentmotion")  # which is what shtab reads
+    parser.add_argument("--version", action="store_true")
+    subparsers = parser.add_subparsers()
+    for name, command in COMMANDS.items():
+        own = subparsers.add_parser(name, help=command.summary)
+        own.add_argument("--config", metavar="FILE.yaml").complete = shtab.FILE  # type: ignore[attr-defined]
+        for setting in settings_of(command.config_class).values():
+            words = setting.choices or (("true", "false") if setting.kind.item is bool else None)
+            many = "*" if setting.kind.container else "?" if setting.kind.item is bool else None
+            action = own.add_argument(f"--{setting.name}", choices=words, nargs=many)
+            if setting.kind.item is str and not words:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+        if command.positional:
+            own.add_argument(command.positional, nargs="*").complete = shtab.FILE  # type: ignore[attr-defined]
+    return shtab.complete(parser, shell)
 
 
 def user_message(error: Exception) -> str | None:

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from PIL import Image
 from contentmotion.data.clips import ClipDataset
 from contentmotion.data.formats import ClipFolder
 from contentmotion.data.records import ClipRecord
+from contentmotion.video.pictures import read_picture
 from contentmotion.video.reader import probe_video, read_clip
 from contentmotion.video.timeline import Limits, VideoError
 from contentmotion.video.write import write_video
@@ -379,24 +381,27 @@ def test_no_permission_as_another_user(torture: tuple[Path, dict[str, str | Chec
     """What root sees of a user who may not read a file."""
     if os.geteuid() != 0:
         pytest.skip("needs root to become another user")
-    (tmp_path / "secret.mp4").write_bytes((torture[0] / "good.mp4").read_bytes())
-    (tmp_path / "secret.mp4").chmod(0)
+    reads = {"secret.mp4": partial(read_clip, num_frames=FRAMES), "secret.png": read_picture}
+    for name in reads:
+        (tmp_path / name).write_bytes((torture[0] / "good.mp4").read_bytes())
+        (tmp_path / name).chmod(0)
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.chdir(tmp_path)  # whose parents the other user may not enter
         os.setuid(65534)
-        try:
-            read_clip("secret.mp4", num_frames=FRAMES)
-            said = "read"
-        except OSError as error:
-            said = f"{type(error).__name__} {error}"
-        os.write(writing, said.encode())
+        for name, read in reads.items():
+            try:
+                read(name)
+                said = "read"
+            except (OSError, VideoError) as error:
+                said = f"{type(error).__name__} {error}"
+            os.write(writing, f"{said}\n".encode())
         os._exit(0)
     os.waitpid(child, 0)
     os.close(writing)
     with os.fdopen(reading) as answer:
-        assert "PermissionError secret.mp4: no permission to read it" in answer.read()
+        assert answer.read().splitlines() == [f"PermissionError {name}: no permission to read it" for name in reads]
 
 
 def test_time_is_limited(torture: tuple[Path, dict[str, str | Check]]) -> None:
