@@ -61,9 +61,9 @@ def number(value: float) -> str:
 def _fitting(headings: list[str], rows: list[list[str]], text: set[int], width: int) -> list[Table]:
     """The table; or, where it is too wide, several of the same rows turned on their sides."""
     lines = ([headings] if headings else []) + rows
-    widths = _widths(lines, text, width)
-    if widths is not None or not headings:
-        return [_draw(headings, rows, text, widths or _narrowest(lines, text))]
+    widths, fits = _widths(lines, text, width)
+    if fits or not headings:
+        return [_draw(headings, rows, text, widths)]
     names = [heading.replace("-\n", "").replace("\n", " ") for heading in headings]
     tables: list[Table] = []
     while rows:
@@ -71,39 +71,33 @@ def _fitting(headings: list[str], rows: list[list[str]], text: set[int], width: 
             # One row whose text has to be broken, too, where not even one fits otherwise.
             turned = [list(line) for line in zip(names, *rows[: count or 1], strict=True)]
             words = {0} if count else {0, 1}
-            widths = _widths(turned, words, width)
-            if widths is not None or not count:
-                tables.append(_draw(turned[0], turned[1:], words, widths or _narrowest(turned, words)))
+            widths, fits = _widths(turned, words, width)
+            if fits or not count:
+                tables.append(_draw(turned[0], turned[1:], words, widths))
                 rows = rows[count or 1 :]
                 break
     return tables
 
 
-def _widths(lines: list[list[str]], text: set[int], width: int) -> list[int] | None:
-    """Of each column, in characters, so that the table fits; None where it cannot.
+def _widths(lines: list[list[str]], text: set[int], width: int) -> tuple[list[int], bool]:
+    """Of each column, in characters, so that the table fits, and whether it does: if not, they are the least.
 
-    The first line's cells are broken between words in every column.
+    Numbers stay whole; text, and the first line's cells in every column, are broken between words.
     """
-    frame = 3 * len(lines[0]) + 1
-    widths = [max(cell_len(part) for line in lines for part in line[k].split("\n")) for k in range(len(lines[0]))]
-    least = _narrowest(lines, text)
-    while sum(widths) + frame > width:
-        slack = [(widest - narrow, k) for k, (widest, narrow) in enumerate(zip(widths, least, strict=True))]
-        room, k = max(slack)
-        if room <= 0:
-            return None
-        widths[k] -= 1
-    return widths
+    columns = range(len(lines[0]))
 
-
-def _narrowest(lines: list[list[str]], text: set[int]) -> list[int]:
-    """Of each column: its longest number, or the longest word of a heading or text."""
-
-    def need(cell: str, whole: bool) -> int:
+    def least_of(cell: str, whole: bool) -> int:
         parts = cell.split("\n") if whole else cell.split()
         return max((cell_len(part) if whole else min(cell_len(part), MAX_WORD) for part in parts), default=1)
 
-    return [max(need(line[k], n > 0 and k not in text) for n, line in enumerate(lines)) for k in range(len(lines[0]))]
+    least = [max(least_of(line[k], n > 0 and k not in text) for n, line in enumerate(lines)) for k in columns]
+    widths = [max(cell_len(part) for line in lines for part in line[k].split("\n")) for k in columns]
+    while sum(widths) + 3 * len(columns) + 1 > width:  # with its frame
+        room, k = max((widths[k] - least[k], k) for k in columns)
+        if room <= 0:
+            return least, False
+        widths[k] -= 1
+    return widths, True
 
 
 def _draw(headings: list[str], rows: list[list[str]], text: set[int], widths: list[int]) -> Table:
