@@ -7,6 +7,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,13 +33,10 @@ class TimelineError(Exception):
 
 def _read_seconds() -> float:
     text = os.environ.get(READ_SECONDS) or "30"
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"{READ_SECONDS} is {text!r}: seconds above 0 are needed")
-    return seconds
+    with suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise ValueError(f"{READ_SECONDS} is {text!r}: seconds above 0 are needed")
 
 
 @dataclass(frozen=True)
