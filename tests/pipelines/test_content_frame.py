@@ -274,6 +274,7 @@ def test_clips_cover_every_frame(frames: int, length: int, kind: dict[str, bool]
         ({"loop": True, "num_frames": 2}, "loop: it needs 4 frames or more, got num_frames 2"),
         ({"num_frames": 7}, "num_frames must be a multiple of 2, got 7"),
         ({"num_frames": 12, "clip_frames": 1}, "clip_frames must be 2 or more"),
+        ({"num_frames": 12, "clip_frames": 3}, "clip_frames must be a multiple of 2, got 3"),
     ],
 )
 def test_bad_input(pipe: ContentMotionPipeline, arguments: dict[str, Any], message: str) -> None:

@@ -435,8 +435,8 @@ class ContentMotionPipeline(LatentPipeline):
         shape = self._content_shape(size, content_latents, height, width)
         known, motions = self._given(clips, shape, content_latents, image, video, motion_video, fit)
         if clips.num_frames:  # what cannot be made is said before sampling
-            for frames in (clips.num_frames, clips.length):
-                self._motion_shape(shape[1:], frames)
+            self._motion_shape(shape[1:], clips.num_frames)
+            self._motion_shape(shape[1:], clips.length, "clip_frames")
         scenes = self._scenes(texts or prompts, labels, size, negative_prompt, num_videos_per_prompt, sampling)
         if redraws:
             scenes, image_arguments = self._with_pictures(scenes, image_arguments, shape, fit, sampling.steps)
@@ -572,14 +572,14 @@ class ContentMotionPipeline(LatentPipeline):
             raise TypeError(f"{', '.join(sorted(arguments))}: {reason} no image pipeline is called that could take it")
         if stock is None:
             return None
-        own = {"eta": eta or None, "latents": noise}
-        names = set(arguments) | {name for name, value in own.items() if value is not None}
+        own = {"eta": bool(eta), "latents": noise is not None, "guidance_rescale": bool(rescale)}
+        names = set(arguments) | {name for name, given in own.items() if given}
         kind = type(stock).__name__
         if interval is not None and not content_stage(self.components).guided_in_one_call:
             raise ValueError(f"guidance_interval: {kind} guides by a call of its own, which cannot be left out")
-        if rescale and not takes(stock, names | {"guidance_rescale"}):
+        if rescale and not takes(stock, names):
             raise ValueError(f"guidance_rescale: {kind} has no such argument for what it is asked here")
-        return pipeline_for(stock, names | ({"guidance_rescale"} if rescale else set()))
+        return pipeline_for(stock, names)
 
     def _stock_content(
         self, stock: DiffusionPipeline, scene: Scene, shape: tuple[int, ...], noise: Tensor | None,
@@ -914,12 +914,14 @@ class ContentMotionPipeline(LatentPipeline):
             sides.append(side // factor)
         return (channels, *sides)
 
-    def _motion_shape(self, content_shape: Sequence[int], num_frames: int | None) -> tuple[int, int, int]:
+    def _motion_shape(
+        self, content_shape: Sequence[int], num_frames: int | None, name: str = "num_frames"
+    ) -> tuple[int, int, int]:
         """Channels, frames and places of the motion latent that goes with a content frame. Raises ``ValueError`` of
         frames that the motion model cannot make."""
         own, patch = self.autoencoder.config, self.motion_transformer.config.patch_size
         frames: int = own.num_frames if num_frames is None else num_frames
         if frames <= 0 or frames % patch:
-            raise ValueError(f"num_frames must be a multiple of {patch}, got {frames}")
+            raise ValueError(f"{name} must be a multiple of {patch}, got {frames}")
         _, height, width = content_shape
         return (own.motion_channels, frames, height // own.patch_size + width // own.patch_size)

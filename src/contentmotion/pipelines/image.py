@@ -61,9 +61,8 @@ def make_stock(
 
 def arguments_of(pipe: DiffusionPipeline) -> set[str]:
     """Names of what a pipeline's call takes."""
-    return {
-        name for name, given in inspect.signature(pipe.__call__).parameters.items() if given.kind != given.VAR_KEYWORD
-    }
+    parameters = inspect.signature(pipe.__call__).parameters
+    return {name for name, given in parameters.items() if given.kind != given.VAR_KEYWORD}
 
 
 def pipeline_for(pipe: DiffusionPipeline, names: Iterable[str]) -> DiffusionPipeline:
