@@ -21,7 +21,6 @@ import argparse
 import json
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from contentmotion.config import AutoencoderSizes, TrainAutoencoderConfig
 from contentmotion.data.clips import open_clips
 from contentmotion.loading import load_vae
 from contentmotion.losses.reconstruction import autoencoder_players
-from contentmotion.run_dir import describe_hardware, make_output_dir, record_settings
+from contentmotion.run_dir import describe_hardware, make_output_dir
 from contentmotion.saving import write_json
 from contentmotion.stages.autoencoder import make_autoencoder
 from contentmotion.stages.image_vae import decode_frames, encode_frames
@@ -172,17 +171,14 @@ def trained(
     kind: str, config: TrainAutoencoderConfig, vae: Any, dataset: Any, join: Any, clips: dict[str, list[Tensor]]
 ) -> dict[str, Any]:
     """Trains an autoencoder; its parameters, and by split what ``psnr`` says."""
-    run_dir = make_output_dir(config.output_dir)
+    make_output_dir(config.output_dir)
     model = make_autoencoder(config, vae)
     if "off zero" in kind:
         torch.manual_seed(config.seed)
         model.content_head.reset_parameters()
         for name in ("weight", "bias"):
             register_parametrization(model.content_head, name, Times(10.0))
-    fit(
-        autoencoder_players(model, vae, None, config), dataset, config, collate=join,
-        record=partial(record_settings, run_dir, "content_modes", config),
-    )  # fmt: skip
+    fit(autoencoder_players(model, vae, None, config), dataset, config, collate=join, command="content_modes")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {"parameters": parameters} | {split: psnr(vae, model.eval(), frames) for split, frames in clips.items()}
 

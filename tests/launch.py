@@ -71,10 +71,10 @@ def do_all(lines: Sequence[Sequence[str]], ports: Sequence[int]) -> None:
 
     from contentmotion.cli import main
     from contentmotion.models import video_unet
-    from contentmotion.train import previews
+    from contentmotion.train import denoiser
 
     torch.nn.Dropout.forward = lambda layer, x: x  # what it draws depends on how a batch is shared out
-    previews.PREVIEW_STEPS = 2
+    denoiser.PREVIEW_STEPS = 2
     video_unet._temporal_head_dim = tiny.NARROW_HEADS[1]
     for words, port in zip(lines, ports, strict=True):
         os.environ["MASTER_PORT"] = str(port)

@@ -43,20 +43,14 @@ def make_output_dir(path: str | Path) -> Path:
     return path
 
 
-def prepare_output_dir(path: str | Path, command: str, config: Any) -> Path:
-    """``make_output_dir`` and ``record_settings``: for commands that know by now that they will run."""
-    path = make_output_dir(path)
-    record_settings(path, command, config)
-    return path
-
-
-def record_settings(path: Path, command: str, config: Any, used: Any = None) -> None:
-    """Writes a run's settings as ``config.yaml``, which repeats the run; says what changed where a training goes on.
+def prepare_output_dir(path: str | Path, command: str, config: Any, used: Any = None) -> Path:
+    """Makes a run's folder and writes its settings there: ``config.yaml`` repeats the run. Says what changed where a
+    training goes on.
 
     Only when the run really starts: a command that is refused leaves those of the run before.
 
     Args:
-        path: The run's folder.
+        path: The folder.
         command: The command's name.
         config: Its config dataclass.
         used: The same as the run uses it, where a checkpoint has the last word.
@@ -64,14 +58,16 @@ def record_settings(path: Path, command: str, config: Any, used: Any = None) -> 
     Raises:
         OSError: The folder cannot be written.
     """
+    path = make_output_dir(path)
     if not is_main_process():
-        return
+        return path
     try:
         if any(path.glob("checkpoint-*")):
             _tell_changes(path / "config.yaml", config)
         write_config(path / "config.yaml", command, config if used is None else used)
     except OSError as error:
         raise OSError(f"output folder {path} is not writable: {error.strerror}") from error
+    return path
 
 
 @contextmanager
@@ -174,7 +170,7 @@ def require_same_settings(config: Any, processes: PartialState) -> None:
         return
     from accelerate.utils import gather_object
 
-    told = [dict(_by_name(settings)) for settings in gather_object([_as_yaml(config)])]
+    told = [dict(by_name(settings)) for settings in gather_object([_as_yaml(config)])]
     differing = [
         f"{name} {told[0][name]} and {other[name]}"
         for name in told[0]
@@ -205,8 +201,8 @@ def _tell_changes(path: Path, config: Any) -> None:
         old = yaml.safe_load(read_text(path))
     except (OSError, yaml.YAMLError):
         return
-    new = dict(_by_name(_as_yaml(config)))
-    old = {whole_name(k, new): v for k, v in _by_name(old)} if isinstance(old, dict) else {}
+    new = dict(by_name(_as_yaml(config)))
+    old = {whole_name(k, new): v for k, v in by_name(old)} if isinstance(old, dict) else {}
     changed = [f"{k} {old[k]} -> {v}" for k, v in new.items() if k in old and old[k] != v]
     if changed:
         print(
@@ -240,7 +236,7 @@ def _as_yaml(config: Any) -> dict[str, Any]:
     )
 
 
-def _by_name(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def by_name(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Settings and their names on the command line, those of blocks too."""
     for name, value in settings.items():
         yield from ((f"{name}.{k}", v) for k, v in value.items()) if isinstance(value, dict) else [(name, value)]

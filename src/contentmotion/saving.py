@@ -12,10 +12,11 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+    from diffusers.models.modeling_utils import ModelMixin
 
 HASH_VERSION = 2
 # Settings that change a network's numbers and no weight's name or shape; and what is meant where a config is silent.
@@ -32,12 +33,6 @@ _NUMBERS: dict[str, Any] = {
     "residual_decoding": True,
     "attention_window": 0,
 }
-
-
-class SavePretrained(Protocol):
-    """Anything with diffusers' and transformers' ``save_pretrained``."""
-
-    def save_pretrained(self, save_directory: str, /) -> object: ...
 
 
 @contextmanager
@@ -121,7 +116,7 @@ def _old(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
 
 
-def save_model(model: SavePretrained, path: str | Path) -> None:
+def save_model(model: ModelMixin, path: str | Path) -> None:
     """``model.save_pretrained(path)``, atomically."""
     with replacing_folder(path) as folder:
         model.save_pretrained(str(folder))

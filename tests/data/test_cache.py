@@ -436,7 +436,7 @@ def test_autoencoder_trains_on_cached_latents_as_on_videos(
     one, other = map(load_file, files)
     for name in one:
         torch.testing.assert_close(one[name], other[name], atol=1e-5, rtol=1e-4)
-    with pytest.raises(ValueError, match="made with height 16, this run has 32"):
+    with pytest.raises(ValueError, match="made with frames, height and width 4x16x16; this run has 4x32x16"):
         train_autoencoder(replace(train, height=32))
     with pytest.raises(ValueError, match="exactly one of the two"):
         train_autoencoder(replace(train, latent_cache=None))

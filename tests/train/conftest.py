@@ -14,7 +14,7 @@ from tiny import NARROW_HEADS, STEPS
 def short_previews() -> Iterator[None]:
     """Pictures and teachers' samples of tiny models need no 25 or 50 steps."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("contentmotion.train.previews.PREVIEW_STEPS", 2)
+        patch.setattr("contentmotion.train.denoiser.PREVIEW_STEPS", 2)
         patch.setattr("contentmotion.train.distill.TEACHER_STEPS", 3)
         patch.setattr("contentmotion.train.held_out.TEACHER_STEPS", 5)
         patch.setattr(*NARROW_HEADS)

@@ -255,7 +255,7 @@ def test_a_pretrained_flow_model_is_given_its_times(root: Path, tmp_path: Path) 
     ddpm = content_stage(tiny.make_stable_diffusion().components)
     config = TrainContentConfig(**given, logit_std=0.1, output_dir=f"{tmp_path}/refused")
     with pytest.raises(ValueError, match=r"logit_mean and logit_std are flow matching's: .*/content is a model of"):
-        train_denoiser(config, None, ddpm, None, run_dir=tmp_path)  # type: ignore[arg-type]
+        train_denoiser(config, None, ddpm, None)  # type: ignore[arg-type]
 
 
 def test_a_variance_to_learn_is_refused_with_the_config() -> None:

@@ -21,9 +21,9 @@ from contentmotion.stages.stage import Stage
 from contentmotion.stages.text import encode_prompts
 from contentmotion.train import distill as module
 from contentmotion.train import held_out as held_out_module
-from contentmotion.train.best import Best
 from contentmotion.train.distill import distill
 from contentmotion.train.held_out import Alarms, HeldOut, sample, what_scores_depend_on
+from contentmotion.train.scoring import Best
 
 Configure = Callable[..., DistillConfig]
 WEIGHTS = "diffusion_pytorch_model.safetensors"

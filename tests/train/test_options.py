@@ -39,12 +39,12 @@ from contentmotion.losses.diffusion import split_by_time
 from contentmotion.losses.player import Player
 from contentmotion.pipelines.loading import load_pipeline, load_video_pipeline
 from contentmotion.stages.content import load_content
-from contentmotion.train.best import Best
 from contentmotion.train.checkpoints import checkpoints, latest_checkpoint
 from contentmotion.train.content import train_content
 from contentmotion.train.loop import fit
 from contentmotion.train.motion import train_motion
 from contentmotion.train.optimizers import Average
+from contentmotion.train.scoring import Best
 from contentmotion.train.stopping import OUT_OF_TIME, StopRequests, explained
 from contentmotion.train.video import train_video
 from tiny import UNET
@@ -106,7 +106,7 @@ def test_time_limit_stops_with_a_checkpoint_and_goes_on(tmp_path: Path, capsys: 
 def test_sigterm_leaves_a_note_once_and_the_old_handler_after() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with StopRequests(None) as stop:
-        assert not stop.signal and not stop.out_of_time
+        assert not stop.signal and not stop.is_asked
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.signal == signal.SIGTERM
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "the next one ends the process"

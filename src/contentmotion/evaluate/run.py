@@ -27,7 +27,7 @@ from contentmotion.progress import progress_bar
 from contentmotion.run_dir import (
     join_processes,
     make_output_dir,
-    record_settings,
+    prepare_output_dir,
     require_same_settings,
     resolve_device,
     resolve_dtype,
@@ -134,7 +134,7 @@ def score_pipeline(
         config, clips, generated, pipeline, networks, conditions, str(dtype or torch.float32), device, source
     )
     if record:
-        record_settings(output, "evaluate", config)
+        prepare_output_dir(output, "evaluate", config)
     work = _Work(config, output, networks, conditions, protocol, processes)
     measured: list[Measured] = []
     with progress_bar(shown=processes.is_main_process) as progress:

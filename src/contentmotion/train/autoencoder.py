@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,14 @@ from contentmotion.losses import reconstruction
 from contentmotion.losses.player import Batch
 from contentmotion.losses.reconstruction import latents_of
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
-from contentmotion.run_dir import is_main_process, make_output_dir, record_settings
+from contentmotion.run_dir import is_main_process, make_output_dir
 from contentmotion.saving import save_model
 from contentmotion.stages.autoencoder import make_autoencoder
 from contentmotion.stages.image_vae import decode_frames, encode_frames
 from contentmotion.train.denoiser import main_only
 from contentmotion.train.loop import fit
 from contentmotion.train.processes import this_process
-from contentmotion.train.scoring import make_scorer
+from contentmotion.train.scoring import Scorer
 from contentmotion.video.pixels import to_float, to_uint8
 from contentmotion.video.write import write_contact_sheet
 
@@ -65,11 +64,11 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
     def save(folder: Path) -> None:
         save_model(model, folder / "autoencoder")
 
-    score = make_scorer(pipe, config, "reconstruction", run_dir, save)
+    score = Scorer(pipe, config, "reconstruction", run_dir, save) if config.eval.steps else None
     fit(
         reconstruction.autoencoder_players(model, vae, lpips, config), dataset, config, collate=join,
         save=lambda: save(run_dir), at=[(config.validation_steps, main_only(preview)), (config.eval.steps, score)],
-        record=partial(record_settings, run_dir, "train-autoencoder", config),
+        command="train-autoencoder",
     )  # fmt: skip
     if this_process().is_main_process:
         print(run_dir / "autoencoder")
@@ -112,17 +111,13 @@ def open_training_clips(config: TrainAutoencoderConfig, vae: ModelMixin | None) 
 
 def _require_size(config: TrainAutoencoderConfig, cache: LatentCache) -> None:
     """Raises ``ValueError`` where a cache's clips are of another size, or sizes, than the run's."""
-    size = {name: getattr(config, name) for name in ("num_frames", "height", "width")}
+    names = ("num_frames", "height", "width")
+    wanted = tuple(getattr(config, name) for name in names)
     buckets = cache.manifest.get("buckets")
-    if buckets and tuple(size.values()) not in map(parse_bucket, buckets):
-        raise ValueError(
-            f"{config.latent_cache} was made with --buckets {' '.join(buckets)}: num_frames, height and width must be "
-            f"one of them, not {'x'.join(map(str, size.values()))}"
-        )
-    for name, wanted in size.items() if not buckets else ():
-        made = cache.manifest[name]
-        if made != wanted:
-            raise ValueError(f"{config.latent_cache} was made with {name} {made}, this run has {wanted}")
+    made = list(map(parse_bucket, buckets)) if buckets else [tuple(cache.manifest[name] for name in names)]
+    if wanted not in made:
+        sizes, own = " or ".join("x".join(map(str, size)) for size in made), "x".join(map(str, wanted))
+        raise ValueError(f"{config.latent_cache} was made with frames, height and width {sizes}; this run has {own}")
 
 
 class CachedLatents(Dataset):
@@ -137,8 +132,7 @@ class CachedLatents(Dataset):
         self.items: list[dict[str, Any]] = []
         self.weights: list[float] = []
         bad: dict[str, None] = {}
-        bar = {"description": "encoding clips", "transient": True, "disable": not is_main_process()}
-        for index in track(range(len(clips)), **bar):
+        for index in track(range(len(clips)), "encoding clips", transient=True, disable=not is_main_process()):
             clip = clips[index]
             if clip["skipped"]:  # the file is bad, and another clip came in its place
                 bad |= dict.fromkeys(clip["skipped"][:1])

@@ -24,14 +24,8 @@ from contentmotion.train.stopping import STOP_SIGNALS
 def make_batches(
     dataset: Dataset, config: TrainConfig, process: PartialState, first_step: int, collate: Callable
 ) -> Generator[Batch]:
-    """This process's batches, in the CPU's memory, each with its "step".
-
-    Args:
-        dataset: See ``fit``.
-        config: Batch size, seed, steps.
-        process: Where this process stands.
-        first_step: Steps that are done.
-        collate: Items to batch.
+    """This process's batches of a data set (see ``fit``) after the ``first_step`` steps that are done, in the CPU's
+    memory, each with its "step".
 
     Raises:
         ValueError: The data cannot be read; so does ``OSError``. In one line, whichever process reads.
@@ -74,13 +68,7 @@ def begin_draws(config: TrainConfig, step: int, part: int, process: PartialState
 
     What comes from the generator depends on the seed, the step, the player, the item's place in the step and the kind
     of device it is drawn on (``scale.noise_on_device``), not on how many processes and forward passes share the step.
-
-    Args:
-        config: Seed, forward passes a step.
-        step: From 1 on.
-        part: Which of the step's forward passes, from 0 on.
-        process: Where this process stands.
-        player: Number of the player.
+    Steps count from 1, a step's forward passes (``part``) and the players from 0.
     """
     parts = config.gradient_accumulation_steps
 

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, distributed
@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from contentmotion.config import TrainConfig
 from contentmotion.saving import read_json
-from contentmotion.train.processes import from_main, on_main, this_process, together
+from contentmotion.train.processes import on_main, this_process, together
 from contentmotion.train.sharding import local_rows
 
 STATE = "state.json"
@@ -121,7 +121,7 @@ class CheckpointWriter:
 
     Args:
         run_dir: Folder of the run.
-        limit: Checkpoints to keep.
+        limit: How many to keep.
         in_background: Whether training goes on while one is written, from a copy in the CPU's memory.
     """
 
@@ -136,9 +136,7 @@ class CheckpointWriter:
     def __enter__(self) -> CheckpointWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None:
             self.wait()
         elif self._writing is not None:  # not together: the other processes may be gone
@@ -237,18 +235,14 @@ def reason_of(error: BaseException) -> str:
 
 
 def resume(read: Callable[[Path], None], config: TrainConfig, run_dir: Path) -> int:
-    """Loads the checkpoint that the config asks for; returns its step, 0 for a new run.
-
-    Args:
-        read: Reads what ``CheckpointWriter`` was given to write; called by every process.
-        config: Says which checkpoint.
-        run_dir: Folder of the run.
+    """Loads the checkpoint that the config asks for by ``read``, in every process; returns its step, 0 for a new run.
 
     Raises:
         ValueError: There is none, or it does not fit, or there is one and the config refuses to go on.
     """
     wanted = config.resume_from_checkpoint
-    checkpoint = from_main(latest_checkpoint(run_dir) if wanted in ("latest", "none") else Path(wanted))
+    found = latest_checkpoint(run_dir) if wanted in ("latest", "none") else Path(wanted)
+    [checkpoint] = broadcast_object_list([found])  # the first process's
     if checkpoint is None:
         on_main(lambda: _clear(run_dir, 0))
         return 0

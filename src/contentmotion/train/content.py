@@ -29,7 +29,7 @@ def train_content(config: TrainContentConfig) -> None:
         pretrained_model_name_or_path=config.pretrained_model_name_or_path,
         vae=config.vae,
     )
-    run_dir = make_output_dir(config.output_dir)
+    make_output_dir(config.output_dir)
     cache = open_cache(config.latent_cache, config.max_bad_fraction)
     stage = content_to_train(config, cache)
     adapt(stage, config.lora)
@@ -39,14 +39,12 @@ def train_content(config: TrainContentConfig) -> None:
         for text_encoder in stage.text_encoders.values():
             text_encoder.requires_grad_(train_text)
         cache.use_text_features(None if train_text else stage.components, stage.text_family)
-    if config.gradient_checkpointing:
-        stage.network.enable_gradient_checkpointing()  # type: ignore[operator]
     scored = ContentMotionPipeline(**stage.components)
     if config.eval.autoencoder:
         scored.register_modules(autoencoder=load_autoencoder(config.eval.autoencoder))
         cache.require_made_with(autoencoder=scored.autoencoder)
     pipe = ContentMotionPipeline(**stage.components)
-    train_denoiser(config, cache, stage, pipe, scored=scored, prompts=config.validation_prompts, run_dir=run_dir)
+    train_denoiser(config, cache, stage, pipe, scored=scored, prompts=config.validation_prompts)
 
 
 def content_to_train(config: TrainContentConfig, cache: LatentCache) -> Stage:

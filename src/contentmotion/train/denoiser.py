@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 from contentmotion.config import TrainDenoiserConfig
 from contentmotion.data.cache import LatentCache, collate_latents
 from contentmotion.losses import diffusion
+from contentmotion.models.video_unet import enable_checkpointing
 from contentmotion.pipelines.base import LatentPipeline
 from contentmotion.pipelines.saving import FOLDERS, save_stage
-from contentmotion.run_dir import record_settings
 from contentmotion.stages.lora import freeze_all_but, merge_adapters, save_adapters
 from contentmotion.stages.stage import Stage
 from contentmotion.train.loop import fit
-from contentmotion.train.previews import write_previews
+from contentmotion.train.previews import make_previews
 from contentmotion.train.processes import on_main, this_process
-from contentmotion.train.scoring import make_scorer
+from contentmotion.train.scoring import Scorer
+from contentmotion.video.write import write_contact_sheet
+
+PREVIEW_STEPS = 25
 
 
 def train_denoiser(
@@ -28,18 +30,16 @@ def train_denoiser(
     *,
     scored: LatentPipeline | None = None,
     prompts: Sequence[str] = (),
-    run_dir: Path,
 ) -> None:
-    """Trains what requires a gradient in a stage; its folder in ``run_dir`` is the result.
+    """Trains what requires a gradient in a stage; its folder in ``output_dir`` is the result.
 
     Args:
-        config: Of the run.
+        config: Of the run, whose ``output_dir`` is there.
         cache: Latents to train on.
         stage: Its networks are changed in place.
         pipe: A pipeline with the stage inside, for previews.
         scored: Another one, for scores, where these want more components; ``pipe`` when None.
         prompts: What previews show; captions of the cache when empty.
-        run_dir: Folder of the run.
 
     Raises:
         ValueError: Settings of flow matching, of a model that is none.
@@ -49,21 +49,24 @@ def train_denoiser(
             f"logit_mean and logit_std are flow matching's: {config.pretrained_model_name_or_path} is a model of "
             f"another kind ({stage.schedule.prediction_type})"
         )
+    run_dir = Path(config.output_dir)
     freeze_all_but(stage, config.trainable_modules)
+    if config.gradient_checkpointing:
+        enable_checkpointing(stage.network)
 
     def preview(step: int) -> None:
         pipe.to(stage.network.device)
-        write_previews(pipe, cache, prompts, config.seed, run_dir / f"preview-{step:06d}.png")
+        previews = make_previews(pipe, cache, prompts, config.seed, num_inference_steps=PREVIEW_STEPS)
+        write_contact_sheet(run_dir / f"preview-{step:06d}.png", *previews)
 
     def save(folder: Path) -> None:
         save_trained(stage, folder)
 
     component = {"content": "content", "motion": "motion", "video": "full"}[stage.name]
-    score = make_scorer(scored or pipe, config, component, run_dir, save)
+    score = Scorer(scored or pipe, config, component, run_dir, save) if config.eval.steps else None
     fit(
         diffusion.players(stage, config), cache, config, collate=collate_latents, save=lambda: save(run_dir),
-        record=partial(record_settings, run_dir, f"train-{stage.name}", config),
-        at=[(config.validation_steps, main_only(preview)), (config.eval.steps, score)],
+        command=f"train-{stage.name}", at=[(config.validation_steps, main_only(preview)), (config.eval.steps, score)],
     )  # fmt: skip
     if this_process().is_main_process:
         print(run_dir / FOLDERS[stage.name])

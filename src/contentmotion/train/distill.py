@@ -26,19 +26,18 @@ from contentmotion.pipelines.folder import INDEX, not_a_pipeline
 from contentmotion.pipelines.loading import is_video_model, load_pipeline, load_video_pipeline
 from contentmotion.pipelines.sampling import is_distilled
 from contentmotion.pipelines.saving import FOLDERS
-from contentmotion.run_dir import make_output_dir, record_settings
+from contentmotion.run_dir import make_output_dir
 from contentmotion.stages.content import content_stage, load_content
 from contentmotion.stages.lora import add_adapters
 from contentmotion.stages.motion import MotionStage
 from contentmotion.stages.stage import Stage
 from contentmotion.stages.video import VideoStage
-from contentmotion.train.best import BEST, Best
 from contentmotion.train.denoiser import main_only, save_trained
 from contentmotion.train.held_out import Alarms, HeldOut, what_scores_depend_on
 from contentmotion.train.loop import fit
 from contentmotion.train.previews import make_previews
 from contentmotion.train.processes import on_main, this_process
-from contentmotion.train.scoring import BEST_FOLDER, Scorer, make_scorer, student_score, write_best
+from contentmotion.train.scoring import BEST, BEST_FOLDER, Best, Scorer, student_score, write_best
 from contentmotion.video.write import write_contact_sheet
 
 # Steps of the teacher and of the student in previews.
@@ -80,9 +79,6 @@ def distill(config: DistillConfig) -> None:
     player, *others = objective.players(student, teacher, config)
     is_main = this_process().is_main_process
 
-    def preview(step: int) -> None:
-        compare_steps(teacher, student, type(pipe), cache, config, run_dir / f"preview-{step:06d}.png")
-
     def save(folder: Path = run_dir) -> None:
         save_trained(student, folder)
 
@@ -90,8 +86,9 @@ def distill(config: DistillConfig) -> None:
     # Captions can be found again in whole videos alone; a motion model's true content frames would tell them.
     whole_videos = config.part == "video" or config.part == "content" and scored.components.get("motion_transformer")
     component = "full" if whole_videos else config.part
-    scorer = make_scorer(scored, config, component, run_dir)
-    best = keep_best(run_dir, save, unseen, scorer, config) if is_main else None
+    guidance_scale = config.student_guidance if config.guidance_range else None
+    scorer = Scorer(scored, config, component, run_dir, guidance_scale=guidance_scale) if config.eval.steps else None
+    best = keep_best(save, unseen, scorer, config) if is_main else None
     held_out = HeldOut(player, teacher, unseen, config) if is_main and unseen is not None else None
 
     def score_held_out(step: int) -> dict[str, float]:
@@ -112,15 +109,16 @@ def distill(config: DistillConfig) -> None:
         on_main(offer)
         return row
 
+    preview = partial(compare_steps, teacher, student, type(pipe), cache, config)
+    heldout_steps = 0 if unseen is None else config.heldout_steps or config.validation_steps
     fit(
         [replace(player, watch=Alarms().watch) if is_main else player, *others], cache, config, collate=collate_latents,
-        save=None if unseen is not None else save,
+        save=None if unseen is not None else save, command="distill",
         at=[
             (config.validation_steps, main_only(preview)),
-            (heldout_schedule(config), score_held_out),
+            (heldout_steps, score_held_out),
             (config.eval.steps, score_samples),
         ],
-        record=partial(record_settings, run_dir, "distill", config),
     )  # fmt: skip
     if is_main:
         if unseen is None and scorer is None:
@@ -129,24 +127,16 @@ def distill(config: DistillConfig) -> None:
 
 
 def keep_best(
-    run_dir: Path,
-    save: Callable[[Path], None],
-    unseen: LatentCache | None,
-    scorer: Scorer | None,
-    config: DistillConfig,
+    save: Callable[[Path], None], unseen: LatentCache | None, scorer: Scorer | None, config: DistillConfig
 ) -> Best | None:
     """The keeper of the best student: with held-out clips of the result, with ``eval.steps`` alone beside it."""
+    run_dir = Path(config.output_dir)
     scored_on: dict[str, Any] = {} if scorer is None else scorer.scored_on
     if unseen is None:
         return scorer and Best(run_dir, run_dir / BEST_FOLDER, partial(write_best, run_dir, save), "score", scored_on)
     scored_on = scored_on | what_scores_depend_on(unseen, config)
     name = "student_error" if scorer is None else "score"
     return Best(run_dir, run_dir / FOLDERS[config.part], partial(save, run_dir), name, scored_on)
-
-
-def heldout_schedule(config: DistillConfig) -> int:
-    """Steps between two scores on the held-out clips; 0 without any."""
-    return (config.heldout_steps or config.validation_steps) if config.eval_latent_cache else 0
 
 
 def open_teacher(config: DistillConfig) -> Any:
@@ -229,23 +219,22 @@ def check_cache(cache: LatentCache, teacher: Stage) -> None:
 def make_student(teacher: Stage, config: DistillConfig) -> Stage:
     """A stage that starts as the teacher, to be trained; with LoRA it shares all weights but the adapters."""
     scheduler = OBJECTIVES[config.objective].student_scheduler(teacher.scheduler, config.num_ddim_steps)
-    trained: dict[str, Any] = {}
+    shared: dict[int, Any] = {}
     if config.lora.rank:
         torch.manual_seed(config.seed)
-        network = copy.deepcopy(teacher.network, {id(p): p for p in teacher.network.parameters()})
-        network = told(network, teacher, config)
-        targets = config.lora.target_modules or teacher.lora_targets
-        add_adapters(network, config.lora.rank, config.lora.alpha, targets)
-        trained[teacher.network_name] = network
+        shared = {id(p): p for p in teacher.network.parameters()}
+    network: Any = told(copy.deepcopy(teacher.network, shared), teacher, config)
+    trained = {teacher.network_name: network}
+    if config.lora.rank:
+        add_adapters(network, config.lora.rank, config.lora.alpha, config.lora.target_modules or teacher.lora_targets)
     else:
-        for name in (teacher.network_name, *teacher.besides):
-            if teacher.components.get(name) is not None:
-                part = copy.deepcopy(teacher.components[name])
-                part = told(part, teacher, config) if name == teacher.network_name else part
-                trained[name] = part.requires_grad_(True)
-    without_dropout(trained[teacher.network_name])
+        besides = {name: teacher.components.get(name) for name in teacher.besides}
+        trained |= {name: copy.deepcopy(part) for name, part in besides.items() if part is not None}
+        for part in trained.values():
+            part.requires_grad_(True)
+    without_dropout(network)
     if config.gradient_checkpointing:
-        enable_checkpointing(trained[teacher.network_name])
+        enable_checkpointing(network)
     return teacher.replace(**trained, **{teacher.scheduler_name: scheduler})
 
 
@@ -262,14 +251,9 @@ def told(network: nn.Module, teacher: Stage, config: DistillConfig) -> nn.Module
 
 
 def compare_steps(
-    teacher: Stage,
-    student: Stage,
-    pipeline: type[LatentPipeline],
-    cache: LatentCache,
-    config: DistillConfig,
-    path: Path,
+    teacher: Stage, student: Stage, pipeline: type[LatentPipeline], cache: LatentCache, config: DistillConfig, step: int
 ) -> None:
-    """A contact sheet: the same prompts and noise, by the teacher at 50 steps and the student at 1, 2, 4 and 8.
+    """The preview: the same prompts and noise, by the teacher at 50 steps and the student at 1, 2, 4 and 8.
 
     Videos have a row each; single pictures stand side by side, a row for each prompt.
     """
@@ -282,6 +266,7 @@ def compare_steps(
         sampling = {f"{prefix}{name}": value for name, value in {"num_inference_steps": steps, **guidance}.items()}
         return make_previews(pipe, cache, config.validation_prompts, config.seed, **sampling)
 
+    path = Path(config.output_dir) / f"preview-{step:06d}.png"
     teachers, captions = make(teacher, TEACHER_STEPS, config.guidance)
     own = {"guidance_scale": config.student_guidance}
     runs = [(f"teacher, {TEACHER_STEPS} steps", teachers)]

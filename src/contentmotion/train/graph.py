@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from torch import Tensor, nn
+from torch import Tensor
 
 from contentmotion.config import TrainConfig
 from contentmotion.draws import BatchGenerator
-from contentmotion.losses.player import Batch, Player
+from contentmotion.losses.player import Batch
 from contentmotion.pipelines.speed import Replayed, cuda_recorder
 from contentmotion.stages.stage import Stage
 from contentmotion.train.optimizers import Trainee
@@ -32,10 +32,8 @@ def record_passes(
     """
     if process.num_processes > 1:
         raise ValueError("scale.cuda_graphs is for one process: gradients of several are shared while they come")
-    device: Any = process.device
-    everything = [parameter for trainee in trainees for parameter in trainee.parameters.values()]
     return [
-        RecordedPass(one, trainee.player, list(trainee.parameters.values()), everything, config, device)
+        RecordedPass(one, trainee, trainees, config.gradient_accumulation_steps, process.device)
         for one, trainee in zip(passes, trainees, strict=True)
     ]
 
@@ -49,19 +47,18 @@ class RecordedPass:
 
     Args:
         one_pass: Gives the losses, and adds to the gradients.
-        player: Whose pass it is.
-        parameters: What it trains.
-        everything: All that a gradient may reach.
-        config: Of the run.
+        trainee: Whose pass it is.
+        trainees: All that a gradient may reach.
+        num_parts: Passes of a step.
         device: Where it computes.
     """
 
     def __init__(
-        self, one_pass: Pass, player: Player, parameters: Sequence[nn.Parameter], everything: Sequence[nn.Parameter],
-        config: TrainConfig, device: torch.device,
-    ) -> None:  # fmt: skip
-        self.one_pass, self.player, self.parameters, self.everything = one_pass, player, parameters, everything
-        self.device, self.num_parts = device, config.gradient_accumulation_steps
+        self, one_pass: Pass, trainee: Trainee, trainees: Sequence[Trainee], num_parts: int, device: torch.device
+    ) -> None:
+        self.one_pass, self.player, self.parameters = one_pass, trainee.player, list(trainee.parameters.values())
+        self.everything = [parameter for each in trainees for parameter in each.parameters.values()]
+        self.device, self.num_parts = device, num_parts
         self.part = torch.zeros((), dtype=torch.long, device=device)
         self.source = BatchGenerator(torch.Generator(device), part=self.part, num_parts=self.num_parts)
         self.seed, self.step = 0, 0

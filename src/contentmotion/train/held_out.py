@@ -23,21 +23,15 @@ MIN_POINTS = 64  # times and noises that the held-out loss averages over, at lea
 
 
 class HeldOut:
-    """Scores on held-out clips, with the same clips, noise and times at every step: their numbers compare.
-
-    Args:
-        player: The student and its loss.
-        teacher: What it learns from.
-        cache: The held-out clips.
-        config: Of the run.
-    """
+    """Scores of a student on held-out clips, with the same clips, noise and times at every step: their numbers compare."""
 
     def __init__(self, player: Player, teacher: Stage, cache: LatentCache, config: DistillConfig) -> None:
         self.player, self.teacher, self.config = player, teacher, config
         self.student: Any = player.module
         count, size = min(config.heldout_items, len(cache)), config.train_batch_size
         items = [cache[i * len(cache) // count] for i in range(count)]
-        groups = [list(group) for _, group in groupby(items, _shapes)]  # of one size each
+        alike = groupby(items, lambda item: [value.shape for value in item.values() if isinstance(value, Tensor)])
+        groups = [list(group) for _, group in alike]
         self.batches = [collate_latents(g[k : k + size]) for g in groups for k in range(0, len(g), size)]
         self.rounds = math.ceil(MIN_POINTS / count)
         self._teachers: list[Tensor] = []
@@ -94,15 +88,8 @@ class HeldOut:
 def sample(
     stage: Stage, batch: dict[str, Any], noise: Tensor, num_inference_steps: int, guidance_scale: float, **guidance: Any
 ) -> Tensor:
-    """Clean samples, by the loop that the pipelines have.
-
-    Args:
-        stage: What denoises, by its own scheduler.
-        batch: The conditions; "generator" is where a scheduler that adds noise draws it.
-        noise: Initial noise (b, ...).
-        num_inference_steps: Steps.
-        guidance_scale: 1 is none.
-        **guidance: See ``denoise``.
+    """Clean samples of noise (b, ...), by the loop that the pipelines have and the stage's own scheduler, which draws
+    the noise that it may add from the batch's "generator"; ``guidance`` is ``denoise``'s.
     """
     null = stage.encode(batch, torch.ones(len(noise), dtype=torch.bool)) if guidance_scale > 1 else None
     with times_at_hand(stage.scheduler, noise.device):
@@ -112,10 +99,6 @@ def sample(
         latents = denoise(stage, latents, told, null, guidance_scale, generator=batch["generator"], **guidance)
     require_finite(f"the {stage.name} model", latents)
     return latents
-
-
-def _shapes(item: dict[str, Any]) -> list[torch.Size]:
-    return [value.shape for value in item.values() if isinstance(value, Tensor)]
 
 
 def what_scores_depend_on(cache: LatentCache, config: DistillConfig) -> dict[str, Any]:

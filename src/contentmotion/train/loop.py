@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -20,13 +20,13 @@ from torch.utils.data import Dataset
 
 from contentmotion.config import TrainConfig
 from contentmotion.losses.player import Batch, Loss, Player
-from contentmotion.run_dir import require_same_settings, resolve_dtype
+from contentmotion.run_dir import prepare_output_dir, require_same_settings, resolve_dtype
 from contentmotion.train.batches import begin_draws, make_batches
 from contentmotion.train.checkpoints import CheckpointWriter, read_state, resume, what_is_kept
 from contentmotion.train.graph import record_passes
 from contentmotion.train.metrics import Metrics
 from contentmotion.train.optimizers import Trainee
-from contentmotion.train.processes import agree, mean_of, means_of, on_main, this_process
+from contentmotion.train.processes import agree, in_any, means_of, on_main, this_process
 from contentmotion.train.sharding import Shards, blocks
 from contentmotion.train.stopping import StopRequests, explained
 
@@ -43,7 +43,7 @@ def fit(
     collate: Callable[[list[Batch]], Batch],
     at: Sequence[Scheduled] = (),
     save: Callable[[], object] | None = None,
-    record: Callable[[TrainConfig], object] | None = None,
+    command: str | None = None,
 ) -> None:
     """Trains the players' networks; on return their weights are the averaged (EMA) ones.
 
@@ -65,8 +65,8 @@ def fit(
             before they have, the one that goes on calls them first. So none is missed, and each may run again.
         save: Called by the first process, with the averaged weights in place, when the run ends: after its last step,
             and where it is stopped early.
-        record: Called by the first process once the run has really started, with the settings that it uses: those of
-            the optimizer are its checkpoint's.
+        command: What ``config.yaml`` says that repeats the run; it is written once the run has really started, with
+            the settings that it uses: those of the optimizer are its checkpoint's. None: no such file.
 
     Raises:
         ValueError: Players that cannot be trained, settings that are not the same in all processes, a loss, a gradient
@@ -79,8 +79,8 @@ def fit(
     require_same_settings(config, this_process())
     run = _Run(players, config)
     first_step = resume(run.read, config, run_dir)
-    if record is not None and first_step < last:
-        on_main(lambda: record(run.used()))
+    if command is not None and first_step < last:
+        on_main(lambda: prepare_output_dir(run_dir, command, config, run.used()))
     metrics = Metrics(config, run_dir, first_step, dataset)
     batches = closing(make_batches(dataset, config, run.process, first_step, collate))
     stop = StopRequests(config.scale.max_train_time)
@@ -129,21 +129,13 @@ class _Objective(nn.Module):
 
 
 class _Number(NamedTuple):
-    """Something to log, perhaps on a GPU that is not there yet.
-
-    Attributes:
-        step: Its step.
-        name: Its name.
-        value: It.
-        parts: Numbers of this name that the step's is the mean of.
-        items: Those of a loss or a norm, which must be finite.
-    """
+    """Something to log, perhaps on a GPU that is not there yet."""
 
     step: int
     name: str
     value: Tensor | float
-    parts: int = 1
-    items: Tensor | None = None
+    parts: int = 1  # numbers of this name that the step's is the mean of
+    items: Tensor | None = None  # of a loss or a norm, which must be finite
 
 
 class _Run:
@@ -233,11 +225,10 @@ class _Run:
                 self._turn(step, number, trainee, parts)
             if step % self.config.logging_steps == 0 or step == self.config.max_train_steps:
                 self._numbers += [_Number(step, self.prefix(trainee) + n, x) for n, x in trainee.lag().items()]
-        # What any process must hear of, in one message.
-        signs = mean_of({"bad": float(bool(metrics.unsaid)), "stop": float(asked_to_stop())})
-        metrics.check_bad_files(signs["bad"] > 0)
+        any_bad, any_asked = in_any(bool(metrics.unsaid), asked_to_stop())
+        metrics.check_bad_files(any_bad)
         self._numbers.append(_Number(step, "data_wait", waited / (time.perf_counter() - started)))
-        return signs["stop"] > 0
+        return any_asked
 
     def call(
         self, at: Sequence[Scheduled], numbers: list[int], step: int, metrics: Metrics, stop: StopRequests
@@ -250,7 +241,8 @@ class _Run:
                 scores = at[numbers[0]][1](step) or {}
             metrics.write(step, {f"eval/{name}": value for name, value in scores.items()})
             metrics.show(step)
-            numbers, stopping = numbers[1:], mean_of({"stop": float(stop.is_asked)})["stop"] > 0
+            numbers = numbers[1:]
+            [stopping] = in_any(stop.is_asked)
         return numbers, stopping
 
     def read_numbers(self) -> list[dict[str, float]]:
@@ -264,9 +256,9 @@ class _Run:
         means = iter(means_of([number.value for number in numbers if isinstance(number.value, Tensor)]))
         for number in numbers:
             mean = next(means) if isinstance(number.value, Tensor) else number.value
-            if number.items is not None:
+            if number.items is not None and not math.isfinite(mean):
                 what = number.name.replace("grad_norm", "gradient norm")
-                self._require_finite(what, mean, number.value, number.step, number.items)
+                self._refuse(what, float(number.value), number.step, f" (items {number.items.tolist()})")
             values = steps.setdefault(number.step, {})
             values[number.name] = values.get(number.name, 0.0) + mean / number.parts
         return list(steps.values())
@@ -277,7 +269,7 @@ class _Run:
         for k, part in enumerate(parts):
             here = {n: x.to(self.device, non_blocking=True) if isinstance(x, Tensor) else x for n, x in part.items()}
             source = begin_draws(self.config, step, k, self.process, number)
-            with self._sharing(self.objectives[trainee.name], gradients=k == len(parts) - 1):
+            with self._sharing_gradients(self.objectives[trainee.name], k == len(parts) - 1):
                 losses = self.passes[number](here | {"generator": source})
             if trainee.player.watch is not None:
                 trainee.player.watch(step, losses)
@@ -300,28 +292,21 @@ class _Run:
         trainee.scaler.scale(losses["loss"] / self.config.gradient_accumulation_steps).backward()
         return {name: value.detach() for name, value in losses.items()}
 
-    @contextmanager
-    def _sharing(self, objective: Any, gradients: bool) -> Iterator[None]:
+    def _sharing_gradients(self, objective: Any, shared: bool) -> AbstractContextManager[None]:
         """Whether backward passes share gradients with the other processes: at the end of a step is enough."""
         if self.shards:
-            objective.set_requires_gradient_sync(gradients)
-        with nullcontext() if gradients or self.shards or not self.is_shared else objective.no_sync():
-            yield
+            objective.set_requires_gradient_sync(shared)
+        return nullcontext() if shared or self.shards or not self.is_shared else objective.no_sync()
 
     def require_finite_weights(self, step: int) -> None:
         """Raises ``ValueError``, in all processes, where something that a checkpoint would hold is not finite."""
-        here = math.fsum(0.0 if trainee.is_finite() else math.nan for trainee in self.trainees)
-        self._require_finite("a weight", mean_of({"here": here})["here"], here, step, None)
+        finite = all(trainee.is_finite() for trainee in self.trainees)
+        if any(in_any(not finite)):
+            self._refuse("a weight", 0.0 if finite else math.nan, step)
 
-    def _require_finite(
-        self, what: str, everywhere: float, here: Tensor | float, step: int, index: Tensor | None
-    ) -> None:
-        """Raises ``ValueError``, in all processes, where a number is not finite in one of them."""
-        if math.isfinite(everywhere):
-            return
-        mine = float(here.detach() if isinstance(here, Tensor) else here)
-        items = f" (items {index.tolist()})" if index is not None else ""
-        value, items = next(filter(None, gather_object([None if math.isfinite(mine) else (mine, items)])))
+    def _refuse(self, what: str, here: float, step: int, items: str = "") -> None:
+        """Raises ``ValueError``, in all processes, about a number that is not finite in one of them."""
+        value, items = next(filter(None, gather_object([None if math.isfinite(here) else (here, items)])))
         self.writer.wait()  # or the last good one would not be named
         agree(
             ValueError(

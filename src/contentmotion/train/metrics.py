@@ -8,7 +8,6 @@ import resource
 import sys
 import time
 import uuid
-from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import ProjectConfiguration, gather_object
 from PIL import Image
 from rich.progress import TextColumn
 from torch.utils.data import Dataset
@@ -27,9 +26,9 @@ from contentmotion.data.accounting import require_few_bad
 from contentmotion.data.streaming import StreamingClips
 from contentmotion.losses.player import COUNT, SUM
 from contentmotion.progress import progress_bar
-from contentmotion.run_dir import ENVIRONMENT, describe_environment
+from contentmotion.run_dir import ENVIRONMENT, by_name, describe_environment
 from contentmotion.saving import read_json, read_text, replacing_file, write_json
-from contentmotion.train.processes import on_main, this_process, union_of
+from contentmotion.train.processes import on_main, this_process
 
 TRACKED = "tracker.json"  # in a run's folder: what trackers know the run by, however often it is resumed
 
@@ -40,17 +39,6 @@ def _divide(values: dict[str, float]) -> dict[str, float]:
     for name in (name.removesuffix(COUNT) for name, count in values.items() if name.endswith(COUNT) and count):
         divided[name] = values[name + SUM] / values[name + COUNT]
     return divided
-
-
-def _flat(settings: Mapping[str, Any], block: str = "") -> dict[str, Any]:
-    """Settings as trackers take them: blocks by dotted names, lists as text."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{block}{name}.")
-        else:
-            found[block + name] = value if isinstance(value, int | float | str | None) else str(value)
-    return found
 
 
 def peak_memory() -> float:
@@ -89,7 +77,11 @@ class Metrics:
                 "wandb": {"id": run_id, "name": run_dir.name, "resume": "allow"},
                 "comet_ml": {"experiment_key": run_id},
             }
-            self._trackers.init_trackers("contentmotion", config=_flat(asdict(config)), init_kwargs=names)
+            settings = {
+                name: value if isinstance(value, int | float | str | None) else str(value)
+                for name, value in by_name(asdict(config))
+            }
+            self._trackers.init_trackers("contentmotion", config=settings, init_kwargs=names)
         speed = TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:.2f} steps/s")
         self.progress = progress_bar(speed, shown=self.process.is_main_process)
         self.console = self.progress.console
@@ -173,7 +165,7 @@ class Metrics:
         Raises:
             ValueError: Too many are bad.
         """
-        for line in union_of(self.unsaid) if any_new else ():
+        for line in gather_object(self.unsaid) if any_new else ():
             if line not in self.bad:
                 self.bad.add(line)
                 if self.process.is_main_process:

@@ -25,12 +25,10 @@ def train_motion(config: TrainMotionConfig) -> None:
     require_checkpoints(
         pretrained_model_name_or_path=config.pretrained_model_name_or_path, autoencoder=config.autoencoder
     )
-    run_dir = make_output_dir(config.output_dir)
+    make_output_dir(config.output_dir)
     cache = open_cache(config.latent_cache, config.max_bad_fraction)
     stage = motion_to_train(config, cache)
-    if config.gradient_checkpointing:
-        stage.network.enable_gradient_checkpointing()  # type: ignore[operator]
-    train_denoiser(config, cache, stage, ContentMotionPipeline(**stage.components), run_dir=run_dir)
+    train_denoiser(config, cache, stage, ContentMotionPipeline(**stage.components))
 
 
 def motion_to_train(config: TrainMotionConfig, cache: LatentCache) -> MotionStage:

@@ -66,7 +66,7 @@ class Trainee:
     """A player with all that trains it.
 
     Args:
-        player: Its module is where it computes, and sharded if it is to be.
+        player: Its module is on the device, and sharded if it is to be.
         config: Of the run.
         device: Where it computes.
         dtype: Of the forward passes; float16 scales the loss.
@@ -103,16 +103,15 @@ class Trainee:
         """Clips the gradient's norm as the config says; gives the norm before, where it was computed."""
         self.scaler.unscale_(self.optimizer)
         limit = self.config.max_grad_norm or torch.inf
-        norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), limit)
-        return whole(norm)
+        return whole(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), limit))
 
     def step(self) -> None:
         """Optimizer, rate and average go one step on; none of them where fp16's gradients were not finite."""
-        scale = self.scaler.get_scale() if self.scaler.is_enabled() else 0.0
+        scale = self.scaler.get_scale()  # 1 where it is off
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.scaler.is_enabled() and self.scaler.get_scale() < scale:
+        if self.scaler.get_scale() < scale:
             return
         self.schedule.step()
         if self.average is not None:

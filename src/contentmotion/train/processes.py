@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env, reduce
+from accelerate.utils import gather_object, parse_flag_from_env, reduce
 from torch import Tensor
 
 from contentmotion.run_dir import join_processes
@@ -36,19 +36,15 @@ def agree(error: Exception | None) -> None:
         SystemExit: In the other processes.
     """
     state = this_process()
-    if state.num_processes == 1:
-        if error is not None:
-            raise error
-        return
     told = gather_object([None if error is None else _one_line(error)])
     failed = [(number, message) for number, message in enumerate(told) if message is not None]
     if not failed:
         return
     if not state.is_main_process:
         raise SystemExit(1)
-    number, message = failed[0]
     if error is not None:
         raise error
+    number, message = failed[0]
     raise ValueError(f"process {number}: {message}")
 
 
@@ -67,34 +63,20 @@ def on_main(do: Callable[[], object]) -> None:
     together(lambda: do() if this_process().is_main_process else None)
 
 
-def from_main(value: Any) -> Any:
-    """The first process's value, in all of them."""
-    if this_process().num_processes == 1:
-        return value
-    return broadcast_object_list([value])[0]
+def means_of(values: Sequence[Tensor]) -> list[float]:
+    """Averages of numbers over the processes; the processor waits for a GPU once."""
+    device = this_process().device
+    here = [value.detach().float().to(device) for value in values]
+    return reduce(torch.stack(here), "mean").cpu().tolist() if here else []
 
 
-def mean_of(values: Mapping[str, Tensor | float]) -> dict[str, float]:
-    """Averages of numbers over the processes, which all bring the same names."""
-    return dict(zip(values, means_of(list(values.values())), strict=True))
-
-
-def means_of(values: Sequence[Tensor | float]) -> list[float]:
-    """The same of numbers without names; the processor waits for a GPU once, if any of them is there."""
+def in_any(*signs: bool) -> list[bool]:
+    """Of each sign whether any process has it: one message."""
     state = this_process()
-    place = {"dtype": torch.float32, "device": state.device}
-    if state.num_processes > 1 and values:
-        return reduce(torch.stack([torch.as_tensor(value, **place).detach() for value in values]), "mean").tolist()
-    there = [value.detach().float().to(state.device) for value in values if isinstance(value, Tensor)]
-    read = iter(torch.stack(there).cpu().tolist() if there else ())
-    return [next(read) if isinstance(value, Tensor) else value for value in values]
-
-
-def union_of(lines: list[str]) -> list[str]:
-    """All processes' lines, each once, in the order of the processes."""
-    if this_process().num_processes == 1:
-        return lines
-    return list(dict.fromkeys(gather_object(lines)))
+    if state.num_processes == 1:
+        return list(signs)
+    counts: Any = reduce(torch.tensor(signs, dtype=torch.int32, device=state.device), "sum")
+    return [count > 0 for count in counts.tolist()]
 
 
 def _one_line(error: Exception) -> str:

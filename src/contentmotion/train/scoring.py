@@ -1,8 +1,9 @@
-"""Scores of a model in training, by the code of ``evaluate``."""
+"""Scores of a model in training, by the code of ``evaluate``; the best model of a run, kept beside the last one."""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,13 +16,64 @@ from contentmotion.evaluate.i3d import load_i3d
 from contentmotion.evaluate.run import open_data, score_pipeline
 from contentmotion.evaluate.weights import find_weights
 from contentmotion.pipelines.base import LatentPipeline
-from contentmotion.saving import replacing_folder
-from contentmotion.train.best import Best
+from contentmotion.saving import read_json, replacing_folder, restore_folder, write_json
+from contentmotion.train.checkpoints import latest_checkpoint, reason_of, what_is_kept
 from contentmotion.train.processes import on_main, this_process
 
-BEST_FOLDER = "best"
+BEST, BEST_FOLDER = "best.json", "best"  # in a run's folder
 SCORE = "fvd"  # which decides what is best, of every component; of students it is `student_score`
 LEAST_MOTION = 1e-3  # of the real clips'
+
+
+class Best:
+    """Keeps the model with the lowest score, and ``best.json``, which names its step and its score.
+
+    A run that is resumed repeats the scores of the steps that it repeats, so the best stays the best. One that goes on
+    with other settings competes with the best of before. Of several processes only the first has one.
+
+    Args:
+        run_dir: Folder of the run.
+        folder: Where the model goes.
+        save: Writes it there, whole or not at all.
+        name: The score's name.
+        scored_on: What scores depend on: with anything else, they start anew.
+    """
+
+    def __init__(
+        self, run_dir: Path, folder: Path, save: Callable[[], None], name: str, scored_on: Mapping[str, Any]
+    ) -> None:
+        self.path, self.folder, self.save = run_dir / BEST, folder, save
+        self.name, self.scored_on = name, dict(scored_on)
+        self.record: dict[str, Any] = {}
+        restore_folder(folder)
+        if self.path.exists():
+            try:
+                record = read_json(self.path)
+            except ValueError:  # not ours
+                record = {}
+            begun = latest_checkpoint(run_dir) is not None and folder.is_dir()
+            if begun and name in record and record.get("scored_on") == self.scored_on:
+                self.record = record
+            elif begun:
+                print(f"{self.path}: scored on other clips or settings than now; the best starts anew", file=sys.stderr)
+
+    def offer(self, step: int, score: float, **beside: float) -> None:
+        """Takes note of a score, and of numbers beside it; saves the model if it is the best so far.
+
+        Raises:
+            OSError: It could not be written; what was there before is still there.
+        """
+        last = {"step": step, self.name: score} | beside
+        best = {k: v for k, v in self.record.items() if k not in ("last", "scored_on")} or None
+        if best is None or score < best[self.name] or math.isnan(best[self.name]):
+            try:
+                self.save()  # before the record: killed in between, the step is scored again
+            except Exception as error:  # a full disk is an error of the system, or of safetensors
+                kept = what_is_kept(self.path.parent)
+                raise OSError(f"{self.folder} could not be written: {reason_of(error)}; {kept}") from error
+            best = last
+        self.record = {**best, "last": last, "scored_on": self.scored_on}
+        write_json(self.path, self.record)
 
 
 class Scorer:
@@ -33,6 +85,7 @@ class Scorer:
         component: What of the pipeline to score (see ``evaluate``).
         run_dir: Folder of the run; scores.json and pictures go to eval-N in it.
         save: Writes what is trained into a folder; None: the best is not kept.
+        guidance_scale: To sample with; the pipeline's when None.
 
     Attributes:
         scored_on: What scores depend on.
@@ -49,14 +102,15 @@ class Scorer:
         config: ScoredTrainConfig,
         component: Component,
         run_dir: Path,
-        save: Callable[[Path], None] | None,
+        save: Callable[[Path], None] | None = None,
+        guidance_scale: float | None = None,
     ) -> None:
         self.pipe, self.component, self.run_dir = pipe, component, run_dir
         self.settings = EvaluateConfig(
             **{name: getattr(config.eval, name) for name in ("data_dir", "split", "i3d")},
             num_inference_steps=config.eval.num_inference_steps,
             motion_num_inference_steps=config.eval.num_inference_steps if component == "motion" else None,
-            guidance_scale=config.student_guidance if getattr(config, "guidance_range", None) else None,  # type: ignore[attr-defined]
+            guidance_scale=guidance_scale,
             components=(component,),
             seed=config.seed,
             mixed_precision=config.mixed_precision,
@@ -69,11 +123,10 @@ class Scorer:
         self.settings = replace(self.settings, num_videos=self._count_videos(config.eval.num_videos))
         names = ("data_dir", "split", "num_videos", "num_inference_steps", "i3d", "seed", "mixed_precision")
         names += ("frame_stride", "fps", "resize_mode")
-        self.scored_on: dict[str, Any] = {"component": component} | {
-            name: getattr(self.settings, name) for name in names
-        }
-        if getattr(config, "guidance_range", None):
-            self.scored_on["guidance_scale"] = self.settings.guidance_scale
+        self.scored_on: dict[str, Any] = {name: getattr(self.settings, name) for name in names}
+        self.scored_on["component"] = component
+        if guidance_scale is not None:
+            self.scored_on["guidance_scale"] = guidance_scale
         self.parts: Mapping[str, dict[str, float]] = {}
         self.best: Best | None = None
         if save is not None and this_process().is_main_process:
@@ -97,17 +150,6 @@ class Scorer:
         row = {name: value for name, value in self.parts.get(self.component, {}).items() if name != "n"}
         on_main(lambda: self.best and self.best.offer(step, row[SCORE]))
         return row
-
-
-def make_scorer(
-    pipe: LatentPipeline,
-    config: ScoredTrainConfig,
-    component: Component,
-    run_dir: Path,
-    save: Callable[[Path], None] | None = None,
-) -> Scorer | None:
-    """A ``Scorer`` with these arguments; None where no scores are wanted."""
-    return Scorer(pipe, config, component, run_dir, save) if config.eval.steps else None
 
 
 def write_best(run_dir: Path, save: Callable[[Path], None]) -> None:

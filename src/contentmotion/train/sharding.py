@@ -39,12 +39,8 @@ def local_rows(tensor: Tensor) -> tuple[Tensor, int]:
 
 
 class Shards:
-    """Shards networks in place, block by block: while one computes, the others' weights are in parts.
-
-    Args:
-        root: Holds the networks.
-        device: Where it computes.
-        num_processes: Processes to share it.
+    """Shards the networks that ``root`` holds in place, block by block: while one computes, the others' weights are in
+    parts.
     """
 
     def __init__(self, root: nn.Module, device: torch.device, num_processes: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -10,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from accelerate.utils import gather_object
@@ -33,7 +34,7 @@ class StopRequests:
     """
 
     def __init__(self, max_minutes: float | None) -> None:
-        self.max_seconds = None if max_minutes is None else 60 * max_minutes
+        self.max_seconds = math.inf if max_minutes is None else 60 * max_minutes
         self.signal = 0  # the one that came
         self._started = 0.0
         self._before: dict[int, Any] = {}
@@ -46,9 +47,7 @@ class StopRequests:
                     self._before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)
 
@@ -60,14 +59,9 @@ class StopRequests:
             os.write(2, b"\nStopping after this step, with a checkpoint; once more ends at once.\n")
 
     @property
-    def out_of_time(self) -> bool:
-        """Whether the time limit has passed."""
-        return self.max_seconds is not None and time.monotonic() - self._started >= self.max_seconds
-
-    @property
     def is_asked(self) -> bool:
         """Whether the run should stop."""
-        return bool(self.signal) or self.out_of_time
+        return bool(self.signal) or time.monotonic() - self._started >= self.max_seconds
 
     def leave(self, step: int, last_step: int, run_dir: Path) -> None:
         """Says why the run ends before its end, in all processes.
@@ -76,8 +70,8 @@ class StopRequests:
             SystemExit: With the status that shells give to a process that the signal ended, or ``OUT_OF_TIME``.
         """
         number = max(gather_object([self.signal]))
-        minutes = (self.max_seconds or 0) / 60
-        why = signal.Signals(number).name if number else f"scale.max_train_time of {minutes:g} minutes"
+        limit = f"scale.max_train_time of {self.max_seconds / 60:g} minutes"
+        why = signal.Signals(number).name if number else limit
         if this_process().is_main_process:
             print(
                 f"Stopped by {why} after step {step} of {last_step}, with a checkpoint in {run_dir}: the same command "

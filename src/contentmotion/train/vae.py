@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import torch
 
 from contentmotion.config import TrainVAEConfig
 from contentmotion.data.clips import collate, open_clips
 from contentmotion.losses import reconstruction
-from contentmotion.run_dir import make_output_dir, record_settings
+from contentmotion.run_dir import make_output_dir
 from contentmotion.saving import save_model
 from contentmotion.stages.image_vae import make_image_vae
 from contentmotion.train.denoiser import main_only
@@ -48,7 +47,7 @@ def train_vae(config: TrainVAEConfig) -> None:
     fit(
         reconstruction.image_vae_players(vae, config), frames, config, collate=collate,
         at=[(config.validation_steps, main_only(preview))], save=lambda: save_model(vae, run_dir / "vae"),
-        record=partial(record_settings, run_dir, "train-vae", config),
+        command="train-vae",
     )  # fmt: skip
     if this_process().is_main_process:
         print(run_dir / "vae")

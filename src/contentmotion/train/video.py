@@ -11,7 +11,6 @@ from contentmotion.config import TrainVideoConfig
 from contentmotion.data.cache import LatentCache, open_cache
 from contentmotion.data.conditions import require_conditions
 from contentmotion.loading import load_vae, require_checkpoints, training_scheduler
-from contentmotion.models.video_unet import enable_checkpointing
 from contentmotion.pipelines.loading import is_video_model, load_video_pipeline
 from contentmotion.pipelines.sampling import is_distilled
 from contentmotion.pipelines.video_latent import VideoLatentPipeline
@@ -31,7 +30,7 @@ def train_video(config: TrainVideoConfig) -> None:
         ValueError: Something needed is missing or does not fit.
     """
     require_checkpoints(pretrained_model_name_or_path=config.pretrained_model_name_or_path, vae=config.vae)
-    run_dir = make_output_dir(config.output_dir)
+    make_output_dir(config.output_dir)
     cache = open_cache(config.latent_cache, config.max_bad_fraction)
     fields = list(cache[0])
     if "latents" not in fields:
@@ -44,12 +43,9 @@ def train_video(config: TrainVideoConfig) -> None:
     pipe = VideoLatentPipeline(**stage.components)
     pipe.check_parts()
     train_text = config.train_text_encoder or not config.pretrained_model_name_or_path
-    text_encoder = stage.components["text_encoder"]
-    text_encoder.requires_grad_(train_text)
+    stage.components["text_encoder"].requires_grad_(train_text)
     cache.use_text_features(None if train_text else stage.components)
-    if config.gradient_checkpointing:
-        enable_checkpointing(stage.network)
-    train_denoiser(config, cache, stage, pipe, prompts=config.validation_prompts, run_dir=run_dir)
+    train_denoiser(config, cache, stage, pipe, prompts=config.validation_prompts)
 
 
 def video_to_train(config: TrainVideoConfig, cache: LatentCache) -> VideoStage:
