@@ -45,15 +45,9 @@ def make_output_dir(path: str | Path) -> Path:
 
 def prepare_output_dir(path: str | Path, command: str, config: Any, used: Any = None) -> Path:
     """Makes a run's folder and writes its settings there: ``config.yaml`` repeats the run. Says what changed where a
-    training goes on.
+    training goes on, whose checkpoint may have the last word: ``used`` is the config with what it says.
 
     Only when the run really starts: a command that is refused leaves those of the run before.
-
-    Args:
-        path: The folder.
-        command: The command's name.
-        config: Its config dataclass.
-        used: The same as the run uses it, where a checkpoint has the last word.
 
     Raises:
         OSError: The folder cannot be written.

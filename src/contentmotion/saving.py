@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import glob
 import hashlib
 import json
 import os
@@ -90,15 +89,14 @@ def restore_folder(path: str | Path) -> None:
 def find_leftovers(path: Path) -> list[Path]:
     """What ``replacing_file`` and ``replacing_folder`` left in a folder, two levels deep, or beside it, when killed.
 
-    Args:
-        path: A folder that no other run writes to; one inside it may belong to a run, whose files are left alone.
+    No other run writes to the folder; one inside it may belong to a run, whose files are left alone.
     """
-    inside = [found for depth in ("", "*/", "*/*/") for found in path.glob(f"{depth}.*.partial*")]
-    beside = path.parent.glob(f".{glob.escape(path.name)}.*.partial")
     own = re.compile(rf"\.{re.escape(path.name)}\.\d+\.partial")
-    found = [(one, re.fullmatch(r"\..*\.(\d+)\.partial(\.\w+)?", one.name)) for one in inside]
-    found += [(one, re.search(r"(\d+)\.partial", one.name)) for one in beside if own.fullmatch(one.name)]
-    return [one for one, match in found if match and not (is_alive(match[1]) and int(match[1]) != os.getpid())]
+    found = [one for one in path.parent.glob(".*.partial") if own.fullmatch(one.name)]
+    for depth in ("", "*/", "*/*/"):
+        found += path.glob(f"{depth}.*.partial*")
+    matches = [(one, re.fullmatch(r"\..*\.(\d+)\.partial(\.\w+)?", one.name)) for one in found]
+    return [one for one, match in matches if match and not (is_alive(match[1]) and int(match[1]) != os.getpid())]
 
 
 def is_alive(process: str) -> bool:
@@ -123,11 +121,9 @@ def save_model(model: ModelMixin, path: str | Path) -> None:
 
 
 def hash_weights(model: torch.nn.Module, version: int = HASH_VERSION) -> str:
-    """SHA-256 of what decides a model's numbers: weights, and those settings that no weight shows.
+    """SHA-256 of what decides a model's numbers: weights, and those settings of its config that no weight shows.
 
-    Args:
-        model: A network with a diffusers or transformers config, or with none.
-        version: Which kind of hash: 1 is that of caches made by version 0.1, of the weights alone.
+    Version 1 is that of caches made by version 0.1, of the weights alone.
     """
     config = getattr(model, "config", None)
     settings = config if isinstance(config, Mapping) else {} if config is None else vars(config)

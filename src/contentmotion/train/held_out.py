@@ -23,7 +23,7 @@ MIN_POINTS = 64  # times and noises that the held-out loss averages over, at lea
 
 
 class HeldOut:
-    """Scores of a student on held-out clips, with the same clips, noise and times at every step: their numbers compare."""
+    """Scores of a student on held-out clips, with the same clips, noise and times at every step: they compare."""
 
     def __init__(self, player: Player, teacher: Stage, cache: LatentCache, config: DistillConfig) -> None:
         self.player, self.teacher, self.config = player, teacher, config

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from contentmotion.config import TrainMotionConfig
-from contentmotion.data.cache import LatentCache, open_cache
+from contentmotion.data.cache import open_cache
 from contentmotion.loading import load_autoencoder, require_checkpoints
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
 from contentmotion.run_dir import make_output_dir
@@ -20,23 +20,14 @@ def train_motion(config: TrainMotionConfig) -> None:
     """Trains the motion model; ``output_dir/motion_transformer`` is the result, with its scheduler beside it.
 
     Raises:
-        ValueError: Something needed is missing or does not fit.
+        ValueError: Something needed is missing or does not fit: no text encoder and no classes, or a cache made with
+            other networks.
     """
     require_checkpoints(
         pretrained_model_name_or_path=config.pretrained_model_name_or_path, autoencoder=config.autoencoder
     )
     make_output_dir(config.output_dir)
     cache = open_cache(config.latent_cache, config.max_bad_fraction)
-    stage = motion_to_train(config, cache)
-    train_denoiser(config, cache, stage, ContentMotionPipeline(**stage.components))
-
-
-def motion_to_train(config: TrainMotionConfig, cache: LatentCache) -> MotionStage:
-    """An untrained stage of the sizes that config and cache ask for, with what it is conditioned on.
-
-    Raises:
-        ValueError: No text encoder and no classes, or a cache made with other networks.
-    """
     autoencoder = load_autoencoder(config.autoencoder).requires_grad_(False)
     cache.require_made_with(autoencoder=autoencoder)
     components: dict[str, Any] = dict.fromkeys(("vae", "text_encoder", "tokenizer", "unet", "scheduler"))
@@ -57,7 +48,7 @@ def motion_to_train(config: TrainMotionConfig, cache: LatentCache) -> MotionStag
             f"{config.latent_cache} has no statistics of its motion latents: encode again, into a new folder"
         )
     torch.manual_seed(config.seed)
-    return MotionStage.make(
+    stage = MotionStage.make(
         config.model, cache.shapes("motion"), components=components | {"autoencoder": autoencoder},
         content_channels=cache.shapes("content")[0][0],
         num_classes=None if text_dim is not None else len(names),
@@ -65,3 +56,4 @@ def motion_to_train(config: TrainMotionConfig, cache: LatentCache) -> MotionStag
         statistics=statistics, prediction_type=config.prediction_type, flow_shift=config.flow_shift,
         content_noise=config.content_noise, overlap=config.overlap, frame_rate=cache.frame_rate,
     )  # fmt: skip
+    train_denoiser(config, cache, stage, ContentMotionPipeline(**stage.components))
