@@ -189,12 +189,12 @@ def test_the_best_is_kept_beside_the_last(
     assert "best.json: scored on other clips or settings than now" in capsys.readouterr().err
 
 
-def test_few_videos_are_enough_where_nobody_gave_a_number(config: TrainAutoencoderConfig, tmp_path: Path) -> None:
+def test_few_videos_are_enough_where_nobody_gave_a_number(config: TrainAutoencoderConfig) -> None:
     pipe = tiny.make_pipeline()
 
     def scored_on(**asked: Any) -> int | None:
         given = ScheduledEvaluation(steps=2, data_dir=config.eval.data_dir, split="train", i3d=config.eval.i3d, **asked)
-        return Scorer(pipe, dataclasses.replace(config, eval=given), "full", tmp_path, None).settings.num_videos
+        return Scorer(pipe, dataclasses.replace(config, eval=given), "full").settings.num_videos
 
     assert (scored_on(), scored_on(num_videos=2), scored_on(num_videos=None)) == (4, 2, None)
     with pytest.raises(ValueError, match="--eval.num_videos 5, but 4 are there"):

@@ -64,7 +64,7 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> None:
     def save(folder: Path) -> None:
         save_model(model, folder / "autoencoder")
 
-    score = Scorer(pipe, config, "reconstruction", run_dir, save) if config.eval.steps else None
+    score = Scorer(pipe, config, "reconstruction", save) if config.eval.steps else None
     fit(
         reconstruction.autoencoder_players(model, vae, lpips, config), dataset, config, collate=join,
         save=lambda: save(run_dir), at=[(config.validation_steps, main_only(preview)), (config.eval.steps, score)],
@@ -97,8 +97,6 @@ def open_training_clips(config: TrainAutoencoderConfig, vae: ModelMixin | None) 
     if is_stream(str(config.train_data_dir)):
         if config.cache_latents:
             raise ValueError("a stream has no end that cache_latents could wait for: use encode --latents_only true")
-        if config.buckets:
-            raise ValueError("buckets need all headers before training starts: a stream takes one size")
         stream = open_stream(config, config.scale.shuffle_window)
         return stream, collate, collate(stream.peek(PREVIEW_CLIPS))
     clips = open_clips(config)

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
 
 from contentmotion.config import TrainDenoiserConfig
 from contentmotion.data.cache import LatentCache, collate_latents
+from contentmotion.data.conditions import training_conditions
 from contentmotion.losses import diffusion
 from contentmotion.models.video_unet import enable_checkpointing
 from contentmotion.pipelines.base import LatentPipeline
 from contentmotion.pipelines.saving import FOLDERS, save_stage
+from contentmotion.pipelines.video_latent import VideoLatentPipeline
+from contentmotion.stages.image_vae import vae_scale_factor
 from contentmotion.stages.lora import freeze_all_but, merge_adapters, save_adapters
 from contentmotion.stages.stage import Stage
 from contentmotion.train.loop import fit
-from contentmotion.train.previews import make_previews
 from contentmotion.train.processes import on_main, this_process
 from contentmotion.train.scoring import Scorer
+from contentmotion.video.pixels import to_uint8
 from contentmotion.video.write import write_contact_sheet
 
-PREVIEW_STEPS = 25
+NUM_PREVIEWS, PREVIEW_STEPS = 8, 25
 
 
 def train_denoiser(
@@ -63,13 +70,58 @@ def train_denoiser(
         save_trained(stage, folder)
 
     component = {"content": "content", "motion": "motion", "video": "full"}[stage.name]
-    score = Scorer(scored or pipe, config, component, run_dir, save) if config.eval.steps else None
+    score = Scorer(scored or pipe, config, component, save) if config.eval.steps else None
     fit(
         diffusion.players(stage, config), cache, config, collate=collate_latents, save=lambda: save(run_dir),
         command=f"train-{stage.name}", at=[(config.validation_steps, main_only(preview)), (config.eval.steps, score)],
     )  # fmt: skip
     if this_process().is_main_process:
         print(run_dir / FOLDERS[stage.name])
+
+
+def make_previews(
+    pipe: LatentPipeline, cache: LatentCache, prompts: Sequence[str], seed: int, **sampling: Any
+) -> tuple[list[np.ndarray], list[str]]:
+    """Has the pipeline that users run generate from the prompts, or from items of the cache, of the first one's size.
+
+    A content model shows content frames; a motion model moves the cache's true content frames; a video model
+    with conditions follows the first that it knows, of the cache's clips.
+
+    Args:
+        pipe: With the networks being trained inside.
+        cache: Source of prompts, labels and true content frames.
+        prompts: What a content or a video model draws; captions of the cache when empty.
+        seed: Seed of the noise.
+        **sampling: Goes to the pipeline.
+
+    Returns:
+        Videos, uint8 (t, h, w, 3) each, and their captions.
+    """
+    alike = cache.alike()
+    items = [cache[i] for i in alike[:: max(1, len(alike) // NUM_PREVIEWS)][:NUM_PREVIEWS]]
+    pipe.set_progress_bar_config(disable=True)
+    is_video = isinstance(pipe, VideoLatentPipeline)
+    names = pipe.condition_names[:1] if is_video else ()
+    moving = not is_video and pipe.motion_transformer is not None
+    captions = list(prompts) if prompts and not names and not moving else [item["caption"] for item in items]
+    given: dict[str, Any] = {"prompt": captions}
+    if is_video:
+        batch = {key: torch.stack([item[key] for item in items]) for key in ("latents", *names) if key in items[0]}
+        generator = torch.Generator().manual_seed(seed)
+        given["conditions"], _ = training_conditions(batch, names, generator, keep_all_prob=1.0, drop_all_prob=0.0)
+    else:
+        factor = vae_scale_factor(pipe.vae)
+        given["height"], given["width"] = (factor * side for side in items[0]["content"].shape[1:])
+        if moving:
+            given["content_latents"] = torch.stack([item["content"] for item in items])
+        if pipe.text_encoder is None:
+            labels = [item["label"] for item in items]
+            captions = [f"class {label}" for label in labels]
+            given |= {"prompt": None, "class_labels": labels}
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(len(captions))]
+    output: Any = pipe(generator=generators, output_type="np", **given, **sampling)
+    videos: Any = output.frames if is_video or moving else output.content_frame[:, None]
+    return [to_uint8(video, low=0) for video in videos], captions
 
 
 def save_trained(stage: Stage, folder: Path) -> None:

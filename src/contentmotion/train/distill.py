@@ -32,12 +32,11 @@ from contentmotion.stages.lora import add_adapters
 from contentmotion.stages.motion import MotionStage
 from contentmotion.stages.stage import Stage
 from contentmotion.stages.video import VideoStage
-from contentmotion.train.denoiser import main_only, save_trained
+from contentmotion.train.denoiser import main_only, make_previews, save_trained
 from contentmotion.train.held_out import Alarms, HeldOut, what_scores_depend_on
 from contentmotion.train.loop import fit
-from contentmotion.train.previews import make_previews
 from contentmotion.train.processes import on_main, this_process
-from contentmotion.train.scoring import BEST, BEST_FOLDER, Best, Scorer, student_score, write_best
+from contentmotion.train.scoring import BEST, Best, Scorer, best_beside, student_score
 from contentmotion.video.write import write_contact_sheet
 
 # Steps of the teacher and of the student in previews.
@@ -87,7 +86,7 @@ def distill(config: DistillConfig) -> None:
     whole_videos = config.part == "video" or config.part == "content" and scored.components.get("motion_transformer")
     component = "full" if whole_videos else config.part
     guidance_scale = config.student_guidance if config.guidance_range else None
-    scorer = Scorer(scored, config, component, run_dir, guidance_scale=guidance_scale) if config.eval.steps else None
+    scorer = Scorer(scored, config, component, guidance_scale=guidance_scale) if config.eval.steps else None
     best = keep_best(save, unseen, scorer, config) if is_main else None
     held_out = HeldOut(player, teacher, unseen, config) if is_main and unseen is not None else None
 
@@ -133,7 +132,7 @@ def keep_best(
     run_dir = Path(config.output_dir)
     scored_on: dict[str, Any] = {} if scorer is None else scorer.scored_on
     if unseen is None:
-        return scorer and Best(run_dir, run_dir / BEST_FOLDER, partial(write_best, run_dir, save), "score", scored_on)
+        return scorer and best_beside(run_dir, save, "score", scored_on)
     scored_on = scored_on | what_scores_depend_on(unseen, config)
     name = "student_error" if scorer is None else "score"
     return Best(run_dir, run_dir / FOLDERS[config.part], partial(save, run_dir), name, scored_on)

@@ -95,8 +95,7 @@ class Metrics:
         self.seen = 0
         # A cache watches its own losses: one line may stand for many clips there.
         self.limit = None if hasattr(dataset, "max_bad_fraction") else config.max_bad_fraction
-        sized = not isinstance(dataset, StreamingClips)
-        self.total = len(dataset) if sized else None  # type: ignore[arg-type]
+        self.total = None if isinstance(dataset, StreamingClips) else len(dataset)  # type: ignore[arg-type]
 
     def note(self, steps: list[dict[str, float]]) -> None:
         """Takes in the numbers of some steps. The first loss is shown."""

@@ -6,7 +6,6 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from contentmotion.saving import read_json, replacing_folder, restore_folder, wr
 from contentmotion.train.checkpoints import latest_checkpoint, reason_of, what_is_kept
 from contentmotion.train.processes import on_main, this_process
 
-BEST, BEST_FOLDER = "best.json", "best"  # in a run's folder
+BEST = "best.json"  # in a run's folder
 SCORE = "fvd"  # which decides what is best, of every component; of students it is `student_score`
 LEAST_MOTION = 1e-3  # of the real clips'
 
@@ -76,14 +75,23 @@ class Best:
         write_json(self.path, self.record)
 
 
+def best_beside(run_dir: Path, save: Callable[[Path], None], name: str, scored_on: Mapping[str, Any]) -> Best:
+    """Keeps the best model in ``best``, beside the last one; ``save`` writes what is trained into a folder."""
+
+    def write() -> None:
+        with replacing_folder(run_dir / "best") as folder:
+            save(folder)
+
+    return Best(run_dir, run_dir / "best", write, name, scored_on)
+
+
 class Scorer:
     """What ``fit`` calls every ``eval.steps``. The model with the lowest FVD is kept in ``best`` (see ``Best``).
 
     Args:
         pipe: With the networks being trained inside.
-        config: Of the run.
+        config: Of the run; scores.json and pictures go to eval-N in its folder.
         component: What of the pipeline to score (see ``evaluate``).
-        run_dir: Folder of the run; scores.json and pictures go to eval-N in it.
         save: Writes what is trained into a folder; None: the best is not kept.
         guidance_scale: To sample with; the pipeline's when None.
 
@@ -101,11 +109,10 @@ class Scorer:
         pipe: LatentPipeline,
         config: ScoredTrainConfig,
         component: Component,
-        run_dir: Path,
         save: Callable[[Path], None] | None = None,
         guidance_scale: float | None = None,
     ) -> None:
-        self.pipe, self.component, self.run_dir = pipe, component, run_dir
+        self.pipe, self.component, self.run_dir = pipe, component, Path(config.output_dir)
         self.settings = EvaluateConfig(
             **{name: getattr(config.eval, name) for name in ("data_dir", "split", "i3d")},
             num_inference_steps=config.eval.num_inference_steps,
@@ -114,7 +121,7 @@ class Scorer:
             components=(component,),
             seed=config.seed,
             mixed_precision=config.mixed_precision,
-            measures_dir=str(run_dir / "eval-parts"),
+            measures_dir=str(self.run_dir / "eval-parts"),
             **{name: getattr(config, name) for name in ("frame_stride", "fps", "resize_mode") if hasattr(config, name)},
         )
         # What is wrong is said now, not after hours.
@@ -130,7 +137,7 @@ class Scorer:
         self.parts: Mapping[str, dict[str, float]] = {}
         self.best: Best | None = None
         if save is not None and this_process().is_main_process:
-            self.best = Best(run_dir, run_dir / BEST_FOLDER, partial(write_best, run_dir, save), SCORE, self.scored_on)
+            self.best = best_beside(self.run_dir, save, SCORE, self.scored_on)
 
     def _count_videos(self, asked: int | None) -> int | None:
         """How many videos to score on: where nobody gave a number, no more than are there."""
@@ -150,12 +157,6 @@ class Scorer:
         row = {name: value for name, value in self.parts.get(self.component, {}).items() if name != "n"}
         on_main(lambda: self.best and self.best.offer(step, row[SCORE]))
         return row
-
-
-def write_best(run_dir: Path, save: Callable[[Path], None]) -> None:
-    """Writes what is trained into ``best``, whole or not at all."""
-    with replacing_folder(run_dir / BEST_FOLDER) as folder:
-        save(folder)
 
 
 def student_score(parts: Mapping[str, dict[str, float]], component: str, **distance: float) -> dict[str, float]:
