@@ -208,9 +208,8 @@ def _tell_changes(path: Path, config: Any) -> None:
 
 def describe_environment(device: torch.device, num_processes: int, mixed_precision: str) -> dict[str, Any]:
     """Versions, hardware and precision that a run's numbers depend on."""
-    names = ("contentmotion", "torch", "accelerate", "diffusers", "transformers")
     versions = {}
-    for name in names:
+    for name in ("contentmotion", "torch", "accelerate", "diffusers", "transformers"):
         with suppress(PackageNotFoundError):  # a checkout that is not installed
             versions[name] = version(name)
     return {

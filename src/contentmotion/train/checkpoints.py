@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from contentmotion.config import TrainConfig
 from contentmotion.saving import read_json
-from contentmotion.train.processes import on_main, this_process, together
+from contentmotion.train.processes import on_main, reason_of, this_process, together
 from contentmotion.train.sharding import local_rows
 
 STATE = "state.json"
@@ -223,15 +223,6 @@ def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     is_main = this_process().is_main_process
     mine = {name: local_rows(x.detach())[0] for name, x in tensors.items() if is_main or isinstance(x, DTensor)}
     return {name: rows.to("cpu", copy=True).contiguous() for name, rows in mine.items()}
-
-
-def reason_of(error: BaseException) -> str:
-    """Why something could not be read or written, in one line."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    # "Error(s) in loading state_dict for X:" says nothing without the line after it.
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def resume(read: Callable[[Path], None], config: TrainConfig, run_dir: Path) -> int:

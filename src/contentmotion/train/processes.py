@@ -36,7 +36,7 @@ def agree(error: Exception | None) -> None:
         SystemExit: In the other processes.
     """
     state = this_process()
-    told = gather_object([None if error is None else _one_line(error)])
+    told = gather_object([None if error is None else reason_of(error)])
     failed = [(number, message) for number, message in enumerate(told) if message is not None]
     if not failed:
         return
@@ -79,7 +79,10 @@ def in_any(*signs: bool) -> list[bool]:
     return [count > 0 for count in counts.tolist()]
 
 
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+def reason_of(error: BaseException) -> str:
+    """Why something could not be read or written, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    # "Error(s) in loading state_dict for X:" says nothing without the line after it.
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

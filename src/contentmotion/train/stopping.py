@@ -70,8 +70,7 @@ class StopRequests:
             SystemExit: With the status that shells give to a process that the signal ended, or ``OUT_OF_TIME``.
         """
         number = max(gather_object([self.signal]))
-        limit = f"scale.max_train_time of {self.max_seconds / 60:g} minutes"
-        why = signal.Signals(number).name if number else limit
+        why = signal.Signals(number).name if number else f"scale.max_train_time of {self.max_seconds / 60:g} minutes"
         if this_process().is_main_process:
             print(
                 f"Stopped by {why} after step {step} of {last_step}, with a checkpoint in {run_dir}: the same command "
