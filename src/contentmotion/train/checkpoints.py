@@ -57,12 +57,7 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What a checkpoint's JSON holds.
-
-    Raises:
-        ValueError: The checkpoint is of an earlier version, or it is no JSON.
-        OSError: There is none.
-    """
+    """What a checkpoint's JSON holds; raises ``ValueError`` where an earlier version wrote the checkpoint."""
     if not (folder / STATE).exists() and any(any(folder.glob(pattern)) for pattern in _OLD):
         raise ValueError(
             "an earlier version wrote it, with pickles, which are never read: go on with that version, or begin anew "
@@ -78,11 +73,7 @@ def file_names(stem: str, num_parts: int) -> list[str]:
 
 
 def read_tensors(folder: Path, stem: str, num_parts: int) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors, whole, that the files of one thing hold together.
-
-    Raises:
-        OSError: A file is missing, or is no whole safetensors file.
-    """
+    """Names and tensors, whole, that the files of one thing hold together; ``OSError``: one is missing or damaged."""
     pieces: dict[str, list[Any]] = {}
     for name in file_names(stem, num_parts):
         if not (folder / name).is_file():
@@ -100,11 +91,7 @@ def read_tensors(folder: Path, stem: str, num_parts: int) -> Iterator[tuple[str,
 
 @torch.no_grad()
 def fill(tensor: Tensor | None, name: str, value: Tensor) -> None:
-    """Copies a whole tensor that was read into one that may be sharded.
-
-    Raises:
-        ValueError: It has another shape, or there is no place for it.
-    """
+    """Copies a whole tensor that was read into one that may be sharded; raises ``ValueError`` where it does not fit."""
     if tensor is None:
         raise ValueError(f"it has {name} besides")
     if tensor.shape != value.shape:
@@ -180,11 +167,7 @@ class CheckpointWriter:
             self._writing = self._thread.submit(self._write, step, partial, list(copies), text)
 
     def wait(self) -> None:
-        """Returns when nothing is being written any more; called by every process.
-
-        Raises:
-            OSError: It could not be written; what was there before is still there.
-        """
+        """Returns when nothing is being written any more; called by every process. Raises as ``save`` does."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             together(writing.result)

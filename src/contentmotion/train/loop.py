@@ -58,7 +58,7 @@ def fit(
             ``scale.shuffle_window``; or a ``StreamingClips``. Its items may name bad files in "skipped"; it may have
             ``weights``, how often each item is drawn.
         config: Steps, learning rate and so on; the run lives in ``config.output_dir``.
-        collate: Items to batch.
+        collate: Makes a batch of items.
         at: Functions, each called with the step's number every so many steps (0: never) and at the last one, by all
             processes, with the averaged weights in place, in evaluation mode, without gradients. Numbers that they
             return are logged, as "eval/...". They run before the step's checkpoint is written; where a run is stopped
@@ -206,13 +206,8 @@ class _Run:
         return replace(self.config, **values)
 
     def step(self, step: int, batches: Iterator[Batch], metrics: Metrics, asked_to_stop: Callable[[], bool]) -> bool:
-        """One step of each optimizer whose turn it is; ``read_numbers`` says how it went.
-
-        Returns:
-            Whether any process is asked to stop.
-
-        Raises:
-            ValueError: Too many bad files.
+        """One step of each optimizer whose turn it is: ``read_numbers`` says how it went. Gives whether any process is
+        asked to stop.
         """
         started = time.perf_counter()
         parts = []
@@ -246,10 +241,8 @@ class _Run:
         return numbers, stopping
 
     def read_numbers(self) -> list[dict[str, float]]:
-        """Numbers of each step since the last call, means over the processes.
-
-        Raises:
-            ValueError: A loss or a gradient that is not finite.
+        """Numbers of each step since the last call, means over the processes; raises ``ValueError`` where a loss or a
+        gradient is not finite.
         """
         numbers, self._numbers = self._numbers, []
         steps: dict[int, dict[str, float]] = {}

@@ -156,13 +156,8 @@ class Metrics:
         self.seen += num_items
 
     def check_bad_files(self, any_new: bool) -> None:
-        """Names each bad file once, whichever process met it.
-
-        Args:
-            any_new: Whether any process has met one since the last call; the same in all.
-
-        Raises:
-            ValueError: Too many are bad.
+        """Names each bad file once, whichever process met it, where any has met one since the last call; raises
+        ``ValueError`` where too many are bad.
         """
         for line in gather_object(self.unsaid) if any_new else ():
             if line not in self.bad:

@@ -18,11 +18,7 @@ from contentmotion.train.sharding import local_rows, whole
 
 
 def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> Optimizer:
-    """AdamW, of 32 or of 8 bits.
-
-    Raises:
-        ImportError: 8 bits, and bitsandbytes is not installed.
-    """
+    """AdamW, of 32 or of 8 bits; raises ``ImportError`` where these need a library that is not installed."""
     settings: dict[str, Any] = {
         "lr": config.learning_rate,
         "betas": (config.adam_beta1, config.adam_beta2),
