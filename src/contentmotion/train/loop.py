@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
 from contentmotion.config import TrainConfig
-from contentmotion.losses.player import Batch, Loss, Player
+from contentmotion.losses.player import Batch, Player
 from contentmotion.run_dir import prepare_output_dir, require_same_settings, resolve_dtype
 from contentmotion.train.batches import begin_draws, make_batches
 from contentmotion.train.checkpoints import CheckpointWriter, read_state, resume, what_is_kept
@@ -29,8 +29,6 @@ from contentmotion.train.optimizers import Trainee
 from contentmotion.train.processes import agree, in_any, means_of, on_main, this_process
 from contentmotion.train.sharding import Shards, blocks
 from contentmotion.train.stopping import StopRequests, explained
-
-__all__ = ["Batch", "Loss", "Player", "Scheduled", "fit"]
 
 Scheduled = tuple[int, Callable[[int], dict[str, float] | None]]  # every so many steps, with the step's number
 
