@@ -405,7 +405,8 @@ def test_class_conditional_on_pixels(clip_folder: Path, tmp_path: Path) -> None:
     shared = {**PREVIEWED, "latent_cache": f"{tmp_path}/cache", "prediction_type": "epsilon"}
     small = {"hidden_size": 16, "depth": 1, "num_heads": 2, "learn_sigma": True}
     dit = ContentSizes(**small, architecture="dit")
-    train_content(TrainContentConfig(**shared, model=dit, output_dir=f"{tmp_path}/content"))
+    prompts = ("no model of classes", "knows words")
+    train_content(TrainContentConfig(**shared, model=dit, validation_prompts=prompts, output_dir=f"{tmp_path}/content"))
     own = {"model": MotionSizes(**small), "autoencoder": f"{tmp_path}/ae/autoencoder"}
     train_motion(TrainMotionConfig(**shared, **own, output_dir=f"{tmp_path}/motion"))
     pipe = load_pipeline(

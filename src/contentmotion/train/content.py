@@ -25,10 +25,7 @@ def train_content(config: TrainContentConfig) -> None:
     Raises:
         ValueError: Something needed is missing or does not fit.
     """
-    require_checkpoints(
-        pretrained_model_name_or_path=config.pretrained_model_name_or_path,
-        vae=config.vae,
-    )
+    require_checkpoints(pretrained_model_name_or_path=config.pretrained_model_name_or_path, vae=config.vae)
     make_output_dir(config.output_dir)
     cache = open_cache(config.latent_cache, config.max_bad_fraction)
     stage = content_to_train(config, cache)
