@@ -195,13 +195,11 @@ class _Run:
 
     def used(self) -> TrainConfig:
         """The settings as the optimizers have them, which may be a checkpoint's."""
-        groups = [t.optimizer.param_groups[0] for t in self.trainees if t.player.make_optimizer is None]
-        if not groups:
+        group = next((t.optimizer.param_groups[0] for t in self.trainees if t.player.make_optimizer is None), None)
+        if group is None:
             return self.config
-        names = {"learning_rate": "initial_lr", "adam_weight_decay": "weight_decay"}
-        values = {name: groups[0][key] for name, key in names.items()}
-        values |= dict(zip(("adam_beta1", "adam_beta2"), groups[0]["betas"], strict=True))
-        return replace(self.config, **values)
+        betas = dict(zip(("adam_beta1", "adam_beta2"), group["betas"], strict=True))
+        return replace(self.config, learning_rate=group["initial_lr"], adam_weight_decay=group["weight_decay"], **betas)
 
     def step(self, step: int, batches: Iterator[Batch], metrics: Metrics, asked_to_stop: Callable[[], bool]) -> bool:
         """One step of each optimizer whose turn it is: ``read_numbers`` says how it went. Gives whether any process is
