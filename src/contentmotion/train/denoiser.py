@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,11 @@ def train_denoiser(
         previews = make_previews(pipe, cache, prompts, config.seed, num_inference_steps=PREVIEW_STEPS)
         write_contact_sheet(run_dir / f"preview-{step:06d}.png", *previews)
 
-    def save(folder: Path) -> None:
-        save_trained(stage, folder)
-
+    save = partial(save_trained, stage)
     component = {"content": "content", "motion": "motion", "video": "full"}[stage.name]
     score = Scorer(scored or pipe, config, component, save) if config.eval.steps else None
     fit(
-        diffusion.players(stage, config), cache, config, collate=collate_latents, save=lambda: save(run_dir),
+        diffusion.players(stage, config), cache, config, collate=collate_latents, save=partial(save, run_dir),
         command=f"train-{stage.name}", at=[(config.validation_steps, main_only(preview)), (config.eval.steps, score)],
     )  # fmt: skip
     if this_process().is_main_process:

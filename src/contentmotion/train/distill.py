@@ -61,8 +61,8 @@ def distill(config: DistillConfig) -> None:
     pipe = open_teacher(config)
     pipe.set_progress_bar_config(disable=True)
     teacher = teacher_stage(pipe, config)
-    what = f"{config.pretrained_model_name_or_path}: its {config.part} model"
     objective = OBJECTIVES[config.objective]
+    what = f"{config.pretrained_model_name_or_path}: its {config.part} model"
     objective.require_teacher(teacher, what, config.num_ddim_steps)
     # Previews sample the teacher: what they cannot is said now.
     if config.part == "content" and config.validation_steps:
@@ -78,9 +78,7 @@ def distill(config: DistillConfig) -> None:
     player, *others = objective.players(student, teacher, config)
     is_main = this_process().is_main_process
 
-    def save(folder: Path = run_dir) -> None:
-        save_trained(student, folder)
-
+    save = partial(save_trained, student)
     scored = type(pipe)(**student.components)
     # Captions can be found again in whole videos alone; a motion model's true content frames would tell them.
     whole_videos = config.part == "video" or config.part == "content" and scored.components.get("motion_transformer")
@@ -112,7 +110,7 @@ def distill(config: DistillConfig) -> None:
     heldout_steps = 0 if unseen is None else config.heldout_steps or config.validation_steps
     fit(
         [replace(player, watch=Alarms().watch) if is_main else player, *others], cache, config, collate=collate_latents,
-        save=None if unseen is not None else save, command="distill",
+        save=None if unseen is not None else partial(save, run_dir), command="distill",
         at=[
             (config.validation_steps, main_only(preview)),
             (heldout_steps, score_held_out),
