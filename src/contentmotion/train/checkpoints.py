@@ -190,15 +190,16 @@ class CheckpointWriter:
             told: list[Any] = [""] * self._group.size()
             distributed.all_gather_object(told, problem, group=self._group)
             problem = next(filter(None, told), "")
-        if this_process().is_main_process:  # all have ended their attempts
-            if problem or final.exists():  # an older run's, being repeated from an earlier step
-                shutil.rmtree(partial if problem else final, ignore_errors=True)
-            if not problem:
-                os.replace(partial, final)
-                for old in checkpoints(self.run_dir)[: -self.limit]:
-                    shutil.rmtree(old)
-        if problem:
+        is_main = this_process().is_main_process
+        if problem:  # all have ended their attempts
+            if is_main:
+                shutil.rmtree(partial, ignore_errors=True)
             raise OSError(f"{final} could not be written: {problem}; {what_is_kept(self.run_dir)}")
+        if is_main:
+            shutil.rmtree(final, ignore_errors=True)  # an older run's, being repeated from an earlier step
+            os.replace(partial, final)
+            for old in checkpoints(self.run_dir)[: -self.limit]:
+                shutil.rmtree(old)
 
 
 def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
