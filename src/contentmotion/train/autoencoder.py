@@ -97,6 +97,8 @@ def open_training_clips(config: TrainAutoencoderConfig, vae: ModelMixin | None) 
     if is_stream(str(config.train_data_dir)):
         if config.cache_latents:
             raise ValueError("a stream has no end that cache_latents could wait for: use encode --latents_only true")
+        if config.buckets:
+            raise ValueError("buckets need all headers before training starts: a stream takes one size")
         stream = open_stream(config, config.scale.shuffle_window)
         return stream, collate, collate(stream.peek(PREVIEW_CLIPS))
     clips = open_clips(config)
