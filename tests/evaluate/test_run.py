@@ -216,6 +216,7 @@ def test_captions_and_splits(data: Path, config: EvaluateConfig) -> None:
     ("changes", "message"),
     [
         ({"num_videos": 4, "seed": 1}, "needs 4 clips or more, got 3; .*bad.mp4"),
+        ({"components": ("full",), "num_generated": 1}, "clips, full generation: FVD needs 2 clips or more, got [01]"),
         ({"split": "test"}, r"no split 'test' \(there are: heldout, train\)"),
         ({"i3d": "none.safetensors"}, "none.safetensors: no such file"),
         ({"data_dir": "none"}, "none: no such folder"),

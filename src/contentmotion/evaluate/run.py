@@ -34,7 +34,7 @@ from contentmotion.run_dir import (
 )
 from contentmotion.saving import write_json
 
-MIN_CLIPS = 4  # two in each half of the real clips
+MIN_CLIPS, MIN_GENERATED = 4, 2  # a covariance is of two, also in each half of the real clips
 MANY_SHOWN, FEW_SHOWN = 64, 8  # videos kept: to compare seeds with, or for the sheet alone
 
 
@@ -219,9 +219,10 @@ class _Work:
         measured.indices, measured.heldout, measured.shown = (
             [i for i in indices if store.has(i)] for indices in (wanted, heldout, shown)
         )
-        if rendition.is_source and len(measured.indices) < MIN_CLIPS:
+        least = MIN_GENERATED if sampled else MIN_CLIPS
+        if len(measured.indices) < least:
             got = "; ".join([f"got {len(measured.indices)}", *clips.problems[:1]])
-            raise ValueError(f"{clips.folder.root}: FVD needs {MIN_CLIPS} clips or more, {got}")
+            raise ValueError(f"{clips.folder.root}, {rendition.title}: FVD needs {least} clips or more, {got}")
         seeds.append(measured)
         return measured
 
