@@ -22,6 +22,7 @@ from contentmotion.data.maps import MAX_SKEW
 from contentmotion.data.prompts import read_prompts
 from contentmotion.loading import load_vae, require_checkpoints
 from contentmotion.pipelines.base import LatentPipeline
+from contentmotion.pipelines.content_motion import ContentMotionPipeline
 from contentmotion.pipelines.inputs import read_fitted, read_frames
 from contentmotion.pipelines.interpolation import MotionBetween, noise_between, prompts_between
 from contentmotion.pipelines.loading import load_any_pipeline
@@ -272,11 +273,8 @@ def about_clips(pipe: LatentPipeline, config: GenerateConfig) -> str:
     return f"{clips.num_frames} frames: {len(clips)} clips of {clips.length}, {how}" if len(clips) > 1 else ""
 
 
-def load_for_sampling(config: SamplingConfig, device: torch.device) -> Any:
+def load_for_sampling(config: SamplingConfig, device: torch.device) -> ContentMotionPipeline | VideoLatentPipeline:
     """The pipeline that the settings name, on its device, with the switches that ``generate`` has.
-
-    Returns:
-        A ContentMotionPipeline or a VideoLatentPipeline.
 
     Raises:
         ValueError: A part is missing, damaged or does not fit; or a switch does not apply here.
