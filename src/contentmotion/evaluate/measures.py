@@ -75,19 +75,13 @@ class Networks:
 
 @dataclass(frozen=True)
 class Batch:
-    """Videos of a rendition, and what they are measured against and with.
-
-    Attributes:
-        real: The real clips that they were made of.
-        captions: What they should show, one each.
-        conditions: What they should follow, by name (see `Conditions.of`).
-    """
+    """Videos of a rendition, and what they are measured against and with."""
 
     videos: UInt8[Tensor, "b t h w 3"]
     networks: Any  # a `Networks` that has those that a measure needs
-    real: UInt8[Tensor, "b t h w 3"]
-    captions: Sequence[str]
-    conditions: Mapping[str, Tensor]
+    real: UInt8[Tensor, "b t h w 3"]  # the clips that they were made of
+    captions: Sequence[str]  # what they should show, one each
+    conditions: Mapping[str, Tensor]  # what they should follow, by name (see `Conditions.of`)
 
     @property
     def frames(self) -> UInt8[Tensor, "b t 3 h w"]:
@@ -97,29 +91,18 @@ class Batch:
 
 @dataclass
 class Measured:
-    """A rendition, what was stored of it, and the clips that count.
-
-    Attributes:
-        store: The measures of its clips.
-        videos: The videos of some clips, to show.
-        indices: The clips to score.
-        heldout: Those of the split "heldout", which only some renditions have.
-        shown: Those of which the videos were kept.
-        real: The real clips; None: these are the real ones.
-        reference: What its distribution is compared with; None of the real clips.
-        seeds: The same rendition of each seed, itself among them.
-    """
+    """A rendition, what was stored of it, and the clips that count."""
 
     rendition: Rendition
     networks: Networks
-    store: RenditionStore
-    videos: RenditionStore
-    indices: list[int]
-    heldout: list[int]
-    shown: list[int]
-    real: Measured | None = None
-    reference: Measured | None = None
-    seeds: list[Measured] = field(default_factory=list)
+    store: RenditionStore  # the measures of its clips
+    videos: RenditionStore  # those of some clips, to show
+    indices: list[int]  # the clips to score
+    heldout: list[int]  # those of the split "heldout", which only some renditions have
+    shown: list[int]  # those of which the videos were kept
+    real: Measured | None = None  # the real clips; None: these are the real ones
+    reference: Measured | None = None  # what its distribution is compared with; None of the real clips
+    seeds: list[Measured] = field(default_factory=list)  # the same rendition of each seed, itself among them
 
     def values(self, name: str, indices: list[int] | None = None) -> np.ndarray:
         """The rows of a measure, of the clips to score when no others are named."""

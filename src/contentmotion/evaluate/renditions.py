@@ -27,29 +27,19 @@ Render = Callable[[RealBatch], Tensor]
 
 @dataclass(frozen=True)
 class Rendition:
-    """One kind of video to score.
+    """One kind of video to score."""
 
-    Attributes:
-        name: Key in the scores.
-        title: Line of the table.
-        clips: Where its indices, frames and captions come from.
-        render: Real clips -> what is made of each, uint8 of the frames' shape; else they themselves.
-        seed: Of the noise, where there is any.
-        compares: Whether a video should equal the real clip (then it gets PSNR and so on).
-        from_caption: Whether a video was made from its caption alone (then it is looked for among the real clips).
-        reference: Name of the rendition whose distribution it is compared with.
-        follows: Conditions of the real clip that its videos are measured against, whether or not they were given.
-    """
-
-    name: str
-    title: str
-    clips: Clips
-    render: Render = lambda batch: batch.frames
-    seed: int | None = None
-    compares: bool = False
-    from_caption: bool = False
-    reference: str = "real"
-    follows: tuple[str, ...] = ()
+    name: str  # key in the scores
+    title: str  # line of the table
+    clips: Clips  # where its indices, frames and captions come from
+    render: Render = lambda batch: batch.frames  # real clips -> what is made of each, uint8 of the frames' shape
+    seed: int | None = None  # of the noise, where there is any
+    compares: bool = False  # whether a video should equal the real clip (then it gets PSNR and so on)
+    from_caption: bool = (
+        False  # whether it was made from its caption alone (then it is looked for among the real clips)
+    )
+    reference: str = "real"  # name of the rendition whose distribution it is compared with
+    follows: tuple[str, ...] = ()  # conditions of the real clip to measure it against, whether or not they were given
 
     @property
     def is_source(self) -> bool:
