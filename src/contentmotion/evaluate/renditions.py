@@ -35,9 +35,7 @@ class Rendition:
     render: Render = lambda batch: batch.frames  # real clips -> what is made of each, uint8 of the frames' shape
     seed: int | None = None  # of the noise, where there is any
     compares: bool = False  # whether a video should equal the real clip (then it gets PSNR and so on)
-    from_caption: bool = (
-        False  # whether it was made from its caption alone (then it is looked for among the real clips)
-    )
+    from_caption: bool = False  # whether its caption alone made it (then it is looked for among the real clips)
     reference: str = "real"  # name of the rendition whose distribution it is compared with
     follows: tuple[str, ...] = ()  # conditions of the real clip to measure it against, whether or not they were given
 
