@@ -1,4 +1,4 @@
-"""The mathematics of diffusion: a noise schedule, and pure functions, one equation each.
+"""The mathematics of diffusion: a noise schedule, and pure functions.
 
 A noisy sample is ``x_t = alpha x_0 + sigma noise`` for every kind of model here: with DDPM's ``alpha^2 = alpha_bar``,
 ``sigma^2 = 1 - alpha_bar`` of a table, with flow matching's straight line ``alpha = 1 - sigma``. Levels ``(b,)``
@@ -18,70 +18,12 @@ from torch import Tensor
 
 from contentmotion.draws import Source, randint, randn
 
-EPSILON, V, SAMPLE, FLOW = "epsilon", "v_prediction", "sample", "flow"
+PREDICTION_TYPES = EPSILON, V, SAMPLE, FLOW = "epsilon", "v_prediction", "sample", "flow"
 
 
 def expand_to(levels: Real[Tensor, " b"], sample: Tensor) -> Tensor:
     """``(b,)`` -> ``(b, 1, 1, ...)``, float32, on the sample's device."""
     return levels.to(sample.device, torch.float32).view(-1, *[1] * (sample.dim() - 1))
-
-
-def add_noise(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """Forward process (Ho et al. 2020, Eq. 4; Lipman et al. 2023, Eq. 22)."""
-    return alpha * x0 + sigma * noise
-
-
-def training_target(prediction_type: str, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """What a network of the given prediction type should output.
-
-    ``v_prediction``: Salimans & Ho 2022, appendix D; ``flow``: the velocity of a straight line from the sample to the
-    noise (Liu et al. 2023, Eq. 1, with time running towards the noise as in diffusers).
-
-    Raises:
-        ValueError: Unknown prediction type.
-    """
-    if prediction_type == EPSILON:
-        return noise
-    if prediction_type == SAMPLE:
-        return x0
-    if prediction_type == V:
-        return alpha * noise - sigma * x0
-    if prediction_type == FLOW:
-        return noise - x0
-    raise ValueError(f"unknown prediction_type {prediction_type!r}: epsilon, v_prediction, sample or flow")
-
-
-def predict_x0(prediction_type: str, output: Tensor, noisy: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The clean sample that a network's output stands for.
-
-    Raises:
-        ValueError: Unknown prediction type.
-    """
-    if prediction_type == EPSILON:
-        return (noisy - sigma * output) / alpha
-    if prediction_type == SAMPLE:
-        return output
-    if prediction_type == V:
-        return alpha * noisy - sigma * output
-    if prediction_type == FLOW:
-        return noisy - sigma * output
-    raise ValueError(f"unknown prediction_type {prediction_type!r}: epsilon, v_prediction, sample or flow")
-
-
-def predict_noise(prediction_type: str, output: Tensor, noisy: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The noise that a network's output stands for.
-
-    Raises:
-        ValueError: Unknown prediction type.
-    """
-    if prediction_type == EPSILON:
-        return output
-    if prediction_type == V:
-        return alpha * output + sigma * noisy
-    if prediction_type == FLOW:
-        return noisy + alpha * output
-    x0 = predict_x0(prediction_type, output, noisy, alpha, sigma)
-    return (noisy - alpha * x0) / sigma
 
 
 def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
@@ -98,6 +40,9 @@ class NoiseSchedule:
         alphas_cumprod: DDPM's table ``(T,)``; None for flow matching, whose ``sigma(t)`` is ``t / T``.
         num_train_timesteps: T: times run from 0 (the sample) to T - 1, or with flow matching to T (noise alone).
         shift: Flow matching: how far training and sampling times are moved towards the noise; 1 not at all.
+
+    Raises:
+        ValueError: Unknown prediction type.
     """
 
     prediction_type: str
@@ -106,6 +51,12 @@ class NoiseSchedule:
     shift: float = 1.0
     _tables: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)  # of each device that asked
 
+    def __post_init__(self) -> None:
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise ValueError(
+                f"unknown prediction_type {self.prediction_type!r}: choose from {', '.join(PREDICTION_TYPES)}"
+            )
+
     @classmethod
     def of(cls, scheduler: Any) -> NoiseSchedule:
         """The schedule that one of diffusers' schedulers samples with.
@@ -113,17 +64,14 @@ class NoiseSchedule:
         Raises:
             ValueError: A scheduler of another kind of diffusion.
         """
-        config = scheduler.config or {}
-        if (
-            type(scheduler).__name__.startswith(("FlowMatch", "FlowMap"))
-            or config.get("prediction_type") == "flow_prediction"
-        ):
+        config, kind = scheduler.config or {}, type(scheduler).__name__
+        if kind.startswith(("FlowMatch", "FlowMap")) or config.get("prediction_type") == "flow_prediction":
             # Dynamic shifting depends on an image's size in sampling; other solvers of flows call the shift flow_shift.
             shift = 1.0 if config.get("use_dynamic_shifting") else config.get("shift", config.get("flow_shift", 1.0))
             return cls(FLOW, None, config.num_train_timesteps, shift)
         if hasattr(scheduler, "alphas_cumprod"):
             return cls(config.prediction_type, scheduler.alphas_cumprod, config.num_train_timesteps)
-        raise ValueError(f"{type(scheduler).__name__}: neither a DDPM nor a flow-matching schedule")
+        raise ValueError(f"{kind}: neither a DDPM nor a flow-matching schedule")
 
     @property
     def is_flow(self) -> bool:
@@ -131,12 +79,8 @@ class NoiseSchedule:
         return self.alphas_cumprod is None
 
     def alpha_sigma(self, timesteps: Shaped[Tensor, " b"], sample: Tensor) -> tuple[Tensor, Tensor]:
-        """``alpha(t)`` and ``sigma(t)``, each ``(b, 1, 1, ...)`` to broadcast over a sample.
-
-        Args:
-            timesteps: Times (b,): whole numbers of DDPM, any number in [0, T] of flow matching.
-            sample: What they are broadcast over.
-        """
+        """``alpha(t)`` and ``sigma(t)``, each ``(b, 1, 1, ...)`` to broadcast over a sample; times are whole numbers of
+        DDPM, any number in [0, T] of flow matching."""
         if self.alphas_cumprod is None:
             sigma = expand_to(timesteps / self.num_train_timesteps, sample)
             return 1 - sigma, sigma
@@ -179,9 +123,10 @@ class NoiseSchedule:
         return (torch.arange(num_steps + 1, device=device) * stride - 1).clamp(min=0)
 
     def add_noise(self, x0: Tensor, noise: Tensor, timesteps: Shaped[Tensor, " b"]) -> Tensor:
-        """``x_t``. Of a predicted sample and a predicted noise it is DDIM's step, or Euler's, to that time (Song et
-        al. 2021, Eq. 12 with sigma = 0)."""
-        return add_noise(x0, noise, *self.alpha_sigma(timesteps, x0))
+        """``x_t`` (Ho et al. 2020, Eq. 4; Lipman et al. 2023, Eq. 22). Of a predicted sample and noise it is DDIM's step,
+        or Euler's, to that time (Song et al. 2021, Eq. 12 with sigma = 0)."""
+        alpha, sigma = self.alpha_sigma(timesteps, x0)
+        return alpha * x0 + sigma * noise
 
     def heun_weight(
         self, start: Shaped[Tensor, " b"], end: Shaped[Tensor, " b"], sample: Tensor
@@ -198,16 +143,41 @@ class NoiseSchedule:
         return torch.where(defined, (alpha * later_sigma - sigma * later_alpha) / (2 * over), 0.0)
 
     def target(self, x0: Tensor, noise: Tensor, timesteps: Shaped[Tensor, " b"]) -> Tensor:
-        """What the network should output."""
-        return training_target(self.prediction_type, x0, noise, *self.alpha_sigma(timesteps, x0))
+        """What the network should output.
+
+        ``v_prediction``: Salimans & Ho 2022, appendix D; ``flow``: the velocity of a straight line from the sample to
+        the noise (Liu et al. 2023, Eq. 1, with time running towards the noise as in diffusers).
+        """
+        if self.prediction_type == EPSILON:
+            return noise
+        if self.prediction_type == SAMPLE:
+            return x0
+        if self.prediction_type == FLOW:
+            return noise - x0
+        alpha, sigma = self.alpha_sigma(timesteps, x0)
+        return alpha * noise - sigma * x0
 
     def predict_x0(self, output: Tensor, noisy: Tensor, timesteps: Shaped[Tensor, " b"]) -> Tensor:
         """The clean sample that the network's output stands for."""
-        return predict_x0(self.prediction_type, output, noisy, *self.alpha_sigma(timesteps, noisy))
+        alpha, sigma = self.alpha_sigma(timesteps, noisy)
+        if self.prediction_type == EPSILON:
+            return (noisy - sigma * output) / alpha
+        if self.prediction_type == SAMPLE:
+            return output
+        if self.prediction_type == FLOW:
+            return noisy - sigma * output
+        return alpha * noisy - sigma * output
 
     def predict_noise(self, output: Tensor, noisy: Tensor, timesteps: Shaped[Tensor, " b"]) -> Tensor:
         """The noise that the network's output stands for."""
-        return predict_noise(self.prediction_type, output, noisy, *self.alpha_sigma(timesteps, noisy))
+        alpha, sigma = self.alpha_sigma(timesteps, noisy)
+        if self.prediction_type == EPSILON:
+            return output
+        if self.prediction_type == SAMPLE:
+            return (noisy - alpha * output) / sigma
+        if self.prediction_type == FLOW:
+            return noisy + alpha * output
+        return alpha * output + sigma * noisy
 
     def snr_weights(self, timesteps: Shaped[Tensor, " b"], gamma: float, sample: Tensor) -> Tensor:
         """Weights of the squared error that make it one of clean samples weighted by ``min(SNR, gamma)``, to broadcast
@@ -224,13 +194,12 @@ class NoiseSchedule:
         return weight / alpha.square().clamp(min=1e-8) if self.prediction_type == EPSILON else weight
 
 
-def consistency_scalings(
-    timesteps: Int[Tensor, " b"], sigma_data: float = 0.5, timestep_scaling: float = 10.0
-) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+def consistency_scalings(timesteps: Int[Tensor, " b"]) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     """``c_skip`` and ``c_out`` of ``f(x, t) = c_skip x + c_out x0``, so that ``f(x, 0) = x``.
 
     Source: Luo et al. 2023 (LCM, arXiv 2310.04378), section 4.1, scaled as in diffusers' LCMScheduler.
     """
+    sigma_data, timestep_scaling = 0.5, 10.0
     scaled = timesteps.float() * timestep_scaling
     c_skip = sigma_data**2 / (scaled.square() + sigma_data**2)
     return c_skip, scaled / (scaled.square() + sigma_data**2).sqrt()
@@ -242,14 +211,12 @@ def pseudo_huber(a: Tensor, b: Tensor, c: float) -> Tensor:
 
 
 def guide(null: Tensor, conditional: Tensor, guidance_scale: float | Tensor, rescale: float = 0.0) -> Tensor:
-    """Classifier-free guidance (Ho & Salimans 2022) in diffusers' convention: 1 is no guidance.
-
-    The papers' ``w`` is ``guidance_scale - 1``.
+    """Classifier-free guidance (Ho & Salimans 2022) in diffusers' convention: papers' ``w`` is ``guidance_scale - 1``.
 
     Args:
         null: What the network says of the null condition (b, ...).
         conditional: What it says of the condition.
-        guidance_scale: One for all, or to broadcast over the items.
+        guidance_scale: One for all, or to broadcast over the items; 1 is no guidance.
         rescale: How far each item's deviation, which guidance makes larger, is brought back to that of
             ``conditional``: 0 not, 1 wholly (Lin et al. 2024, arXiv 2305.08891, Eq. 15-16).
     """
@@ -320,7 +287,7 @@ def variational_bound(
     """
     alphas = alphas_cumprod.to(x0.device)
     alpha_bar = alphas[timesteps]
-    alpha_bar_prev = torch.where(timesteps > 0, alphas[(timesteps - 1).clamp(min=0)], torch.ones_like(alpha_bar))
+    alpha_bar_prev = torch.where(timesteps > 0, alphas[(timesteps - 1).clamp(min=0)], 1.0)
     true_mean, true_variance = posterior(x0, noisy, alpha_bar, alpha_bar_prev)
     mean, _ = posterior(predicted_x0.detach(), noisy, alpha_bar, alpha_bar_prev)
     beta = expand_to(1 - alpha_bar / alpha_bar_prev, x0)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True, eq=False)
 class BatchGenerator:
     """The source of randomness of one forward pass of a training step.
 
@@ -16,7 +18,7 @@ class BatchGenerator:
     i mod n, and the next forward pass has the items after those. So an item gets the same numbers whether one process
     computes the step at once or many do in parts. Each pays for drawing them all.
 
-    Args:
+    Attributes:
         generator: The same in all processes and forward passes; what it draws is on its device.
         process_index: Which process this is.
         num_processes: Of how many.
@@ -24,16 +26,11 @@ class BatchGenerator:
         num_parts: Of how many (``gradient_accumulation_steps``).
     """
 
-    def __init__(
-        self,
-        generator: torch.Generator,
-        process_index: int = 0,
-        num_processes: int = 1,
-        part: int | Tensor = 0,
-        num_parts: int = 1,
-    ) -> None:
-        self.generator, self.process_index, self.num_processes = generator, process_index, num_processes
-        self.part, self.num_parts = part, num_parts
+    generator: torch.Generator
+    process_index: int = 0
+    num_processes: int = 1
+    part: int | Tensor = 0
+    num_parts: int = 1
 
 
 Source = torch.Generator | BatchGenerator  # the former where a batch is not shared
