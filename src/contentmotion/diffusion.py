@@ -123,8 +123,8 @@ class NoiseSchedule:
         return (torch.arange(num_steps + 1, device=device) * stride - 1).clamp(min=0)
 
     def add_noise(self, x0: Tensor, noise: Tensor, timesteps: Shaped[Tensor, " b"]) -> Tensor:
-        """``x_t`` (Ho et al. 2020, Eq. 4; Lipman et al. 2023, Eq. 22). Of a predicted sample and noise it is DDIM's step,
-        or Euler's, to that time (Song et al. 2021, Eq. 12 with sigma = 0)."""
+        """``x_t`` (Ho et al. 2020, Eq. 4; Lipman et al. 2023, Eq. 22). Of a predicted sample and noise it is DDIM's
+        step, or Euler's, to that time (Song et al. 2021, Eq. 12 with sigma = 0)."""
         alpha, sigma = self.alpha_sigma(timesteps, x0)
         return alpha * x0 + sigma * noise
 

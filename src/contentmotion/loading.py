@@ -127,21 +127,8 @@ def load_autoencoder(name_or_path: str, dtype: torch.dtype | None = None) -> Con
     return load_part(ContentMotionAutoencoder, name_or_path, "autoencoder", dtype)
 
 
-def load_text_encoder(name_or_path: str) -> tuple[Any, Any]:
-    """Tokenizer and text encoder of a Stable Diffusion folder, of a pipeline folder or of a hub id; frozen.
-
-    Raises:
-        ValueError: There is none.
-    """
-    from transformers import CLIPTextModel
-
-    path = resolve_name(name_or_path)
-    encoder = load_model(CLIPTextModel, path, "text_encoder", "a text encoder")
-    return load_tokenizer(name_or_path), encoder.requires_grad_(False)
-
-
 def load_tokenizer(name_or_path: str, part: str = "tokenizer", kind: str = "CLIPTokenizer") -> Any:
-    """Tokenizer of the same.
+    """Tokenizer of a pipeline's folder or hub id.
 
     Args:
         name_or_path: Folder or hub id.

@@ -56,9 +56,7 @@ class LineStage(Stage):
     def clean_sample(self, batch: Mapping[str, Any]) -> Tensor:
         return to_clean(batch)
 
-    def forward(
-        self, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor], target_timesteps: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor]) -> Tensor:
         self.calls.append((noisy.detach(), timesteps, condition["number"]))
         return self.network(noisy, condition["number"])
 
@@ -465,10 +463,8 @@ class SwellStage(LineStage):
         super().__init__(scheduler)
         self.components["unet"] = self.unet = Swell(rate, wrong)
 
-    def forward(
-        self, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor], target_timesteps: Tensor | None = None
-    ) -> Tensor:
-        target = timesteps if target_timesteps is None else target_timesteps
+    def forward(self, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        target = condition.get("target_timesteps", timesteps)
         self.calls.append((noisy.detach(), timesteps, target))
         way = ((timesteps - target) / 1000).float().expand(len(noisy)).view(-1, 1, 1)
         return self.network(noisy, way)
@@ -530,13 +526,14 @@ def test_the_change_of_a_mean_velocity_is_that_of_finite_differences(part: str) 
     batch |= {"latents": noisy}
     told, velocity = stage.encode(batch), torch.randn_like(noisy)
     start, end, h = torch.tensor([900.0, 400.0]), torch.tensor([300.0, 400.0]), 5e-5  # of a tick in 20
+    ending, elsewhere = ({**told, "target_timesteps": time} for time in (end, end - 100))
     with torch.no_grad():
-        change = flow_map.velocity_change(stage, noisy, start, end, told, velocity)
-        later, earlier = (stage(noisy + s * velocity, start + 1000 * s, told, end) for s in (h, -h))
-        other = stage(noisy, start, told, end - 100)
+        change = flow_map.velocity_change(stage, noisy, start, ending, velocity)
+        later, earlier = (stage(noisy + s * velocity, start + 1000 * s, ending) for s in (h, -h))
+        other = stage(noisy, start, elsewhere)
     expected = (later - earlier) / (2 * h)
     torch.testing.assert_close(change, expected, atol=0.02 * expected.abs().max().item(), rtol=0)
-    assert expected.abs().max() > 0.1 and not torch.allclose(stage(noisy, start, told, end), other, atol=1e-4)
+    assert expected.abs().max() > 0.1 and not torch.allclose(stage(noisy, start, ending), other, atol=1e-4)
     with pytest.raises(ValueError, match="target_timesteps|class_labels|step_length"):
         stage(noisy, start, told)
 

@@ -52,7 +52,7 @@ class LinearStage(Stage):
         size = len(batch["content"])
         return {"dropped": torch.zeros(size, dtype=torch.bool) if dropped is None else dropped}
 
-    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, condition: Any, target_timesteps: Any = None):
+    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, condition: Any):
         dropped = condition["dropped"].view(-1, *[1] * (noisy.dim() - 1))
         return torch.where(dropped, self.network.null_factor, self.network.factor) * noisy
 

@@ -55,7 +55,7 @@ def test_scores_compare_and_tell_students_apart(
     class Nothing(MotionStage):
         """Predicts v = sqrt(alpha) noise of a picture that is nothing: the mean of all samples."""
 
-        def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, condition: dict, target_timesteps=None):
+        def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, condition: dict):
             alphas = self.scheduler.alphas_cumprod[timesteps].sqrt().view(-1, 1, 1, 1)
             return noisy * alphas / (1 - alphas.square()).sqrt().clamp(min=1e-4)
 

@@ -52,28 +52,26 @@ def flow_map_loss(student: Stage, teacher: Stage, batch: dict[str, Any], config:
     end = torch.where((rand((len(x0),), generator) < SAME_TIME).to(x0.device), start, end)
     noisy = schedule.add_noise(x0, noise, start)
     batch = teacher.with_text_features(batch)
-    told = student.encode(batch)
+    told = student.encode(batch) | {"target_timesteps": end}
     with torch.no_grad():
         velocity = guided_output(teacher, noisy, start, batch, config)
-        slope = velocity_change(student, noisy, start, end, told, velocity)
+        slope = velocity_change(student, noisy, start, told, velocity)
     interval = diffusion.expand_to((start - end) / schedule.num_train_timesteps, noisy)
     torch.clear_autocast_cache()  # torch before 2.10 keeps weights there that it has cast without gradients
-    mean = student(noisy, start, told, end).float()
+    mean = student(noisy, start, told).float()
     error = (mean - (velocity - interval * slope)).square().flatten(1).mean(dim=1)
     loss = ((error + config.huber_c**2).sqrt() - config.huber_c).mean()
     arrived, true = noisy - interval * mean.detach(), schedule.add_noise(x0, noise, end)
     return {"loss": loss} | compare_samples(arrived, true, teacher.time_axis)
 
 
-def velocity_change(
-    student: Stage, noisy: Tensor, start: Tensor, end: Tensor, told: Condition, velocity: Tensor
-) -> Tensor:
+def velocity_change(student: Stage, noisy: Tensor, start: Tensor, told: Condition, velocity: Tensor) -> Tensor:
     """``d/dt u(x_t, t, r)`` along the path, of the noise level as time: the derivative in the direction
     ``(dx, dt) = (v, 1)``, by forward differentiation (MeanFlow Eq. 8)."""
     times = student.schedule.num_train_timesteps
 
     def mean(noisy: Tensor, start: Tensor) -> Tensor:
-        return student(noisy, start, told, end).float()
+        return student(noisy, start, told).float()
 
     with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward derivative
         return torch.func.jvp(mean, (noisy, start), (velocity, torch.full_like(start, times)))[1]

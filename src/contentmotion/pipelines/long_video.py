@@ -126,15 +126,14 @@ class LongMotionStage(MotionStage):
         self.clips = clips
 
     def forward(
-        self, noisy: Float[Tensor, "b D t s"], timesteps: Tensor, condition: Condition,
-        target_timesteps: Tensor | None = None,
-    ) -> Float[Tensor, "b out t s"]:  # fmt: skip
-        """See ``Stage.forward``; the condition's tensors (b, clips, ...) have what each clip is told."""
+        self, noisy: Float[Tensor, "b D t s"], timesteps: Tensor, condition: Condition
+    ) -> Float[Tensor, "b out t s"]:
+        """See ``Stage.forward``; the condition's tensors (b, clips, ...) have what each clip is told, but for times."""
 
         def part(k: int) -> Tensor:
-            told = {name: value[:, k] for name, value in condition.items()}
+            told = {name: value if value.dim() == 0 else value[:, k] for name, value in condition.items()}
             piece = noisy.index_select(2, self.clips.frames(k).to(noisy.device))
-            return super(LongMotionStage, self).forward(piece, timesteps, told, target_timesteps).float()
+            return super(LongMotionStage, self).forward(piece, timesteps, told).float()
 
         return self.clips.average(part)
 

@@ -303,8 +303,7 @@ def denoise(
     scheduler, times = stage.scheduler, stage.scheduler.timesteps[first:]
     both = condition if null is None else join_conditions(null, condition)
     guides = guidance_scale > 1 and null is not None and not stage.told_guidance
-    # A flow map is told where a step leads.
-    nexts = [*times[1:], torch.zeros_like(times[0])] if isinstance(scheduler, FlowMapEulerDiscreteScheduler) else None
+    is_map = isinstance(scheduler, FlowMapEulerDiscreteScheduler)
     if stage.told_guidance:
         condition = condition | {"guidance": torch.full((len(latents),), guidance_scale, device=latents.device)}
     where = [guides] * len(times)
@@ -317,8 +316,10 @@ def denoise(
     for i, (t, guided) in enumerate(zip(times, where, strict=True)):
         if interrupted():
             break
-        noisy = torch.cat([latents, latents]) if guided else latents
-        output = stage(scale_input(noisy, t), t, both if guided else condition, nexts and nexts[i])
+        noisy, told = (torch.cat([latents, latents]), both) if guided else (latents, condition)
+        if is_map:  # it is told where a step leads
+            told = told | {"target_timesteps": times[i + 1] if i + 1 < len(times) else torch.zeros_like(t)}
+        output = stage(scale_input(noisy, t), t, told)
         # Without a learned variance; float32, for guidance is a difference of nearly equal numbers; a copy, for a
         # compiled network writes its next output to the same place.
         output = output[:, :channels].to(torch.float32, copy=True)

@@ -14,7 +14,7 @@ from contentmotion.config import MotionSizes
 from contentmotion.draws import channel_std, rand, randn
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.stages.content import text_stage
-from contentmotion.stages.stage import META, Condition, Stage, drop_labels, make_scheduler
+from contentmotion.stages.stage import Condition, Stage, drop_labels, make_scheduler
 
 
 class MotionStage(Stage):
@@ -33,7 +33,7 @@ class MotionStage(Stage):
     field = "motion"
     made_with = ("vae", "autoencoder")
     time_axis = 2  # (b, D, t, s)
-    text_needs = ("pooled",)
+    text_needs = {"pooled": "pooled_text"}
     lora_targets = ("attn.qkv", "attn.proj", "mlp.0", "mlp.2")
 
     def __init__(self, components: Mapping[str, Any], content_noise: float = 0.0, overlap: int = 0) -> None:
@@ -128,7 +128,7 @@ class MotionStage(Stage):
         if not self.text_encoders:
             return told | {"class_labels": drop_labels(batch["label"], dropped, self.network.config.num_classes)}
         with torch.no_grad():
-            return told | {"pooled_text": self.text(batch, dropped)["pooled"]}
+            return told | super().encode(batch, dropped)
 
     def text_features(self, prompts: Sequence[str] | Tensor) -> dict[str, Tensor]:
         return self._text[0].text_features(prompts)
@@ -155,18 +155,16 @@ class MotionStage(Stage):
         return self._text[0].unknown_words(prompt)
 
     def forward(
-        self, noisy: Float[Tensor, "b D t s"], timesteps: Tensor, condition: Condition,
-        target_timesteps: Tensor | None = None,
-    ) -> Float[Tensor, "b out t s"]:  # fmt: skip
-        times = timesteps.to(noisy.device).expand(len(noisy))
-        # Of other networks, which may be of another number format.
-        told = {name: condition[name].to(self.dtype) for name in ("content", "pooled_text") if name in condition}
-        condition = condition | told
-        if target_timesteps is not None:
-            condition = condition | {"target_timesteps": target_timesteps.to(noisy.device).expand(len(noisy))}
-        if "known" in condition:
-            noisy = torch.where(condition["known"][:, None, :, None], condition.pop("known_motion").to(noisy), noisy)
-        return self.network(noisy.to(self.dtype), times, **condition)
+        self, noisy: Float[Tensor, "b D t s"], timesteps: Tensor, condition: Condition
+    ) -> Float[Tensor, "b out t s"]:
+        told = dict(condition)
+        for name in told.keys() & {"content", "pooled_text"}:  # of other networks, maybe of another number format
+            told[name] = told[name].to(self.dtype)
+        if "target_timesteps" in told:
+            told["target_timesteps"] = told["target_timesteps"].to(noisy.device).expand(len(noisy))
+        if "known" in told:
+            noisy = torch.where(told["known"][:, None, :, None], told.pop("known_motion").to(noisy), noisy)
+        return self.network(noisy.to(self.dtype), timesteps.to(noisy.device).expand(len(noisy)), **told)
 
     def telling_target(self, network: nn.Module) -> nn.Module:
         config: Any = self.network.config
@@ -175,17 +173,13 @@ class MotionStage(Stage):
         network.register_to_config(target_blocks=max(1, config.depth // 3))  # type: ignore[reportCallIssue]
         return network
 
-    def example(self, shape: tuple[int, ...], batch_size: int = 1, device: torch.device = META) -> tuple[Any, ...]:
-        config, place = self.network.config, {"device": device, "dtype": self.dtype}
-        autoencoder = self.components["autoencoder"].config
+    def example_condition(self, noisy: Tensor, ones: Tensor) -> Condition:
+        config, autoencoder = self.network.config, self.components["autoencoder"].config
         # z_x and z_y are the content frame's rows and columns of patches.
         height, width = autoencoder.sample_height, autoencoder.sample_width
-        condition = {"content": torch.zeros((batch_size, config.content_channels, height, width), **place)}
-        ones = torch.ones(batch_size, dtype=torch.long, device=device)
+        condition = {"content": noisy.new_zeros(len(noisy), config.content_channels, height, width)}
         if config.text_dim is None:
             condition["class_labels"] = ones
         else:
-            condition["pooled_text"] = torch.zeros((batch_size, config.text_dim), **place)
-        if config.target_blocks:
-            condition["target_timesteps"] = ones
-        return torch.zeros((batch_size, *shape), **place), ones, condition
+            condition["pooled_text"] = noisy.new_zeros(len(noisy), config.text_dim)
+        return condition | ({"target_timesteps": ones} if config.target_blocks else {})

@@ -18,23 +18,11 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from contentmotion.diffusion import FLOW, NoiseSchedule
-from contentmotion.stages.text import (
-    NULL_PROMPT,
-    cut_words,
-    drop_prompts,
-    encode_prompts,
-    pooled_text_dim,
-    tokenize,
-    unknown_words,
-)
+from contentmotion.stages.text import NULL_PROMPT, cut_words, encode_prompts, tokenize, unknown_words
 
 Condition = dict[str, Tensor]  # what a network is told besides the noisy sample and the time; items along axis 0
 META = torch.device("meta")
-TEXT_ENCODERS = (
-    "text_encoder",
-    "text_encoder_2",
-    "text_encoder_3",
-)  # components that read prompts, where there are any
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")  # components that read prompts, if there are any
 
 
 class Stage(nn.Module):
@@ -52,7 +40,7 @@ class Stage(nn.Module):
         time_axis: Axis of a sample that counts frames, if one does.
         text_family: What tells cached text features from others of the same encoder; None: CLIP's as Stable
             Diffusion takes them.
-        text_needs: What the network takes of ``text_features``.
+        text_needs: What the network takes of ``text_features``, and by the names of which of its arguments.
         trains_text: Whether its text encoder can be trained with the network.
         lora_targets: Layers that get an adapter, by the ends of their names.
     """
@@ -65,7 +53,7 @@ class Stage(nn.Module):
     made_with: ClassVar[tuple[str, ...]] = ("vae",)
     time_axis: ClassVar[int | None] = None
     text_family: ClassVar[str | None] = None
-    text_needs: ClassVar[tuple[str, ...]] = ("tokens",)
+    text_needs: ClassVar[Mapping[str, str]] = {"tokens": "encoder_hidden_states"}
     trains_text: ClassVar[bool] = True
     lora_targets: ClassVar[tuple[str, ...]] = ()
 
@@ -94,35 +82,40 @@ class Stage(nn.Module):
             ValueError: Samples that such a network cannot make.
         """
 
-    @abstractmethod
     def encode(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None = None) -> Condition:
-        """What the network is told about the items of a batch.
+        """What the network is told about the items of a batch; unless a stage says otherwise its text.
 
         Args:
             batch: Of a latent cache ("caption" or "label", or ``text_features``; "content", "conditions" and so on), or
                 of a pipeline's call.
             dropped: Items that get the null condition instead of their text or class; None: no item.
         """
+        text = self.text(batch, dropped)
+        return {argument: text[name] for name, argument in self.text_needs.items()}
 
     @abstractmethod
-    def forward(
-        self, noisy: Tensor, timesteps: Tensor, condition: Condition, target_timesteps: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         """The network call, the only one.
 
         Args:
             noisy: Noisy samples (b, ...).
             timesteps: Their times (b,), or one for all.
-            condition: See ``encode``.
-            target_timesteps: For networks that predict the way to a later time of the sampler (flow maps).
+            condition: See ``encode``; for networks that predict the way to a later time of the sampler (flow maps)
+                with "target_timesteps", (b,) or one for all.
 
         Returns:
             The prediction (b, ...); twice the channels with a learned variance.
         """
 
-    @abstractmethod
     def example(self, shape: tuple[int, ...], batch_size: int = 1, device: torch.device = META) -> tuple[Any, ...]:
         """Arguments of one network call on samples of a shape (of one item), for counting and timing."""
+        noisy = torch.zeros((batch_size, *shape), device=device, dtype=self.dtype)
+        ones = torch.ones(batch_size, dtype=torch.long, device=device)
+        return noisy, ones, self.example_condition(noisy, ones)
+
+    @abstractmethod
+    def example_condition(self, noisy: Tensor, ones: Tensor) -> Condition:
+        """What the network is told in such a call, with nothing in it; ``ones`` (b,) are times and classes."""
 
     @property
     def network(self) -> nn.Module:
@@ -238,7 +231,11 @@ class Stage(nn.Module):
     @property
     def pooled_width(self) -> int | None:
         """Width of the pooled text feature; None of a class-conditional model."""
-        return pooled_text_dim(self.components["text_encoder"]) if self.text_encoders else None
+        if not self.text_encoders:
+            return None
+        encoder = self.components["text_encoder"]
+        projected = "WithProjection" in type(encoder).__name__
+        return encoder.config.projection_dim if projected else encoder.config.hidden_size
 
     @property
     def text_lengths(self) -> dict[str, int]:
@@ -269,7 +266,8 @@ class Stage(nn.Module):
             if dropped is None:
                 return self.text_features(batch["caption"] if tokens is None else tokens[:-1])
             if dropped.device.type == "cpu" and tokens is None:
-                return self.text_features(drop_prompts(batch["caption"], dropped))
+                prompts = zip(batch["caption"], dropped.tolist(), strict=True)
+                return self.text_features([NULL_PROMPT if drop else prompt for prompt, drop in prompts])
             # Which are dropped is known to the device alone, and is not worth waiting for.
             features = self.text_features([*batch["caption"], NULL_PROMPT] if tokens is None else tokens)
             null = {name: value[-1:] for name, value in features.items()}
@@ -305,11 +303,11 @@ def drop_labels(labels: Int[Tensor, " b"], dropped: Bool[Tensor, " b"] | None, n
     return labels if dropped is None else torch.where(dropped.to(labels.device), num_classes, labels)
 
 
-def example_tokens(text_encoder: Any, batch_size: int, device: torch.device) -> Tensor:
-    """Features per token as a text encoder makes them, with nothing in them."""
+def example_tokens(text_encoder: Any, noisy: Tensor) -> Tensor:
+    """Features per token of so many prompts as a text encoder makes them, with nothing in them."""
     config = text_encoder.config
-    shape = (batch_size, config.max_position_embeddings, config.hidden_size)
-    return torch.zeros(shape, device=device, dtype=text_encoder.dtype)
+    shape = (len(noisy), config.max_position_embeddings, config.hidden_size)
+    return noisy.new_zeros(shape, dtype=text_encoder.dtype)
 
 
 def few_step_levels(scheduler: Any, steps: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 NULL_PROMPT = ""
@@ -113,33 +113,11 @@ class TextFeatures:
         return {name: torch.stack([found[prompt][name] for prompt in prompts]) for name in found[prompts[0]]}
 
 
-def pooled_text_dim(text_encoder: Any) -> int:
-    """Width of the pooled feature that ``encode_prompts`` gives."""
-    projected = "WithProjection" in type(text_encoder).__name__
-    return text_encoder.config.projection_dim if projected else text_encoder.config.hidden_size
-
-
-def chat(tokenizer: Any, prompts: Sequence[str], max_length: int, thinking: bool) -> Any:
-    """Tokens of prompts as a chat model is told them by a user, padded to a length."""
-    texts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=thinking
-        )
-        for prompt in prompts
-    ]
-    return tokenizer(texts, return_tensors="pt", padding="max_length", truncation=True, max_length=max_length)
-
-
 def masked_mean(tokens: Float[Tensor, "b n d"], mask: Tensor) -> Float[Tensor, "b d"]:
     """Mean of each prompt's token features, padding (mask (b, n) of 0) left out: what stands for a prompt as a whole
     where a family has no pooled feature."""
     weights = mask.to(tokens.device, torch.float32)[..., None]  # bfloat16 cannot count to 300
     return ((tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)).to(tokens.dtype)
-
-
-def drop_prompts(prompts: Sequence[str], dropped: Bool[Tensor, " b"]) -> list[str]:
-    """Prompts with the dropped ones replaced by the null prompt (classifier-free guidance's training)."""
-    return [NULL_PROMPT if drop else prompt for prompt, drop in zip(prompts, dropped.tolist(), strict=True)]
 
 
 def make_text_encoder(

@@ -16,7 +16,7 @@ from contentmotion.models.condition_encoder import ConditionEncoder
 from contentmotion.models.video_unet import inflate_unet, make_video_unet, telling_step, widen_input
 from contentmotion.stages.content.stable_diffusion import ATTENTION_AND_FEED_FORWARD
 from contentmotion.stages.image_vae import vae_scale_factor
-from contentmotion.stages.stage import META, Condition, Stage, example_tokens, make_scheduler
+from contentmotion.stages.stage import Condition, Stage, example_tokens, make_scheduler
 from contentmotion.stages.text import make_text_encoder
 
 
@@ -125,7 +125,7 @@ class VideoStage(Stage):
 
     def encode(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None = None) -> Condition:
         """See ``Stage.encode``; of a pipeline's batch "shape" is that of the clips, of a cache's it is "latents"."""
-        condition = {"encoder_hidden_states": self.text(batch, dropped)["tokens"]}
+        condition = super().encode(batch, dropped)
         if self.components.get("condition_encoder") is not None:
             b, t, _, h, w = batch["shape"] if "shape" in batch else batch["latents"].shape
             condition["joined"] = self.components["condition_encoder"](
@@ -134,33 +134,27 @@ class VideoStage(Stage):
         return condition
 
     def forward(
-        self, noisy: Float[Tensor, "b t c h w"], timesteps: Tensor, condition: Condition,
-        target_timesteps: Tensor | None = None,
-    ) -> Float[Tensor, "b t c h w"]:  # fmt: skip
+        self, noisy: Float[Tensor, "b t c h w"], timesteps: Tensor, condition: Condition
+    ) -> Float[Tensor, "b t c h w"]:
         x = noisy.to(self.dtype)
         if "joined" in condition:
             x = torch.cat([x, condition["joined"].to(x)], dim=2)
         told = {"encoder_hidden_states": condition["encoder_hidden_states"]}
-        target = condition.get("target_timesteps") if target_timesteps is None else target_timesteps
-        if target is not None:
-            told["step_length"] = (timesteps - target).to(x.device).expand(len(x))
+        if "target_timesteps" in condition:
+            told["step_length"] = (timesteps - condition["target_timesteps"]).to(x.device).expand(len(x))
         return self.network(x.transpose(1, 2), timesteps, **told).sample.transpose(1, 2)
 
     def telling_target(self, network: nn.Module) -> nn.Module:
         return telling_step(network)  # type: ignore[reportArgumentType]
 
-    def example(self, shape: tuple[int, ...], batch_size: int = 1, device: torch.device = META) -> tuple[Any, ...]:
-        place = {"device": device, "dtype": self.dtype}
-        condition = {"encoder_hidden_states": example_tokens(self.components["text_encoder"], batch_size, device)}
+    def example_condition(self, noisy: Tensor, ones: Tensor) -> Condition:
+        condition = {"encoder_hidden_states": example_tokens(self.components["text_encoder"], noisy)}
         encoder = self.components.get("condition_encoder")
         if encoder is not None:
-            t, _, h, w = shape
-            condition["joined"] = torch.zeros((batch_size, t, encoder.config.out_channels, h, w), **place)
-        noisy = torch.zeros((batch_size, *shape), **place)
-        ones = torch.ones(batch_size, dtype=torch.long, device=device)
-        if self.network.config.get("step_embed"):  # type: ignore[reportAttributeAccessIssue]
-            condition["target_timesteps"] = ones
-        return noisy, ones, condition
+            b, t, _, h, w = noisy.shape
+            condition["joined"] = noisy.new_zeros(b, t, encoder.config.out_channels, h, w)
+        is_map = self.network.config.get("step_embed")  # type: ignore[reportAttributeAccessIssue]
+        return condition | ({"target_timesteps": ones} if is_map else {})
 
 
 def make_condition_encoder(

@@ -2,12 +2,12 @@
 
 A family is a ``ContentStage`` (``family.py``) and a row of ``FAMILIES`` under the kind of its network. It offers
 
-* ``title``, ``network_name`` ("unet" or "transformer"), ``lora_targets``, and ``load`` of a folder or hub id: its
-  components by the names that the family's ``model_index.json`` has for them;
+* ``title``, ``network_name`` ("unet" or "transformer"), ``lora_targets``, and ``text_classes``, by which ``load`` finds
+  the components of a folder or hub id by the names that the family's ``model_index.json`` has for them;
 * for sampling ``stock``, its text-to-image pipeline of diffusers, ``stock_arguments`` that this is always called with,
   ``stock_text`` (text features as its arguments) and ``from_stock`` (its latents as content frames);
-* for training ``encode``, ``forward`` and ``schedule``, as every ``Stage``; of its text also what the motion model is
-  told, "pooled" in ``text_features``.
+* for training ``text_needs`` or ``encode``, and ``forward``, as every ``Stage``; of its text also what the motion model
+  is told, "pooled" in ``text_features``.
 
 Nothing else has to know of it: pipelines, loading, export and every command ask this table.
 """
@@ -51,7 +51,7 @@ def content_stage(components: Mapping[str, Any]) -> ContentStage:
     """
     network = next(components[name] for name in NETWORKS if components.get(name) is not None)
     network = getattr(network, "_orig_mod", network)
-    return family_of(network_kind(type(network).__name__, network.config))(components)
+    return family_of(type(network).__name__, network.config)(components)
 
 
 def text_stage(components: Mapping[str, Any]) -> ContentStage:
@@ -61,20 +61,16 @@ def text_stage(components: Mapping[str, Any]) -> ContentStage:
     return content_stage(components) if has_network else StableDiffusionContent(components)
 
 
-def network_kind(class_name: str, settings: Mapping[str, Any]) -> str:
-    """What a row of ``FAMILIES`` is for: a network's class, and what it is told of besides time and prompt."""
-    told = settings.get("addition_embed_type")  # "text" is more of the same prompt
-    if settings.get("guidance_embeds"):  # the guidance scale, of models distilled for it such as SANA-Sprint
-        told = "guidance_embeds"
-    return class_name if told in (None, "text") else f"{class_name} with {told}"
-
-
-def family_of(kind: str) -> type[ContentStage]:
-    """The stage of a network's kind.
+def family_of(class_name: str, settings: Mapping[str, Any]) -> type[ContentStage]:
+    """The stage for a network of this class and config.
 
     Raises:
         ValueError: No family has such a network.
     """
+    told = settings.get("addition_embed_type")  # besides time and prompt; "text" is more of the same prompt
+    if settings.get("guidance_embeds"):  # the guidance scale, of models distilled for it such as SANA-Sprint
+        told = "guidance_embeds"
+    kind = class_name if told in (None, "text") else f"{class_name} with {told}"
     if kind not in FAMILIES:
         known = ", ".join(f"{family.title} ({name})" for name, family in FAMILIES.items())
         raise ValueError(f"no family of image models with a {kind} is known; known are {known}")
@@ -87,7 +83,7 @@ def load_content(name_or_path: str) -> ContentStage:
     Raises:
         ValueError: A part is missing, or it is of no known family.
     """
-    return family_in(name_or_path).load(name_or_path)  # type: ignore[attr-defined]
+    return family_in(name_or_path).load(name_or_path)
 
 
 def load_text(name_or_path: str) -> ContentStage:
@@ -97,9 +93,9 @@ def load_text(name_or_path: str) -> ContentStage:
         ValueError: A part is missing, it is of no known family, or one that hears no prompts.
     """
     family = family_in(name_or_path)
-    if not hasattr(family, "load_text"):
+    if not family.text_classes:
         raise ValueError(f"{name_or_path} is a {family.title}: it has no text encoder")
-    return family(family.load_text(name_or_path))  # type: ignore[attr-defined]
+    return family(family.load_text(name_or_path))
 
 
 def family_in(name_or_path: str) -> type[ContentStage]:
@@ -116,5 +112,5 @@ def family_in(name_or_path: str) -> type[ContentStage]:
                 settings: Any = AutoModel.load_config(path, subfolder=name)
         except OSError:
             continue
-        return family_of(network_kind(str(settings.get("_class_name")), settings))
+        return family_of(str(settings.get("_class_name")), settings)
     return StableDiffusionContent

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Self
 
-import torch
-from diffusers import AutoModel, DDIMScheduler, DiTTransformer2DModel
+from diffusers import DiTTransformer2DModel
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from contentmotion.config import ContentSizes
-from contentmotion.loading import load_model, load_vae, quiet, resolve_name, training_scheduler
 from contentmotion.stages.content.family import ContentStage
-from contentmotion.stages.stage import META, Condition, drop_labels, make_scheduler
+from contentmotion.stages.stage import Condition, drop_labels, make_scheduler
 
 
 class DiTContent(ContentStage):
@@ -58,26 +55,6 @@ class DiTContent(ContentStage):
         )
         return cls({"vae": vae, "unet": unet, "scheduler": make_scheduler("linear", prediction_type, flow_shift)})
 
-    @classmethod
-    def load(cls, name_or_path: str) -> Self:
-        """The components of a content folder that ``train-content`` wrote, or of a whole pipeline.
-
-        Raises:
-            ValueError: A part is missing.
-        """
-        path = resolve_name(name_or_path)
-        try:
-            with quiet():
-                return cls(
-                    {
-                        "vae": load_vae(name_or_path) if (Path(path) / "vae").is_dir() else None,
-                        "unet": load_model(AutoModel, path, "unet", "a content model"),
-                        "scheduler": training_scheduler(DDIMScheduler.load_config(path, subfolder="scheduler")),
-                    }
-                )
-        except OSError as error:
-            raise ValueError(f"{name_or_path} has no content model: {str(error).splitlines()[0]}") from error
-
     @property
     def side_multiple(self) -> int:
         return int(self.network.config.patch_size)
@@ -86,13 +63,10 @@ class DiTContent(ContentStage):
         return {"class_labels": drop_labels(batch["label"], dropped, self.network.config.num_embeds_ada_norm)}
 
     def forward(
-        self, noisy: Float[Tensor, "b c h w"], timesteps: Tensor, condition: Condition,
-        target_timesteps: Tensor | None = None,
-    ) -> Float[Tensor, "b c_out h w"]:  # fmt: skip
+        self, noisy: Float[Tensor, "b c h w"], timesteps: Tensor, condition: Condition
+    ) -> Float[Tensor, "b c_out h w"]:
         times = timesteps.to(noisy.device).expand(len(noisy))
         return self.network(noisy.to(self.dtype), timestep=times, **condition).sample
 
-    def example(self, shape: tuple[int, ...], batch_size: int = 1, device: torch.device = META) -> tuple[Any, ...]:
-        noisy = torch.zeros((batch_size, *shape), device=device, dtype=self.dtype)
-        ones = torch.ones(batch_size, dtype=torch.long, device=device)
-        return noisy, ones, {"class_labels": ones}
+    def example_condition(self, noisy: Tensor, ones: Tensor) -> Condition:
+        return {"class_labels": ones}

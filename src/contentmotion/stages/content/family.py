@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
-from diffusers import DiffusionPipeline
+from diffusers import AutoModel, DDIMScheduler, DiffusionPipeline
 from jaxtyping import Float
 from torch import Tensor
 
+from contentmotion.loading import (
+    explain,
+    load_model,
+    load_tokenizer,
+    load_vae,
+    quiet,
+    resolve_name,
+    training_scheduler,
+)  # fmt: skip
 from contentmotion.stages.stage import Stage
+
+# What a stock pipeline's call names ``text_features``; those of negative prompts have "negative_" in front.
+STOCK_TEXT = {"tokens": "prompt_embeds", "tokens_mask": "prompt_attention_mask", "pooled": "pooled_prompt_embeds"}
 
 
 class ContentStage(Stage):
@@ -20,6 +33,7 @@ class ContentStage(Stage):
 
     Attributes:
         title: The family's name in messages.
+        text_classes: Text encoders and tokenizers by component: their classes in transformers.
         stock: Its text-to-image pipeline; None: there is none in diffusers, content frames are sampled by ``denoise``.
             Image-to-image and inpainting are the classes that diffusers' ``AutoPipeline`` maps it to.
         same_negatives: Whether negative prompts become features as prompts do; if not, the stock pipeline reads them.
@@ -35,6 +49,7 @@ class ContentStage(Stage):
     field = "content"
     made_with = ("vae", "autoencoder")
     title: ClassVar[str]
+    text_classes: ClassVar[Mapping[str, str]] = {}
     stock: ClassVar[type[DiffusionPipeline] | None] = None
     same_negatives: ClassVar[bool] = True
     empty_is_null: ClassVar[bool] = True
@@ -42,6 +57,55 @@ class ContentStage(Stage):
     guided_in_one_call: ClassVar[bool] = True
     vae_overflows: ClassVar[bool] = False
     stock_arguments: ClassVar[Mapping[str, Any]] = {}
+
+    @classmethod
+    def load(cls, name_or_path: str) -> Self:
+        """The stage of a folder or hub id; a folder that ``train-content`` wrote may have no VAE.
+
+        Raises:
+            ValueError: A part is missing, damaged or of another kind.
+        """
+        path = resolve_name(name_or_path)
+        parts = cls.load_text(name_or_path)
+        draws_pixels = (Path(path) / "unet").is_dir() and not (Path(path) / "vae").is_dir()
+        parts["vae"] = None if draws_pixels else load_vae(name_or_path)
+        parts[cls.network_name] = load_model(AutoModel, path, cls.network_name, "a content model")
+        try:
+            with quiet():
+                config: Any = DDIMScheduler.load_config(path, subfolder="scheduler")
+                parts["scheduler"] = cls.scheduler_of(config)
+        except (OSError, ValueError) as error:
+            raise ValueError(explain(f"a scheduler from {path}", path, error)) from error
+        return cls(parts)
+
+    @classmethod
+    def load_text(cls, name_or_path: str) -> dict[str, Any]:
+        """Text encoders, frozen, and tokenizers alone.
+
+        Raises:
+            ValueError: One is missing, damaged or of another kind.
+        """
+        import transformers
+
+        path = resolve_name(name_or_path)
+        parts: dict[str, Any] = dict.fromkeys(cls.text_classes)
+        for name, kind in cls.text_classes_in(path).items():
+            if name.startswith("tokenizer"):
+                parts[name] = load_tokenizer(name_or_path, name, kind)
+            else:
+                encoder = load_model(getattr(transformers, kind), path, name, f"a {name.replace('_', ' ')}")
+                parts[name] = encoder.requires_grad_(False)
+        return parts
+
+    @classmethod
+    def text_classes_in(cls, path: str) -> Mapping[str, str]:
+        """Those of ``text_classes`` that a folder has."""
+        return cls.text_classes
+
+    @classmethod
+    def scheduler_of(cls, config: Mapping[str, Any]) -> Any:
+        """The sampler of a folder whose scheduler has this config: one with the same noise schedule."""
+        return training_scheduler(config)
 
     @property
     def stock_pipeline(self) -> type[DiffusionPipeline] | None:
@@ -60,7 +124,8 @@ class ContentStage(Stage):
             text: What ``encode`` takes of the prompts, one item an image.
             null: The same of the negative prompts; None without guidance.
         """
-        return {"prompt_embeds": text["tokens"], "negative_prompt_embeds": null and null["tokens"]}
+        told = {STOCK_TEXT[name]: text[name] for name in self.text_needs}
+        return told | {f"negative_{STOCK_TEXT[name]}": null and null[name] for name in self.text_needs}
 
     def stock_guidance(self, guidance_scale: float) -> float:
         """A guidance scale, 1 being none, as the stock pipeline says it."""

@@ -4,20 +4,19 @@ prompt by three layers of Qwen3."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from diffusers import Flux2KleinPipeline
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from contentmotion.stages.content.transformer import CROSS_ATTENTION, TransformerContent, times_of
 from contentmotion.stages.image_vae import normalize_latents
 from contentmotion.stages.stage import Condition
-from contentmotion.stages.text import CHAT_START, chat, cut_words, masked_mean
+from contentmotion.stages.text import CHAT_START, cut_words, masked_mean
 
 LAYERS = 3  # of Qwen3's hidden states, side by side
 
@@ -30,19 +29,22 @@ class Flux2KleinContent(TransformerContent):
     stock = Flux2KleinPipeline
     takes_references = True
     guided_in_one_call = False
-    text_needs = ("tokens",)
     text_classes = {"text_encoder": "Qwen3ForCausalLM", "tokenizer": "Qwen2TokenizerFast"}
     max_tokens = 512
     lora_targets = (*CROSS_ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "to_qkv_mlp_proj")
 
     def text_features(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         tokens, _ = self.text_pipeline.encode_prompt(list(prompts), device=self.text_device())
-        asked = chat(self.components["tokenizer"], prompts, self.max_tokens, thinking=False)
-        return {"tokens": tokens, "pooled": masked_mean(tokens, asked.attention_mask.to(tokens.device))}
-
-    @property
-    def pooled_width(self) -> int:
-        return self.token_width
+        tokenizer = self.components["tokenizer"]
+        asked = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+            for prompt in prompts
+        ]
+        padded = {"padding": "max_length", "truncation": True, "max_length": self.max_tokens}
+        mask = tokenizer(asked, return_tensors="pt", **padded).attention_mask
+        return {"tokens": tokens, "pooled": masked_mean(tokens, mask)}
 
     @property
     def token_width(self) -> int:
@@ -51,13 +53,9 @@ class Flux2KleinContent(TransformerContent):
     def cut_words(self, prompt: str) -> str:
         return cut_words(self.components["tokenizer"], prompt, self.max_tokens - CHAT_START)
 
-    def encode(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None = None) -> Condition:
-        return {"encoder_hidden_states": self.text(batch, dropped)["tokens"]}
-
     def forward(
-        self, noisy: Float[Tensor, "b c h w"], timesteps: Tensor, condition: Condition,
-        target_timesteps: Tensor | None = None,
-    ) -> Float[Tensor, "b c h w"]:  # fmt: skip
+        self, noisy: Float[Tensor, "b c h w"], timesteps: Tensor, condition: Condition
+    ) -> Float[Tensor, "b c h w"]:
         tokens = condition["encoder_hidden_states"].to(self.dtype)
         x = noisy.to(self.dtype).flatten(2).transpose(1, 2)  # (b, h w, c)
         flow = self.network(

@@ -28,6 +28,7 @@ class SanaContent(TransformerContent):
     stock = SanaPipeline
     same_negatives = False  # the instruction before a prompt is not put before a negative one
     stock_arguments = {"use_resolution_binning": False}  # a clip's size is the caller's
+    text_needs = {"tokens": "encoder_hidden_states", "tokens_mask": "encoder_attention_mask"}
     text_classes = {"text_encoder": "Gemma2Model", "tokenizer": "GemmaTokenizerFast"}
     max_tokens = 300
     lora_targets = CROSS_ATTENTION
@@ -58,14 +59,9 @@ class SanaContent(TransformerContent):
     def cut_words(self, prompt: str) -> str:
         return cut_words(self.components["tokenizer"], prompt.lower().strip(), self.max_tokens - 1)
 
-    def encode(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None = None) -> Condition:
-        text = self.text(batch, dropped)
-        return {"encoder_hidden_states": text["tokens"], "encoder_attention_mask": text["tokens_mask"]}
-
     def forward(
-        self, noisy: Float[Tensor, "b c h w"], timesteps: Tensor, condition: Condition,
-        target_timesteps: Tensor | None = None,
-    ) -> Float[Tensor, "b c h w"]:  # fmt: skip
+        self, noisy: Float[Tensor, "b c h w"], timesteps: Tensor, condition: Condition
+    ) -> Float[Tensor, "b c h w"]:
         times = times_of(timesteps, noisy) * float(self.network.config.timestep_scale)  # type: ignore[reportArgumentType]
         return self.network(
             noisy.to(self.dtype), timestep=times,
@@ -74,11 +70,7 @@ class SanaContent(TransformerContent):
         ).sample  # fmt: skip
 
     def stock_text(self, text: Mapping[str, Tensor], null: Mapping[str, Tensor] | None) -> dict[str, Any]:
-        return {
-            "prompt_embeds": text["tokens"], "prompt_attention_mask": text["tokens_mask"],
-            "negative_prompt": None, "negative_prompt_embeds": null and null["tokens"],
-            "negative_prompt_attention_mask": null and null["tokens_mask"],
-        }  # fmt: skip
+        return super().stock_text(text, null) | {"negative_prompt": None}  # else there would be one, ""
 
 
 class SanaSprintContent(SanaContent):

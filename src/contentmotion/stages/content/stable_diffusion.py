@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers import AutoModel, DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.embeddings import get_timestep_embedding
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from contentmotion.config import ContentSizes
-from contentmotion.loading import (
-    load_model,
-    load_text_encoder,
-    load_vae,
-    quiet,
-    resolve_name,
-    training_scheduler,
-)
 from contentmotion.stages.content.family import ContentStage
-from contentmotion.stages.stage import META, Condition, example_tokens, make_scheduler
+from contentmotion.stages.stage import Condition, example_tokens, make_scheduler
 from contentmotion.stages.text import make_text_encoder
 
 GUIDANCE_WIDTH = 256  # of what a UNet is told the guidance scale by; LCM's
@@ -34,6 +25,7 @@ class StableDiffusionContent(ContentStage):
 
     title = "Stable Diffusion 1 and 2"
     stock = StableDiffusionPipeline
+    text_classes = {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}
     lora_targets = ATTENTION_AND_FEED_FORWARD
 
     @classmethod
@@ -71,39 +63,6 @@ class StableDiffusionContent(ContentStage):
         return cls(
             {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet, "scheduler": scheduler}
         )
-
-    @classmethod
-    def load(cls, name_or_path: str) -> Self:
-        """The components of a Stable Diffusion folder or hub id; the sampler with the folder's own noise schedule.
-
-        Raises:
-            ValueError: A part is missing.
-        """
-        path = resolve_name(name_or_path)
-        draws_pixels = (Path(path) / "unet").is_dir() and not (Path(path) / "vae").is_dir()
-        try:
-            with quiet():
-                return cls(
-                    {
-                        "vae": None if draws_pixels else load_vae(name_or_path),
-                        **cls.load_text(name_or_path),
-                        "unet": load_model(AutoModel, path, "unet", "a content model"),
-                        "scheduler": training_scheduler(DDIMScheduler.load_config(path, subfolder="scheduler")),
-                    }
-                )
-        except OSError as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{name_or_path} is not a Stable Diffusion folder: {reason}") from error
-
-    @classmethod
-    def load_text(cls, name_or_path: str) -> dict[str, Any]:
-        """Text encoders, frozen, and tokenizers alone.
-
-        Raises:
-            ValueError: One is missing.
-        """
-        tokenizer, text_encoder = load_text_encoder(name_or_path)
-        return {"text_encoder": text_encoder, "tokenizer": tokenizer}
 
     @property
     def stock_pipeline(self) -> type[DiffusionPipeline] | None:
@@ -154,36 +113,30 @@ class StableDiffusionContent(ContentStage):
         w, width = condition["guidance"].float() - 1, self.network.config.time_cond_proj_dim
         return get_timestep_embedding(w * 1000, width, downscale_freq_shift=1).to(self.dtype)  # type: ignore[arg-type]
 
-    def step_length(
-        self, noisy: Tensor, timesteps: Tensor, condition: Condition, target: Tensor | None
-    ) -> dict[str, Tensor]:
-        """What a flow map is told besides the time; without it the UNet says that its labels are missing."""
-        target = condition.get("target_timesteps") if target is None else target
-        return {} if target is None else {"class_labels": (timesteps - target).to(noisy.device).expand(len(noisy))}
-
     def encode(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None = None) -> Condition:
-        return {"encoder_hidden_states": self.text(batch, dropped)["tokens"]} | self.guidance(batch)
+        return super().encode(batch, dropped) | self.guidance(batch)
 
     def forward(
-        self, noisy: Float[Tensor, "b c h w"], timesteps: Tensor, condition: Condition,
-        target_timesteps: Tensor | None = None,
-    ) -> Float[Tensor, "b c h w"]:  # fmt: skip
+        self, noisy: Float[Tensor, "b c h w"], timesteps: Tensor, condition: Condition
+    ) -> Float[Tensor, "b c h w"]:
+        target = condition.get("target_timesteps")
+        # Of a flow map; without it the UNet says that its labels are missing.
+        step_length = None if target is None else (timesteps - target).to(noisy.device).expand(len(noisy))
         return self.network(
             noisy.to(self.dtype), timesteps, encoder_hidden_states=condition["encoder_hidden_states"],
-            timestep_cond=self.guidance_embedding(condition),
-            **self.step_length(noisy, timesteps, condition, target_timesteps),
+            class_labels=step_length, timestep_cond=self.guidance_embedding(condition),
+            added_cond_kwargs=self.added_condition(noisy, condition),
         ).sample  # fmt: skip
 
-    def example(self, shape: tuple[int, ...], batch_size: int = 1, device: torch.device = META) -> tuple[Any, ...]:
-        noisy = torch.zeros((batch_size, *shape), device=device, dtype=self.dtype)
-        tokens = example_tokens(self.components["text_encoder"], batch_size, device)
-        ones = torch.ones(batch_size, dtype=torch.long, device=device)
-        return noisy, ones, {"encoder_hidden_states": tokens} | self.example_told(ones)
+    def added_condition(self, noisy: Tensor, condition: Condition) -> dict[str, Tensor] | None:
+        """What else such a UNet is told; None: nothing."""
+        return None
 
-    def example_told(self, ones: Tensor) -> Condition:
-        """What distilled networks are told besides."""
+    def example_condition(self, noisy: Tensor, ones: Tensor) -> Condition:
+        told = {"encoder_hidden_states": example_tokens(self.components["text_encoder"], noisy)}
+        told |= self.guidance({"guidance": ones})
         is_map = self.network.config.class_embed_type == "timestep"  # type: ignore[reportAttributeAccessIssue]
-        return self.guidance({"guidance": ones}) | ({"target_timesteps": ones} if is_map else {})
+        return told | ({"target_timesteps": ones} if is_map else {})
 
 
 def _with_more(network: Any, **settings: Any) -> Any:

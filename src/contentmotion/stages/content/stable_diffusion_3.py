@@ -3,11 +3,10 @@ told of a prompt by two CLIP text encoders and T5 (Esser et al. 2024)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from diffusers import StableDiffusion3Pipeline
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from contentmotion.stages.content.transformer import CROSS_ATTENTION, TransformerContent, times_of
@@ -22,7 +21,7 @@ class StableDiffusion3Content(TransformerContent):
 
     title = "Stable Diffusion 3"
     stock = StableDiffusion3Pipeline
-    text_needs = ("tokens", "pooled")
+    text_needs = {"tokens": "encoder_hidden_states", "pooled": "pooled_projections"}
     text_classes = {
         "text_encoder": "CLIPTextModelWithProjection", "tokenizer": "CLIPTokenizer",
         "text_encoder_2": "CLIPTextModelWithProjection", "tokenizer_2": "CLIPTokenizer",
@@ -62,17 +61,8 @@ class StableDiffusion3Content(TransformerContent):
             return super().cut_words(prompt)
         return cut_words(self.components["tokenizer_3"], prompt, self.text_lengths["text_encoder_3"])
 
-    def encode(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None = None) -> Condition:
-        text = self.text(batch, dropped)
-        return {"encoder_hidden_states": text["tokens"], "pooled_projections": text["pooled"]}
-
     def forward(
-        self, noisy: Float[Tensor, "b c h w"], timesteps: Tensor, condition: Condition,
-        target_timesteps: Tensor | None = None,
-    ) -> Float[Tensor, "b c h w"]:  # fmt: skip
+        self, noisy: Float[Tensor, "b c h w"], timesteps: Tensor, condition: Condition
+    ) -> Float[Tensor, "b c h w"]:
         told = {name: value.to(self.dtype) for name, value in condition.items()}
         return self.network(noisy.to(self.dtype), timestep=times_of(timesteps, noisy), **told).sample
-
-    def stock_text(self, text: Mapping[str, Tensor], null: Mapping[str, Tensor] | None) -> dict[str, Any]:
-        pooled = {"pooled_prompt_embeds": text["pooled"], "negative_pooled_prompt_embeds": null and null["pooled"]}
-        return super().stock_text(text, null) | pooled

@@ -8,13 +8,11 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionXLPipeline
-from jaxtyping import Bool, Float
 from torch import Tensor
 
-from contentmotion.loading import load_model, load_tokenizer, resolve_name
 from contentmotion.stages.content.stable_diffusion import StableDiffusionContent
 from contentmotion.stages.image_vae import vae_scale_factor
-from contentmotion.stages.stage import META, Condition
+from contentmotion.stages.stage import Condition
 from contentmotion.stages.text import NULL_PROMPT
 
 
@@ -28,22 +26,14 @@ class StableDiffusionXLContent(StableDiffusionContent):
     title = "Stable Diffusion XL"
     stock = StableDiffusionXLPipeline
     text_family = "Stable Diffusion XL"
-    text_needs = ("tokens", "pooled")
+    text_needs = {"tokens": "encoder_hidden_states", "pooled": "text_embeds"}
+    text_classes = {
+        "text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer",
+        "text_encoder_2": "CLIPTextModelWithProjection", "tokenizer_2": "CLIPTokenizer",
+    }  # fmt: skip
     trains_text = False
     empty_is_null = False  # zeros where none is given
     vae_overflows = True
-
-    @classmethod
-    def load_text(cls, name_or_path: str) -> dict[str, Any]:
-        from transformers import CLIPTextModel, CLIPTextModelWithProjection
-
-        path = resolve_name(name_or_path)
-        encoder = load_model(CLIPTextModel, path, "text_encoder", "a text encoder")
-        second = load_model(CLIPTextModelWithProjection, path, "text_encoder_2", "a second text encoder")
-        return {
-            "text_encoder": encoder.requires_grad_(False), "tokenizer": load_tokenizer(name_or_path),
-            "text_encoder_2": second.requires_grad_(False), "tokenizer_2": load_tokenizer(name_or_path, "tokenizer_2"),
-        }  # fmt: skip
 
     def text_features(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         hidden, pooled = [], None
@@ -71,37 +61,17 @@ class StableDiffusionXLContent(StableDiffusionContent):
     def hears_as_stock(self, settings: Mapping[str, Any]) -> bool:
         return bool(settings.get("force_zeros_for_empty_prompt", True))
 
-    def stock_text(self, text: Mapping[str, Tensor], null: Mapping[str, Tensor] | None) -> dict[str, Any]:
-        pooled = {"pooled_prompt_embeds": text["pooled"], "negative_pooled_prompt_embeds": null and null["pooled"]}
-        return super().stock_text(text, null) | pooled
-
-    def encode(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None = None) -> Condition:
-        text = self.text(batch, dropped)
-        told = {"encoder_hidden_states": text["tokens"], "text_embeds": text["pooled"]}
-        return told | self.guidance(batch)
-
-    def forward(
-        self, noisy: Float[Tensor, "b c h w"], timesteps: Tensor, condition: Condition,
-        target_timesteps: Tensor | None = None,
-    ) -> Float[Tensor, "b c h w"]:  # fmt: skip
+    def added_condition(self, noisy: Tensor, condition: Condition) -> dict[str, Tensor]:
         factor = vae_scale_factor(self.components.get("vae"))
         size = [side * factor for side in noisy.shape[2:]]
         pooled = condition["text_embeds"]
         sizes = torch.tensor([*size, 0, 0, *size], device=noisy.device, dtype=pooled.dtype)  # original, crop, target
-        return self.network(
-            noisy.to(self.dtype), timesteps, encoder_hidden_states=condition["encoder_hidden_states"],
-            timestep_cond=self.guidance_embedding(condition),
-            **self.step_length(noisy, timesteps, condition, target_timesteps),
-            added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes.expand(len(noisy), -1)},
-        ).sample  # fmt: skip
+        return {"text_embeds": pooled, "time_ids": sizes.expand(len(noisy), -1)}
 
-    def example(self, shape: tuple[int, ...], batch_size: int = 1, device: torch.device = META) -> tuple[Any, ...]:
-        place = {"device": device, "dtype": self.dtype}
-        encoder = self.components["text_encoder_2"].config
-        width = self.network.config.cross_attention_dim
-        condition = {
-            "encoder_hidden_states": torch.zeros((batch_size, encoder.max_position_embeddings, width), **place),
-            "text_embeds": torch.zeros((batch_size, encoder.projection_dim), **place),
+    def example_condition(self, noisy: Tensor, ones: Tensor) -> Condition:
+        encoder, width = self.components["text_encoder_2"].config, self.network.config.cross_attention_dim
+        told = {
+            "encoder_hidden_states": noisy.new_zeros(len(noisy), encoder.max_position_embeddings, width),
+            "text_embeds": noisy.new_zeros(len(noisy), encoder.projection_dim),
         }
-        ones = torch.ones(batch_size, dtype=torch.long, device=device)
-        return torch.zeros((batch_size, *shape), **place), ones, condition | self.example_told(ones)
+        return super().example_condition(noisy, ones) | told

@@ -1,4 +1,4 @@
-"""What the families of transformers trained by flow matching share: how their folders are loaded, and that their stock
+"""What the families of transformers trained by flow matching share: what else their folders say, and that their stock
 pipeline's own code encodes prompts."""
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Self
 
 import diffusers
 import torch
-from diffusers import AutoModel, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import Tensor
 
-from contentmotion.loading import explain, load_model, load_tokenizer, load_vae, quiet, resolve_name
+from contentmotion.loading import explain, quiet, resolve_name
 from contentmotion.stages.content.family import ContentStage
-from contentmotion.stages.stage import META
+from contentmotion.stages.stage import Condition
 
 CROSS_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -22,63 +22,56 @@ class TransformerContent(ContentStage):
     """``vae``, text encoders, tokenizers, ``transformer``, ``scheduler``: the components of a folder of ``stock``.
 
     Attributes:
-        text_classes: Text encoders and tokenizers by component: their classes in transformers.
-        optional: Those of them that a folder may lack.
+        optional: Text encoders and tokenizers that a folder may lack.
         max_tokens: Tokens of a prompt that the last text encoder reads.
     """
 
     network_name = "transformer"
     trains_text = False
-    text_needs = ("tokens", "tokens_mask")
     stock: ClassVar[type[DiffusionPipeline]]
-    text_classes: ClassVar[Mapping[str, str]]
     optional: ClassVar[tuple[str, ...]] = ()
     max_tokens: ClassVar[int]
 
     @classmethod
     def load(cls, name_or_path: str) -> Self:
-        """The components of a folder or hub id of ``stock``, its own scheduler among them.
-
-        Raises:
-            ValueError: A part is missing, damaged or of another kind.
-        """
-        text, path = cls.load_text(name_or_path), resolve_name(name_or_path)
-        transformer = load_model(AutoModel, path, "transformer", "a content model")
-        parts = {"vae": load_vae(name_or_path), "transformer": transformer, "scheduler": _scheduler_of(path)}
-        index: Any = DiffusionPipeline.load_config(path)
+        """See ``ContentStage.load``; with the folder's own scheduler, and the settings of its pipeline."""
+        stage = super().load(name_or_path)
+        index: Any = DiffusionPipeline.load_config(resolve_name(name_or_path))
         settings = {name: index[name] for name in cls.stock._get_signature_keys(cls.stock)[1] if name in index}
         if settings:  # such as FLUX.2's is_distilled, by which the pipeline is made again
-            parts["image_pipeline"] = {"class": cls.stock.__name__} | settings
-        return cls(parts | text)
+            stage.components["image_pipeline"] = {"class": cls.stock.__name__} | settings
+        return stage
 
     @classmethod
-    def load_text(cls, name_or_path: str) -> dict[str, Any]:
-        """Text encoders and tokenizers alone, the encoders frozen.
+    def text_classes_in(cls, path: str) -> Mapping[str, str]:
+        """Those of ``text_classes`` that a folder has.
 
         Raises:
-            ValueError: One is missing, damaged or of another kind.
+            ValueError: One is missing, or of another kind.
         """
-        import transformers
-
-        path = resolve_name(name_or_path)
         try:
             with quiet():
                 index: Any = DiffusionPipeline.load_config(path)
         except (OSError, ValueError) as error:
             raise ValueError(explain(f"a folder of {cls.title}", path, error)) from error
-        parts: dict[str, Any] = {}
-        for name, wanted in cls.text_classes.items():
-            library, kind = index.get(name) or (None, None)
-            if library is None and name in cls.optional:
-                parts[name] = None
-            elif name.startswith("tokenizer"):
-                parts[name] = load_tokenizer(name_or_path, name, wanted)
-            elif kind != wanted:
-                raise ValueError(f"{name_or_path}: its {name} is a {kind}, {cls.title} has a {wanted} there")
-            else:
-                encoder = load_model(getattr(transformers, wanted), path, name, "a text encoder")
-                parts[name] = encoder.requires_grad_(False)
-        return parts
+        kinds = {name: (index.get(name) or (None, None))[1] for name in cls.text_classes}
+        there = {name: cls.text_classes[name] for name, kind in kinds.items() if kind or name not in cls.optional}
+        for name, wanted in there.items():
+            if kinds[name] != wanted and not name.startswith("tokenizer"):
+                raise ValueError(f"{path}: its {name} is a {kinds[name]}, {cls.title} has a {wanted} there")
+        return there
+
+    @classmethod
+    def scheduler_of(cls, config: Mapping[str, Any]) -> Any:
+        """The folder's own.
+
+        Raises:
+            ValueError: Its class is none of diffusers' schedulers.
+        """
+        kind: Any = getattr(diffusers, str(config.get("_class_name")), None)
+        if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+            raise ValueError(f"it is a {config.get('_class_name')}, which diffusers does not have")
+        return kind.from_config(config)
 
     @property
     def text_pipeline(self) -> Any:
@@ -92,7 +85,7 @@ class TransformerContent(ContentStage):
 
     @property
     def pooled_width(self) -> int:
-        return self.components["text_encoder"].config.hidden_size
+        return self.token_width
 
     @property
     def text_lengths(self) -> dict[str, int]:
@@ -102,13 +95,11 @@ class TransformerContent(ContentStage):
         """Where the text encoders compute."""
         return next(iter(self.text_encoders.values())).device
 
-    def example(self, shape: tuple[int, ...], batch_size: int = 1, device: torch.device = META) -> tuple[Any, ...]:
-        place = {"device": device, "dtype": self.dtype}
-        noisy = torch.zeros((batch_size, *shape), **place)
-        tokens = torch.zeros((batch_size, self.max_tokens, self.token_width), **place)
-        features = {"tokens": tokens, "tokens_mask": torch.ones(tokens.shape[:2], device=device)}
-        features["pooled"] = torch.zeros((batch_size, self.pooled_width), **place)
-        return noisy, torch.ones(batch_size, dtype=torch.long, device=device), self.encode(features)
+    def example_condition(self, noisy: Tensor, ones: Tensor) -> Condition:
+        tokens = noisy.new_zeros(len(noisy), self.max_tokens, self.token_width)
+        mask = torch.ones(tokens.shape[:2], device=noisy.device)
+        pooled = noisy.new_zeros(len(noisy), self.pooled_width)
+        return self.encode({"tokens": tokens, "tokens_mask": mask, "pooled": pooled})
 
     @property
     def token_width(self) -> int:
@@ -119,20 +110,3 @@ class TransformerContent(ContentStage):
 def times_of(timesteps: Tensor, noisy: Tensor) -> Tensor:
     """One time for each sample (b,), on its device, as numbers with a fraction."""
     return timesteps.to(noisy.device).expand(len(noisy)).float()
-
-
-def _scheduler_of(path: str) -> Any:
-    """A folder's own scheduler.
-
-    Raises:
-        ValueError: There is none, or its class is none of diffusers' schedulers.
-    """
-    try:
-        with quiet():
-            config: Any = FlowMatchEulerDiscreteScheduler.load_config(path, subfolder="scheduler")
-    except (OSError, ValueError) as error:
-        raise ValueError(explain("a scheduler", path, error)) from error
-    cls = getattr(diffusers, str(config.get("_class_name")), None)
-    if not (isinstance(cls, type) and issubclass(cls, SchedulerMixin)):
-        raise ValueError(f"{path}: its scheduler is a {config.get('_class_name')}, which diffusers does not have")
-    return cls.from_config(config)  # type: ignore[reportAttributeAccessIssue]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import ZImagePipeline
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -23,6 +23,7 @@ class ZImageContent(TransformerContent):
     title = "Z-Image"
     stock = ZImagePipeline
     guided_in_one_call = False
+    text_needs = {"tokens": "tokens", "tokens_mask": "mask"}
     text_classes = {"text_encoder": "Qwen3Model", "tokenizer": "Qwen2Tokenizer"}
     max_tokens = 512
     lora_targets = CROSS_ATTENTION
@@ -45,14 +46,9 @@ class ZImageContent(TransformerContent):
     def cut_words(self, prompt: str) -> str:
         return cut_words(self.components["tokenizer"], prompt, self.max_tokens - CHAT_START)
 
-    def encode(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None = None) -> Condition:
-        text = self.text(batch, dropped)
-        return {"tokens": text["tokens"], "mask": text["tokens_mask"]}
-
     def forward(
-        self, noisy: Float[Tensor, "b c h w"], timesteps: Tensor, condition: Condition,
-        target_timesteps: Tensor | None = None,
-    ) -> Float[Tensor, "b c h w"]:  # fmt: skip
+        self, noisy: Float[Tensor, "b c h w"], timesteps: Tensor, condition: Condition
+    ) -> Float[Tensor, "b c h w"]:
         times = (1000 - times_of(timesteps, noisy)) / 1000
         images = list(noisy.to(self.dtype).unsqueeze(2).unbind(0))
         flows = self.network(images, times, unpad(condition["tokens"].to(self.dtype), condition["mask"])).sample
