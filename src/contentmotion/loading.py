@@ -61,14 +61,15 @@ def resolve_name(name_or_path: str) -> str:
     if name_or_path in (SHIPPED_MODEL, SHIPPED_STUDENT):  # a folder of that name is ./emoji
         name_or_path = str(ASSETS / name_or_path)
     is_hub_id = name_or_path.count("/") == 1 and not name_or_path.startswith((".", "/", "~"))
-    if not Path(name_or_path).exists() and not is_hub_id:
+    path = Path(name_or_path)
+    if not path.exists() and not is_hub_id:
         raise ValueError(f"no such checkpoint: {name_or_path}")
-    if not Path(name_or_path).exists():
+    if not path.exists():
         notice_no_network()
-    if Path(name_or_path).is_file():
+    if path.is_file():
         raise ValueError(f"{name_or_path} is a file: a checkpoint is a folder in diffusers' layout")
-    for path in (Path(name_or_path), *Path(name_or_path).glob("*"), *Path(name_or_path).glob("*/*")):
-        require_regular(path)
+    for part in (path, *path.glob("*"), *path.glob("*/*")):
+        require_regular(part)
     return name_or_path
 
 
@@ -295,10 +296,9 @@ def require_finite_weights(model: torch.nn.Module, what: str) -> None:
         raise ValueError(f"cannot load {what}: the weights are not finite in {listed(names)}")
 
 
-def listed(names: Sequence[str], most: int = 3) -> str:
-    """The first of some names, and how many more there are."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+def listed(names: Sequence[str]) -> str:
+    """The first three of some names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 @contextmanager

@@ -114,7 +114,7 @@ def test_block_against_diffusers_dit() -> None:
     ours.modulation[1].load_state_dict(theirs.norm1.linear.state_dict())
     x, t, y = torch.randn(2, 6, 16), torch.tensor([3, 700]), torch.tensor([1, 4])
     condition = theirs.norm1.emb(t, y, hidden_dtype=x.dtype)
-    torch.testing.assert_close(ours(x, condition), theirs(x, timestep=t, class_labels=y), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours(x, condition[:, None]), theirs(x, timestep=t, class_labels=y), atol=1e-5, rtol=1e-4)
 
 
 def test_against_the_original_dit(shared_data) -> None:
@@ -142,7 +142,7 @@ def test_against_the_original_dit(shared_data) -> None:
     with torch.no_grad():
         x = model.motion_embed(ref["io.x"]).flatten(2).transpose(1, 2) + ref["w.pos_embed"]
         timesteps, labels = ref["io.t"], ref["io.y"].long()
-        condition = model.timestep_embed(sincos_embedding(256, timesteps)) + model.class_embed(labels)
+        condition = (model.timestep_embed(sincos_embedding(256, timesteps)) + model.class_embed(labels))[:, None]
         for block in model.blocks:
             x = block(x, condition)
         shift, scale = model.modulation_out(condition).chunk(2, dim=-1)

@@ -264,10 +264,6 @@ class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
         """Motion latents at zero mean and unit variance per channel (or back), by the statistics that autoencoders of
         version 0.1 have; since then the motion model has them.
 
-        Args:
-            z: Motion latents as ``encode`` gives them (standardised ones with ``inverse``).
-            inverse: Undo it.
-
         Raises:
             ValueError: The statistics were not measured yet.
         """

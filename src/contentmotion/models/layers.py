@@ -22,15 +22,14 @@ class Attention(nn.Module):
         dim: Width of the tokens.
         num_heads: Attention heads.
         head_dim: Channels per head; ``dim // num_heads`` when not given.
-        bias: Whether the query, key and value projections have a bias.
     """
 
-    def __init__(self, dim: int, num_heads: int, head_dim: int | None = None, bias: bool = True) -> None:
+    def __init__(self, dim: int, num_heads: int, head_dim: int | None = None) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = head_dim or dim // num_heads
         inner_dim = num_heads * self.head_dim
-        self.qkv = nn.Linear(dim, 3 * inner_dim, bias=bias)
+        self.qkv = nn.Linear(dim, 3 * inner_dim)
         self.proj = nn.Linear(inner_dim, dim)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
@@ -50,32 +49,18 @@ class Attention(nn.Module):
         return self.proj(x.transpose(1, 2).reshape(b, n, -1))
 
 
-def sincos_embedding(dim: int, positions: Real[Tensor, " n"], max_period: float = 10_000.0) -> Float[Tensor, "n {dim}"]:
-    """Sinusoidal embedding of one coordinate, cosines first (Vaswani et al. 2017, DiT's order).
-
-    Args:
-        dim: Width, even.
-        positions: Coordinates, any real numbers.
-        max_period: Longest wavelength over 2 pi.
-    """
+def sincos_embedding(dim: int, positions: Real[Tensor, " n"]) -> Float[Tensor, "n {dim}"]:
+    """Sinusoidal embedding of one coordinate, of an even width, cosines first (Vaswani et al. 2017, DiT's order)."""
     half = dim // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=positions.device) / half)
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=positions.device) / half)
     angles = positions.float()[:, None] * frequencies[None]  # (n, dim / 2)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def grid_embedding(
-    dim: int, height: int, width: int, device: torch.device | None = None
-) -> Float[Tensor, "height width {dim}"]:
-    """Sinusoidal embedding of a 2-D grid: half the channels for the row, half for the column.
+def grid_embedding(dim: int, height: int, width: int, device: torch.device) -> Float[Tensor, "height width {dim}"]:
+    """Sinusoidal embedding of a 2-D grid: half the channels, a multiple of 4, for the row, half for the column.
 
     It is computed from the grid at hand, so a model applies to sizes that it was not trained on.
-
-    Args:
-        dim: Width, a multiple of 4.
-        height: Rows.
-        width: Columns.
-        device: Where the result lives.
     """
     rows = sincos_embedding(dim // 2, torch.arange(height, device=device))  # (height, dim / 2)
     columns = sincos_embedding(dim // 2, torch.arange(width, device=device))  # (width, dim / 2)
@@ -86,14 +71,7 @@ def grid_embedding(
 def standardize(
     motion: Float[Tensor, "b D t s"], mean: Sequence[float], std: Sequence[float], inverse: bool = False
 ) -> Float[Tensor, "b D t s"]:
-    """Motion latents at zero mean and unit variance per channel (or back), computed in float32.
-
-    Args:
-        motion: Motion latents as the encoder gives them (standardised ones with ``inverse``).
-        mean: Mean of each channel.
-        std: Standard deviation of each channel.
-        inverse: Undo it.
-    """
+    """Motion latents at zero mean and unit variance per channel (or back), computed in float32."""
     means, stds = (_per_channel(tuple(values), motion.device) for values in (mean, std))
     return (motion.float() * stds + means if inverse else (motion.float() - means) / stds).to(motion.dtype)
 

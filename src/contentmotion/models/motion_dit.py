@@ -24,14 +24,8 @@ FREQUENCY_DIM = 256
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Adaptive layer norm's affine part, ``x (b, n, d)``, with one shift and scale per item ``(b, d)`` or token."""
-    shift, scale = (part if part.dim() == 3 else part[:, None] for part in (shift, scale))
+    """Adaptive layer norm's affine part, ``x (b, n, d)``, with one shift and scale per item ``(b, 1, d)`` or token."""
     return x * (1 + scale) + shift
-
-
-def split_parts(parts: Tensor, count: int) -> tuple[Tensor, ...]:
-    """Shifts, scales and gates side by side, per item ``(b, count d)`` or token, as ``modulate`` takes them."""
-    return (parts if parts.dim() == 3 else parts[:, None]).chunk(count, dim=-1)
 
 
 class DiTBlock(nn.Module):
@@ -46,8 +40,8 @@ class DiTBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, inner_dim), nn.GELU(approximate="tanh"), nn.Linear(inner_dim, dim))
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
 
-    def forward(self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b *n d"]) -> Float[Tensor, "b n d"]:
-        shift1, scale1, gate1, shift2, scale2, gate2 = split_parts(self.modulation(condition), 6)
+    def forward(self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b _ d"]) -> Float[Tensor, "b n d"]:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=-1)
         x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1))
         return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
@@ -194,7 +188,10 @@ class MotionDiT(ModelMixin, ConfigMixin):
         _, _, t, s = motion.shape
         h, w = content.shape[-2:]
         p = self.config.patch_size
-        rows, columns = split_places(s, h, w)
+        if (s * h) % (h + w):
+            raise ValueError(f"a motion latent of {s} places does not fit a content frame of {h}x{w}")
+        rows = s * h // (h + w)  # H' and W' are as the content frame's sides
+        columns = s - rows
         for size, what in ((t, "frames"), (rows, "the motion plane's rows"), (columns, "columns")):
             require_multiple(size, p, what)
         for size in (h, w):
@@ -203,13 +200,13 @@ class MotionDiT(ModelMixin, ConfigMixin):
         tokens = [self._tokens(self.motion_embed(z), plane) for plane, z in enumerate(planes)]
         num_motion_tokens = sum(x.shape[1] for x in tokens)
         x = torch.cat([*tokens, self._tokens(self.content_embed(content), 2)], dim=1)  # (b, n, d)
-        condition = self._condition(timesteps, class_labels, pooled_text).to(x.dtype)  # (b, d)
+        condition = self._condition(timesteps, class_labels, pooled_text).to(x.dtype)  # (b, 1, d)
         if known is not None:
             clean = self._condition(torch.zeros_like(timesteps), class_labels, pooled_text).to(x.dtype)
             rows_known = known[:, ::p, None]  # (b, t / p, 1): of patches
             is_clean = torch.cat([rows_known.expand(-1, -1, n // p).flatten(1) for n in (rows, columns)], dim=1)
             is_clean = F.pad(is_clean, (0, x.shape[1] - num_motion_tokens))  # the content frame goes with the noise
-            condition = torch.where(is_clean[..., None], clean[:, None], condition[:, None])  # (b, n, d)
+            condition = torch.where(is_clean[..., None], clean, condition)  # (b, n, d)
         for number, block in enumerate(self.blocks):
             if target_timesteps is not None and number == len(self.blocks) - self.config.target_blocks:
                 condition = self._condition(target_timesteps, class_labels, pooled_text).to(x.dtype)
@@ -217,10 +214,8 @@ class MotionDiT(ModelMixin, ConfigMixin):
                 x = self._gradient_checkpointing_func(block, x, condition)
             else:
                 x = block(x, condition)
-        x = x[:, :num_motion_tokens]
-        if condition.dim() == 3:
-            condition = condition[:, :num_motion_tokens]
-        shift, scale = split_parts(self.modulation_out(condition), 2)
+        x, condition = x[:, :num_motion_tokens], condition[:, :num_motion_tokens]
+        shift, scale = self.modulation_out(condition).chunk(2, dim=-1)
         x = self.proj_out(modulate(self.norm_out(x), shift, scale))  # (b, n_motion, p p out)
         x_tokens, y_tokens = x.split([x_.shape[1] for x_ in tokens], dim=1)
         return torch.cat([self._plane(x_tokens, t, rows), self._plane(y_tokens, t, columns)], dim=3)
@@ -236,6 +231,7 @@ class MotionDiT(ModelMixin, ConfigMixin):
         return standardize(motion, self.config.motion_mean, self.config.motion_std, inverse)
 
     def _condition(self, timesteps: Tensor, class_labels: Tensor | None, pooled_text: Tensor | None) -> Tensor:
+        """Time, and class or text, of each item, ``(b, 1, d)``."""
         dtype = self.proj_out.weight.dtype
         condition = self.timestep_embed(sincos_embedding(FREQUENCY_DIM, timesteps).to(dtype))
         if self.config.num_classes is not None:
@@ -246,7 +242,7 @@ class MotionDiT(ModelMixin, ConfigMixin):
             if pooled_text is None:
                 raise ValueError("this motion model is text-conditional: give pooled_text")
             condition = condition + self.text_embed(pooled_text)
-        return condition
+        return condition[:, None]
 
     def _tokens(self, patches: Tensor, plane: int) -> Tensor:
         """``(b, d, rows, columns)`` -> tokens with position and kind, ``(b, rows columns, d)``."""
@@ -259,15 +255,3 @@ class MotionDiT(ModelMixin, ConfigMixin):
         p = self.config.patch_size
         x = tokens.view(tokens.shape[0], t // p, places // p, p, p, -1)
         return x.permute(0, 5, 1, 3, 2, 4).reshape(tokens.shape[0], -1, t, places)
-
-
-def split_places(s: int, h: int, w: int) -> tuple[int, int]:
-    """H' and W' of ``s = H' + W'`` places for a content frame of h by w.
-
-    Raises:
-        ValueError: They do not belong together.
-    """
-    if (s * h) % (h + w):
-        raise ValueError(f"a motion latent of {s} places does not fit a content frame of {h}x{w}")
-    rows = s * h // (h + w)
-    return rows, s - rows

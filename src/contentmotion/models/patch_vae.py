@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from jaxtyping import Float
 from torch import Tensor, nn
-
-
-@dataclass
-class PatchVAEOutput(BaseOutput):
-    """Latents ``(b, c, h, w)``, before the scaling factor."""
-
-    latents: Tensor
 
 
 class ResidualBlock(nn.Module):
@@ -107,18 +98,18 @@ class PatchVAE(ModelMixin, ConfigMixin):
         self.divisors = divisors.to(self.basis) if whitening else None
 
     @apply_forward_hook  # CPU offload hooks in where forward is not called, too
-    def encode(self, x: Float[Tensor, "b 3 H W"], return_dict: bool = True) -> PatchVAEOutput | tuple[Tensor]:
+    def encode(self, x: Float[Tensor, "b 3 H W"], return_dict: bool = True) -> AutoencoderTinyOutput | tuple[Tensor]:
         """Projects every patch on the components.
 
         Args:
             x: Pixels in [-1, 1]; sides are multiples of the patch size.
-            return_dict: Whether to return an output object rather than a tuple.
+            return_dict: Whether to return the latents (b, c, h, w), before the scaling factor, in an output object.
         """
         patches = F.pixel_unshuffle(x, self.patch_size)  # (b, 3 p p, h, w)
         basis = self.basis if self.divisors is None else self.basis / self.divisors
         weight = basis.T[:, :, None, None]
         latents = F.conv2d(patches - self.mean[:, None, None], weight)
-        return PatchVAEOutput(latents=latents) if return_dict else (latents,)
+        return AutoencoderTinyOutput(latents=latents) if return_dict else (latents,)
 
     @apply_forward_hook
     def decode(
@@ -128,7 +119,7 @@ class PatchVAE(ModelMixin, ConfigMixin):
 
         Args:
             z: Latents, before the scaling factor.
-            return_dict: Whether to return an output object rather than a tuple.
+            return_dict: As in ``encode``.
             generator: Accepted because diffusers' pipelines pass one; decoding is deterministic.
         """
         basis = self.basis if self.divisors is None else self.basis * self.divisors

@@ -78,22 +78,8 @@ class VideoUNet(UNet3DConditionModel, ModelMixin):  # pipelines load a class onl
         fps: float | None = None,
         step_embed: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(
-            sample_size=sample_size,  # type: ignore[arg-type]
-            in_channels=in_channels,
-            out_channels=out_channels,
-            down_block_types=down_block_types,
-            up_block_types=up_block_types,
-            block_out_channels=block_out_channels,
-            layers_per_block=layers_per_block,
-            downsample_padding=downsample_padding,
-            mid_block_scale_factor=mid_block_scale_factor,
-            act_fn=act_fn,
-            norm_num_groups=norm_num_groups,
-            norm_eps=norm_eps,
-            cross_attention_dim=cross_attention_dim,
-            attention_head_dim=attention_head_dim,
-        )
+        own = signature(UNet3DConditionModel.__init__).parameters
+        super().__init__(**{name: value for name, value in self.config.items() if name in own})
         width = self.time_embedding.linear_2.out_features
         self.add_embedding = self.step_embedding = None
         if addition_embed_type == "text":
@@ -192,7 +178,7 @@ def make_video_unet(
         extra_channels: Channels of encoded conditions that come with it.
         block_out_channels: Channels per resolution, each a multiple of 32.
         layers_per_block: Residual blocks per resolution.
-        num_attention_heads: Attention heads within frames.
+        num_attention_heads: Within frames.
         cross_attention_dim: Width of the text features.
         sample_size: Height and width of the latents.
         num_frames: Frames that it is to be trained on.
