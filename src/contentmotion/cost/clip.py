@@ -146,7 +146,7 @@ def pipeline_passes(
     """
     passes: list[Pass] = []
     shapes = pipe.sample_shapes(*size)
-    for name, tokens in next(iter(pipe.stages.values())).text_lengths.items():
+    for name, tokens in next(iter(pipe.stages.values())).reader.text_lengths.items():
         title = name.replace("text_encoder", "text").replace("_", " ")
         passes.append(text_pass(getattr(pipe, name), tokens, 1 + sampling.guided, device, title))
     for name, stage in pipe.stages.items():

@@ -105,7 +105,7 @@ def plan_run(config: TrainConfig, shape: tuple[int, ...] | None = None) -> Plan:
     assert isinstance(config, TrainDenoiserConfig | DistillConfig)
     stage = _stage_to_train(config)
     calls, frozen = [network_call(stage, shape or _sample_shape(stage, config))], {}
-    for name, tokens in stage.text_lengths.items():
+    for name, tokens in stage.reader.text_lengths.items():
         text: Any = stage.components[name]
         read = partial(text, torch.ones(1, tokens, dtype=torch.long, device=META))
         if any(parameter.requires_grad for parameter in text.parameters()):

@@ -125,12 +125,7 @@ def compare_samples(samples: Tensor, true: Tensor, time_axis: int | None) -> dic
 
 
 def require_teacher(stage: Stage, what: str, num_ddim_steps: int) -> None:
-    """Checks that a stage can be a teacher.
-
-    Args:
-        stage: The model to distil.
-        what: What it is called in the message.
-        num_ddim_steps: Steps of the solver that distillation takes.
+    """Checks that a stage, called so in the message, can be a teacher for a solver of so many steps.
 
     Raises:
         ValueError: A distilled model, one without a scheduler, or a noise schedule that its prediction type, or the

@@ -4,7 +4,7 @@ student's are (DMD2)."""
 from __future__ import annotations
 
 import copy
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -136,12 +136,10 @@ def output_and_logits(critic: Stage, noisy: Tensor, times: Tensor, batch: dict[s
     seen: list[Tensor] = []
     classifier: Any = getattr(critic, "classifier", None)
     network: Any = critic.network
-    with ExitStack() as undo:
-        if classifier is not None:
-            hook = network.mid_block.register_forward_hook(lambda module, args, features: seen.append(features))
-            undo.callback(hook.remove)
+    see = lambda module, args, features: seen.append(features)  # noqa: E731
+    with network.mid_block.register_forward_hook(see) if classifier else nullcontext():
         output = critic(noisy, times, critic.encode(batch)).float()[:, : noisy.shape[1]]
-    return output, None if classifier is None else classifier(seen[0]).float()
+    return output, classifier(seen[0]).float() if classifier else None
 
 
 def make_classifier(network: Any, seed: int) -> nn.Module:

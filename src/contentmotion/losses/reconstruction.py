@@ -74,16 +74,8 @@ def latents_of(batch: dict[str, Any], vae: Any) -> Tensor:
 
 
 def draw_frames(videos: tuple[Tensor, ...], num_frames: int, generator: Source) -> tuple[Tensor, ...]:
-    """The same random frames, all different, of each clip.
-
-    Args:
-        videos: Each (b, t, c, h, w).
-        num_frames: Frames n per clip; all where there are fewer.
-        generator: Source of randomness.
-
-    Returns:
-        Each (b, n, c, h, w).
-    """
+    """The same random frames, all different, of each clip (b, t, c, h, w) -> (b, n, c, h, w); all where there are fewer
+    than ``num_frames``."""
     b, t = videos[0].shape[:2]
     chosen = rand((b, t), generator).argsort(dim=1)[:, :num_frames].to(videos[0].device)  # (b, n)
     rows = torch.arange(b, device=chosen.device)[:, None]

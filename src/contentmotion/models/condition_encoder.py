@@ -35,14 +35,9 @@ class TemporalBlock(nn.Module):
 class SpatioTemporalEncoder(nn.Module):
     """One condition's sequence -> features at the latent's size: convolutions within a frame, attention across them.
 
-    Source: Wang et al. 2023 (VideoComposer), section 3.2: light convolutions and one temporal transformer layer.
+    ``downsampling`` is how many of the condition's pixels a latent has along a side, a power of 2.
 
-    Args:
-        in_channels: Channels of the condition.
-        downsampling: Condition pixels per latent along a side, a power of 2.
-        hidden_channels: Width.
-        out_channels: Channels to return.
-        num_heads: Heads of the temporal attention.
+    Source: Wang et al. 2023 (VideoComposer), section 3.2: light convolutions and one temporal transformer layer.
     """
 
     def __init__(

@@ -196,7 +196,7 @@ class LatentPipeline(DiffusionPipeline):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
         """Features of the prompts and, where guidance needs them, of the null prompts, as ``Stage.encode`` takes
         them."""
-        known, reader = self._text_features, next(iter(self.stages.values()))
+        known, reader = self._text_features, next(iter(self.stages.values())).reader
         for text in (end for each in prompts for end in {getattr(each, "first", each), getattr(each, "second", each)}):
             if cut := reader.cut_words(text):
                 most = max(reader.text_lengths.values())

@@ -268,7 +268,7 @@ class ContentMotionPipeline(LatentPipeline):
                     f"the motion model was made for {wanted[0]} motion and {wanted[1]} content channels, the "
                     f"autoencoder has {given[0]} and {given[1]}"
                 )
-        wanted, given = motion.config.text_dim, self.stages["motion"].pooled_width
+        wanted, given = motion.config.text_dim, self.stages["motion"].reader.pooled_width
         if wanted != given:
             kinds = [f"text features of width {n}" if n else "class labels" for n in (wanted, given)]
             raise ValueError(f"the motion model was made for {kinds[0]}, this pipeline gives it {kinds[1]}")

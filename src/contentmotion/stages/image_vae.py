@@ -25,13 +25,8 @@ from contentmotion.models.patch_vae import PatchVAE
 def encode_frames(
     vae: ModelMixin | None, frames: Float[Tensor, "b t 3 H W"], chunk_size: int = 64
 ) -> Float[Tensor, "b t c h w"]:
-    """Encodes every frame; the latent is the mean of the VAE's posterior, as ``normalize_latents`` makes it.
-
-    Args:
-        vae: Image VAE, or None for pixels.
-        frames: Pixels in [-1, 1].
-        chunk_size: Frames encoded at once.
-    """
+    """Encodes every frame, pixels in [-1, 1], so many at once; the latent is the mean of the VAE's posterior, as
+    ``normalize_latents`` makes it."""
     if vae is None:
         return frames
     images = frames.flatten(0, 1).to(vae.dtype)  # (b t, 3, H, W)
@@ -45,13 +40,8 @@ def encode_frames(
 def decode_frames(
     vae: ModelMixin | None, latents: Float[Tensor, "b t c h w"], chunk_size: int = 16
 ) -> Float[Tensor, "b t 3 H W"]:
-    """Decodes every frame to pixels, clamped to [-1, 1]; gradients pass where the caller wants them.
-
-    Args:
-        vae: Image VAE, or None for pixels.
-        latents: Scaled latents.
-        chunk_size: Frames decoded at once.
-    """
+    """Decodes scaled latents of every frame to pixels, clamped to [-1, 1], so many at once; gradients pass where the
+    caller wants them."""
     if vae is None:
         return latents.clamp(-1, 1)
     flat = normalize_latents(vae, latents.flatten(0, 1).to(vae.dtype), inverse=True)

@@ -24,8 +24,8 @@ def add_adapters(network: nn.Module, rank: int, alpha: float | None, target_modu
 
     Args:
         network: Changed in place; the names in its state dict change too.
-        rank: Rank of the adapters.
-        alpha: The adapters' output is scaled by ``alpha / rank``; ``rank`` when None.
+        rank: Of the adapters.
+        alpha: Their output is scaled by ``alpha / rank``; ``rank`` when None.
         target_modules: Ends of the names of the layers, linear or convolutions.
 
     Raises:

@@ -40,7 +40,7 @@ class MotionStage(Stage):
         super().__init__(components)
         self.content_noise, self.overlap = content_noise, overlap
         # It hears prompts as the content stage does. In a tuple, for that one's network is no part of this stage.
-        self._text = (text_stage(components),)
+        self._reader = (text_stage(components),)
 
     @classmethod
     def make(
@@ -50,22 +50,11 @@ class MotionStage(Stage):
         prediction_type: str | None = None, flow_shift: float = 1.0, content_noise: float = 0.0,
         overlap: int = 0, frame_rate: float | None = None,
     ) -> Self:  # fmt: skip
-        """See ``Stage.make``.
+        """See ``Stage.make``; captions are not used: the text encoder is the content stage's, one of ``components``.
 
         Args:
-            sizes: The config's ``model`` block.
-            shapes: Shapes of motion latents.
-            captions: Not used: the text encoder is the content stage's.
-            components: The content stage's, and the autoencoder.
-            content_channels: Channels of content frames.
-            num_classes: Classes, of a class-conditional model.
-            text_dim: Width of the pooled text feature, of a text-conditional one.
             statistics: Mean and deviation of each motion channel over the training clips.
-            prediction_type: See ``make_scheduler``.
-            flow_shift: See there.
-            content_noise: See the class.
-            overlap: See there.
-            frame_rate: Frames per second of the clips, where it is known.
+            text_dim: Width of the pooled text feature, of a text-conditional model.
 
         Raises:
             ValueError: An overlap that is no multiple of the patch size, or more than half a clip.
@@ -130,29 +119,9 @@ class MotionStage(Stage):
         with torch.no_grad():
             return told | super().encode(batch, dropped)
 
-    def text_features(self, prompts: Sequence[str] | Tensor) -> dict[str, Tensor]:
-        return self._text[0].text_features(prompts)
-
-    def tokenize(self, prompts: Sequence[str]) -> Tensor | None:
-        return self._text[0].tokenize(prompts)
-
     @property
-    def text_family(self) -> str | None:  # type: ignore[override]
-        return self._text[0].text_family
-
-    @property
-    def pooled_width(self) -> int | None:
-        return self._text[0].pooled_width
-
-    @property
-    def text_lengths(self) -> dict[str, int]:
-        return self._text[0].text_lengths
-
-    def cut_words(self, prompt: str) -> str:
-        return self._text[0].cut_words(prompt)
-
-    def unknown_words(self, prompt: str) -> list[str]:
-        return self._text[0].unknown_words(prompt)
+    def reader(self) -> Stage:
+        return self._reader[0]
 
     def forward(
         self, noisy: Float[Tensor, "b D t s"], timesteps: Tensor, condition: Condition

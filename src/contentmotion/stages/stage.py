@@ -205,6 +205,11 @@ class Stage(nn.Module):
         """The components that read prompts; none of a class-conditional model."""
         return {name: self.components[name] for name in TEXT_ENCODERS if self.components.get(name) is not None}
 
+    @property
+    def reader(self) -> Stage:
+        """The stage that knows how prompts are read: itself, unless another one's text encoders read for it."""
+        return self
+
     def text_features(self, prompts: Sequence[str] | Tensor) -> dict[str, Tensor]:
         """What the text encoders make of prompts, "" being the null prompt; or of what ``tokenize`` made of them.
 
@@ -225,7 +230,7 @@ class Stage(nn.Module):
         steps that are recorded, which are told tensors alone."""
         if not self.text_encoders or all(name in batch for name in self.text_needs):
             return batch
-        tokens = self.tokenize([*batch["caption"], NULL_PROMPT])
+        tokens = self.reader.tokenize([*batch["caption"], NULL_PROMPT])
         return batch if tokens is None else batch | {"caption_tokens": tokens}
 
     @property
@@ -257,19 +262,19 @@ class Stage(nn.Module):
             return batch
         captions = batch["caption_tokens"][:-1] if "caption_tokens" in batch else batch["caption"]
         with torch.no_grad():
-            return self.text_features(captions) | batch
+            return self.reader.text_features(captions) | batch
 
     def text(self, batch: Mapping[str, Any], dropped: Bool[Tensor, " b"] | None) -> dict[str, Tensor]:
         """Text features of a batch: its own, else of its captions; null where dropped."""
         if any(name not in batch for name in self.text_needs):
             tokens = batch.get("caption_tokens")
             if dropped is None:
-                return self.text_features(batch["caption"] if tokens is None else tokens[:-1])
+                return self.reader.text_features(batch["caption"] if tokens is None else tokens[:-1])
             if dropped.device.type == "cpu" and tokens is None:
                 prompts = zip(batch["caption"], dropped.tolist(), strict=True)
-                return self.text_features([NULL_PROMPT if drop else prompt for prompt, drop in prompts])
+                return self.reader.text_features([NULL_PROMPT if drop else prompt for prompt, drop in prompts])
             # Which are dropped is known to the device alone, and is not worth waiting for.
-            features = self.text_features([*batch["caption"], NULL_PROMPT] if tokens is None else tokens)
+            features = self.reader.text_features([*batch["caption"], NULL_PROMPT] if tokens is None else tokens)
             null = {name: value[-1:] for name, value in features.items()}
             features = {name: value[:-1] for name, value in features.items()}
         else:
@@ -289,7 +294,7 @@ class Stage(nn.Module):
         if self._null is None or self._null["pooled"].device != device:
             # In full precision, as `encode` does by default, and whatever the first step that asks runs in.
             with torch.autocast(device.type, enabled=False):
-                self._null = self.text_features([NULL_PROMPT])
+                self._null = self.reader.text_features([NULL_PROMPT])
         return self._null
 
 

@@ -22,8 +22,8 @@ def encode_prompts(
     """Text features of prompts: per token for cross-attention, and pooled for adaLN (CMD section 3.2).
 
     Args:
-        tokenizer: CLIP tokenizer; longer prompts are cut to its ``model_max_length``.
-        text_encoder: CLIP text model (with or without projection).
+        tokenizer: CLIP's; longer prompts are cut to its ``model_max_length``.
+        text_encoder: CLIP's text model, with or without projection.
         prompts: One prompt per item, or what ``tokenize`` made of them.
 
     Returns:
@@ -58,13 +58,8 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], device: torch.device) -> In
 
 
 def cut_words(tokenizer: Any, prompt: str, most: int | None = None) -> str:
-    """What of a prompt is beyond the tokens that its encoder takes; "" where nothing is.
-
-    Args:
-        tokenizer: CLIP's, or another one.
-        prompt: The prompt.
-        most: Tokens that the encoder takes, special ones included; the tokenizer's ``model_max_length`` when None.
-    """
+    """What of a prompt is beyond the tokens that its encoder takes, special ones included: ``most``, or the tokenizer's
+    ``model_max_length`` when None; "" where nothing is."""
     # With a limit of its own, or transformers would have a word to say about it.
     tokens = tokenizer(prompt, truncation=True, max_length=1_000_000).input_ids
     kept, end = most or tokenizer.model_max_length, len(tokens)
@@ -124,7 +119,8 @@ def make_text_encoder(
     captions: Iterable[str], *, vocab_size: int, hidden_size: int, num_layers: int, max_length: int = 32,
     bag_of_words: bool = False,
 ) -> tuple[Any, Any]:  # fmt: skip
-    """A small CLIP tokenizer and text encoder from scratch, in the layout of a Stable Diffusion folder.
+    """A small CLIP tokenizer and text encoder from scratch, in the layout of a Stable Diffusion folder; the encoder is
+    untrained, initialised from torch's global generator.
 
     Args:
         captions: The vocabulary is learned from these (byte-pair encoding, lower case).
@@ -133,9 +129,6 @@ def make_text_encoder(
         num_layers: Depth of the encoder.
         max_length: Tokens per prompt.
         bag_of_words: Start as ``start_as_words`` says.
-
-    Returns:
-        Tokenizer and text encoder (untrained; initialised from torch's global generator).
     """
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -196,11 +189,10 @@ def _train_tokenizer(captions: Sequence[str], vocab_size: int) -> Any:
     ends = sorted({word[-1] for found in words for word, _ in found})
     # Letters that end words would be numbered in the order of a hash table, and so would what is merged of them.
     numbered = [empty.bos_token, empty.eos_token, *(f"{letter}</w>" for letter in ends)]
-    alphabet = ByteLevel.alphabet()
     trainer = BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=numbered,
-        initial_alphabet=alphabet,
+        initial_alphabet=ByteLevel.alphabet(),
         end_of_word_suffix="</w>",
         show_progress=False,
     )

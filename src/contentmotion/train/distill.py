@@ -210,7 +210,7 @@ def check_cache(cache: LatentCache, teacher: Stage) -> None:
         raise ValueError(f"the latent cache {cache.cache_dir} holds no {teacher.field}, which is what is distilled")
     if isinstance(teacher, VideoStage):
         require_conditions(teacher.condition_names, list(cache[0]))
-    cache.use_text_features(teacher.components, teacher.text_family)
+    cache.use_text_features(teacher.components, teacher.reader.text_family)
 
 
 def make_student(teacher: Stage, config: DistillConfig) -> Stage:

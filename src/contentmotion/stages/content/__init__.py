@@ -1,15 +1,8 @@
 """Content frames: one file a family of image models, and the table of them.
 
-A family is a ``ContentStage`` (``family.py``) and a row of ``FAMILIES`` under the kind of its network. It offers
-
-* ``title``, ``network_name`` ("unet" or "transformer"), ``lora_targets``, and ``text_classes``, by which ``load`` finds
-  the components of a folder or hub id by the names that the family's ``model_index.json`` has for them;
-* for sampling ``stock``, its text-to-image pipeline of diffusers, ``stock_arguments`` that this is always called with,
-  ``stock_text`` (text features as its arguments) and ``from_stock`` (its latents as content frames);
-* for training ``text_needs`` or ``encode``, and ``forward``, as every ``Stage``; of its text also what the motion model
-  is told, "pooled" in ``text_features``.
-
-Nothing else has to know of it: pipelines, loading, export and every command ask this table.
+A family is a ``ContentStage`` (``family.py``, which says what it offers for sampling and for training) and a row of
+``FAMILIES`` under the kind of its network. Nothing else has to know of it: pipelines, loading, export and every command
+ask this table.
 """
 
 from __future__ import annotations

@@ -35,22 +35,17 @@ class SanaContent(TransformerContent):
     _unguided: ClassVar[Mapping[str, Any]] = {"do_classifier_free_guidance": False}  # of ``encode_prompt``
 
     def text_features(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        parts = [self._encode([prompt for prompt in prompts if (prompt == NULL_PROMPT) == null], null)
-                 for null in (False, True)]  # fmt: skip
-        rows = [iter(part) for part in parts]
-        tokens, masks = zip(*(next(rows[prompt == NULL_PROMPT]) for prompt in prompts), strict=True)
-        features = {"tokens": torch.stack(tokens), "tokens_mask": torch.stack(masks)}
-        return features | {"pooled": masked_mean(features["tokens"], features["tokens_mask"])}
-
-    def _encode(self, prompts: list[str], null: bool) -> list[tuple[Tensor, Tensor]]:
-        """Tokens and mask of each prompt."""
-        if not prompts:
-            return []
-        tokens, mask, *_ = self.text_pipeline.encode_prompt(
-            prompts, device=self.text_device(), complex_human_instruction=None if null else INSTRUCTION,
-            **self._unguided,
-        )  # fmt: skip
-        return list(zip(tokens, mask, strict=True))
+        rows: dict[int, tuple[Tensor, Tensor]] = {}
+        for instruction in (INSTRUCTION, None):
+            numbers = [i for i, prompt in enumerate(prompts) if (prompt == NULL_PROMPT) == (instruction is None)]
+            if numbers:
+                tokens, mask, *_ = self.text_pipeline.encode_prompt(
+                    [prompts[i] for i in numbers], device=self.text_device(), complex_human_instruction=instruction,
+                    **self._unguided,
+                )  # fmt: skip
+                rows |= zip(numbers, zip(tokens, mask, strict=True), strict=True)
+        tokens, mask = (torch.stack(part) for part in zip(*(rows[i] for i in range(len(prompts))), strict=True))
+        return {"tokens": tokens, "tokens_mask": mask, "pooled": masked_mean(tokens, mask)}
 
     @property
     def text_lengths(self) -> dict[str, int]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from contentmotion.stages.content.stable_diffusion import StableDiffusionContent
 from contentmotion.stages.image_vae import vae_scale_factor
 from contentmotion.stages.stage import Condition
-from contentmotion.stages.text import NULL_PROMPT
+from contentmotion.stages.text import NULL_PROMPT, tokenize
 
 
 class StableDiffusionXLContent(StableDiffusionContent):
@@ -36,22 +36,16 @@ class StableDiffusionXLContent(StableDiffusionContent):
     vae_overflows = True
 
     def text_features(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        hidden, pooled = [], None
+        encoded = []
         for suffix in ("", "_2"):
-            tokenizer, encoder = self.components[f"tokenizer{suffix}"], self.components[f"text_encoder{suffix}"]
-            length = tokenizer.model_max_length
-            ids = tokenizer(
-                list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-            ).input_ids
-            encoded = encoder(ids.to(encoder.device), output_hidden_states=True)
-            hidden.append(encoded.hidden_states[-2])
-            pooled = encoded.get("text_embeds")
-        assert pooled is not None
+            encoder = self.components[f"text_encoder{suffix}"]
+            ids = tokenize(self.components[f"tokenizer{suffix}"], prompts, encoder.device)
+            encoded.append(encoder(ids, output_hidden_states=True))
+        tokens, pooled = torch.cat([one.hidden_states[-2] for one in encoded], dim=-1), encoded[1].text_embeds
         named = torch.tensor([prompt != NULL_PROMPT for prompt in prompts], device=pooled.device)
-        features = {"tokens": torch.cat(hidden, dim=-1), "pooled": pooled}
         return {
-            name: torch.where(named.view(-1, *[1] * (value.dim() - 1)), value, torch.zeros_like(value))
-            for name, value in features.items()
+            "tokens": torch.where(named[:, None, None], tokens, 0.0),
+            "pooled": torch.where(named[:, None], pooled, 0.0),
         }
 
     @property
