@@ -99,12 +99,7 @@ def guided_output(
 
 
 def compare_samples(samples: Tensor, true: Tensor, time_axis: int | None) -> dict[str, Tensor]:
-    """Geometric means over the items of ratios that are 1 where a student's samples are like true ones.
-
-    Args:
-        samples: The student's clean samples (b, c, ...).
-        true: Those of the batch.
-        time_axis: Axis that counts frames, if one does.
+    """Geometric means over the items of ratios that are 1 where a student's clean samples (b, c, ...) are like true.
 
     Returns:
         "x0_std_ratio", of their channels' deviations, and with a ``time_axis`` "motion_ratio", of mean absolute

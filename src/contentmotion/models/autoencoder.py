@@ -169,13 +169,9 @@ class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
         self.frame_head = nn.Linear(hidden_size, (refine_channels or in_channels) * patch_size**2)
         self.refine_head = nn.Sequential()
         if refine_channels:
-            self.refine_head.extend(
-                [
-                    nn.Conv2d(refine_channels, refine_channels, 3, padding=1),
-                    nn.SiLU(),
-                    nn.Conv2d(refine_channels, in_channels, 3, padding=1),
-                ]
-            )
+            self.refine_head.append(nn.Conv2d(refine_channels, refine_channels, 3, padding=1))
+            self.refine_head.append(nn.SiLU())
+            self.refine_head.append(nn.Conv2d(refine_channels, in_channels, 3, padding=1))
         self._initialize()
 
     def _initialize(self) -> None:

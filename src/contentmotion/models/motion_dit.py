@@ -11,7 +11,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor, nn
 
-from contentmotion.models.layers import Attention, grid_embedding, require_multiple, sincos_embedding, standardize
+from contentmotion.models.layers import Attention, grid_embedding, require_multiple, sincos_embedding
 
 # Peebles & Xie 2023, Table 1; the patch size "/2" is that of the motion planes.
 PRESETS: dict[str, dict[str, int]] = {
@@ -123,11 +123,7 @@ class MotionDiT(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_preset(cls, name: Literal["DiT-S/2", "DiT-B/2", "DiT-L/2", "DiT-XL/2"], **kwargs: Any) -> MotionDiT:
-        """Builds one of the paper's sizes.
-
-        Args:
-            name: ``"DiT-L/2"`` (UCF-101), ``"DiT-XL/2"`` (WebVid), or a smaller one.
-            **kwargs: Any argument of the class.
+        """Builds one of the paper's sizes, "DiT-L/2" (UCF-101) or "DiT-XL/2" (WebVid), or a smaller one.
 
         Raises:
             ValueError: Unknown name.
@@ -219,16 +215,6 @@ class MotionDiT(ModelMixin, ConfigMixin):
         x = self.proj_out(modulate(self.norm_out(x), shift, scale))  # (b, n_motion, p p out)
         x_tokens, y_tokens = x.split([x_.shape[1] for x_ in tokens], dim=1)
         return torch.cat([self._plane(x_tokens, t, rows), self._plane(y_tokens, t, columns)], dim=3)
-
-    def standardize(self, motion: Float[Tensor, "b D t s"], inverse: bool = False) -> Float[Tensor, "b D t s"]:
-        """Motion latents at zero mean and unit variance per channel, as this model takes them (or back).
-
-        Raises:
-            ValueError: This model does not know the statistics of the clips that it was trained on.
-        """
-        if self.config.motion_mean is None:
-            raise ValueError("this motion model has no statistics of motion latents")
-        return standardize(motion, self.config.motion_mean, self.config.motion_std, inverse)
 
     def _condition(self, timesteps: Tensor, class_labels: Tensor | None, pooled_text: Tensor | None) -> Tensor:
         """Time, and class or text, of each item, ``(b, 1, d)``."""

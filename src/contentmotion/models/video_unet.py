@@ -174,14 +174,14 @@ def make_video_unet(
     """An untrained network; its temporal layers start as the identity.
 
     Args:
-        latent_channels: Channels of a latent frame.
-        extra_channels: Channels of encoded conditions that come with it.
+        latent_channels: Of a latent frame.
+        extra_channels: Of encoded conditions that come with it.
         block_out_channels: Channels per resolution, each a multiple of 32.
         layers_per_block: Residual blocks per resolution.
         num_attention_heads: Within frames.
         cross_attention_dim: Width of the text features.
         sample_size: Height and width of the latents.
-        num_frames: Frames that it is to be trained on.
+        num_frames: What it is to be trained on.
     """
     levels = len(block_out_channels)
     unet = VideoUNet(
@@ -213,9 +213,9 @@ def inflate_unet(image_unet: UNet2DConditionModel, num_frames: int, extra_channe
     """A video UNet that does to every frame what an image UNet does, until its temporal layers are trained.
 
     Args:
-        image_unet: UNet of Stable Diffusion's kind.
-        num_frames: Frames that it is to be trained on.
-        extra_channels: Channels of encoded conditions that come with the latents; ignored until trained.
+        image_unet: Of Stable Diffusion's kind.
+        num_frames: What it is to be trained on.
+        extra_channels: Of encoded conditions that come with the latents; ignored until trained.
 
     Raises:
         ValueError: A UNet with parts that the video UNet has not (Stable Diffusion XL's).

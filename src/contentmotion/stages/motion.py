@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from contentmotion.config import MotionSizes
 from contentmotion.draws import channel_std, rand, randn
+from contentmotion.models.layers import standardize
 from contentmotion.models.motion_dit import MotionDiT
 from contentmotion.stages.content import text_stage
 from contentmotion.stages.stage import Condition, Stage, drop_labels, make_scheduler
@@ -91,9 +92,10 @@ class MotionStage(Stage):
         Raises:
             ValueError: Neither has them.
         """
-        if self.network.config.motion_mean is not None:
-            return self.network.standardize(motion, inverse)  # type: ignore[operator]
-        return self.components["autoencoder"].standardize_motion(motion, inverse)
+        config = self.network.config
+        if config.motion_mean is None:
+            return self.components["autoencoder"].standardize_motion(motion, inverse)
+        return standardize(motion, config.motion_mean, config.motion_std, inverse)
 
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
         """With noise on the content frames, so that the motion model forgives what the content model gets wrong; and

@@ -74,15 +74,8 @@ class VideoStage(Stage):
         cls, components: Mapping[str, Any], sizes: VideoSizes, shape: tuple[int, ...], conditions: Sequence[str] = (),
         condition_dropout_prob: float = 0.5,
     ) -> Self:  # fmt: skip
-        """The stage of a video model, made to take conditions where it takes none; or of an image model, inflated.
-
-        Args:
-            components: The model's; its UNet is not changed.
-            sizes: Of the condition encoder, where there is none yet.
-            shape: Of a clip's latents (t, c, h, w).
-            conditions: What it shall follow.
-            condition_dropout_prob: See the class.
-        """
+        """The stage of a video model, made to take conditions where it takes none; or of an image model, inflated. No
+        network that is given is changed; ``shape`` (t, c, h, w) is that of a clip's latents."""
         if components.get("condition_encoder") is not None:
             return cls(components, condition_dropout_prob)
         frames, channels, _, _ = shape
