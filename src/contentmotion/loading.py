@@ -129,12 +129,7 @@ def load_autoencoder(name_or_path: str, dtype: torch.dtype | None = None) -> Con
 
 
 def load_tokenizer(name_or_path: str, part: str = "tokenizer", kind: str = "CLIPTokenizer") -> Any:
-    """Tokenizer of a pipeline's folder or hub id.
-
-    Args:
-        name_or_path: Folder or hub id.
-        part: Where in it.
-        kind: Class of transformers.
+    """Tokenizer of a part of a pipeline's folder or hub id; ``kind`` is a class of transformers.
 
     Raises:
         ValueError: There is none, or its vocabulary is missing: every prompt would mean the same.

@@ -32,9 +32,9 @@ def consistency_loss(
 
     Args:
         student: What is trained.
-        target: The student's moving average.
+        target: Its moving average.
         teacher: Frozen; gives noise schedule and prediction type (see ``require_teacher``).
-        batch: What ``prepare`` gave; "generator" is the source of all randomness.
+        batch: What ``prepare`` gave.
         config: Guidance, steps of the teacher's solver, Huber's c.
 
     Returns:

@@ -50,14 +50,8 @@ def players(student: Stage, teacher: Stage, config: DistillConfig) -> list[Playe
 def matching_loss(
     student: Stage, critic: Stage, teacher: Stage, batch: dict[str, Any], config: DistillConfig
 ) -> dict[str, Tensor]:
-    """Moves the student's samples from where the critic sees many of them to where the guided teacher does.
-
-    Args:
-        student: What is trained.
-        critic: Denoises the student's samples.
-        teacher: Frozen.
-        batch: What ``prepare`` gave: its conditions, and its clean samples to compare with.
-        config: Guidance of the teacher.
+    """Moves the student's samples from where the critic, which denoises them, sees many of them to where the guided
+    teacher does.
 
     Returns:
         "loss", whose gradient by the samples is ``(critic's - teacher's clean sample) / |sample - teacher's|``, with
@@ -110,14 +104,8 @@ def critic_loss(critic: Stage, student: Stage, batch: dict[str, Any], config: Di
 
 
 def student_sample(student: Stage, batch: dict[str, Any], like: Tensor, config: DistillConfig) -> Tensor:
-    """What the student makes of noise in some of its steps, as its scheduler samples; the last step has a gradient.
-
-    Args:
-        student: A consistency model.
-        batch: Conditions; its "step" says which of ``PLACES`` it is.
-        like: Of the samples' shape.
-        config: How often the student's turn is.
-    """
+    """What the student, a consistency model, makes of noise of this shape in some of its steps, as its scheduler
+    samples; the last step has a gradient. The batch's "step" says which of ``PLACES`` it is."""
     steps, number = PLACES[batch["step"] // config.method.student_every % len(PLACES)]
     student.set_timesteps(steps, like.shape, like.device)
     times, generator = student.scheduler.timesteps.to(like.device), batch["generator"]

@@ -98,7 +98,7 @@ def image_vae_loss(vae: nn.Module, images: Tensor, latent_noise: float, generato
         vae: PatchVAE.
         images: uint8 (b, 3, h, w).
         latent_noise: Standard deviation of the noise, over that of the channel that it is put on.
-        generator: Source of that noise.
+        generator: Its source.
     """
     x = to_float(images)
     z = vae.encode(x).latents  # type: ignore[operator]

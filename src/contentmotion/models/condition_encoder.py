@@ -112,14 +112,12 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         require_multiple(hidden_channels, math.lcm(2, num_heads), "hidden_channels")
         # The mask comes with the known latents, the first frame with a flag that tells it from the other frames.
         channels = {"depth": 1, "sketch": 1, "mask": 1 + latent_channels, "first_frame": latent_channels + 1}
-        self.encoders = nn.ModuleDict(
-            {
-                name: SpatioTemporalEncoder(
-                    channels[name], vae_scale_factor if name in MAPS else 1, hidden_channels, out_channels, num_heads
-                )
-                for name in dict.fromkeys(conditions)
-            }
-        )
+        self.encoders = nn.ModuleDict()
+        for name in dict.fromkeys(conditions):
+            factor = vae_scale_factor if name in MAPS else 1
+            self.encoders[name] = SpatioTemporalEncoder(
+                channels[name], factor, hidden_channels, out_channels, num_heads
+            )
 
     def forward(
         self,
@@ -136,11 +134,8 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
             conditions: By name, any subset: "depth" and "sketch" (b, t, 1, H, W) in [0, 1] (1: near; line); "mask"
                 (b, t, 1 + c, h, w), the mask (1: to be made) and the known latents, 0 where there are none;
                 "first_frame" (b, 1, c, h, w), scaled latents. One with b = 1 serves a whole batch.
-            num_frames: Frames t of the video.
-            height: Latent rows h.
-            width: Latent columns w.
             present: By name, which items have the condition; all do where a name is missing.
-            batch_size: Items b; of the conditions when not given.
+            batch_size: Items b; those of the conditions when not given.
 
         Returns:
             Float in the weights' type (or autocast's); zeros where an item has no condition.

@@ -133,12 +133,10 @@ class MotionDiT(ModelMixin, ConfigMixin):
         return cls(**{**PRESETS[name], **kwargs})
 
     def _initialize(self) -> None:
-        def linear(module: nn.Module) -> None:
+        for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-
-        self.apply(linear)
         for embed in (self.motion_embed, self.content_embed):  # as the linear layers that they are
             nn.init.xavier_uniform_(embed.weight.view(embed.weight.shape[0], -1))
             nn.init.zeros_(embed.bias)

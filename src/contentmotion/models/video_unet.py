@@ -78,7 +78,7 @@ class VideoUNet(UNet3DConditionModel, ModelMixin):  # pipelines load a class onl
         fps: float | None = None,
         step_embed: bool = False,
     ) -> None:  # fmt: skip
-        own = signature(UNet3DConditionModel.__init__).parameters
+        own = signature(UNet3DConditionModel.__init__).parameters  # register_to_config has kept what was given
         super().__init__(**{name: value for name, value in self.config.items() if name in own})
         width = self.time_embedding.linear_2.out_features
         self.add_embedding = self.step_embedding = None
@@ -102,14 +102,7 @@ class VideoUNet(UNet3DConditionModel, ModelMixin):  # pipelines load a class onl
         step_length: Real[Tensor, " b"] | None = None,
         **options: Any,
     ) -> Any:
-        """Denoises, as ``UNet3DConditionModel`` does (see there).
-
-        Args:
-            sample: Noisy latents.
-            timestep: Diffusion times, 0 to 999.
-            encoder_hidden_states: Text features.
-            step_length: Of a flow map: times that the step goes.
-            **options: Those of ``UNet3DConditionModel``.
+        """Denoises, as ``UNet3DConditionModel`` does (see there); a flow map is told how many times the step goes.
 
         Raises:
             ValueError: A step's length that is missing, or of no flow map.
@@ -262,7 +255,7 @@ def inflate_unet(image_unet: UNet2DConditionModel, num_frames: int, extra_channe
 
 def widen_input(unet: Unet3D, extra_channels: int) -> Unet3D:
     """A video UNet that takes so many more channels, and ignores them until trained."""
-    wider = type(unet).from_config(dict(unet.config) | {"in_channels": unet.config.in_channels + extra_channels})
+    wider = type(unet).from_config(unet.config, in_channels=unet.config.in_channels + extra_channels)
     weights = dict(unet.state_dict())
     weights["conv_in.weight"] = _pad_input(weights["conv_in.weight"], extra_channels)
     wider.load_state_dict(weights)

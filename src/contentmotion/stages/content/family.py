@@ -18,7 +18,7 @@ from contentmotion.loading import (
     quiet,
     resolve_name,
     training_scheduler,
-)  # fmt: skip
+)
 from contentmotion.stages.stage import Stage
 
 # What a stock pipeline's call names ``text_features``; those of negative prompts have "negative_" in front.
