@@ -125,9 +125,9 @@ def output_and_logits(critic: Stage, noisy: Tensor, times: Tensor, batch: dict[s
     classifier: Any = getattr(critic, "classifier", None)
     network: Any = critic.network
     see = lambda module, args, features: seen.append(features)  # noqa: E731
-    with network.mid_block.register_forward_hook(see) if classifier else nullcontext():
+    with nullcontext() if classifier is None else network.mid_block.register_forward_hook(see):
         output = critic(noisy, times, critic.encode(batch)).float()[:, : noisy.shape[1]]
-    return output, classifier(seen[0]).float() if classifier else None
+    return output, None if classifier is None else classifier(seen[0]).float()
 
 
 def make_classifier(network: Any, seed: int) -> nn.Module:

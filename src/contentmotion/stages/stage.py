@@ -211,7 +211,7 @@ class Stage(nn.Module):
         return self
 
     def text_features(self, prompts: Sequence[str] | Tensor) -> dict[str, Tensor]:
-        """What the text encoders make of prompts, "" being the null prompt; or of what ``tokenize`` made of them.
+        """What the text encoders make of prompts, "" being the null prompt; or of their tokens.
 
         Returns:
             "tokens" (b, n, d), "pooled" (b, p) for the motion model and perhaps "tokens_mask" (b, n), 0 at padding.
@@ -219,19 +219,14 @@ class Stage(nn.Module):
         tokens, pooled = encode_prompts(self.components["tokenizer"], self.components["text_encoder"], prompts)
         return {"tokens": tokens, "pooled": pooled}
 
-    def tokenize(self, prompts: Sequence[str]) -> Tensor | None:
-        """Prompts as tokens on the text encoder's device; None where ``text_features`` takes words alone."""
-        if type(self).text_features is not Stage.text_features:
-            return None
-        return tokenize(self.components["tokenizer"], prompts, self.components["text_encoder"].device)
-
     def with_tokens(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with "caption_tokens", of its captions and of the null prompt, where it has no text features: for
-        steps that are recorded, which are told tensors alone."""
-        if not self.text_encoders or all(name in batch for name in self.text_needs):
+        steps that are recorded, which are told tensors alone. As it is where ``text_features`` takes words alone."""
+        takes_tokens = type(self.reader).text_features is Stage.text_features
+        if not self.text_encoders or not takes_tokens or all(name in batch for name in self.text_needs):
             return batch
-        tokens = self.reader.tokenize([*batch["caption"], NULL_PROMPT])
-        return batch if tokens is None else batch | {"caption_tokens": tokens}
+        tokenizer, encoder = self.components["tokenizer"], self.components["text_encoder"]
+        return batch | {"caption_tokens": tokenize(tokenizer, [*batch["caption"], NULL_PROMPT], encoder.device)}
 
     @property
     def pooled_width(self) -> int | None:
