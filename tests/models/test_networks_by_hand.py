@@ -104,7 +104,7 @@ def test_motion_dit(condition: str) -> None:
         c = c + model.class_embed.weight[5]
     x = torch.stack(tokens)[None]
     for block in model.blocks:
-        x = block(x, c[None])
+        x = block(x, c[None, None])
     shift, scale = (model.modulation_out[1].weight @ silu(c) + model.modulation_out[1].bias).view(2, d)
     x = layer_norm(x[0], (d,), eps=1e-6) * (1 + scale) + shift
     x = model.proj_out(x)
