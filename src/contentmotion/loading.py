@@ -204,8 +204,8 @@ def load_model(cls: Any, path: str, subfolder: str | None, what: str, dtype: tor
         cls: A diffusers or transformers model class.
         path: Folder or hub id.
         subfolder: Where in it, if not at its top.
-        what: What it is called in messages.
-        dtype: Precision of the weights; float32 when None.
+        what: Its name in messages.
+        dtype: Of the weights; float32 when None.
 
     Raises:
         ValueError: It is missing, damaged or of another shape than its config, lacks tensors or has others, or holds
@@ -232,7 +232,8 @@ def load_model(cls: Any, path: str, subfolder: str | None, what: str, dtype: tor
         raise ValueError(
             f"cannot load {what}: it is told the guidance scale (time_cond_proj_dim), which is not done here"
         )
-    require_finite_weights(model, what)
+    if wrong := [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]:
+        raise ValueError(f"cannot load {what}: the weights are not finite in {listed(wrong)}")
     return model.eval()
 
 
@@ -282,13 +283,6 @@ def _other_weights(folder: Path) -> str:
         f"its weights are a pickle ({listed([file.name for file in files])}), which is never read. Their tensors "
         f"alone, as a file that is: {words}"
     )
-
-
-def require_finite_weights(model: torch.nn.Module, what: str) -> None:
-    """Raises ``ValueError``, which names them, where weights are not finite."""
-    names = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
-    if names:
-        raise ValueError(f"cannot load {what}: the weights are not finite in {listed(names)}")
 
 
 def listed(names: Sequence[str]) -> str:

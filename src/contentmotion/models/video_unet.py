@@ -117,8 +117,7 @@ class VideoUNet(UNet3DConditionModel, ModelMixin):  # pipelines load a class onl
         return super().forward(sample, timestep, encoder_hidden_states, **options)
 
     def enable_gradient_checkpointing(self) -> None:
-        """See ``checkpoint_blocks``."""
-        checkpoint_blocks(self)
+        enable_checkpointing(self)
 
 
 class _TimeAndMore(TimestepEmbedding):
@@ -131,10 +130,11 @@ class _TimeAndMore(TimestepEmbedding):
 
 def enable_checkpointing(network: Any) -> None:
     """Trades time for memory: any of diffusers' models or ours recomputes activations in the backward pass."""
-    if isinstance(network, UNet3DConditionModel):
-        checkpoint_blocks(network)
-    else:
+    if not isinstance(network, UNet3DConditionModel):
         network.enable_gradient_checkpointing()
+        return
+    for block in (*network.down_blocks, network.mid_block, *network.up_blocks):  # diffusers' own has no such switch
+        block.forward = partial(checkpoint, type(block).forward.__get__(block), use_reentrant=False)
 
 
 def without_dropout(network: nn.Module) -> nn.Module:
@@ -144,12 +144,6 @@ def without_dropout(network: nn.Module) -> nn.Module:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return network
-
-
-def checkpoint_blocks(unet: UNet3DConditionModel) -> None:
-    """Recomputes each block's activations in the backward pass; diffusers' own network has no such switch."""
-    for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
-        block.forward = partial(checkpoint, type(block).forward.__get__(block), use_reentrant=False)
 
 
 def _set_heads(attentions: Any, heads: int) -> None:
