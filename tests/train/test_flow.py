@@ -159,10 +159,11 @@ def test_a_flow_map(root: Path, part: str) -> None:
     with torch.no_grad():
         expected = plain(noisy, time, told)
         untrained = plain.replace(**{plain.network_name: plain.telling_target(plain.network)})
-        torch.testing.assert_close(untrained(noisy, time, told, time), expected)
+        torch.testing.assert_close(untrained(noisy, time, {**told, "target_timesteps": time}), expected)
         for parameter in untrained.network.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-        near, far = (untrained(noisy, time, told, torch.tensor([target])) for target in (600.0, 100.0))
+        targets = ({"target_timesteps": torch.tensor([target])} for target in (600.0, 100.0))
+        near, far = (untrained(noisy, time, told | target) for target in targets)
         assert not torch.equal(near, far), "it hears where the step leads"
     distill(
         DistillConfig(

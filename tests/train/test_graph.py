@@ -27,7 +27,9 @@ from contentmotion.evaluate.lpips import LPIPS
 from contentmotion.losses import consistency, diffusion, distribution_matching, reconstruction
 from contentmotion.losses.player import Player
 from contentmotion.stages.content import content_stage
+from contentmotion.stages.content.stable_diffusion import StableDiffusionContent
 from contentmotion.stages.motion import MotionStage
+from contentmotion.stages.stage import Stage
 from contentmotion.stages.text import start_as_words
 from contentmotion.train import loop
 from contentmotion.train.graph import record_passes
@@ -171,7 +173,8 @@ def test_what_cannot_be_recorded_is_one_line(recorder: Recorder, monkeypatch: py
             train(players, "latents", 1, scale=GRAPHS)
 
     refused("depends on the step of its batch$", distil(distribution_matching))
-    monkeypatch.setattr(MotionStage, "tokenize", lambda stage, prompts: None)  # as SDXL, which takes words alone
+    own = lambda stage, prompts: Stage.text_features(stage, prompts)  # noqa: E731  as SDXL's, which takes words alone
+    monkeypatch.setattr(StableDiffusionContent, "text_features", own)
     refused("depends on the caption of its batch .text features in the cache help", motion())
 
     def look(model: torch.nn.Module, batch: dict) -> dict[str, torch.Tensor]:
