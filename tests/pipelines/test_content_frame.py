@@ -203,6 +203,14 @@ def test_given_noise_and_given_motion_of_longer_videos(pipe: ContentMotionPipeli
     assert torch.allclose(out[:, :2], alone[:, :2], atol=1e-6), "no other clip has a part in the first two frames"
 
 
+def test_a_chain_takes_no_noise_which_is_said_before_it_is_sampled(frame_pipe: ContentMotionPipeline) -> None:
+    steps: list[int] = []
+    settings = FEW | {"callback_on_step_end": lambda pipe, step, time, tensors: steps.append(step) or tensors}
+    with pytest.raises(ValueError, match="motion_latents are of one clip"):
+        frame_pipe("a cat", num_frames=12, motion_latents=torch.zeros(1, 4, 12, 16), **settings)
+    assert not steps
+
+
 @pytest.mark.parametrize("name", ["pipe", "frame_pipe"])
 def test_a_loop_is_closed(name: str, request: pytest.FixtureRequest) -> None:
     """Rolled round by any number of frames it is the video of the noise so rolled: it has no first frame."""

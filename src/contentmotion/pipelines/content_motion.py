@@ -432,6 +432,8 @@ class ContentMotionPipeline(LatentPipeline):
         )  # fmt: skip
         size = len(prompts or labels) * num_videos_per_prompt
         clips = self.clips(num_frames, clip_frames, loop)
+        if clips.chained and motion_latents is not None:
+            raise ValueError("motion_latents are of one clip: a longer video of this model draws its own")
         shape = self._content_shape(size, content_latents, height, width)
         known, motions = self._given(clips, shape, content_latents, image, video, motion_video, fit)
         if clips.num_frames:  # what cannot be made is said before sampling
@@ -747,8 +749,6 @@ class ContentMotionPipeline(LatentPipeline):
         if len(clips) > 1 and not clips.chained:
             yield from self._overlapping(scenes, clips, contents, motions, noise, settings)
             return
-        if len(clips) > 1 and noise is not None:
-            raise ValueError("motion_latents are of one clip: a longer video of this model draws its own")
         stage, content, left = MotionStage(self.components), contents[0], clips.num_frames
         shape = (len(content), *self._motion_shape(content.shape[1:], clips.length))
         for k, scene in enumerate(scenes):
