@@ -186,7 +186,7 @@ def test_a_video_made_here_plays_in_this_browser(browser, tmp_path: Path, make_f
 
 
 def test_stop_ends_a_run(browser, serve_page, tmp_path: Path) -> None:
-    """A run of two thousand steps, most of a minute of the shipped model, stopped soon after it began."""
+    """Four videos of two thousand steps, minutes of the shipped model, stopped soon after they began."""
     model = f"--pretrained_model_name_or_path={ASSETS / 'emoji'}"  # by its path it has no student
     with serve_page(tmp_path, model, "--max_steps=1000", "--num_inference_steps=1000") as slow:
         context = browser.new_context()
@@ -194,6 +194,7 @@ def test_stop_ends_a_run(browser, serve_page, tmp_path: Path) -> None:
         visitor.set_default_timeout(90 * SECOND)
         visitor.goto(slow.url)
         visitor.get_by_label("Prompt", exact=True).fill("a crying cat")
+        visitor.get_by_label("number input for Videos").fill("4")
         stop = visitor.get_by_role("button", name="Stop", exact=True)
         assert stop.is_disabled(), "nothing runs"
         visitor.get_by_role("button", name="Generate").click()
