@@ -10,6 +10,7 @@ import pytest
 from safetensors import safe_open
 
 import contentmotion
+import mutants
 from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.condition_encoder import ConditionEncoder
 from contentmotion.models.motion_dit import MotionDiT
@@ -136,3 +137,11 @@ def test_files_are_in_reading_order(flow: str) -> None:
         if f"{package}.{name} import" in (PACKAGE / package.replace(".", "/") / "__init__.py").read_text():
             forms.append(rf"contentmotion\.{re.escape(package)} import")  # through the table of its package
         assert any(re.search(form, text) for form in forms for text in texts[:k]), file
+
+
+def test_bugs_to_plant_have_their_places() -> None:
+    """The code that mutants.yaml changes is there, once; else nobody would notice that a bug is no longer tried."""
+    for mutant in mutants.read_mutants():
+        text = (PACKAGE / mutant.file).read_text(encoding="utf-8")
+        assert text.count(mutant.old) == 1, mutant
+        assert (mutants.TESTS / mutant.test).is_file(), mutant
