@@ -465,7 +465,7 @@ def python(*words: str, **options) -> subprocess.CompletedProcess[str]:
 def test_help_is_instant_and_imports_nothing_heavy() -> None:
     code = (
         "import sys; from contentmotion.cli import main; main(sys.argv[1:]); "
-        "print(sorted({'torch', 'diffusers', 'transformers', 'av', 'numpy', 'PIL'} & set(sys.modules)), "
+        "print(sorted({'torch', 'diffusers', 'transformers', 'av', 'numpy', 'PIL', 'argparse'} & set(sys.modules)), "
         "file=sys.stderr)"
     )
     for words in (["--help"], ["train-content", "--help"]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import traceback
@@ -208,6 +207,8 @@ def completion_script(shell: str) -> str:
         UsageError: A shell that shtab does not know.
         ImportError: shtab is not installed.
     """
+    import argparse
+
     try:
         import shtab
     except ImportError:
