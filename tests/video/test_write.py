@@ -16,6 +16,7 @@ from contentmotion.video.write import (
     write_contact_sheet,
     write_picture,
     write_video,
+    writing_video,
 )
 
 MakeFrames = Callable[..., np.ndarray]
@@ -309,6 +310,14 @@ def test_write_refuses_other_arguments(tmp_path: Path, make_frames: MakeFrames) 
             write_video(tmp_path / name, frames, 8)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         write_video(tmp_path / "none/clip.mp4", frames, 8)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "webm", "gif"])
+def test_a_video_of_no_frames_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"clip.{suffix}"
+    with pytest.raises(ValueError, match=f"^{path}: no frames to write$"), writing_video(path, 8):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_failed_write_keeps_the_old_file(tmp_path: Path, make_frames: MakeFrames) -> None:

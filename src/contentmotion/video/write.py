@@ -59,7 +59,7 @@ def writing_video(
     the colours of the first ones added.
 
     Raises:
-        ValueError: See `write_video`; or frames of another size than the first.
+        ValueError: See `write_video`; or no frames, or some of another size than the first.
         OSError: The folder does not exist or is not writable.
     """
     path = Path(path)
@@ -80,6 +80,8 @@ def writing_video(
             write(frames)
 
         yield add
+        if not sizes:
+            raise ValueError(f"{path}: no frames to write")
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
