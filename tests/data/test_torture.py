@@ -21,8 +21,9 @@ from PIL import Image
 from contentmotion.data.clips import ClipDataset
 from contentmotion.data.formats import ClipFolder
 from contentmotion.data.records import ClipRecord
+from contentmotion.video.ffmpeg import FfmpegVideo
 from contentmotion.video.pictures import read_picture
-from contentmotion.video.reader import probe_video, read_clip
+from contentmotion.video.reader import probe_video, read_clip, read_video
 from contentmotion.video.timeline import Limits, VideoError
 from contentmotion.video.write import write_video
 
@@ -367,6 +368,31 @@ def test_memory_stays_bounded(torture: tuple[Path, dict[str, str | Check]]) -> N
         [sys.executable, "-c", MEASURE, str(folder)], capture_output=True, text=True, timeout=200, check=True
     )
     assert int(result.stdout) < 300_000, "kB more than for a good file"
+
+
+@pytest.mark.parametrize("name", ["good.mp4", "uneven.mp4"])  # whose header is trusted, and not
+def test_frames_without_timestamps_are_counted(
+    torture: tuple[Path, dict[str, str | Check]], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path, whole = torture[0] / name, read_video(torture[0] / name)
+    packets = FfmpegVideo._packets
+
+    def without_timestamps(video: FfmpegVideo):
+        for packet in packets(video):
+            packet.pts = packet.dts = None
+            yield packet
+
+    monkeypatch.setattr(FfmpegVideo, "_packets", without_timestamps)
+    assert np.array_equal(read_video(path).frames, whole.frames)
+    assert np.array_equal(read_video(path, max_frames=3).frames, whole.frames[:3])
+    assert np.array_equal(read_clip(path, num_frames=FRAMES).frames, whole.frames[2:6])
+
+
+def test_a_pipe_is_named_in_one_line(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a\n1.png")
+    with pytest.raises(VideoError) as caught:
+        read_clip(tmp_path, num_frames=1)
+    assert str(caught.value) == f"{tmp_path}/a\\x0a1.png: no regular file"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -267,8 +267,8 @@ class FfmpegVideo(OpenVideo):
     def _decode(self, wanted: frozenset[int] | None) -> Iterator[tuple[int, av.VideoFrame]]:
         """Frames from here on with their numbers; those that are not wanted may be left out."""
         # What h264 marks as no reference, no other frame needs: leaving it undecoded changes nothing else.
-        index_of = self._index_of
-        skips = wanted is not None and index_of is not None and self._context.name == "h264"
+        index_of = None if wanted is None else self._index_of  # all frames come in turn, whatever their timestamps
+        skips = index_of is not None and self._context.name == "h264"
         self._context.skip_frame, skipping = "DEFAULT", False
         count = 0
         for packet in chain(self._packets(), [None]):  # None: what the decoder still holds

@@ -112,7 +112,7 @@ class FolderVideo(OpenVideo):
     def _opened(self, file: Path) -> AbstractContextManager[Image.Image]:
         self._require_time()
         if not file.is_file():  # a pipe would be waited for
-            raise VideoError(f"{file}: no regular file")
+            raise VideoError(f"{source_name(file)}: no regular file")
         return _opened_picture(file, self._limits)
 
 

@@ -133,11 +133,19 @@ class OpenVideo(ABC):
 
     @abstractmethod
     def describe(self) -> VideoInfo:
-        """What the header and the first frame say."""
+        """What the header and the first frame say.
+
+        Raises:
+            VideoError: The first frame cannot be decoded, or past the deadline.
+        """
 
     @abstractmethod
     def timeline(self, *, exact: bool = False) -> Timeline:
-        """When each frame is shown: by the header where it can be trusted; else, or with `exact`, by all packets."""
+        """When each frame is shown: by the header where it can be trusted; else, or with `exact`, by all packets.
+
+        Raises:
+            VideoError: No packets, or fewer than the header promises; or past the deadline.
+        """
 
     @abstractmethod
     def frames(self, indices: np.ndarray | None, timeline: Timeline) -> Iterator[np.ndarray]:
