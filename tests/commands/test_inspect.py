@@ -193,21 +193,22 @@ def test_processes(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [replace(facts, index=k) for k, facts in enumerate(found)] == alone
 
 
-def test_what_was_not_begun_when_a_process_crashed_is_read_together(
+def test_what_is_left_when_a_process_crashed_is_read_together(
     clip_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By one pool of processes more, not by one for each video."""
+    """What was in work by one process for each crash and one more, the rest by a pool: not by one for each video."""
     monkeypatch.setattr(inspect_command, "MIN_PER_PROCESS", 1)
     monkeypatch.setattr(inspect_command, "CHUNK", 1)
     monkeypatch.setattr("multiprocessing.get_context", lambda kind: warm.CONTEXT)
     pools, look = [], inspect_command._look_in_processes
     monkeypatch.setattr(inspect_command, "_look_in_processes", lambda *work: pools.append(1) or look(*work))
     path = clip_folder / "videos/0.mp4"
-    records = [ClipRecord(Crash() if k == 0 else path, (), None, None) for k in range(24)]
+    records = [ClipRecord(Crash() if k in (0, 20) else path, (), None, None) for k in range(24)]
     clip = clip_arguments(InspectConfig(train_data_dir="", num_frames=8)) | {"height": None, "width": None}
     found = sorted(look_at_all(records, range(24), clip, True, 2), key=lambda facts: facts.index)
-    assert [facts.status for facts in found] == ["bad"] + 23 * ["good"]
-    assert len(pools) <= 2 + 9, "two, and one for each of the few that were in work"
+    assert [facts.index for facts in found if facts.reason == "the decoder crashed"] == [0, 20]
+    assert [facts.index for facts in found] == list(range(24)) and sum(facts.status == "good" for facts in found) == 22
+    assert len(pools) <= 3 * 2 + 1
 
 
 def test_nothing_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -175,11 +175,15 @@ def look_at_all(
     for chunk in chunks:  # after a crash, of those that were not begun yet
         broken: list[list[int]] = []
         yield from _look_in_processes(work, chain([chunk], chunks), num_workers, broken)
-        for index in chain.from_iterable(broken):
+        left = sorted(chain.from_iterable(broken))
+        while left:  # one at a time and in their order, by a process for as long as it lives
             crashed: list[list[int]] = []
-            yield from _look_in_processes(work, iter([[index]]), 1, crashed)
-            if crashed:
-                yield VideoFacts(index, source_name(records[index].path), "bad", "the decoder crashed")
+            yield from _look_in_processes(work, iter([[index] for index in left]), 1, crashed)
+            if not crashed:
+                break
+            [index] = min(crashed)
+            yield VideoFacts(index, source_name(records[index].path), "bad", "the decoder crashed")
+            left = left[left.index(index) + 1 :]
 
 
 def _look_in_processes(
