@@ -349,8 +349,7 @@ def test_processes_of_one_run_with_other_settings(
 ) -> None:
     """Are told so before anything is read or written; training's: train/test_distributed.py."""
     two = SimpleNamespace(num_processes=2, is_main_process=True, device=torch.device("cpu"))
-    module = {"evaluate": "evaluate.run"}.get(command, f"commands.{command}")
-    monkeypatch.setattr(f"contentmotion.{module}.join_processes", lambda *_, **__: two)
+    monkeypatch.setattr("contentmotion.run_dir.join_processes", lambda *_, **__: two)
     monkeypatch.setattr("accelerate.utils.gather_object", lambda told: [*told, told[0] | {"seed": 1}])
     model = f"--pretrained_model_name_or_path={tiny_pipeline_dir}"
     words = {

@@ -28,7 +28,7 @@ from contentmotion.config import (
     TrainMotionConfig,
     parse_bucket,
 )
-from contentmotion.run_dir import owned_folder, prepare_output_dir, write_config
+from contentmotion.run_dir import owned_folder, prepare_output_dir, reason_of, write_config
 from contentmotion.saving import replacing_file
 
 ROOT = Path(__file__).parents[1]
@@ -523,6 +523,8 @@ def test_errors_of_the_machine_are_one_line() -> None:
     assert (user_message(error) or "").startswith("out of memory")
     assert user_message(ValueError("\x1b]0;x\x07 a\nb")) == "\\x1b]0;x\\x07 a b"
     assert user_message(RuntimeError("a bug")) is None
+    assert user_message(OSError(errno.ENOSPC, "No space left on device")) == "No space left on device"
+    assert reason_of(RuntimeError("Error(s) in loading:\n\tMissing: a\n\tUnexpected: b\n")).endswith("a Unexpected: b")
 
 
 def test_a_full_disk_names_the_file(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import contentmotion
 from contentmotion import config
 from contentmotion.arguments import Command, UsageError, did_you_mean, help_text, parse_config, settings_of
 from contentmotion.config.common import printable
-from contentmotion.run_dir import is_main_process, is_out_of_memory, leave_processes, owned_folder
+from contentmotion.run_dir import is_main_process, is_out_of_memory, leave_processes, owned_folder, reason_of
 
 DEBUG_VARIABLE = "CONTENTMOTION_DEBUG"
 PLAN = "contentmotion.cost.plan:print_plan"
@@ -236,12 +236,10 @@ def completion_script(shell: str) -> str:
 
 def user_message(error: Exception) -> str | None:
     """One line about what went wrong; None for an error that only a programmer can have made."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return printable(" ".join(f"{error.filename}: {error.strerror}".split()))
     if is_out_of_memory(error):
         return "out of memory: try a smaller batch, fewer frames or a smaller picture"
     # By name: importing safetensors here would make every --help wait for it.
     expected = isinstance(error, (ValueError, OSError, ImportError, MemoryError))
     if expected or type(error).__name__ == "SafetensorError":
-        return printable(" ".join(str(error).split())) or type(error).__name__
+        return printable(reason_of(error))
     return None

@@ -176,6 +176,26 @@ def require_same_settings(config: Any, processes: PartialState) -> None:
         raise ValueError(f"processes of one run were given different settings: {', '.join(differing)}")
 
 
+def join_run(config: Any, timeout: timedelta = timedelta(hours=6)) -> tuple[PartialState, torch.device]:
+    """Joins the processes that were given this config's settings; where this one stands, and the device it computes on:
+    alone the very one that the config names.
+
+    Raises as ``join_processes``, whose ``timeout`` it is, and ``require_same_settings`` do.
+    """
+    processes = join_processes(config.device, timeout)
+    require_same_settings(config, processes)
+    device: Any = processes.device
+    return processes, resolve_device(config.device) if processes.num_processes == 1 else device
+
+
+def reason_of(error: BaseException) -> str:
+    """What went wrong, in one line; where the system says so, its words and the file's name."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(text.split()) or type(error).__name__
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a GPU, or on a CPU torch's allocator, had not as much memory as was asked for."""
     return "OutOfMemory" in type(error).__name__ or "DefaultCPUAllocator" in str(error) or "alloc_cpu" in str(error)

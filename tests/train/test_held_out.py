@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from contentmotion.data.cache import open_cache
 from contentmotion.losses import consistency
 from contentmotion.losses.consistency import compare_samples
 from contentmotion.pipelines.loading import load_pipeline
+from contentmotion.run_dir import leave_processes
 from contentmotion.stages.motion import MotionStage
 from contentmotion.stages.stage import Stage
 from contentmotion.stages.text import encode_prompts
@@ -24,6 +26,7 @@ from contentmotion.train import held_out as held_out_module
 from contentmotion.train.distill import distill
 from contentmotion.train.held_out import Alarms, HeldOut, sample, what_scores_depend_on
 from contentmotion.train.scoring import Best
+from launch import finish, start_all
 
 Configure = Callable[..., DistillConfig]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -180,6 +183,31 @@ def test_killed_before_the_last_score(root: Path, distill_config: Configure, mon
     assert not (root / "late/content").exists()
     distill(distill_config("late", "content", **settings))
     assert json.loads((root / "late/best.json").read_text())["step"] == 2 and (root / "late/content/unet").is_dir()
+
+
+def spoilt_score(config: DistillConfig) -> None:
+    """A run whose first process cannot score the student."""
+
+    def refuse(self: HeldOut) -> dict:
+        raise ValueError("no score")
+
+    HeldOut.score = refuse  # type: ignore[method-assign]
+    try:
+        distill(config)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+    except SystemExit as stop:
+        assert stop.code == 1
+    leave_processes()  # as the command line does
+
+
+def test_a_score_that_fails_stops_all(root: Path, distill_config: Configure) -> None:
+    """One process says why, the others end without a word of a lost connection."""
+    settings = {"max_train_steps": 1, "heldout_steps": 1, "eval_latent_cache": f"{root}/unseen"}
+    processes = start_all(2, spoilt_score, distill_config("spoilt", "motion", **settings))
+    (status, _, first), (other, _, second) = finish(processes)
+    assert status == other == 0, (first, second)
+    assert first.splitlines()[-1] == "no score" and "no score" not in second
 
 
 def test_best_is_of_these_clips_and_of_this_run(

@@ -31,13 +31,7 @@ from contentmotion.data.sources import ClipSource
 from contentmotion.data.streaming import open_source
 from contentmotion.loading import load_autoencoder, load_vae
 from contentmotion.progress import progress_bar
-from contentmotion.run_dir import (
-    join_processes,
-    prepare_output_dir,
-    require_same_settings,
-    resolve_device,
-    resolve_dtype,
-)
+from contentmotion.run_dir import join_run, prepare_output_dir, resolve_dtype
 from contentmotion.saving import HASH_VERSION, hash_weights, read_json, replacing_file, write_json
 from contentmotion.stages.content import load_text
 from contentmotion.stages.image_vae import encode_frames
@@ -57,9 +51,7 @@ def encode(config: EncodeConfig) -> None:
         ValueError: Too few usable videos, or the folder holds a cache made with other networks or settings.
     """
     # Processes finish hours apart: waiting for the last one is no failure.
-    processes = join_processes(config.device, timeout=timedelta(weeks=4))
-    device = processes.device if processes.num_processes > 1 else resolve_device(config.device)
-    require_same_settings(config, processes)
+    processes, device = join_run(config, timeout=timedelta(weeks=4))
     encoder = Encoder(config, device)
     source = open_source(config)
     cache_dir = Path(config.output_dir)

@@ -40,10 +40,8 @@ from contentmotion.progress import progress_bar
 from contentmotion.run_dir import (
     is_main_process,
     is_recorded,
-    join_processes,
+    join_run,
     prepare_output_dir,
-    require_same_settings,
-    resolve_device,
     resolve_dtype,
     seeded_generator,
 )
@@ -86,9 +84,7 @@ def generate(config: GenerateConfig) -> None:
         OSError: The output folder is not writable.
     """
     conditions = prompts_or_labels(config)
-    processes = join_processes(config.device)
-    require_same_settings(config, processes)
-    device = resolve_device(config.device if processes.num_processes == 1 else str(processes.device))
+    processes, device = join_run(config)
     require_checkpoints(
         pretrained_model_name_or_path=config.pretrained_model_name_or_path,
         autoencoder=config.autoencoder,

@@ -24,14 +24,7 @@ from contentmotion.loading import load_autoencoder, load_vae
 from contentmotion.pipelines.content_motion import ContentMotionPipeline
 from contentmotion.pipelines.loading import load_any_pipeline
 from contentmotion.progress import progress_bar
-from contentmotion.run_dir import (
-    join_processes,
-    make_output_dir,
-    prepare_output_dir,
-    require_same_settings,
-    resolve_device,
-    resolve_dtype,
-)
+from contentmotion.run_dir import join_run, make_output_dir, prepare_output_dir, resolve_dtype
 from contentmotion.saving import write_json
 
 MIN_CLIPS, MIN_GENERATED = 4, 2  # a covariance is of two, also in each half of the real clips
@@ -107,10 +100,7 @@ def score_pipeline(
         ValueError: The data cannot be used, or the weights are of another network.
         OSError: Files are missing, or the folder is not writable.
     """
-    processes = join_processes(config.device)
-    require_same_settings(config, processes)
-    alone = processes.num_processes == 1
-    device = resolve_device(config.device if alone else str(processes.device))
+    processes, device = join_run(config)
     output.mkdir(parents=True, exist_ok=True)
     clips, generated = open_data(config, pipeline)
     data_sets = [clips] if generated is None else [clips, generated]

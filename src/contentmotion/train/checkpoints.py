@@ -26,8 +26,9 @@ from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 
 from contentmotion.config import TrainConfig
+from contentmotion.run_dir import reason_of
 from contentmotion.saving import read_json
-from contentmotion.train.processes import on_main, reason_of, this_process, together
+from contentmotion.train.processes import on_main, this_process, together
 from contentmotion.train.sharding import local_rows
 
 STATE = "state.json"

@@ -89,9 +89,15 @@ def distill(config: DistillConfig) -> None:
     held_out = HeldOut(player, teacher, unseen, config) if is_main and unseen is not None else None
 
     def score_held_out(step: int) -> dict[str, float]:
-        scores = {} if held_out is None else held_out.score()
-        if best is not None and scorer is None:
-            best.offer(step, scores["student_error"])
+        scores: dict[str, float] = {}
+
+        def score() -> None:
+            assert best is not None and held_out is not None
+            scores.update(held_out.score())
+            if scorer is None:
+                best.offer(step, scores["student_error"])
+
+        on_main(score)
         return scores
 
     def score_samples(step: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env, reduce
 from torch import Tensor
 
-from contentmotion.run_dir import join_processes
+from contentmotion.run_dir import join_processes, reason_of
 
 
 def this_process() -> PartialState:
@@ -77,12 +77,3 @@ def in_any(*signs: bool) -> list[bool]:
         return list(signs)
     counts: Any = reduce(torch.tensor(signs, dtype=torch.int32, device=state.device), "sum")
     return [count > 0 for count in counts.tolist()]
-
-
-def reason_of(error: BaseException) -> str:
-    """Why something could not be read or written, in one line."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    # "Error(s) in loading state_dict for X:" says nothing without the line after it.
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

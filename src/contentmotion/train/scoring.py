@@ -15,9 +15,10 @@ from contentmotion.evaluate.i3d import load_i3d
 from contentmotion.evaluate.run import open_data, score_pipeline
 from contentmotion.evaluate.weights import find_weights
 from contentmotion.pipelines.base import LatentPipeline
+from contentmotion.run_dir import reason_of
 from contentmotion.saving import read_json, replacing_folder, restore_folder, write_json
 from contentmotion.train.checkpoints import latest_checkpoint, what_is_kept
-from contentmotion.train.processes import on_main, reason_of, this_process
+from contentmotion.train.processes import on_main, this_process
 
 BEST = "best.json"  # in a run's folder
 SCORE = "fvd"  # which decides what is best, of every component; of students it is `student_score`

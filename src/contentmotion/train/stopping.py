@@ -16,7 +16,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
-from contentmotion.train.checkpoints import what_is_kept
+from contentmotion.train.checkpoints import latest_checkpoint, what_is_kept
 from contentmotion.train.processes import this_process
 
 OUT_OF_TIME = 75  # sysexits' EX_TEMPFAIL: try again later
@@ -93,8 +93,9 @@ def explained(run_dir: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if this_process().is_main_process:
-            kept = what_is_kept(run_dir)
-            print(f"Interrupted: {kept}. The same command goes on (--checkpointing_steps)", file=sys.stderr)
+            kept = latest_checkpoint(run_dir)
+            goes_on = f"the same command goes on from {kept}" if kept else "no checkpoint was written yet"
+            print(f"Interrupted: {goes_on} (--checkpointing_steps)", file=sys.stderr)
         raise
     except RuntimeError as error:
         if "DataLoader worker (" in str(error):  # it died, where others tell of an error in it
