@@ -78,6 +78,22 @@ def test_a_number_of_another_kind_is_another_operation() -> None:
     assert dtypes == [torch.int32, torch.float32, torch.int32]
 
 
+def test_what_is_done_to_a_result_is_not_done_to_the_next() -> None:
+    a, b, shapes, kinds = torch.empty(2, 3, device="meta"), torch.empty(3, 4, device="meta"), [], []
+
+    def call() -> None:
+        for mode in (torch.inference_mode, torch.no_grad):
+            for _ in range(3):
+                with mode(), torch.profiler.record_function("product"):
+                    product = a @ b
+                    shapes.append(tuple(product.shape))
+                    kinds.append(product.is_inference())
+                    product.t_()
+
+    assert count_cost(call) == Cost(layers=6 * 24, attention=0)
+    assert shapes == [(2, 4)] * 6 and kinds == [True] * 3 + [False] * 3
+
+
 def test_content_unet() -> None:
     cost = content_cost(64, 64)
     assert cost.layers / TERA == pytest.approx(0.339, rel=0.005)  # the paper prints 0.34

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
 GIB, TERA = 2**30, 1e12
+_PLAIN = (int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,10 @@ class _FlopCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        form = (func, _form(args), _form(tuple(kwargs.items())))
+        form = (func, _form(args), _form(tuple(kwargs.items())), torch.is_inference_mode_enabled())
         if form in self._known:
             output, flops = self._known[form]
-            output = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, output)
+            output = _copies(output)
         else:
             formula = flop_registry.get(func._overloadpacket)
             if formula is None:
@@ -78,20 +79,26 @@ class _FlopCounter(TorchDispatchMode):
                     return output
             output = func(*args, **kwargs)
             flops = formula(*args, **kwargs, out_val=output) if formula else 0
-            tensors = [x for x in tree_leaves((args, output)) if isinstance(x, Tensor)]
-            if all(x.is_meta for x in tensors) and not func._schema.is_mutable:
-                self._known[form] = (output, flops)
+            tensors = [x for x in tree_leaves((args, kwargs, output)) if isinstance(x, Tensor)]
+            if tensors and all(x.is_meta for x in tensors) and not func._schema.is_mutable:
+                self._known[form] = (_copies(output), flops)
         self.flops[func.name()] += flops
         return output
 
 
 def _form(x: Any) -> Any:
-    """What of an operation's argument decides, on the meta device, what it costs and gives."""
-    if isinstance(x, Tensor):
-        return (x.shape, x.stride(), x.dtype, x.device)
+    """What of an operation's argument decides, on the meta device, what it costs and gives; anything else is like no
+    other."""
+    if isinstance(x, Tensor) and x.is_meta and x.layout == torch.strided:
+        return (x.shape, x.stride(), x.dtype)
     if isinstance(x, (list, tuple)):
         return tuple(_form(part) for part in x)
-    return (type(x), x)  # 1 is not 1.0
+    return (type(x), x) if isinstance(x, _PLAIN) else object()  # 1 is not 1.0
+
+
+def _copies(output: Any) -> Any:
+    """An operation's results with shapes of their own: ``unsqueeze_`` of one of them leaves the others as they are."""
+    return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, output)
 
 
 def count_activations(network: nn.Module, forward: Callable[[], Any]) -> int:
