@@ -9,6 +9,7 @@ import numpy as np
 import psutil
 import pytest
 from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
 from PIL import Image
 
 from contentmotion.video.reader import read_video
@@ -153,6 +154,18 @@ def test_compare_and_checkpoint(client: Client, page) -> None:
     assert card == "This model has no model card (README.md)."
 
 
+def test_steps_are_those_of_the_model_that_is_asked(client: Client) -> None:
+    """Whatever the page itself begins with."""
+    most = {part["props"].get("label"): part["props"].get("maximum") for part in client.config["components"]}
+    assert (most["Steps"], most["Steps A"], most["Steps B"]) == (20, 20, 8), "the second model is a distilled one"
+    ask = {"prompt": "rocket", "seed": 3, "model_a": "few-step", "steps_a": 2, "guidance_scale_a": 1}
+    ask |= {"model_b": "pipeline", "guidance_scale_b": 1, "api_name": "/compare"}
+    *_, table = client.predict(**ask, steps_b=9)
+    assert [row[2] for row in table["data"]] == ["2 + 2", "9 + 9"]
+    with pytest.raises(AppError, match="^steps must be a whole number between 1 and 20, got 21$"):
+        client.predict(**ask, steps_b=21)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -160,7 +173,7 @@ def test_compare_and_checkpoint(client: Client, page) -> None:
         ({"prompt": "x" * 61}, "the prompt has 61 characters; at most 60 are taken here"),
         ({"negative_prompt": "x" * 61}, "the negative prompt has 61 characters"),
         ({"seed": 2**31}, "2147483648"),
-        ({"steps": 21}, "21"),
+        ({"steps": 21}, "steps must be a whole number between 1 and 20, got 21"),
         ({"steps": 9, "few_steps": True}, "steps of a few-step model must be a whole number between 1 and 8, got 9"),
         ({"num_videos": 5}, "5"),
         ({"guidance_scale": 1e9}, "1000000000.0"),

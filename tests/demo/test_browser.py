@@ -112,6 +112,9 @@ def test_compare(visit) -> None:
     assert "20 + 20" in table and "4 + 4" in table, "teacher and student, each with its own steps"
     plays(visitor, "#compare-a")
     plays(visitor, "#compare-b")
+    visitor.get_by_label("Model B").click()
+    visitor.get_by_role("option", name="pipeline").click()
+    visitor.wait_for_function("document.querySelector('[aria-label*=\"Steps B\"]').max == 20")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from contentmotion.demo.guards import reported
-from contentmotion.demo.settings import made_video, prompt_field, seed_field
+from contentmotion.demo.settings import PRIVATE, made_video, prompt_field, seed_field, steps_field, turn_to
 from contentmotion.demo.studio import MAX_GUIDANCE, Request, Studio
 from contentmotion.demo.visitors import MODEL, Visitors
 
@@ -92,14 +92,15 @@ def _endpoint(studio: Studio, visitors: Visitors) -> Callable[..., Any]:
 
 def _side(studio: Studio, letter: str, number: int) -> list[Any]:
     """Model, steps and guidance of one side; with one model, the second side takes a quarter of the steps."""
-    names, most = [model.name for model in studio.models], studio.config.max_steps
+    names = [model.name for model in studio.models]
     model = studio.models[min(number, len(names) - 1)]
     usual = model.sampling(studio.config)
     steps = max(1, usual.steps // 4) if number and len(names) == 1 else usual.steps
     chosen = gr.Dropdown(names, value=model.name, label=f"Model {letter}")
     with gr.Row():
-        return [
-            chosen,
-            gr.Slider(1, most, min(steps, most), step=1, label=f"Steps {letter}", min_width=150),
+        fields = [
+            steps_field(studio, model, steps, label=f"Steps {letter}", min_width=150),
             gr.Slider(0, MAX_GUIDANCE, usual.guidance_scale, step=0.1, label=f"Guidance {letter}", min_width=150),
         ]
+    chosen.input(lambda name: turn_to(studio, studio.model(name)), chosen, fields, **PRIVATE)
+    return [chosen, *fields]

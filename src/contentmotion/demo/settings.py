@@ -45,19 +45,15 @@ def add_settings(studio: Studio) -> tuple[dict[str, Any], gr.Button, gr.Button]:
     with gr.Accordion("Start from a picture or a video", open=False):
         fields |= _start(model)
     with gr.Accordion("More settings", open=False):
-        most = studio.most_steps(model)
         fields["negative_prompt"] = gr.Textbox("", label="Negative prompt", max_length=config.max_prompt_length)
-        fields["steps"] = gr.Slider(1, most, min(usual.steps, most), step=1, label="Steps")
+        fields["steps"] = steps_field(studio, model, usual.steps, label="Steps")
         for name, of in (("guidance_scale", "content frame"), ("motion_guidance_scale", "motion")):
             fields[name] = gr.Slider(0, MAX_GUIDANCE, getattr(usual, name), step=0.1, label=f"Guidance of the {of}")
 
-    def turn(few_steps: bool) -> tuple[Any, Any]:
-        chosen = choose(studio, few_steps)
-        sampling, most = chosen.sampling(config), studio.most_steps(chosen)
-        return gr.Slider(maximum=most, value=min(sampling.steps, most)), gr.Slider(value=sampling.guidance_scale)
+    def turn(few_steps: bool) -> tuple[gr.Slider, gr.Slider]:
+        return turn_to(studio, choose(studio, few_steps))
 
-    turned = [fields["steps"], fields["guidance_scale"]]
-    few_steps.input(turn, few_steps, turned, api_visibility="private", queue=False)
+    few_steps.input(turn, few_steps, [fields["steps"], fields["guidance_scale"]], **PRIVATE)
     return fields, button, stop
 
 
@@ -75,6 +71,21 @@ def prompt_field(studio: Studio, **settings: Any) -> gr.Textbox:
 def seed_field(studio: Studio) -> gr.Number:
     """Seed of the noise."""
     return gr.Number(studio.config.seed, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=120)
+
+
+def steps_field(studio: Studio, model: Model, steps: int, **settings: Any) -> gr.Slider:
+    """Denoising steps, as many as a model takes."""
+    most = studio.most_steps(model)
+    field = gr.Slider(1, most, min(steps, most), step=1, **settings)
+    # Gradio's own refuses what is beyond the slider, but a program may ask another model; Studio.check says how much.
+    field.preprocess = lambda payload: payload
+    return field
+
+
+def turn_to(studio: Studio, model: Model) -> tuple[gr.Slider, gr.Slider]:
+    """Steps and guidance of the content frame where a visitor turns to a model: its usual ones."""
+    sampling, most = model.sampling(studio.config), studio.most_steps(model)
+    return gr.Slider(maximum=most, value=min(sampling.steps, most)), gr.Slider(value=sampling.guidance_scale)
 
 
 def made_video(**settings: Any) -> gr.Video:
