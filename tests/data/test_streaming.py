@@ -24,7 +24,8 @@ from contentmotion.commands.encode import encode  # noqa: E402
 from contentmotion.config import AutoencoderSizes, EncodeConfig, TrainAutoencoderConfig
 from contentmotion.data.cache import LatentCache  # noqa: E402
 from contentmotion.data.clips import ClipShape, collate  # noqa: E402
-from contentmotion.data.streaming import StreamingClips, expand_urls, is_stream  # noqa: E402
+from contentmotion.data.formats import read_clip_folder  # noqa: E402
+from contentmotion.data.streaming import StreamingClips, StreamSource, expand_urls, is_stream  # noqa: E402
 from contentmotion.train.autoencoder import train_autoencoder  # noqa: E402
 from contentmotion.video.write import write_video  # noqa: E402
 
@@ -207,6 +208,35 @@ def config(tmp_path: Path, server: str, save_autoencoder: Callable[[Path], Path]
         train_data_dir=f"{server}/part-{{000..005}}.tar", autoencoder=str(tmp_path / "autoencoder"), split=None,
         output_dir=str(tmp_path / "cache"), num_frames=4, height=16, width=16, encode_batch_size=2,
     )  # fmt: skip
+
+
+def test_texts_of_a_stream_are_those_of_shards_on_disk(config: EncodeConfig, shards: Path, tmp_path: Path) -> None:
+    with tarfile.open(shards / "part-000.tar") as tar:
+        video = tar.extractfile("0000.mp4").read()  # type: ignore[union-attr]
+    texts = {
+        "0.json": b'{"title": "a cat", "text": "no"}',
+        "1.json": b'{"text": "a dog"}',
+        "2.json": b'{"title": 5}',
+        "3.json": b'{"title": "c", "label": Infinity}',
+        "4.txt": "gr\u00f6\u00dfer".encode("latin-1"),
+    }
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, text in texts.items():
+            add(tar, f"{name[0]}.mp4", video)
+            add(tar, name, text)
+    config = replace(config, train_data_dir=f"pipe:cat {tmp_path}/a.tar", caption_column="title", encode_batch_size=9)
+    (batch,) = StreamSource(config).read(0)
+    assert [item["caption"] for item in batch.items] == ["a cat"]
+    assert [line.rpartition("/")[2] for line in batch.skipped] == [
+        "1: no title in its json (there are: text)",
+        "2: its json holds no captions that are texts",
+        "3: cannot convert float infinity to integer",
+        "4: its text is not UTF-8 (byte 2)",
+    ]
+    problems = read_clip_folder(tmp_path / "a.tar", caption_column="title").problems
+    assert [line.rpartition("/")[2] for line in problems] == [
+        line.rpartition("/")[2] for line in batch.skipped if "infinity" not in line
+    ]
 
 
 def test_a_stream_is_encoded_shard_by_shard(config: EncodeConfig, tmp_path: Path) -> None:

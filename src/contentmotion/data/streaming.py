@@ -25,8 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from contentmotion.config import ClipConfig, EncodeConfig
 from contentmotion.data.clips import ClipShape, clip_shape, make_clip
-from contentmotion.data.layouts.metadata import find_captions, parse_json
-from contentmotion.data.layouts.shards import MAX_SHARDS, split_name
+from contentmotion.data.layouts.shards import MAX_SHARDS, read_texts, split_name
 from contentmotion.data.records import ClipRecord
 from contentmotion.data.sources import ClipBatch, ClipSource, ListSource
 from contentmotion.video.sources import VIDEO_SUFFIXES, source_name
@@ -283,7 +282,7 @@ def _cut(
     """A clip of a sample; see `Place` for ``caption_column``.
 
     Raises:
-        ValueError: No video, or a bad one, or a caption that cannot be read.
+        ValueError: No video, or a bad one, or a caption that cannot be read or has another name.
     """
     name = f"{sample['__url__']}/{sample['__key__']}"
     kinds = [key for key in sample if not key.startswith("__")]
@@ -292,13 +291,9 @@ def _cut(
         raise ValueError(f"{name}: {'two videos' if suffixes else 'no video'} among {', '.join(kinds)}")
     suffix = suffixes[0]
     try:
-        texts = parse_json(sample.get("json", b"{}"))
-        captions = find_captions(texts, caption_column) or ()
-        if "txt" in sample:
-            captions = tuple(line.strip() for line in sample["txt"].decode().splitlines() if line.strip())
-        label = sample["cls"].decode() if "cls" in sample else texts.get("label")
+        captions, label = read_texts(sample, caption_column)
         label = None if label is None else int(label)
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{name}: {error}") from error
     record = ClipRecord(Path(f"{name}.{suffix}"), captions, label, None)
     try:

@@ -73,7 +73,7 @@ def _read(place: Place) -> Listing:
     else:
         root, tars = place.path, files_like(place.folder, "*.tar")
     if not tars:
-        raise WEBDATASET.missing(place)
+        raise WEBDATASET.missing(Place(place.root))  # it looks at no other list
     records, codes = ShardRecords(root), {}
     problems: list[str] = []
     notes: list[str] = []
@@ -136,24 +136,33 @@ def _read_sample(
     videos = [place for kind, place in sample.items() if f".{kind.rpartition('.')[2]}" in VIDEO_SUFFIXES]
     if len(videos) != 1:
         raise ValueError(f"{'two videos' if videos else 'no video'} with this key")
+    captions, label = read_texts(sample, caption_column)
+    if "json" in sample and not captions and label is None and not notes:  # of the first such one
+        notes.append(f"{key}: no caption in its json (there are: {', '.join(parse_json(sample['json']))})")
+    return videos[0], captions, None if label is None else str(label)
+
+
+def read_texts(sample: dict[str, Any], caption_column: str | None) -> tuple[tuple[str, ...], Any]:
+    """Captions and label (None: it has none) out of a sample's texts, bytes by kind; a `ValueError` says what is wrong
+    with them."""
     captions: tuple[str, ...] = ()
-    label: str | None = None
-    if "txt" in sample:
-        captions = tuple(line.strip() for line in sample["txt"].decode().splitlines() if line.strip())
-    if "json" in sample:
-        cells = parse_json(sample["json"])
-        found = find_captions(cells, caption_column) if isinstance(cells, dict) else None
-        if caption_column is not None and isinstance(cells, dict) and caption_column not in cells:
-            raise ValueError(f"no {caption_column} in its json (there are: {', '.join(cells)})")
-        if found is None:
-            raise ValueError("its json holds no captions that are texts")
-        captions = captions or found
-        if not captions and "label" not in cells and not notes:  # of the first such one
-            notes.append(f"{key}: no caption in its json (there are: {', '.join(cells)})")
-        label = None if cells.get("label") is None else str(cells["label"])
-    if "cls" in sample:
-        label = sample["cls"].decode().strip()
-    return videos[0], captions, label
+    label = None
+    try:
+        if "json" in sample:
+            cells = parse_json(sample["json"])
+            found = find_captions(cells, caption_column) if isinstance(cells, dict) else None
+            if caption_column is not None and isinstance(cells, dict) and caption_column not in cells:
+                raise ValueError(f"no {caption_column} in its json (there are: {', '.join(cells)})")
+            if found is None:
+                raise ValueError("its json holds no captions that are texts")
+            captions, label = found, cells.get("label")
+        if "txt" in sample:
+            captions = tuple(line.strip() for line in sample["txt"].decode().splitlines() if line.strip()) or captions
+        if "cls" in sample:
+            label = sample["cls"].decode().strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"its text is not UTF-8 (byte {error.start})") from None
+    return captions, label
 
 
 def _detect(place: Place) -> bool:
