@@ -17,7 +17,7 @@ from PIL import Image
 from contentmotion.data.formats import LAYOUTS, ClipFolder, read_clip_folder
 from contentmotion.data.layouts import csv_index
 from contentmotion.data.layouts.csv_index import CsvIndex
-from contentmotion.data.layouts.hf_datasets import read_dataset
+from contentmotion.data.layouts.hf_datasets import TableVideo, read_dataset
 from contentmotion.data.prompts import read_prompts
 from contentmotion.data.records import ColumnRecords, Layout, Listing, Place
 from contentmotion.video.reader import read_clip
@@ -311,6 +311,32 @@ def test_msrvtt_json(tmp_path: Path) -> None:
         read_clip_folder(tmp_path)
 
 
+def test_msrvtt_entries_of_wrong_types_are_lines(tmp_path: Path) -> None:
+    captions = {
+        "a": ["a cat", ""],
+        "b": ["b", 5],
+        "c": [None],
+        "d\ud83d": ["d"],
+        "e": ["half a pair: \ud83d"],
+        "f": ["f"],
+    }
+    content = {
+        "videos": [{"video_id": name, "split": ["test"] if name == "f" else "train"} for name in captions],
+        "sentences": [{"video_id": name, "caption": text} for name, texts in captions.items() for text in texts],
+    }
+    (tmp_path / "MSRVTT_data.json").write_text(json.dumps(content))
+    touch(tmp_path, *(f"{name}.mp4" for name in "abcef"))
+    folder = read_clip_folder(tmp_path)
+    assert rows_of(folder, tmp_path) == [("a.mp4", ("a cat",), None, "train")]
+    assert folder.problems == [
+        "b.mp4: captions must be texts",
+        "c: no caption",
+        "d\\ud83d.mp4: no file is called that",
+        "e.mp4: captions must be texts",
+        "f.mp4: split must be a text",
+    ]
+
+
 def test_msrvtt_1ka_csv(tmp_path: Path, shared_data: Path) -> None:
     lists = shared_data / "text/msrvtt_1kA_test_captions.csv"
     touch(tmp_path, "TestVideo/video9770.mp4", "TestVideo/video7020.mp4")
@@ -357,6 +383,8 @@ def test_webdataset(tmp_path: Path, clip_folder: Path, videos: list[bytes]) -> N
             "002.txt": b"no video",
             "003.mp4": videos[3],
             "003.json": b"{broken",
+            "004.mp4": videos[3],
+            "004.txt": "größer".encode("latin-1"),
         },
     )
     write_tar(tmp_path / "shard-001.tar", {"0.mp4": videos[2], "1.mp4": videos[4]})
@@ -378,6 +406,7 @@ def test_webdataset(tmp_path: Path, clip_folder: Path, videos: list[bytes]) -> N
     starts = [
         "shard-000.tar/002: no video",
         "shard-000.tar/003: not JSON",
+        "shard-000.tar/004: its text is not UTF-8 (byte 2)",
         "shard-001.tar: ",
         "shard-002.tar: ",
     ]
@@ -396,6 +425,15 @@ def test_webdataset_pattern(tmp_path: Path, videos: list[bytes]) -> None:
     assert [record.path.tar.name for record in folder.records] == ["009.tar", "010.tar"]  # type: ignore[union-attr]
     assert folder.problems == [f"{tmp_path}/011.tar: No such file or directory"]
     assert len(read_clip_folder(tmp_path / "008.tar").records) == 1
+
+
+def test_an_empty_video_of_a_table_is_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"another")
+    path = str(tmp_path / "a.mp4")
+    table = [{"video": value} for value in ({"bytes": b"", "path": path}, {"bytes": None, "path": path}, path, None)]
+    assert [TableVideo(table, row, "saved").read_bytes() for row in range(3)] == [b"", b"another", b"another"]
+    with pytest.raises(OSError, match="saved, row 3: holds neither bytes nor a path"):
+        TableVideo(table, 3, "saved").read_bytes()
 
 
 @pytest.mark.parametrize("kind", ["bytes", "path", "video"])
@@ -446,6 +484,9 @@ def test_named_layout_that_is_not_there(tmp_path: Path) -> None:
     for layout in ("videofolder", "ucf101", "webvid", "msrvtt", "webdataset"):
         with pytest.raises(ValueError, match=f"no {layout} data; expected"):
             read_clip_folder(tmp_path, layout=layout)  # type: ignore[arg-type]
+    (tmp_path / "list.csv").write_text("file,text\n")
+    with pytest.raises(ValueError, match=f"^{tmp_path}: no webdataset data"):
+        read_clip_folder(tmp_path, layout="webdataset", metadata_path=tmp_path / "list.csv")
     assert read_clip_folder(tmp_path, layout="sidecar").class_names is None, "not taken for class folders"
 
 

@@ -59,7 +59,7 @@ class TableVideo(StoredVideo):
     def read_bytes(self) -> bytes:
         (value,) = self.table[self.row].values()
         if isinstance(value, dict):
-            value = value.get("bytes") or value.get("path")
+            value = value.get("path") if value.get("bytes") is None else value["bytes"]
         if isinstance(value, bytes):
             return value
         if not isinstance(value, str) or not value:

@@ -53,7 +53,7 @@ def read_metadata(root: Path, metadata: Path, caption_column: str | None = None)
     records, lines, codes = ColumnRecords(root), array("q"), {}
     try:
         for line, cells in parse(metadata):
-            row = cells if isinstance(cells, str) else _make_row(cells, caption_column)
+            row = cells if isinstance(cells, str) else make_row(cells, caption_column)
             if isinstance(row, str):
                 problems.append(f"line {line}: {row}")
                 continue
@@ -125,7 +125,7 @@ def _parse_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
         raise ValueError(f"{path}: not readable as parquet ({' '.join(str(error).split())})") from None
 
 
-def _make_row(cells: dict[str, Any], caption_column: str | None) -> dict[str, Any] | str:
+def make_row(cells: dict[str, Any], caption_column: str | None = None) -> dict[str, Any] | str:
     """A row of any format, as `ColumnRecords.append` takes it but for the label, or the reason why it is none."""
     file = cells.get("file") or cells.get("file_name")
     if not isinstance(file, str) or not file:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from contentmotion.data.layouts.csv_index import csv_columns
 from contentmotion.data.layouts.folders import files_like, walk
-from contentmotion.data.layouts.metadata import parse_json
+from contentmotion.data.layouts.metadata import make_row, parse_json
 from contentmotion.data.records import ColumnRecords, Layout, Listing, Place
 from contentmotion.video.sources import VIDEO_SUFFIXES
 
@@ -49,7 +49,8 @@ def _read(place: Place) -> Listing:
         try:
             content = parse_json(file.read_text("utf-8-sig"))
             for sentence in content.get("sentences", []):
-                captions.setdefault(sentence["video_id"], []).append(sentence["caption"])
+                name, caption = sentence["video_id"], sentence["caption"]
+                captions.setdefault(name, []).extend([caption] if caption else [])
             splits |= {video["video_id"]: video.get("split") for video in content.get("videos", [])}
         except KeyError as error:
             raise ValueError(f"{file}: not MSR-VTT's JSON (an entry without {error})") from None
@@ -74,10 +75,12 @@ def _read(place: Place) -> Listing:
     }
     records, problems = ColumnRecords(root), []
     for name, texts, split in rows:
-        if texts:
-            records.append(found.get(name, f"{name}.mp4"), texts, split=split)
+        cells = {"file": found.get(name, f"{name}.mp4"), "captions": texts, "split": split}
+        row = make_row(cells) if texts else f"{name}: no caption"
+        if isinstance(row, str):
+            problems.append(row)
         else:
-            problems.append(f"{name}: no caption")
+            records.append(**row)
     return Listing(records, None, problems, source=files[0])
 
 
