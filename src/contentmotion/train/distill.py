@@ -85,8 +85,15 @@ def distill(config: DistillConfig) -> None:
     component = "full" if whole_videos else config.part
     guidance_scale = config.student_guidance if config.guidance_range else None
     scorer = Scorer(scored, config, component, guidance_scale=guidance_scale) if config.eval.steps else None
-    best = keep_best(save, unseen, scorer, config) if is_main else None
-    held_out = HeldOut(player, teacher, unseen, config) if is_main and unseen is not None else None
+    best: Best | None = None  # of the first process, as what follows
+    held_out: HeldOut | None = None
+
+    def open_scores() -> None:
+        nonlocal best, held_out
+        best = keep_best(save, unseen, scorer, config)
+        held_out = None if unseen is None else HeldOut(player, teacher, unseen, config)
+
+    on_main(open_scores)
 
     def score_held_out(step: int) -> dict[str, float]:
         scores: dict[str, float] = {}
