@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contentmotion.evaluate.fvd import FrechetStatistics, extrapolated_distance, frechet_distance
+from contentmotion.evaluate.fvd import FrechetStatistics, distance_of_features, extrapolated_distance, frechet_distance
 
 
 def normal(seed: int, n: int, d: int = 6, mean: float = 0.0, std: float = 1.0) -> np.ndarray:
@@ -95,6 +95,18 @@ def test_bad_features_are_refused() -> None:
         frechet_distance(statistics, FrechetStatistics(np.zeros((1, 6))))
     with pytest.raises(ValueError, match="different dimensions: 6 and 5"):
         frechet_distance(statistics, FrechetStatistics(normal(0, 3, d=5)))
+
+
+def test_distance_of_few_features() -> None:
+    """Fewer than their dimensions: the same number, and the same is refused."""
+    a, b = normal(0, 20, d=40), normal(1, 9, d=40, mean=1)
+    assert distance_of_features(a, b) == pytest.approx(distance(a, b), rel=1e-12)
+    with pytest.raises(ValueError, match="1 of 20 features are not finite"):
+        distance_of_features(np.where(np.arange(800).reshape(20, 40) == 4, np.nan, a), b)
+    with pytest.raises(ValueError, match="two features or more, got 1"):
+        distance_of_features(a, b[:1])
+    with pytest.raises(ValueError, match="different dimensions: 40 and 39"):
+        distance_of_features(a, b[:, :39])
 
 
 @pytest.mark.parametrize(("n", "m"), [(24, 24), (60, 60), (60, 200), (150, 150)])

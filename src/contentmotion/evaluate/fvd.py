@@ -86,10 +86,14 @@ def distance_of_features(a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> floa
 
     Centred features are a factor of their covariance, ``C = X^T X / (n - 1)``, so the cross term needs the singular
     values of an (n, m) matrix alone.
+
+    Raises:
+        ValueError: Features that are no matrix or not finite, or what `frechet_distance` refuses.
     """
     a, b = (torch.as_tensor(x).to("cpu", torch.float64) for x in (a, b))
-    if max(len(a), len(b)) >= a.shape[1]:
-        return frechet_distance(FrechetStatistics(a), FrechetStatistics(b))
+    statistics = FrechetStatistics(a), FrechetStatistics(b)
+    if min(len(a), len(b)) < 2 or a.shape[1] != b.shape[1] or max(len(a), len(b)) >= a.shape[1]:
+        return frechet_distance(*statistics)  # few or unlike ones are refused there
     factor_a, factor_b = ((x - x.mean(dim=0)) / (len(x) - 1) ** 0.5 for x in (a, b))
     traces = factor_a.square().sum() + factor_b.square().sum()
     cross = torch.linalg.svdvals(factor_a @ factor_b.T).sum()
