@@ -295,6 +295,20 @@ def test_two_folders(config: EvaluateConfig, data: Path, tmp_path: Path) -> None
         evaluate(dataclasses.replace(config, **changes))
 
 
+def test_a_missing_file_of_a_long_list_is_left_out(
+    config: EvaluateConfig, scores: dict, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(data, tmp_path / "clips")
+    with open(folder / "metadata.jsonl", "a") as rows:
+        rows.write("\n" + json.dumps({"file_name": "videos/gone.mp4", "caption": "nothing", "split": "train"}))
+    monkeypatch.setattr("contentmotion.data.formats.CHECK_FILES_BELOW", 6)
+    changes = {"data_dir": str(folder), "components": ("reconstruction",), "output_dir": str(tmp_path / "out")}
+    evaluate(dataclasses.replace(config, **changes))
+    found = json.loads((tmp_path / "out/scores.json").read_text())
+    assert found["parts"]["real"] == scores["parts"]["real"]
+    assert [Path(line.partition(":")[0]).name for line in found["problems"]] == ["bad.mp4", "gone.mp4"]
+
+
 def test_the_size_of_videos_is_of_those_that_can_be_read(data: Path) -> None:
     folder = read_clip_folder(data)
     gone = dataclasses.replace(folder.records[0], path=data / "videos/gone.mp4")

@@ -32,7 +32,7 @@ from contentmotion.pipelines.base import LatentPipeline
 from contentmotion.pipelines.sampling import resolve_sampling
 from contentmotion.run_dir import describe_hardware
 from contentmotion.stages.stage import few_step_levels
-from contentmotion.video.sources import file_size
+from contentmotion.video.sources import VideoSource, file_size
 
 MEASURES_VERSION = 1  # to be raised when the same videos get other numbers: stored ones are then not used again
 # What a rendition is made by, where that is not every network: evaluations that share the others share it, too.
@@ -142,7 +142,7 @@ def _describe_clips(config: EvaluateConfig, clips: Clips) -> dict[str, Any]:
     shape, records, root = clips.dataset.shapes[0], clips.folder.records, clips.folder.root
     return {
         # Which file an index means; `RenditionStore` knows what is in it.
-        "data_sha256": digest([(os.path.relpath(str(r.path), root), file_size(r.path)) for r in records]),
+        "data_sha256": digest([(os.path.relpath(str(r.path), root), _size(r.path)) for r in records]),
         "frame_stride": config.frame_stride,
         "fps": config.fps,
         "resize_mode": config.resize_mode,
@@ -155,6 +155,13 @@ def _describe_clips(config: EvaluateConfig, clips: Clips) -> dict[str, Any]:
         "caption_index": config.caption_index,
         "captions_sha256": _captions_digest(clips),
     }
+
+
+def _size(source: VideoSource) -> int | None:
+    try:
+        return file_size(source)
+    except OSError:  # of long lists nobody has looked; reading the clip names the problem
+        return None
 
 
 def _describe_run(config: EvaluateConfig, device: torch.device, source: str | None) -> dict[str, Any]:
