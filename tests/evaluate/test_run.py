@@ -390,8 +390,11 @@ def test_comparison_refuses_unlike_protocols(
     like.write_text('{"parts": {}}')
     with pytest.raises(ValueError, match="like.json: not a scores.json .it has no protocol"):
         evaluate(EvaluateConfig(compare=(first, str(like))))
-    like.write_text("[")
+    like.write_text('{"parts": [], "protocol": 1}')
     with pytest.raises(ValueError, match="like.json: not a scores.json .it has no parts and no protocol"):
+        evaluate(EvaluateConfig(compare=(first, str(like))))
+    like.write_text(Path(first).read_text()[:100])  # cut short
+    with pytest.raises(ValueError, match=r"not a scores.json: .*like.json: not valid JSON .*line 6 column"):
         evaluate(EvaluateConfig(compare=(first, str(like))))
     with pytest.raises(ValueError, match="exactly one of the two"):
         EvaluateConfig()

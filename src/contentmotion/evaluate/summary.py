@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +137,11 @@ def read_scores(file: str) -> dict[str, Any]:
         ValueError: It is none.
         OSError: It cannot be read.
     """
-    scores: dict[str, Any] = {}
-    with suppress(ValueError):
+    try:
         scores = read_json(Path(file))
-    if missing := sorted({"parts", "protocol"} - scores.keys()):
+    except ValueError as error:
+        raise ValueError(f"not a scores.json: {error}") from None
+    if missing := [name for name in ("parts", "protocol") if not isinstance(scores.get(name), dict)]:
         raise ValueError(f"{file}: not a scores.json (it has no {' and no '.join(missing)})")
     return scores
 
