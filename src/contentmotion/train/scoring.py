@@ -13,7 +13,6 @@ from contentmotion.config import EvaluateConfig, ScheduledEvaluation, ScoredTrai
 from contentmotion.config.use import Component
 from contentmotion.evaluate.i3d import load_i3d
 from contentmotion.evaluate.run import open_data, score_pipeline
-from contentmotion.evaluate.weights import find_weights
 from contentmotion.pipelines.base import LatentPipeline
 from contentmotion.run_dir import reason_of
 from contentmotion.saving import read_json, replacing_folder, restore_folder, write_json
@@ -127,7 +126,7 @@ class Scorer:
         )
         # What is wrong is said now, not after hours.
         pipe.check_parts()
-        load_i3d(find_weights(config.eval.i3d, "i3d"))
+        load_i3d(config.eval.i3d)
         self.settings = replace(self.settings, num_videos=self._count_videos(config.eval.num_videos))
         names = ("data_dir", "split", "num_videos", "num_inference_steps", "i3d", "seed", "mixed_precision")
         names += ("frame_stride", "fps", "resize_mode")
