@@ -337,6 +337,13 @@ def test_msrvtt_entries_of_wrong_types_are_lines(tmp_path: Path) -> None:
     ]
 
 
+def test_msrvtt_csv_that_is_not_utf_8(tmp_path: Path) -> None:
+    head = "video_id,sentence\n" + "video0,a man\n" * 1000  # more than is read to tell the columns
+    (tmp_path / "test.csv").write_bytes(head.encode() + "video1,größer\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"^\S+/test\.csv: not CSV in UTF-8"):
+        read_clip_folder(tmp_path)
+
+
 def test_msrvtt_1ka_csv(tmp_path: Path, shared_data: Path) -> None:
     lists = shared_data / "text/msrvtt_1kA_test_captions.csv"
     touch(tmp_path, "TestVideo/video9770.mp4", "TestVideo/video7020.mp4")

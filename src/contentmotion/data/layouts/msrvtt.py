@@ -59,10 +59,13 @@ def _read(place: Place) -> Listing:
     rows: list[tuple[str, list[str], str | None]] = []
     for file in tables:
         split = next((name for name in ("train", "test", "val") if name in file.stem.lower()), None)
-        with open(file, newline="", encoding="utf-8-sig") as handle:
-            for row in csv.DictReader(handle):
-                name = row.get("video_id") or ""
-                rows.append((name, [row["sentence"]] if row.get("sentence") else captions.get(name, []), split))
+        try:
+            with open(file, newline="", encoding="utf-8-sig") as handle:
+                for row in csv.DictReader(handle):
+                    name = row.get("video_id") or ""
+                    rows.append((name, [row["sentence"]] if row.get("sentence") else captions.get(name, []), split))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{file}: not CSV in UTF-8 ({error})") from None
     if not tables:
         rows = [(name, captions.get(name, []), split) for name, split in splits.items()]
     if not rows:
