@@ -342,7 +342,7 @@ class LatentCache(Dataset):
             return shard.rows(name, place, place + 1)[0]
 
         read: dict[str, Any] = {name: at(name).float() for name in LATENTS if name in shard.shapes}
-        read |= {name: at(name) for name in MAP_NAMES if name in shard.shapes}
+        read |= {name: at(name) for name in MAP_NAMES if name in shard.shapes}  # uint8, as they are
         start = int(at("text_ends", row - 1)) if row else 0
         text = json.loads(bytes(shard.rows("texts", start, int(at("text_ends"))).numpy()))
         captions = text["captions"]

@@ -104,7 +104,11 @@ def draw_present(
     drop_all_prob: float,
     keep_all_prob: float,
 ) -> dict[str, Tensor]:
-    """Which conditions each item of a batch is shown, bool (b,) by name; see `training_conditions`."""
+    """Which conditions each item of a batch is shown, bool (b,) by name; see `training_conditions`.
+
+    Raises:
+        ValueError: No probabilities, or the last two exceed 1 together.
+    """
     if not (0 <= dropout_prob <= 1 and min(drop_all_prob, keep_all_prob) >= 0 and drop_all_prob + keep_all_prob <= 1):
         raise ValueError(
             f"conditions are dropped with probabilities, got {dropout_prob}, {drop_all_prob}, {keep_all_prob}"

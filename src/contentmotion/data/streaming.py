@@ -41,7 +41,8 @@ def is_stream(data: str) -> bool:
 
 
 def expand_urls(data: str) -> list[str]:
-    """The shards that a name with braces (``shard-{000..127}.tar``) and ``::`` between several names stands for."""
+    """The shards that a name with braces (``shard-{000..127}.tar``) and ``::`` between several names stands for; a
+    ``ValueError`` where they are more than anybody has."""
     for name in data.split("::"):
         counts = [abs(int(last) - int(first)) + 1 for first, last in re.findall(r"\{(-?\d+)\.\.(-?\d+)[.}]", name)]
         if math.prod(counts) > MAX_SHARDS:
