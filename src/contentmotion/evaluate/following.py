@@ -43,9 +43,9 @@ def sketch_following(sketch: Tensor, videos: Tensor) -> dict[str, Tensor]:
 def outline_recall(depth: Tensor, videos: Tensor) -> Tensor:
     """Which share of the rims in a given depth map the output has edges on, without any depth model; 1 without rims.
 
-    It says whether things are where they should be, and of the right outline; nothing of how near they look. Edges that
-    are no rims (texture, shadows) are not counted against an output, so noise scores high: read it beside that of an
-    unconditional sample.
+    Rims are those of `depth_rims`, and met as lines are in `edge_scores`, within a pixel. It says whether things are
+    where they should be, and of the right outline; nothing of how near they look. Edges that are no rims (texture,
+    shadows) are not counted against an output, so noise scores high: read it beside that of an unconditional sample.
     """
     found = torch.stack([sketch_of(video) for video in videos])
     _require_maps(depth, found)

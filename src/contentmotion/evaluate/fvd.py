@@ -82,7 +82,7 @@ def frechet_distance(a: FrechetStatistics, b: FrechetStatistics) -> float:
 
 
 def distance_of_features(a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> float:
-    """The same of features (n, d) and (m, d), many times faster where they are fewer than their dimensions.
+    """`frechet_distance` of features (n, d) and (m, d), faster where they are fewer than their dimensions.
 
     Centred features are a factor of their covariance, ``C = X^T X / (n - 1)``, so the cross term needs the singular
     values of an (n, m) matrix alone.
