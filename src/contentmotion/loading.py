@@ -115,8 +115,7 @@ def load_vae(name_or_path: str) -> ModelMixin:
     """
     path = resolve_name(name_or_path)
     subfolder = None if (Path(path) / "config.json").exists() else "vae"
-    own = class_name(Path(path) / (subfolder or "") / "config.json") == PatchVAE.__name__
-    return load_model(PatchVAE if own else AutoModel, path, subfolder, "an image VAE").requires_grad_(False)
+    return load_model(AutoModel, path, subfolder, "an image VAE").requires_grad_(False)
 
 
 def load_autoencoder(name_or_path: str, dtype: torch.dtype | None = None) -> ContentMotionAutoencoder:
@@ -216,7 +215,8 @@ def load_model(cls: Any, path: str, subfolder: str | None, what: str, dtype: tor
         require_possible_sizes(Path(path) / (subfolder or "") / "config.json")
         with quiet():
             if cls is AutoModel:  # it finds the class, but does not say what it loaded
-                cls = getattr(diffusers, AutoModel.load_config(path, subfolder=subfolder)["_class_name"])
+                name = AutoModel.load_config(path, subfolder=subfolder)["_class_name"]
+                cls = PatchVAE if name == PatchVAE.__name__ else getattr(diffusers, name)
             model, info = cls.from_pretrained(
                 path, subfolder=subfolder, dtype=dtype or torch.float32, use_safetensors=True, output_loading_info=True,
                 variant=variant_in(Path(path) / (subfolder or ""), CHOSEN.get(path, (path, None))[1]),

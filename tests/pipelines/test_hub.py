@@ -16,7 +16,8 @@ from huggingface_hub.utils._http import default_client_factory, hf_request_event
 from contentmotion import ContentMotionPipeline
 from contentmotion.cli import main
 from contentmotion.pipelines.loading import load_pipeline
-from tiny import make_pipeline
+from contentmotion.stages.content import load_content
+from tiny import make_content_dit, make_image_unet, make_patch_vae, make_pipeline
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -192,6 +193,23 @@ def test_one_line_where_the_hub_does_not_give_it(
     with pytest.raises(ValueError, match=rf"^(no such checkpoint: )?me/model(: | \(){message}") as caught:
         ContentMotionPipeline.from_pretrained("me/model", cache_dir=tmp_path, **settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks`")  # an argument of diffusers
+@pytest.mark.parametrize("network", [make_image_unet, make_content_dit])
+@pytest.mark.parametrize("vae", [None, make_patch_vae])
+def test_the_content_model_of_an_id(
+    hub: Hub, network: Any, vae: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no folder to look into: a pipeline's index says whether it is a model of pixels."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    hub.folder = tmp_path / "repository"
+    pipe = make_pipeline(vae=vae and vae(), unet=network())
+    pipe.save_pretrained(hub.folder)
+    stage = load_content("me/model")
+    assert (stage.components["vae"] is None) == (vae is None)
+    weights = stage.network.state_dict()
+    assert all(torch.equal(weights[key], value) for key, value in pipe.unet.state_dict().items())
 
 
 def test_offline_nothing_is_asked(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

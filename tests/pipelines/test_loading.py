@@ -69,6 +69,14 @@ def test_fine_tuning_is_as_strict(folder: Path) -> None:
         load_content(str(folder))
 
 
+@pytest.mark.parametrize("config", ['{"num_train_timesteps": "x"}', '{"beta_schedule": "none"}', "{", None])
+def test_a_scheduler_that_is_none(folder: Path, config: str | None) -> None:
+    file = folder / "scheduler/scheduler_config.json"
+    file.unlink() if config is None else file.write_text(config)
+    with pytest.raises(ValueError, match=f"^cannot load a scheduler from {folder}: .+$"):
+        load_content(str(folder))
+
+
 def test_a_tokenizer_without_its_vocabulary(folder: Path) -> None:
     """Every prompt would give the same video."""
     (folder / "tokenizer/tokenizer.json").unlink()

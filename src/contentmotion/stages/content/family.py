@@ -60,21 +60,20 @@ class ContentStage(Stage):
 
     @classmethod
     def load(cls, name_or_path: str) -> Self:
-        """The stage of a folder or hub id; a folder that ``train-content`` wrote may have no VAE.
+        """The stage of a folder or hub id; a model of pixels has no VAE.
 
         Raises:
             ValueError: A part is missing, damaged or of another kind.
         """
         path = resolve_name(name_or_path)
         parts = cls.load_text(name_or_path)
-        draws_pixels = (Path(path) / "unet").is_dir() and not (Path(path) / "vae").is_dir()
-        parts["vae"] = None if draws_pixels else load_vae(name_or_path)
+        parts["vae"] = None if draws_pixels(path) else load_vae(name_or_path)
         parts[cls.network_name] = load_model(AutoModel, path, cls.network_name, "a content model")
         try:
             with quiet():
                 config: Any = DDIMScheduler.load_config(path, subfolder="scheduler")
                 parts["scheduler"] = cls.scheduler_of(config)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a damaged config is whatever its entries lead to
             raise ValueError(explain(f"a scheduler from {path}", path, error)) from error
         return cls(parts)
 
@@ -142,3 +141,15 @@ class ContentStage(Stage):
     def from_stock(self, latents: Tensor) -> Float[Tensor, "b c h w"]:
         """Content frames (scaled latents) of what the stock pipeline returns with ``output_type="latent"``."""
         return latents
+
+
+def draws_pixels(path: str) -> bool:
+    """Whether a folder has a UNet and no VAE; of a hub id its pipeline's index says so."""
+    if Path(path).is_dir():
+        return (Path(path) / "unet").is_dir() and not (Path(path) / "vae").is_dir()
+    try:
+        with quiet():
+            index: Any = DiffusionPipeline.load_config(path)
+    except (OSError, ValueError):  # what is loaded next says why
+        return False
+    return not any(index.get("vae") or ())
