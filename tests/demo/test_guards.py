@@ -15,7 +15,7 @@ from contentmotion.config import DemoConfig
 from contentmotion.demo import checkpoint_tab, guards, visitors
 from contentmotion.demo.generate_tab import Runs
 from contentmotion.demo.guards import Gate, reported
-from contentmotion.demo.studio import Model, Request
+from contentmotion.demo.studio import Model, Request, Studio
 from contentmotion.demo.visitors import LEFT, MODEL, ONE_JOB, Visitors, at_times
 
 # Gradio leaves event loops open.
@@ -170,7 +170,7 @@ def test_a_job_ends_when_its_visitor_leaves(watched, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(visitors, "monotonic", lambda: now + visitors.PATIENCE)
     assert watch.has_left("a")
 
-    class Studio:
+    class Slow:
         models = [SimpleNamespace(distilled=False)]
 
         def generate(self, request, model, on_step) -> None:
@@ -178,7 +178,7 @@ def test_a_job_ends_when_its_visitor_leaves(watched, monkeypatch: pytest.MonkeyP
                 on_step(step, 9)
             raise AssertionError("nothing ended it")
 
-    runs = Runs(Studio(), watch)  # type: ignore[arg-type]
+    runs = Runs(Slow(), watch)  # type: ignore[arg-type]
     with pytest.raises(gr.Error, match=LEFT):
         runs.make(Request(prompt="x"), False, [], "a", lambda *_, **__: None)  # type: ignore[arg-type]
     runs.stop(SimpleNamespace(session_hash="b"))  # type: ignore[arg-type]
@@ -195,3 +195,8 @@ def test_progress_is_told_no_more_often_than_it_is_seen(monkeypatch: pytest.Monk
         now[0] = step / 1000
         show(step, 1000, "denoising")
     assert 10 <= len(told) <= 12 and told[0] == (1, 1000, "denoising", "steps") and told[-1][0] == 1000
+
+
+def test_a_second_model_of_no_name_is_none(tiny_pipeline_dir: Path, tmp_path: Path) -> None:
+    config = DemoConfig(pretrained_model_name_or_path=str(tiny_pipeline_dir), compare_with="", device="cpu")
+    assert [model.name for model in Studio(config, tmp_path).models] == ["pipeline"]

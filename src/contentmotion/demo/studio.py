@@ -159,9 +159,8 @@ class Studio:
             compare_with=config.compare_with,
         )
         own_parts = config.autoencoder or config.motion_transformer
-        first, second = config.pretrained_model_name_or_path, config.compare_with
-        if second is None and first == SHIPPED_MODEL and not own_parts:
-            second = SHIPPED_STUDENT
+        shipped = config.pretrained_model_name_or_path == SHIPPED_MODEL and not own_parts
+        second = config.compare_with or (SHIPPED_STUDENT if shipped else None)
         self.config = config
         self.folder = folder
         self.limits = Limits(max_pixels=MAX_PIXELS, max_seconds=READING_SECONDS, max_bytes=2**30)
