@@ -27,6 +27,10 @@ def test_presets_fill_in_what_is_not_given() -> None:
     assert (config.num_videos, config.num_generated) == (7, 10_000)
     config = with_preset(EvaluateConfig(data_dir="x", preset="ucf101-zero-shot", class_prompts="prompts.json"))
     assert (config.num_videos, config.videos_per_class, config.num_frames) == (None, 100, 16)
+    config = with_preset(EvaluateConfig(data_dir="x", preset="webvid", num_frames=8, fvd_resize="bicubic"))
+    assert (config.num_videos, config.num_frames, config.fvd_resize) == (5000, 8, "bicubic")
+    config = with_preset(EvaluateConfig(data_dir="x", preset="ucf101-10000", videos_per_class=3))
+    assert (config.num_generated, config.videos_per_class) == (None, 3), "either stands in for the other"
     with pytest.raises(ValueError, match="give --class_prompts"):
         with_preset(EvaluateConfig(data_dir="x", preset="ucf101-zero-shot"))
     assert set(PRESETS) == {"stylegan-v", "ucf101-2048", "ucf101-10000", "ucf101-zero-shot", "webvid"}
