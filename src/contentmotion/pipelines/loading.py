@@ -117,7 +117,8 @@ def is_video_model(name_or_path: str) -> bool:
 
 
 def load_video_pipeline(name_or_path: str, dtype: torch.dtype | None = None) -> VideoLatentPipeline:
-    """A video model's pipeline: what ``train-video`` and ``distill --part video`` wrote, or ModelScope's folder.
+    """A video model's pipeline: what ``train-video`` and ``distill --part video`` wrote, or ModelScope's folder; with
+    weights of a precision, float32 when None.
 
     Raises:
         ValueError: It is another kind of model, or a part is missing, damaged or of another shape.

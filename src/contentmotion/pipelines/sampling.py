@@ -221,8 +221,8 @@ def times_at_hand(scheduler: Any, device: torch.device) -> Iterator[None]:
     """A sampling loop on a GPU, a stock pipeline's too, that does not wait in every step.
 
     Networks take a step's time from the GPU, and schedulers look levels up by it, for which the processor would wait
-    until the GPU is done. Meanwhile ``timesteps`` are on the GPU, and the scheduler gets the same ones from its own
-    memory, which are set inside; numbers on the CPU stay what they are.
+    until the GPU is done. Inside, where the scheduler's timesteps are to be set, they are on the GPU, and the scheduler
+    gets the same ones from its own memory; numbers on the CPU stay what they are.
     """
     if device.type == "cpu":
         yield
