@@ -34,7 +34,7 @@ def consistency_loss(
         student: What is trained.
         target: Its moving average.
         teacher: Frozen; gives noise schedule and prediction type (see ``require_teacher``).
-        batch: What ``prepare`` gave.
+        batch: What ``prepare`` gave; "generator" is the source of all randomness.
         config: Guidance, steps of the teacher's solver, Huber's c.
 
     Returns:

@@ -35,7 +35,7 @@ def flow_map_loss(student: Stage, teacher: Stage, batch: dict[str, Any], config:
     Args:
         student: What is trained.
         teacher: Frozen; its guided velocity v is the path's.
-        batch: What ``prepare`` gave.
+        batch: What ``prepare`` gave; "generator" is the source of all randomness.
         config: Guidance, and c of the loss, each item's ``sqrt(mse + c^2) - c``.
 
     Returns:
