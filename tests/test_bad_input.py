@@ -84,6 +84,7 @@ def test_all_that_is_missing_is_listed_at_once(fails: Fails, tmp_path: Path) -> 
 
 def test_a_name_that_neither_disk_nor_hub_knows(fails: Fails, tmp_path: Path) -> None:
     assert fails(*generate_words("runs/nowhere", tmp_path, "cat")).startswith("no such checkpoint: runs/nowhere ")
+    assert fails("info", "no name/x").startswith("no name/x: the hub did not give it: Repo id must use ")
 
 
 def test_folders_that_are_no_pipeline(fails: Fails, tmp_path: Path, tiny_pipeline_dir: Path) -> None:

@@ -1,10 +1,12 @@
 """All stages in one command: what it makes, how it goes on, what it refuses, and whether its advice works."""
 
 import dataclasses
+import gc
 import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,15 +17,18 @@ import yaml
 
 import tiny
 from contentmotion.cli import main
+from contentmotion.commands import cut as cut_command
 from contentmotion.commands import train as whole
 from contentmotion.commands.cut import caption_of_name, captions_of_clips
 from contentmotion.commands.report import make_page
 from contentmotion.config import TrainPipelineConfig
 from contentmotion.cost.plan import part, plan_run
+from contentmotion.data.records import ClipRecord
 from contentmotion.pipelines.loading import load_pipeline
 from contentmotion.stages.autoencoder import make_autoencoder
 from contentmotion.stages.content import load_content
 from contentmotion.video.reader import probe_video
+from contentmotion.video.sources import StoredVideo
 from contentmotion.video.write import write_video
 
 TINY = str(Path(__file__).resolve().parents[1] / "data_files/tiny_preset.yaml")
@@ -249,6 +254,24 @@ def test_the_rate_leaves_videos_long_enough(make_frames: Callable[..., np.ndarra
         )  # a second: 16 frames at 16 a second
     assert main(["cut", str(data), "--output_dir", str(tmp_path / "clips")]) == 0
     assert json.loads((tmp_path / "clips/cut.json").read_text())["fps"] == 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Held(StoredVideo):
+    """A video in a table, whose bytes are handed out as they are."""
+
+    data: bytes
+
+    def read_bytes(self) -> bytes:
+        return self.data
+
+
+def test_of_a_video_that_cannot_be_read_the_reason_alone_is_kept() -> None:
+    data = bytes(range(256))
+    before = sys.getrefcount(data)
+    reason = cut_command._look_at(ClipRecord(Held(data), (), None, None))
+    gc.collect()
+    assert sys.getrefcount(data) == before and "not a readable video" in str(reason)
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,8 @@ def cut(config: CutConfig) -> None:
         for index, record in enumerate(bar.track(folder.records, description="cutting clips")):
             header = headers[index]
             try:
-                if not isinstance(header, VideoInfo):
-                    raise header
+                if isinstance(header, str):
+                    raise ValueError(header)
                 if not captions[index]:
                     raise ValueError("no caption")
                 rows += _cut_one(config, record, header, fps, output, index, captions[index])
@@ -139,12 +139,12 @@ def _num_clips(info: VideoInfo, fps: float, num_frames: int, most: int) -> int:
     return 1 if duration is None else min(most, int((duration + 0.5 / info.fps) * fps / num_frames))
 
 
-def _look_at(record: ClipRecord) -> VideoInfo | ValueError | OSError:
-    """A video's header, or why it cannot be read."""
+def _look_at(record: ClipRecord) -> VideoInfo | str:
+    """A video's header, or why it cannot be read: in words, for an error holds on to the file's bytes."""
     try:
         return probe_video(record.path)
     except (ValueError, OSError) as error:
-        return error
+        return str(error)
 
 
 def _cut_one(

@@ -222,7 +222,7 @@ class PerceptualLoss(Settings):
     """What is weighed beside the squared error (ours; the paper has the squared error alone).
 
     Attributes:
-        weight: Weight of LPIPS between decoded and true pixels, which sharpens 32x32 pixels or more; 0: none.
+        weight: Weight of LPIPS between decoded and true pixels; 0: none. It sharpens; it needs 32x32 pixels or more.
         start_step: Begin with LPIPS after this many steps, when there is something to sharpen.
         frames: Frames of each clip that LPIPS compares, drawn anew each step.
         difference_weight: Weight of the squared error of differences between neighbouring frames, which is flicker.

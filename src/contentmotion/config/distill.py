@@ -28,7 +28,7 @@ class MethodSettings(Settings):
     """Particulars of an objective of distillation.
 
     Attributes:
-        solver: Of consistency: the teacher's: "ddim" (of a flow, Euler's), or "heun" (second order, twice the passes).
+        solver: Of consistency, the teacher's: "ddim" (of a flow, Euler's), or "heun" (second order, twice the passes).
         student_every: Of distribution_matching: the student's turn is every n-th step, the critic's every one.
         gan_weight: Of distribution_matching, for UNets: the critic also learns to tell the student's samples from the
             cache's, and the student to pass for those; how much this counts for the student. 0: not at all; DMD2's is

@@ -57,7 +57,7 @@ class TrainConfig(Settings):
         adam_weight_decay: Decoupled weight decay.
         max_grad_norm: Clip the gradient's norm to this; 0 does not clip.
         ema_decay: Decay of the weights' moving average, which is what gets saved at the end; 0 turns it off.
-        mixed_precision: "auto": as `accelerate launch --mixed_precision` says, else bf16 where the hardware has it.
+        mixed_precision: "auto": what `accelerate launch` was told, else bf16 where the hardware has it, else "no".
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third slower.
         checkpointing_steps: Save a checkpoint every n steps.
         checkpoints_total_limit: Keep only the last k checkpoints.

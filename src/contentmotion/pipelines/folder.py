@@ -14,6 +14,7 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -58,7 +59,7 @@ def fetch(name_or_path: str, variant: str | None = None, **hub: Any) -> Path:
             wanted = _wanted(name_or_path, [file for file in files if file.split("/")[0] in {INDEX, *parts}], variant)
             snapshot_download(name_or_path, allow_patterns=wanted, **hub)
         return file.parent  # the snapshot's folder
-    except (OSError, HfHubHTTPError) as error:  # the hub's own are among them
+    except (OSError, HfHubHTTPError, HFValidationError) as error:  # the hub's own are among them
         raise ValueError(_refusal(name_or_path, error, hub)) from error
     except Exception as error:
         if not type(error).__module__.startswith("httpx"):  # httpx or httpx2, by the hub client's version
