@@ -1,5 +1,6 @@
 """Pipelines by hub id, from a hub whose answers are made here: the hub's own client asks, caches and complains."""
 
+import json
 import re
 import shutil
 import sys
@@ -174,6 +175,18 @@ def test_the_command_line_names_a_revision_and_a_variant(
         for name in ("unet", "text_encoder", "motion_transformer"):
             weights = getattr(pipe, name).state_dict()
             assert all(torch.equal(weights[key], v.float()) for key, v in getattr(whole, name).state_dict().items())
+
+
+def test_info_is_of_the_hub_too(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    assert main(["info", "me/model", "--json"]) == 0
+    there = json.loads(capsys.readouterr().out)
+    assert main(["info", str(hub.folder), "--json"]) == 0
+    here = json.loads(capsys.readouterr().out)
+    assert there["flow"] == here["flow"] and there["parts"].keys() == here["parts"].keys()
+    assert all(there["parts"][name]["class"] == part["class"] for name, part in here["parts"].items())
 
 
 @pytest.mark.parametrize(
