@@ -5,13 +5,16 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from contentmotion import ContentMotionPipeline
 from contentmotion.cli import main
 from contentmotion.pipelines.sampling import resolve_sampling
 from contentmotion.saving import hash_weights
+from contentmotion.video.write import write_picture, write_video
 
 
 @pytest.fixture
@@ -144,6 +147,21 @@ def test_info_of_a_generated_file(tmp_path: Path, make_frames, capsys: pytest.Ca
         assert main(["info", str(tmp_path / name)]) == 1
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+
+
+def test_info_of_damaged_pictures(tmp_path: Path, make_frames, capsys: pytest.CaptureFixture[str]) -> None:
+    """A png whose pixels end early, so that no chunk follows; a gif that says it is of 3 billion pixels."""
+    write_picture(tmp_path / "a.png", Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)))
+    data = (tmp_path / "a.png").read_bytes()
+    place = data.index(b"IDAT")
+    (tmp_path / "a.png").write_bytes(data[: place - 4] + (100).to_bytes(4) + data[place:])
+    write_video(tmp_path / "b.gif", make_frames(3, 16, 16), fps=8)
+    data = (tmp_path / "b.gif").read_bytes()
+    (tmp_path / "b.gif").write_bytes(data[:6] + b"\xff\xff\xff\xff" + data[10:])
+    for file in (tmp_path / "a.png", tmp_path / "b.gif"):
+        assert main(["info", str(file)]) == 1
+        line = f"contentmotion: error: {file}: not a checkpoint folder, and not a readable video or picture\n"
+        assert capsys.readouterr().err == line
 
 
 def test_info_points_to_what_is_near(tiny_pipeline_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

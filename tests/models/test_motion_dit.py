@@ -5,6 +5,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 from safetensors import safe_open
 
+from contentmotion.models.autoencoder import ContentMotionAutoencoder
 from contentmotion.models.motion_dit import DiTBlock, MotionDiT, modulate, sincos_embedding
 
 SIZES = {
@@ -76,6 +77,14 @@ def test_missing_condition_and_unknown_preset() -> None:
         make_motion_dit(text_dim=7)(torch.zeros(1, 3, 2, 8), torch.tensor([0]), torch.zeros(1, 4, 8, 8))
     with pytest.raises(ValueError, match="choose from DiT-S/2"):
         MotionDiT.from_preset("DiT-H/2")
+
+
+@pytest.mark.parametrize("statistics", [({}, None), ([0.0] * 3, None), (None, [1.0] * 3), ([0.0] * 2, [1.0] * 2)])
+def test_statistics_are_a_number_a_channel(statistics: tuple) -> None:
+    given = dict(zip(("motion_mean", "motion_std"), statistics, strict=True))
+    for make in (MotionDiT, ContentMotionAutoencoder):
+        with pytest.raises(ValueError, match=r"motion_(mean|std) must be 3 numbers, one a channel, got "):
+            make(motion_channels=3, **given)
 
 
 def test_presets_are_the_papers() -> None:

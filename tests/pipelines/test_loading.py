@@ -77,6 +77,16 @@ def test_a_scheduler_that_is_none(folder: Path, config: str | None) -> None:
         load_content(str(folder))
 
 
+@pytest.mark.parametrize(
+    "entry", [{"unet": []}, {"guidance_scale": []}, {"image_pipeline": True}, {"image_pipeline": "pipeline"}]
+)
+def test_an_index_with_odd_entries(folder: Path, entry: dict) -> None:
+    file = folder / "model_index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | entry))
+    with pytest.raises(ValueError, match=f"^{file} is not a pipeline's index: its {next(iter(entry))} is "):
+        load_pipeline(str(folder))
+
+
 def test_a_tokenizer_without_its_vocabulary(folder: Path) -> None:
     """Every prompt would give the same video."""
     (folder / "tokenizer/tokenizer.json").unlink()

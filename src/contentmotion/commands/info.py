@@ -101,7 +101,7 @@ def _describe_file(path: Path) -> dict[str, str]:
         raise ValueError(f"{path} is text to be read as it is: info describes the folder that it lies in")
     try:
         found = read_metadata(path)
-    except (OSError, av.FFmpegError) as error:
+    except (OSError, ValueError, av.FFmpegError) as error:
         raise ValueError(f"{path}: not a checkpoint folder, and not a readable video or picture") from error
     if "generated" not in found:
         raise ValueError(

@@ -14,7 +14,14 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from contentmotion.models.layers import Attention, grid_embedding, require_multiple, sincos_embedding, standardize
+from contentmotion.models.layers import (
+    Attention,
+    grid_embedding,
+    require_multiple,
+    require_statistics,
+    sincos_embedding,
+    standardize,
+)
 
 
 @dataclass
@@ -147,6 +154,7 @@ class ContentMotionAutoencoder(ModelMixin, ConfigMixin):
         super().__init__()
         if content_mode not in ("softmax", "mean", "frame"):
             raise ValueError(f'content_mode must be "softmax", "mean" or "frame", got {content_mode!r}')
+        require_statistics(motion_mean, motion_std, motion_channels)
         require_multiple(hidden_size, 4, "hidden_size")
         self.gradient_checkpointing = False
 

@@ -68,6 +68,14 @@ def grid_embedding(dim: int, height: int, width: int, device: torch.device) -> F
     return torch.cat([rows, columns], dim=-1)
 
 
+def require_statistics(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> None:
+    """Raises ``ValueError`` unless mean and deviation of motion are both there, a number a channel, or both absent."""
+    if mean is not None or std is not None:
+        for name, values in (("motion_mean", mean), ("motion_std", std)):
+            if not isinstance(values, (list, tuple)) or len(values) != channels:
+                raise ValueError(f"{name} must be {channels} numbers, one a channel, got {values}")
+
+
 def standardize(
     motion: Float[Tensor, "b D t s"], mean: Sequence[float], std: Sequence[float], inverse: bool = False
 ) -> Float[Tensor, "b D t s"]:

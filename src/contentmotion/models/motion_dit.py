@@ -11,7 +11,13 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor, nn
 
-from contentmotion.models.layers import Attention, grid_embedding, require_multiple, sincos_embedding
+from contentmotion.models.layers import (
+    Attention,
+    grid_embedding,
+    require_multiple,
+    require_statistics,
+    sincos_embedding,
+)
 
 # Peebles & Xie 2023, Table 1; the patch size "/2" is that of the motion planes.
 PRESETS: dict[str, dict[str, int]] = {
@@ -99,6 +105,7 @@ class MotionDiT(ModelMixin, ConfigMixin):
         target_blocks: int = 0,
     ) -> None:
         super().__init__()
+        require_statistics(motion_mean, motion_std, motion_channels)
         require_multiple(hidden_size, 4, "hidden_size")
         require_multiple(hidden_size, num_heads, "hidden_size")
         if num_classes is not None and text_dim is not None:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
@@ -140,9 +141,15 @@ def read_index(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(not_a_pipeline(str(file.parent), file.parent))
     try:
-        return read_json(file)
+        index = read_json(file)
+        for name, entry in index.items():
+            if isinstance(entry, list) and len(entry) < 2:
+                raise ValueError(f"its {name} is {entry}, not a library and a class")
+        if not isinstance(index.get("image_pipeline"), (dict, NoneType)):
+            raise ValueError("its image_pipeline is no settings of one")
     except ValueError as error:
         raise ValueError(f"{file} is not a pipeline's index: {error}") from error
+    return index
 
 
 def known_classes(name: str, index: Mapping[str, Any], pipeline: type, given: Collection[str]) -> dict[str, type]:

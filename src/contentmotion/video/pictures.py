@@ -113,7 +113,7 @@ class FolderVideo(OpenVideo):
         self._require_time()
         if not file.is_file():  # a pipe would be waited for
             raise VideoError(f"{source_name(file)}: no regular file")
-        return _opened_picture(file, self._limits)
+        return opened_picture(file, self._limits)
 
 
 def read_picture(path: str | Path, limits: Limits = Limits()) -> np.ndarray:  # noqa: B008  it is frozen
@@ -135,7 +135,7 @@ def read_picture(path: str | Path, limits: Limits = Limits()) -> np.ndarray:  # 
         raise VideoError(f"{name}: an address, and pictures are read from files: download it first")
     if is_folder(Path(path)):
         raise VideoError(f"{name}: not a picture file")
-    with _opened_picture(path, limits) as image:
+    with opened_picture(path, limits) as image:
         return upright(image)
 
 
@@ -176,7 +176,7 @@ def _frames_merged(durations: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def _opened_picture(path: str | Path, limits: Limits) -> Iterator[Image.Image]:
+def opened_picture(path: str | Path, limits: Limits) -> Iterator[Image.Image]:
     """A picture file, open; what is wrong with it, while it is, comes out as a VideoError with its name."""
     try:
         with _picture_errors(), open(path, "rb") as handle, _open_picture(handle, limits) as image:

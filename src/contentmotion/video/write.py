@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from contentmotion.saving import replacing_file
-from contentmotion.video.timeline import HD_LINES
+from contentmotion.video.pictures import opened_picture
+from contentmotion.video.timeline import HD_LINES, Limits
 
 BT709 = 1  # matrix, primaries and transfer of HD video have the same number in ITU-T H.273
 
@@ -92,10 +93,11 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
     Raises:
         OSError: No such file, or none of these.
+        ValueError: A damaged picture.
     """
     path = Path(path)
     if path.suffix.lower() in (".gif", ".png"):
-        with Image.open(path) as picture:
+        with opened_picture(path, Limits()) as picture:
             picture.load()
             info = dict(picture.info)
         if path.suffix.lower() == ".png":
