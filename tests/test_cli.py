@@ -270,7 +270,7 @@ def test_a_later_file_beats_an_earlier_one(tmp_path: Path) -> None:
         ),
         ("generate a --seed", "--seed needs a value: a whole number from 0 to 10^18"),
         ("generate a --config", "--config needs a value: a YAML file"),
-        ("generate --seed 1 a", "unexpected word 'a': settings are given as --name value"),
+        ("generate --seed 1 a", "unexpected word 'a': settings are given as --name value, prompt before them"),
         (
             "generate a --num_inference_steps -3",
             "--num_inference_steps: expected a whole number from 1 to 10^9, got -3",

@@ -254,7 +254,8 @@ def read_words(
         flag, equals, value = rest.pop(0).partition("=")
         name = whole_name(flag.removeprefix("--"), settings)
         if not flag.startswith("-"):
-            raise UsageError(f"unexpected word {flag!r}: settings are given as --name value")
+            first = f", {positional} before them" if positional else ""
+            raise UsageError(f"unexpected word {flag!r}: settings are given as --name value{first}")
         if not flag.startswith("--") or name != "config" and name not in settings:
             near = where_it_is(name, [*settings, "config"], prefix="--")
             raise UsageError(f"unknown option {flag}{near or f' (see contentmotion {command} --help)'}")

@@ -151,6 +151,13 @@ def test_size_length_and_prompt_file(run, tmp_path: Path) -> None:
     assert [video.shape for video in gifs(folder)] == [(6, 24, 32, 3)] * 2
 
 
+def test_a_size_far_from_the_trained_one_is_said(run, capsys: pytest.CaptureFixture[str]) -> None:
+    run("rocket", "--height=32", "--width=32", "--formats=gif")
+    assert "pixels: " not in capsys.readouterr().err
+    run("rocket", "--height=32", "--width=48", "--formats=gif", name="wide")
+    assert "48x32 pixels: the models were trained on 16x16; so far from that, " in capsys.readouterr().err
+
+
 def test_bf16_gives_nearly_the_same_video(tiny_pipeline_dir: Path, run, tmp_path: Path) -> None:
     exact = gifs(run("rocket", "--formats=gif"))[0].astype(int)
     words = ["rocket", "--formats=gif", "--num_inference_steps=2", "--mixed_precision=bf16", "--device=cpu"]

@@ -107,7 +107,7 @@ def generate(config: GenerateConfig) -> None:
         prepare_output_dir(output_dir, "generate", config)
         sheet.unlink(missing_ok=True)  # what has settings and no sheet was stopped
     processes.wait_for_everyone()  # no video is older than the settings
-    if line := about_clips(pipe, config):
+    for line in filter(None, (about_size(pipe, config), about_clips(pipe, config))):
         _say(line)
     mine = range(len(made), len(conditions), config.batch_size)[processes.process_index :: processes.num_processes]
     rows = []
@@ -258,6 +258,15 @@ def denoising_steps(pipe: LatentPipeline, config: GenerateConfig, sampling: Samp
     clips = pipe.clips(config.num_frames, config.clip_frames, config.loop)
     rounds = len(clips) if clips.chained or clips.overlap else 1
     return steps * len(config.schedule or "1"), motion_steps * rounds
+
+
+def about_size(pipe: LatentPipeline, config: GenerateConfig) -> str:
+    """A line about pictures of more than twice, or less than half, the sides that the models were trained on."""
+    (_, *sides), (_, *trained) = _size(pipe, config), pipe.clip_shape
+    if all(own / 2 <= side <= 2 * own for side, own in zip(sides, trained, strict=True)):
+        return ""
+    asked, usual = (f"{width}x{height}" for height, width in (sides, trained))
+    return f"{asked} pixels: the models were trained on {usual}; so far from that, pictures may fall apart"
 
 
 def about_clips(pipe: LatentPipeline, config: GenerateConfig) -> str:

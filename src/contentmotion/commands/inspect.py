@@ -484,6 +484,7 @@ def _print(report: dict[str, Any], output: Path) -> None:
     about = "about " if recipe["estimated"] else ""
     words = f"; words {_range(captions['words'])}" if captions["words"] else ""
     words += f"; {captions['cut']} longer than the text encoder takes" if captions["cut"] else ""
+    without = captions["videos_without"]
     rate = f"{clip['fps']:g} frames per second" if clip["fps"] else f"frame_stride {clip['frame_stride']}"
     sizes = f"{clip['num_frames']} frames of {clip['height']}x{clip['width']} (high x wide)"
     if "buckets" in recipe:
@@ -502,7 +503,7 @@ def _print(report: dict[str, Any], output: Path) -> None:
         "rotated / with sound": f"{videos['rotated']} / {videos['with_audio']}",
         "classes": f"{len(classes)}: {_most(classes)}" if classes else "",
         "captions": f"{captions['captions']}, {captions['duplicates']} of them repeated{words}; "
-        f"{captions['videos_without']} videos without",
+        f"{without} videos without{' (cut and train take what their names say)' if without else ''}",
         "the recipe": f"{sizes}, {rate}",
         "clips it yields": f"{about}{recipe['clips']}; {recipe['clips_without_overlap']} would fit without overlap",
         "dropped": _most(recipe["dropped"]) or "none",

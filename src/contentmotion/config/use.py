@@ -161,7 +161,7 @@ class GenerateConfig(SamplingConfig, StartConfig, ConditionConfig):
         num_videos_per_prompt: Videos per prompt, each from its own noise.
         number: Number of the first video. Its noise is drawn from seed and number, which a file's name and `info` tell:
             with both, one video of a run can be made again alone.
-        num_frames: Frames per video, any number; the model's training length when not given.
+        num_frames: Frames per video, any even number; the model's training length when not given.
         height: Pixels; the model's training size when not given.
         width: Pixels; the model's training size when not given.
         fps: Frames per second of the files written; the rate of the model's training clips when not given, or 8.
