@@ -220,6 +220,14 @@ def test_from_an_image_model(phone: Path, tmp_path: Path) -> None:
     assert (tmp_path / "p/settings/4-content.yaml").is_file()
 
 
+def test_an_image_model_that_cannot_be_had_is_known_before_the_clips_are_cut(
+    phone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert give(phone, tmp_path / "mine", "--image_model", "nobody/nothing") == 1
+    assert "nobody/nothing (not downloaded yet, and " in capsys.readouterr().err
+    assert not (tmp_path / "mine/clips").exists()
+
+
 def test_cameras_names_are_no_captions_and_the_advice_works(
     make_frames: Callable[..., np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

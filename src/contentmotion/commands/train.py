@@ -47,7 +47,7 @@ from contentmotion.config import (
 from contentmotion.data.formats import open_folder
 from contentmotion.data.layouts.metadata import read_metadata
 from contentmotion.loading import require_checkpoints
-from contentmotion.pipelines.folder import chosen_by
+from contentmotion.pipelines.folder import chosen_by, fetch
 from contentmotion.progress import part_of
 from contentmotion.run_dir import owned_folder, prepare_output_dir, write_config
 from contentmotion.saving import read_json, read_text, write_json
@@ -133,6 +133,8 @@ def train(config: TrainPipelineConfig) -> None:
     if config.dry_run:
         _print_plan(preset, stages, minutes)
         return
+    if config.image_model:  # one that cannot be had is known before videos are cut
+        fetch(config.image_model)
     print(f"Preset {preset}; the settings of each stage are in {root / 'settings'}", file=sys.stderr)
     try:
         Whole(root, stages, minutes).run()
