@@ -9,7 +9,7 @@
 #   SECOND  the second version's pipeline folder  (from this repository's history)
 #   STEPS   few training steps, of few clips, to see every command run:
 #
-#   STEPS=2 OUT=/tmp/emoji CONTENTMOTION_I3D=i3d.safetensors bash runs/emoji.sh
+#   STEPS=2 OUT=outputs/few CONTENTMOTION_I3D=i3d.safetensors bash runs/emoji.sh
 # shellcheck disable=SC2086 # FEW and its like are words, or none
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -92,6 +92,20 @@ def test_inspect(mixed_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.yaml", "inspect.json", "inspect.png"]
 
 
+def test_videos_named_after_what_they_show(
+    make_frames, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No captions for ``encode``, but for ``cut`` and ``train``: said where some are missing, and only there."""
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "data").mkdir()
+    write_video(tmp_path / "data/a dog runs.mp4", make_frames(10, 24, 32), fps=8)
+    run(tmp_path / "data", tmp_path / "out")
+    assert "1 videos without (cut and train take what their names say)" in capsys.readouterr().out
+    (tmp_path / "data/a dog runs.txt").write_text("a dog that runs")
+    run(tmp_path / "data", tmp_path / "out")
+    assert "0 videos without" in (printed := capsys.readouterr().out) and "what their names say" not in printed
+
+
 def test_headers_only(mixed_folder: Path, tmp_path: Path) -> None:
     """Without decoding, too few frames show, and so does what is no video at all."""
     report = run(mixed_folder, tmp_path, "--decode", "false", "--frame_stride", "2", "--num_clips_per_video", "3")

@@ -261,7 +261,10 @@ def denoising_steps(pipe: LatentPipeline, config: GenerateConfig, sampling: Samp
 
 
 def about_size(pipe: LatentPipeline, config: GenerateConfig) -> str:
-    """A line about pictures of more than twice, or less than half, the sides that the models were trained on."""
+    """A line about pictures of more than twice, or less than half, the sides that the autoencoder was trained on; empty
+    of others, and of video models: the folders of those that others trained do not say."""
+    if isinstance(pipe, VideoLatentPipeline):
+        return ""
     (_, *sides), (_, *trained) = _size(pipe, config), pipe.clip_shape
     if all(own / 2 <= side <= 2 * own for side, own in zip(sides, trained, strict=True)):
         return ""

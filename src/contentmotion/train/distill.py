@@ -64,12 +64,7 @@ def distill(config: DistillConfig) -> None:
     objective = OBJECTIVES[config.objective]
     what = f"{config.pretrained_model_name_or_path}: its {config.part} model"
     objective.require_teacher(teacher, what, config.num_ddim_steps)
-    # Previews sample the teacher: what they cannot is said now.
-    if config.part == "content" and config.validation_steps:
-        try:
-            pipe.image_pipeline_for({}, "", 0.0, None, config.guidance_rescale, config.guidance_interval)
-        except ValueError as error:
-            raise ValueError(f"{error}; --validation_steps 0 trains without its previews") from error
+    require_previews(pipe, config)
     cache, unseen = open_caches(config, teacher)
     for component in pipe.components.values():
         if isinstance(component, nn.Module):
@@ -134,6 +129,15 @@ def distill(config: DistillConfig) -> None:
         if unseen is None and scorer is None:
             (run_dir / BEST).unlink(missing_ok=True)
         print(run_dir / FOLDERS[config.part])
+
+
+def require_previews(pipe: Any, config: DistillConfig) -> None:
+    """Raises ``ValueError`` where previews could not sample the teacher with its guidance."""
+    if config.part == "content" and config.validation_steps:
+        try:
+            pipe.image_pipeline_for({}, "", 0.0, None, config.guidance_rescale, config.guidance_interval)
+        except ValueError as error:
+            raise ValueError(f"{error}; --validation_steps 0 trains without its previews") from error
 
 
 def keep_best(
